@@ -1,0 +1,41 @@
+# Everything runs in its own virtual environment, .venv; no activation needed.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# DeepSpeed compiles into this folder, if anything; one per environment.
+export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: help setup demo check test clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
+
+setup: $(STAMP)  ## the virtual environment with pinned packages (about 2 minutes, 6 GB)
+
+$(STAMP): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "Python 3.10 or later is needed; choose one with: make PYTHON=python3.11 setup"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "no virtual environments here; on Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,wandb]'
+	@touch $@
+
+demo: setup  ## pretrain on videos made on the spot, probe, draw: runs/demo/report.html
+	deepspeed scripts/pretrain.py --deepspeed_config ds_configs/zero2.json
+	python scripts/probe.py runs/demo
+	python scripts/report.py runs/demo
+
+check: setup  ## style, types, import rules and the fast tests (minutes)
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+	pytest -q -m "not slow and not dist and not gpu and not slurm"
+
+test: check  ## check, then every other test that this machine can run
+	pytest -q -m "slow or dist or gpu or slurm"
+
+clean:  ## remove the environment, the demo's data and the runs
+	rm -rf $(VENV) data/demo runs *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,177 @@
+"""YAML + overrides -> a validated `Recipe`, with errors that name file, key and remedy."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from arvideo_ds.config.schema import Recipe
+from arvideo_ds.errors import UserError
+
+# Keys of the file format itself, beside the recipe's sections.
+_BASE = "base"
+# Folder of recipes that only others build on.
+_BASES = "bases"
+
+
+def recipes_dir() -> Path:
+    """Folder of the recipes that come with the package."""
+    return Path(str(resources.files("arvideo_ds"))) / "recipes"
+
+
+def recipe_names() -> list[str]:
+    """Names that `--recipe NAME` takes: all runs, not what they are based on."""
+    return sorted(p.stem for p in recipes_dir().rglob("*.yaml") if p.parent.name != _BASES)
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe by name (`recipe_names`) or path, apply `section.key=value` overrides.
+
+    Values of overrides are YAML: `train.precision=bf16`, `objective.cluster=[1,7,7]`.
+    Errors: `UserError` for a missing file, bad YAML, an unknown key, a wrong type or a
+    contradiction.
+    """
+    path = find_recipe(name_or_path)
+    tree = _read_with_base(path, ())
+    for override in overrides:
+        _apply_override(tree, override)
+    return validate(tree, f"recipe {path.name}" + (" with overrides" if overrides else ""))
+
+
+def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
+    """A nested mapping as `Recipe`; `origin` is how error messages call it."""
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        raise UserError("; ".join(_explain(e, origin) for e in error.errors())) from None
+    except UserError as error:
+        raise UserError(f"{origin}: {error}") from None
+
+
+def find_recipe(name_or_path: str) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in (".yaml", ".yml"):
+        if path.is_file():
+            return path
+        raise UserError(
+            f"there is no recipe file {name_or_path}; give a path or a name: {_names()}."
+        )
+    found = list(recipes_dir().rglob(f"{name_or_path}.yaml")) if _is_name(name_or_path) else []
+    if not found:
+        near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
+        hint = f" Did you mean '{near[0]}'?" if near else ""
+        raise UserError(f"there is no recipe '{name_or_path}'.{hint} There are: {_names()}.")
+    return found[0]
+
+
+def read_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {path}: {error}.") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+def _is_name(text: str) -> bool:
+    return text.replace("_", "").replace("-", "").isalnum()
+
+
+def _names() -> str:
+    return ", ".join(recipe_names())
+
+
+def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    """The file's tree laid over the tree of its `base:`, if it names one."""
+    path = path.resolve()
+    if path in seen:
+        chain = " -> ".join(p.name for p in (*seen, path))
+        raise UserError(f"recipes name each other as base: {chain}. Remove one `base:`.")
+    tree = read_yaml(path)
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} must hold sections such as `model:` and `train:`.")
+    base = tree.pop(_BASE, None)
+    if base is None:
+        return tree
+    beside = path.parent / f"{base}.yaml"
+    base_path = beside if beside.is_file() else find_recipe(str(base))
+    return _merged(_read_with_base(base_path, (*seen, path)), tree)
+
+
+def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    out = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merged(out[key], value) if both else value
+    return out
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    keys = dotted.strip().split(".")
+    if not equals or not all(keys):
+        raise UserError(f"'{override}' is no override; write section.key=value.")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"the value in '{override}' is not valid YAML; quote it.") from None
+    node = tree
+    for depth, key in enumerate(keys[:-1]):
+        below = node.setdefault(key, {})
+        if not isinstance(below, dict):
+            raise UserError(f"'{override}': {'.'.join(keys[: depth + 1])} is a value, no section.")
+        node = below
+    node[keys[-1]] = value
+
+
+def _explain(error: Any, origin: str) -> str:
+    """One pydantic error in words: file, dotted key, value, remedy."""
+    loc = [part for part in error["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
+    dotted = ".".join(str(part) for part in loc)
+    if error["type"] == "extra_forbidden":
+        near = nearest(dotted, dotted_keys())
+        hint = f"; did you mean '{near}'?" if near else ""
+        return f"{origin}: unknown key '{dotted}'{hint}"
+    if error["type"] == "missing":
+        return f"{origin}: '{dotted}' is missing"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{origin}: {dotted}={error['input']!r}: {message}"
+
+
+# Branches of `int | "auto"` appear in pydantic's locations; people did not write them.
+_UNION_TAGS = {"int", "constrained-int", "literal['auto']"}
+
+
+def nearest(key: str, known: Iterable[str]) -> str | None:
+    """The known key most like `key`: by its whole path, else by its last part."""
+    known = list(known)
+    whole = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
+    if whole:
+        return whole[0]
+    last = {name.rsplit(".", 1)[-1]: name for name in known}
+    part = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1)
+    return last[part[0]] if part else None
+
+
+def dotted_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+    """Every key that a recipe may hold, as `section.key`."""
+    keys = []
+    for name, field in model.model_fields.items():
+        inner = _section(field.annotation)
+        keys.append(prefix + name)
+        if inner is not None:
+            keys += dotted_keys(inner, f"{prefix}{name}.")
+    return keys
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    for kind in (annotation, *get_args(annotation)):
+        if isinstance(kind, type) and issubclass(kind, BaseModel):
+            return kind
+    return None

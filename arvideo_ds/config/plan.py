@@ -1,0 +1,142 @@
+"""The run plan: every derived number of a run, computed once, here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from arvideo_ds.config.cost import arvideo_cost
+from arvideo_ds.config.schema import Recipe
+from arvideo_ds.errors import UserError
+
+# The batch that base learning rates are quoted for (linear scaling rule).
+BASE_BATCH = 256
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Batch arithmetic, schedule and cost of one run on `world_size` ranks.
+
+    Batches are clips; `videos_per_step` = `total_batch` / repeats. `steps` are optimiser steps.
+    """
+
+    world_size: int
+    num_videos: int
+    num_videos_from: str
+    total_batch: int
+    micro_batch: int
+    accumulation: int
+    repeats: int
+    videos_per_step: int
+    steps: int
+    warmup_steps: int
+    epochs: float
+    lr: float
+    warmup_lr: float
+    min_lr: float
+    clip_shape: tuple[int, int, int]
+    token_grid: tuple[int, int, int]
+    num_tokens: int
+    num_clusters: int
+    cluster_size: int
+    encoder_tokens: int
+    decoder_queries: int
+    parameters_encoder: int
+    parameters_decoder: int
+    gflops_forward_per_clip: float
+
+    def as_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+
+def make_plan(recipe: Recipe, *, world_size: int, num_videos: int | None = None) -> RunPlan:
+    """Solve batch, accumulation, steps and learning rate for a number of ranks.
+
+    `num_videos` is the manifest's count; without it the recipe's `data.num_videos` stands in.
+    Errors: `UserError` when the batch or the streams cannot be dealt evenly to the ranks.
+    """
+    _check_streams(recipe, world_size)
+    micro_batch, accumulation = _solve_batch(recipe, world_size)
+    count, count_from = _count_videos(recipe, num_videos)
+    train, optim, geometry = recipe.train, recipe.optim, recipe.geometry
+    videos_per_step = train.total_batch // recipe.data.repeats
+    if train.max_steps is not None:
+        steps = train.max_steps
+    else:
+        steps = max(1, round((train.epochs or 0) * count / videos_per_step))
+    if optim.warmup_steps is not None:
+        warmup_steps = optim.warmup_steps
+    else:
+        warmup_steps = round(optim.warmup_epochs * count / videos_per_step)
+    scale = train.total_batch / BASE_BATCH
+    cost = arvideo_cost(recipe)
+    return RunPlan(
+        world_size=world_size,
+        num_videos=count,
+        num_videos_from=count_from,
+        total_batch=train.total_batch,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        repeats=recipe.data.repeats,
+        videos_per_step=videos_per_step,
+        steps=steps,
+        warmup_steps=warmup_steps,
+        epochs=round(steps * videos_per_step / count, 3),
+        lr=optim.base_lr * scale,
+        warmup_lr=optim.warmup_lr,
+        min_lr=optim.min_lr,
+        clip_shape=geometry.clip,
+        token_grid=geometry.grid,
+        num_tokens=geometry.num_tokens,
+        num_clusters=geometry.num_clusters,
+        cluster_size=geometry.cluster_size,
+        encoder_tokens=recipe.encoder_tokens,
+        decoder_queries=recipe.decoder_queries,
+        parameters_encoder=cost.parameters_encoder,
+        parameters_decoder=cost.parameters_decoder,
+        gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
+    )
+
+
+def _check_streams(recipe: Recipe, world_size: int) -> None:
+    streams = recipe.data.num_streams
+    if streams % world_size:
+        larger = math.lcm(streams, world_size)
+        raise UserError(
+            f"{world_size} ranks cannot share data.num_streams={streams} evenly. Use a number of "
+            f"ranks that divides {streams}, or start the run with data.num_streams={larger} "
+            "(it fixes the order of the samples, so it stays for the whole run)."
+        )
+
+
+def _solve_batch(recipe: Recipe, world_size: int) -> tuple[int, int]:
+    """The largest micro-batch up to train.micro_batch that deals out the total batch exactly."""
+    total, limit, repeats = recipe.train.total_batch, recipe.train.micro_batch, recipe.data.repeats
+    if total % (world_size * repeats):
+        step = world_size * repeats
+        below, above = total // step * step, -(-total // step) * step
+        near = " or ".join(str(n) for n in (below, above) if n)
+        raise UserError(
+            f"train.total_batch={total} cannot be dealt to {world_size} ranks x data.repeats="
+            f"{repeats}. Use {near}, or another number of ranks."
+        )
+    per_rank = total // world_size
+    fits = [m for m in range(repeats, min(limit, per_rank) + 1, repeats) if per_rank % m == 0]
+    if not fits:
+        raise UserError(
+            f"train.micro_batch={limit} is smaller than data.repeats={repeats}: the clips of one "
+            "video stay in one micro-batch. Raise train.micro_batch or lower data.repeats."
+        )
+    return fits[-1], per_rank // fits[-1]
+
+
+def _count_videos(recipe: Recipe, num_videos: int | None) -> tuple[int, str]:
+    if num_videos is not None:
+        return num_videos, "manifest"
+    if recipe.data.num_videos is not None:
+        return recipe.data.num_videos, "data.num_videos"
+    raise UserError(
+        "the number of videos is unknown: there are no shards yet and the recipe has no "
+        "data.num_videos. Make the shards (data_tools/make_shards.py) or give the count."
+    )

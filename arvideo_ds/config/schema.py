@@ -1,0 +1,227 @@
+"""What a recipe may say. Every default of the project lives here, once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from arvideo_ds.config.sizes import SIZES, TUBELET, Size
+from arvideo_ds.errors import UserError
+from arvideo_ds.geometry import Geometry, Triple, num_kept
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+PositiveTriple = tuple[Positive, Positive, Positive]
+
+
+class Settings(BaseModel):
+    """Strict (unknown keys are errors) and frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ModelSettings(Settings):
+    size: Literal["tiny", "S", "B", "L", "H", "g", "G"]
+    # Frames, rows and columns of one token; from the size table when left out.
+    patch: PositiveTriple | None = None
+    # "sincos_1d" is VideoMAE's table; "sincos_3d" keeps time, row and column apart.
+    positions: Literal["sincos_1d", "sincos_3d"] = "sincos_1d"
+
+
+class ObjectiveSettings(Settings):
+    name: Literal["arvideo"] = "arvideo"
+    # "shifted": steps 1..C-1 predict steps 2..C. "paper": the last step is dropped everywhere, as
+    # in the paper's Table 5 (METHOD, section 1).
+    targets: Literal["shifted", "paper"] = "shifted"
+    # Tokens along time, height and width of one cluster.
+    cluster: PositiveTriple = (2, 7, 7)
+    order: Literal["spatial_first", "temporal_first", "random"] = "random"
+    drop_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    normalize_targets: bool = True
+
+
+class DecoderSettings(Settings):
+    width: Positive | None = None
+    depth: Positive | None = None
+    heads: Positive | None = None
+    self_attention: bool = False
+    # Share of each predicted cluster's tokens that the loss is taken on; uniform and unbiased.
+    target_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+
+
+class DataSettings(Settings):
+    # Folder with manifest.json, as written by data_tools/make_shards.py.
+    shards: str | None = None
+    # Videos that the plan counts with until the shards are there (a published count).
+    num_videos: Positive | None = None
+    frames: Positive = 16
+    size: tuple[Positive, Positive] = (224, 224)
+    stride: Positive = 4
+    # "dense": frames with a stride from a random start. "uniform": one frame of each segment.
+    sampling: Literal["dense", "uniform"] = "dense"
+    # Crop sides as shares of the largest crop; height and width may differ by one step.
+    crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.875, 0.75, 0.66)
+    flip: bool = False
+    # Clips cut from each decoded video (repeated augmentation, VideoMAE V2).
+    repeats: Positive = 1
+    decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
+    workers: NonNegative | Literal["auto"] = "auto"
+    prefetch: Positive = 2
+    # The order of samples is cut into this many streams; the number of ranks must divide it.
+    num_streams: Positive = 48
+    # Samples are shuffled within windows of so many shards.
+    window_shards: Positive = 4
+    # Above this share of undecodable samples the run stops.
+    max_skipped_share: Share = 0.01
+    # A batch that has not come after so long means a hung decoder.
+    timeout_s: Positive = 300
+
+    @field_validator("size", mode="before")
+    @classmethod
+    def _square(cls, value: Any) -> Any:
+        return (value, value) if isinstance(value, int | str) else value
+
+    @field_validator("crop_scales")
+    @classmethod
+    def _some_scales(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if not value:
+            raise ValueError("needs at least one scale; [1.0] is the plain crop")
+        return value
+
+
+class OptimSettings(Settings):
+    # lr = base_lr x total_batch / 256, repeats counted in total_batch.
+    base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
+    warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
+    min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    warmup_epochs: Annotated[float, Field(ge=0)] = 40
+    # Instead of warmup_epochs, for runs whose length is given in steps.
+    warmup_steps: NonNegative | None = None
+    betas: tuple[Share, Share] = (0.9, 0.95)
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    # Largest norm of the gradient; 0 does not clip.
+    clip: Annotated[float, Field(ge=0)] = 0.0
+
+
+class TrainSettings(Settings):
+    epochs: Positive | None = None
+    # Length of the run in optimiser steps, schedule included; instead of epochs.
+    max_steps: Positive | None = None
+    # Clips per optimiser step over all ranks, repeats counted.
+    total_batch: Positive
+    # Upper limit of clips per rank and forward pass: memory, not mathematics. The plan takes the
+    # largest number up to it that divides the rank's share and accumulates the rest.
+    micro_batch: Positive
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    seed: NonNegative = 0
+    log_every: Positive = 10
+    # Steps between checkpoints; one is always written at the end and when interrupted.
+    save_every: Positive = 500
+    keep_checkpoints: Positive = 2
+
+
+class ProbeSettings(Settings):
+    """Labelled shards on which scripts/probe.py judges the frozen encoder."""
+
+    train_shards: str | None = None
+    test_shards: str | None = None
+
+
+class WandbSettings(Settings):
+    mode: Literal["disabled", "online", "offline"] = "disabled"
+    project: str = "arvideo_ds"
+    entity: str | None = None
+
+
+class Recipe(Settings):
+    """One run, as its YAML file says it; `load_recipe` reads one."""
+
+    model: ModelSettings
+    objective: ObjectiveSettings = ObjectiveSettings()
+    decoder: DecoderSettings = DecoderSettings()
+    data: DataSettings = DataSettings()
+    optim: OptimSettings = OptimSettings()
+    train: TrainSettings
+    probe: ProbeSettings = ProbeSettings()
+    wandb: WandbSettings = WandbSettings()
+
+    @property
+    def size(self) -> Size:
+        return SIZES[self.model.size]
+
+    @property
+    def patch(self) -> Triple:
+        return self.model.patch or (TUBELET, self.size.patch, self.size.patch)
+
+    @property
+    def geometry(self) -> Geometry:
+        return Geometry((self.data.frames, *self.data.size), self.patch, self.objective.cluster)
+
+    @property
+    def decoder_shape(self) -> tuple[int, int, int]:
+        """Width, depth and heads of the decoder: the recipe's word, else the size table's."""
+        width = self.decoder.width or self.size.decoder_width
+        heads = self.decoder.heads
+        if heads is None:
+            # A changed width keeps the width of a head.
+            per_head = self.size.decoder_width // self.size.decoder_heads
+            heads = max(1, width // per_head)
+        return width, self.decoder.depth or self.size.decoder_depth, heads
+
+    @property
+    def num_steps_encoded(self) -> int:
+        """Clusters that the encoder sees: all but the last of the order."""
+        return self.geometry.num_clusters - 1
+
+    @property
+    def num_steps_predicted(self) -> int:
+        """Clusters that are predicted: steps 2..C, or 2..C-1 in the paper's convention."""
+        return self.num_steps_encoded - (self.objective.targets == "paper")
+
+    @property
+    def encoder_tokens(self) -> int:
+        kept = num_kept(1 - self.objective.drop_ratio, self.geometry.cluster_size)
+        return self.num_steps_encoded * kept
+
+    @property
+    def decoder_queries(self) -> int:
+        kept = num_kept(self.decoder.target_ratio, self.geometry.cluster_size)
+        return self.num_steps_predicted * kept
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Recipe:
+        """Contradictions between sections, each said with the keys that hold it."""
+        geometry = self.geometry
+        if self.num_steps_predicted < 1:
+            raise UserError(
+                f"objective.cluster makes {geometry.num_clusters} cluster(s) of the token grid "
+                f"{geometry.grid}: nothing is left to predict. Use smaller clusters."
+            )
+        if self.objective.normalize_targets and geometry.cube_pixels < 2:
+            raise UserError(
+                "objective.normalize_targets needs cubes of two or more pixels, but model.patch "
+                "is [1, 1, 1]; set objective.normalize_targets: false for pixel elements."
+            )
+        if self.decoder.self_attention and self.decoder.target_ratio < 1:
+            raise UserError(
+                f"decoder.target_ratio={self.decoder.target_ratio} with "
+                "decoder.self_attention=true would change what the queries see, so the loss "
+                "would no longer estimate the full one. Set target_ratio: 1.0 or "
+                "self_attention: false."
+            )
+        width, _, heads = self.decoder_shape
+        if width % heads:
+            raise UserError(f"decoder.width {width} is no multiple of decoder.heads {heads}.")
+        if (self.train.epochs is None) == (self.train.max_steps is None):
+            raise UserError(
+                "give the length of the run once: train.epochs or train.max_steps, and the other "
+                "null."
+            )
+        if self.train.total_batch % self.data.repeats:
+            raise UserError(
+                f"train.total_batch={self.train.total_batch} clips is no multiple of "
+                f"data.repeats={self.data.repeats} clips per video."
+            )
+        return self

@@ -1,0 +1,74 @@
+"""Crop, resize and flip of decoded frames; uint8 in, uint8 out.
+
+F frames, H W their size, h w the size of the clip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+# Places of a smaller crop: along each axis the start, a quarter, the middle, ... of the free room.
+_QUARTERS = 4
+
+
+@dataclass(frozen=True)
+class Crop:
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def multi_scale_crop(
+    height: int,
+    width: int,
+    size: tuple[int, int],
+    scales: Sequence[float],
+    generator: np.random.Generator,
+) -> Crop:
+    """A random crop out of the largest box of the clip's aspect, sides scaled by `scales`.
+
+    Height and width take scales that differ by at most one step; the place is uniform over a 5x5
+    grid of starts. Source: TSN's multi-scale cropping, as VideoMAE uses it.
+    """
+    box_height, box_width = _largest_box(height, width, size)
+    first = int(generator.integers(len(scales)))
+    near = [i for i in range(len(scales)) if abs(i - first) <= 1]
+    second = near[int(generator.integers(len(near)))]
+    crop_height = max(1, round(box_height * scales[first]))
+    crop_width = max(1, round(box_width * scales[second]))
+    top, left = generator.integers(_QUARTERS + 1, size=2)
+    return Crop(
+        top=(height - crop_height) * int(top) // _QUARTERS,
+        left=(width - crop_width) * int(left) // _QUARTERS,
+        height=crop_height,
+        width=crop_width,
+    )
+
+
+def center_crop(height: int, width: int, size: tuple[int, int]) -> Crop:
+    """The largest central box of the clip's aspect."""
+    box_height, box_width = (round(side) for side in _largest_box(height, width, size))
+    return Crop((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+
+
+def cut(frames: np.ndarray, crop: Crop, size: tuple[int, int], *, flip: bool) -> Tensor:
+    """Frames F H W 3 -> clip F h w 3, contiguous and owned, so no worker ships a whole video."""
+    clip = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    clip = F.resized_crop(
+        clip, crop.top, crop.left, crop.height, crop.width, list(size), antialias=True
+    )
+    if flip:
+        clip = F.horizontal_flip(clip)
+    return clip.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+
+
+def _largest_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, float]:
+    scale = min(height / size[0], width / size[1])
+    return size[0] * scale, size[1] * scale

@@ -1,0 +1,137 @@
+"""One owner per knob: a DeepSpeed JSON file + the run plan -> the dict that DeepSpeed gets.
+
+The recipe owns what changes the mathematics (batch, precision, clipping, optimiser, schedule), the
+JSON what changes memory and speed. A key that both can hold is "auto" in our files; an equal
+value passes, another one is an error that names both places and both values.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.config import Recipe, RunPlan
+from arvideo_ds.errors import UserError
+
+AUTO = "auto"
+ACTIVATION_CHECKPOINTING = "activation_checkpointing"
+# DeepSpeed ignores top-level keys that it does not know; a typo there would change nothing, unsaid.
+_KNOWN_KEYS = frozenset(
+    """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps
+    gradient_clipping bf16 fp16 zero_optimization activation_checkpointing aio
+    communication_data_type prescale_gradients gradient_predivide_factor sparse_gradients
+    steps_per_print wall_clock_breakdown dump_state flops_profiler comms_logger memory_breakdown
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer checkpoint data_types tensorboard
+    csv_monitor wandb compile timers seq_parallel_communication_data_type torch_autocast
+    disable_allgather""".split()
+)
+_RECIPE_SECTIONS = {"optimizer": "optim", "scheduler": "optim", "amp": "train.precision"}
+
+
+def read_deepspeed_json(path: Path) -> dict[str, Any]:
+    """The file as a dict. Errors: `UserError` when it is missing, no JSON, or no object."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"cannot read --deepspeed_config {path}: {error}. Ready ones lie in ds_configs/."
+        ) from None
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"--deepspeed_config {path} is not valid JSON: {error.msg} in line {error.lineno}, "
+            f"column {error.colno}."
+        ) from None
+    if not isinstance(tree, dict):
+        raise UserError(f"--deepspeed_config {path} must hold one JSON object.")
+    return tree
+
+
+def resolve(tree: dict[str, Any], recipe: Recipe, plan: RunPlan, origin: str) -> dict[str, Any]:
+    """Fill every "auto", refuse contradictions; `origin` is how errors call the JSON.
+
+    Returns what `deepspeed.initialize(config=...)` is given, and what `--dry_run` prints.
+    """
+    _check_keys(tree, origin)
+    resolved = json.loads(json.dumps(tree))
+    for dotted, (value, owner) in _owned(recipe, plan).items():
+        _fill(resolved, dotted, value, owner, origin)
+    _check_stage(resolved, origin)
+    left = [dotted for dotted, value in _leaves(resolved) if value == AUTO]
+    if left:
+        raise UserError(
+            f'{origin}: "{left[0]}" is "auto", but nothing in a recipe decides it. Give a value.'
+        )
+    # Quiet by default: the loop prints its own line.
+    resolved.setdefault("steps_per_print", 2**31)
+    return resolved
+
+
+def zero_stage(resolved: dict[str, Any]) -> int:
+    return int(resolved.get("zero_optimization", {}).get("stage", 0))
+
+
+def _owned(recipe: Recipe, plan: RunPlan) -> dict[str, tuple[Any, str]]:
+    """Key of the DeepSpeed JSON -> the run's value and the recipe key that decides it."""
+    precision = recipe.train.precision
+    return {
+        "train_batch_size": (plan.total_batch, "train.total_batch"),
+        "train_micro_batch_size_per_gpu": (plan.micro_batch, "train.micro_batch"),
+        "gradient_accumulation_steps": (
+            plan.accumulation,
+            f"train.total_batch on {plan.world_size} rank(s)",
+        ),
+        "gradient_clipping": (recipe.optim.clip, "optim.clip"),
+        "bf16.enabled": (precision == "bf16", f"train.precision={precision}"),
+        "fp16.enabled": (precision == "fp16", f"train.precision={precision}"),
+    }
+
+
+def _fill(tree: dict[str, Any], dotted: str, value: Any, owner: str, origin: str) -> None:
+    *path, key = dotted.split(".")
+    node = tree
+    for part in path:
+        node = node.setdefault(part, {})
+    given = node.get(key, AUTO)
+    if given not in (AUTO, value):
+        raise UserError(
+            f"{origin} says {dotted}={json.dumps(given)}, the recipe makes it "
+            f'{json.dumps(value)} ({owner}). Write "auto" in the JSON, or change the recipe.'
+        )
+    node[key] = value
+
+
+def _check_keys(tree: dict[str, Any], origin: str) -> None:
+    for key in tree:
+        if key in _RECIPE_SECTIONS:
+            raise UserError(
+                f'{origin}: "{key}" belongs to the recipe ({_RECIPE_SECTIONS[key]}.*), so that one '
+                "recipe gives one curve with any JSON. Remove the section."
+            )
+        if key not in _KNOWN_KEYS:
+            near = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            raise UserError(f'{origin}: unknown key "{key}"{hint}')
+    for key in ("zero_optimization", "bf16", "fp16", ACTIVATION_CHECKPOINTING):
+        if not isinstance(tree.get(key, {}), dict):
+            raise UserError(f'{origin}: "{key}" must be an object.')
+
+
+def _check_stage(resolved: dict[str, Any], origin: str) -> None:
+    stage = resolved.get("zero_optimization", {}).get("stage", 0)
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{origin}: zero_optimization.stage={stage!r}; it is 0, 1, 2 or 3.")
+    offloads = {"offload_optimizer", "offload_param"} & resolved.get("zero_optimization", {}).keys()
+    if offloads and stage < 2:
+        raise UserError(f"{origin}: {sorted(offloads)[0]} needs zero_optimization.stage 2 or 3.")
+
+
+def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    leaves = []
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            leaves += _leaves(value, f"{prefix}{key}.")
+        else:
+            leaves.append((prefix + key, value))
+    return leaves

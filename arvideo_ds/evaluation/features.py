@@ -1,0 +1,49 @@
+"""Features of whole clips: the encoder under full attention, averaged over its tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from arvideo_ds.config import Recipe
+from arvideo_ds.data.loader import NO_LABEL, evaluation_loader, worker_count
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.errors import UserError
+from arvideo_ds.models.arvideo import encode_clips
+from arvideo_ds.models.encoder import Encoder
+
+_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Features:
+    """values: n D, float32. labels: n, int64. skipped: videos that did not decode, left out."""
+
+    values: Tensor
+    labels: Tensor
+    skipped: int
+
+
+@torch.no_grad()
+def extract(encoder: Encoder, shards: ShardSet, recipe: Recipe, device: torch.device) -> Features:
+    """Mean-pooled features of the central clip of every video.
+
+    Errors: `UserError` where the shards have no labels.
+    """
+    if shards.manifest.labels is None:
+        raise UserError(f"{shards.folder} has no labels; a probe needs class folders or a CSV.")
+    encoder = encoder.to(device)
+    workers = worker_count(recipe, ranks_on_host=1)
+    loader = evaluation_loader(shards, recipe, batch_size=_BATCH, num_workers=workers)
+    values, labels, skipped = [], [], 0
+    for batch in tqdm(loader, desc=f"features of {shards.folder}", unit="batch"):
+        moved = batch.to(device)
+        tokens = encode_clips(encoder, moved.clips, recipe.patch)
+        usable = moved.valid & (moved.labels != NO_LABEL)
+        values.append(tokens.mean(dim=1)[usable].float().cpu())
+        labels.append(moved.labels[usable].cpu())
+        skipped += batch.num_skipped
+    return Features(torch.cat(values), torch.cat(labels), skipped)

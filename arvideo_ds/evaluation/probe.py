@@ -1,0 +1,58 @@
+"""How much a frozen encoder knows of the labels: linear probe and nearest neighbours."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arvideo_ds.evaluation.features import Features
+
+_NEIGHBOURS = 20
+_CHUNK = 1024
+
+
+def linear_probe(train: Features, test: Features, *, weight_decay: float = 1e-3) -> float:
+    """Test accuracy of multinomial logistic regression on standardised features.
+
+    Convex and fitted to the end (L-BFGS), so no learning rate or seed decides the number.
+    """
+    mean, std = train.values.mean(0), train.values.std(0) + 1e-6
+    inputs, queries = (train.values - mean) / std, (test.values - mean) / std
+    num_classes = int(max(train.labels.max(), test.labels.max())) + 1
+    head = nn.Linear(inputs.shape[1], num_classes)
+    nn.init.zeros_(head.weight)
+    nn.init.zeros_(head.bias)
+    optimizer = torch.optim.LBFGS(
+        head.parameters(), max_iter=500, tolerance_grad=1e-5, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        penalty = 0.5 * weight_decay * head.weight.square().sum()
+        loss = F.cross_entropy(head(inputs), train.labels) + penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return _accuracy(head(queries).argmax(1), test.labels)
+
+
+def nearest_neighbours(train: Features, test: Features, *, neighbours: int = _NEIGHBOURS) -> float:
+    """Test accuracy of a vote of the nearest training clips by cosine of centred features."""
+    mean = train.values.mean(0)
+    bank = F.normalize(train.values - mean, dim=1)
+    num_classes = int(train.labels.max()) + 1
+    votes = F.one_hot(train.labels, num_classes).float()
+    predicted = []
+    for queries in (test.values - mean).split(_CHUNK):
+        similarity = F.normalize(queries, dim=1) @ bank.T
+        nearest = similarity.topk(min(neighbours, len(bank)), dim=1)
+        weight = (nearest.values / 0.07).softmax(dim=1)
+        predicted.append((votes[nearest.indices] * weight[..., None]).sum(1).argmax(1))
+    return _accuracy(torch.cat(predicted), test.labels)
+
+
+def _accuracy(predicted: Tensor, labels: Tensor) -> float:
+    return round(float((predicted == labels).float().mean()), 4)

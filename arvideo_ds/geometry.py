@@ -1,0 +1,107 @@
+"""From a clip to its token grid and its clusters; the only owner of divisibility.
+
+    clip   T x H x W pixels
+    cube   P_T x P_H x P_W pixels, one token          -> grid t x h x w, N tokens
+    cluster K_T x K_H x K_W neighbouring tokens        -> C clusters of S tokens
+
+Source: ARVideo (arXiv 2405.15160), section 3.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from arvideo_ds.errors import UserError
+
+Triple = tuple[int, int, int]
+CHANNELS = 3
+_AXES = ("frames", "height", "width")
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """Shape of a clip, of its cubes (`patch`) and of its clusters (`cluster`, in tokens).
+
+    Errors: `UserError` when a cube does not divide the clip or a cluster the token grid; the
+    message names the axis, both numbers and the settings that hold them.
+    """
+
+    clip: Triple
+    patch: Triple
+    cluster: Triple
+
+    def __post_init__(self) -> None:
+        _require_division(
+            self.clip, self.patch, "clip", "data.frames and data.size", "cube", "model.patch"
+        )
+        _require_division(
+            self.grid, self.cluster, "token grid", "clip / cube", "cluster", "objective.cluster"
+        )
+
+    @property
+    def grid(self) -> Triple:
+        """Tokens along time, height and width."""
+        return _divide(self.clip, self.patch)
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return math.prod(self.grid)
+
+    @property
+    def cube_pixels(self) -> int:
+        """Pixel positions of a cube, colour channels not counted."""
+        return math.prod(self.patch)
+
+    @property
+    def cube_values(self) -> int:
+        """P, the numbers that one token stands for."""
+        return self.cube_pixels * CHANNELS
+
+    @property
+    def cluster_grid(self) -> Triple:
+        """Clusters along time, height and width."""
+        return _divide(self.grid, self.cluster)
+
+    @property
+    def num_clusters(self) -> int:
+        """C."""
+        return math.prod(self.cluster_grid)
+
+    @property
+    def cluster_size(self) -> int:
+        """S, tokens per cluster."""
+        return math.prod(self.cluster)
+
+
+def num_kept(share: float, size: int) -> int:
+    """How many of `size` tokens a share keeps: rounded half up, never none (METHOD, section 1)."""
+    return max(1, math.floor(share * size + 0.5))
+
+
+def _divide(whole: Triple, part: Triple) -> Triple:
+    t, h, w = (a // b for a, b in zip(whole, part, strict=True))
+    return t, h, w
+
+
+def _require_division(
+    whole: Triple, part: Triple, whole_name: str, whole_keys: str, part_name: str, part_key: str
+) -> None:
+    for axis, size, step in zip(_AXES, whole, part, strict=True):
+        if size < 1 or step < 1:
+            raise UserError(
+                f"{whole_name} {_by(whole)} and {part_name} {_by(part)} must be positive on every "
+                f"axis, but {axis} is {size} and {step}; change {whole_keys} or {part_key}."
+            )
+        if size % step:
+            fits = [d for d in range(1, size + 1) if size % d == 0]
+            raise UserError(
+                f"the {part_name} {_by(part)} ({part_key}) does not divide the {whole_name} "
+                f"{_by(whole)} ({whole_keys}): {axis} {size} is no multiple of {step}. "
+                f"Use a {part_name} {axis} out of {fits}, or change {whole_keys}."
+            )
+
+
+def _by(shape: Triple) -> str:
+    return "x".join(str(n) for n in shape)

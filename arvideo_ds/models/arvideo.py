@@ -1,0 +1,141 @@
+"""ARVideo on one page: predict a clip cluster by cluster, in a sampled order.
+
+    order      a permutation of the clusters                      step i = i-th cluster of it
+    encode     a random subset of each cluster's tokens, steps 1..C-1, block-causal attention
+    decode     a query for every token of steps 2..C; it sees encoded tokens of earlier steps
+    loss       squared error on the (normalised) pixels of those tokens
+
+Source: ARVideo (Ren et al. 2024, arXiv 2405.15160).
+
+B clips, T H W frames and pixels, N tokens, C clusters, S tokens per cluster, K kept of them,
+R targets of them, E encoded tokens, Q queries, P values of a cube, D width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO
+from arvideo_ds.geometry import num_kept
+from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
+from arvideo_ds.models.decoder import CrossDecoder
+from arvideo_ds.models.draws import random_subsets
+from arvideo_ds.models.encoder import Encoder
+from arvideo_ds.models.masks import may_see_before, may_see_up_to, step_numbers
+from arvideo_ds.models.objective import Objective
+from arvideo_ds.models.order import cluster_tokens, fixed_order, random_order
+from arvideo_ds.models.positions import position_table
+
+_KEEP_PURPOSE, _TARGET_PURPOSE = 2, 3
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What was drawn for a batch: order B C (clusters), encoded B E and targets B Q (tokens)."""
+
+    order: Tensor
+    encoded: Tensor
+    targets: Tensor
+
+
+class ARVideo(Objective):
+    """Encoder, decoder and loss of ARVideo for the shapes of one recipe."""
+
+    clusters: Tensor
+    default_order: Tensor | None
+    encoder_mask: Tensor
+    cross_mask: Tensor
+    self_mask: Tensor | None
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        geometry, size = recipe.geometry, recipe.size
+        width, depth, heads = recipe.decoder_shape
+        self.patch = geometry.patch
+        self.normalize_targets = recipe.objective.normalize_targets
+        self.num_encoded = recipe.num_steps_encoded
+        self.num_predicted = recipe.num_steps_predicted
+        self.kept = num_kept(1 - recipe.objective.drop_ratio, geometry.cluster_size)
+        self.targets = num_kept(recipe.decoder.target_ratio, geometry.cluster_size)
+        self.encoder = build_encoder(recipe)
+        self.decoder = CrossDecoder(
+            positions=position_table(recipe.model.positions, geometry.grid, width),
+            cube_values=geometry.cube_values,
+            encoder_width=size.width,
+            depth=depth,
+            heads=heads,
+            mlp=DECODER_MLP_RATIO * width,
+            self_attention=recipe.decoder.self_attention,
+        )
+        self._register_clusters(recipe)
+        self._register_masks(self_attention=recipe.decoder.self_attention)
+
+    def _register_clusters(self, recipe: Recipe) -> None:
+        order = recipe.objective.order
+        default = None if order == "random" else fixed_order(recipe.geometry, order)
+        self.register_buffer("clusters", cluster_tokens(recipe.geometry), persistent=False)
+        self.register_buffer("default_order", default, persistent=False)
+
+    def _register_masks(self, *, self_attention: bool) -> None:
+        encoded = step_numbers(1, self.num_encoded, self.kept)
+        queries = step_numbers(2, self.num_predicted, self.targets)
+        self_mask = may_see_up_to(queries, queries) if self_attention else None
+        self.register_buffer("encoder_mask", may_see_up_to(encoded, encoded), persistent=False)
+        self.register_buffer("cross_mask", may_see_before(queries, encoded), persistent=False)
+        self.register_buffer("self_mask", self_mask, persistent=False)
+
+    def forward(self, clips: Tensor, keys: Tensor) -> Tensor:
+        """Loss of each clip, B; order, dropping and targets are drawn from its key."""
+        draw = self.draw(keys)
+        cubes = to_cubes(clips, self.patch)
+        predicted = self.predict(cubes, draw).float()
+        wanted = pixel_targets(pick(cubes, draw.targets), normalize=self.normalize_targets)
+        return (predicted - wanted).square().mean(dim=(1, 2))
+
+    def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
+        """Cubes of the target tokens, from cubes B N P: B Q P. Only kept tokens are embedded."""
+        encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded, self.encoder_mask)
+        return self.decoder(encoded, draw.targets, self.cross_mask, self.self_mask)
+
+    def draw(self, keys: Tensor) -> Draw:
+        """Order, kept tokens and target tokens of each clip; a pure function of its key."""
+        num_clusters, size = self.clusters.shape
+        if self.default_order is None:
+            order = random_order(keys, num_clusters)
+        else:
+            order = repeat(self.default_order, "c -> b c", b=len(keys))
+        kept = random_subsets(keys, _KEEP_PURPOSE, self.num_encoded, size, self.kept)
+        wanted = random_subsets(keys, _TARGET_PURPOSE, self.num_predicted, size, self.targets)
+        return Draw(
+            order=order,
+            encoded=self._tokens(order[:, : self.num_encoded], kept),
+            targets=self._tokens(order[:, 1 : 1 + self.num_predicted], wanted),
+        )
+
+    def _tokens(self, clusters: Tensor, members: Tensor) -> Tensor:
+        """Tokens of the given members (B n m, places within a cluster) of clusters B n: B (n m)."""
+        return rearrange(self.clusters[clusters].gather(2, members), "b n m -> b (n m)")
+
+
+def build_encoder(recipe: Recipe) -> Encoder:
+    """The encoder of a recipe alone: what transfers, for probing and fine-tuning."""
+    geometry, size = recipe.geometry, recipe.size
+    return Encoder(
+        positions=position_table(recipe.model.positions, geometry.grid, size.width),
+        cube_values=geometry.cube_values,
+        depth=size.depth,
+        heads=size.heads,
+        mlp=size.mlp,
+    )
+
+
+def encode_clips(encoder: Encoder, clips: Tensor, patch: tuple[int, int, int]) -> Tensor:
+    """Whole clips B T H W 3 under full attention, as the encoder is used afterwards: B N D."""
+    cubes = to_cubes(clips, patch)
+    tokens = torch.arange(cubes.shape[1], device=cubes.device).expand(cubes.shape[:2])
+    return encoder(cubes, tokens)

@@ -1,0 +1,105 @@
+"""ARVideo's decoder: queries for places to predict, looking at the encoded steps before them.
+
+B clips, Q queries, M encoded tokens, N tokens of the grid, D encoder width, d decoder width,
+P values of a cube.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from timm.layers import Mlp
+from timm.models.vision_transformer import Attention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arvideo_ds.models.encoder import initialize, layer_norm
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention of queries B Q d to a memory B M d."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(width, 2 * width)
+        self.project = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor) -> Tensor:
+        q = rearrange(self.query(x), "b q (n d) -> b n q d", n=self.heads)
+        k, v = rearrange(
+            self.key_value(memory), "b m (two n d) -> two b n m d", two=2, n=self.heads
+        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        return self.project(rearrange(out, "b n q d -> b q (n d)"))
+
+
+class DecoderLayer(nn.Module):
+    """[Self-attention,] cross-attention, MLP; pre-norm with residuals."""
+
+    def __init__(self, width: int, heads: int, mlp: int, *, self_attention: bool) -> None:
+        super().__init__()
+        self.self_norm = layer_norm(width) if self_attention else None
+        self.self_attention = (
+            Attention(width, num_heads=heads, qkv_bias=True) if self_attention else None
+        )
+        self.cross_norm = layer_norm(width)
+        self.cross_attention = CrossAttention(width, heads)
+        self.mlp_norm = layer_norm(width)
+        self.mlp = Mlp(width, hidden_features=mlp)
+
+    def forward(
+        self, x: Tensor, memory: Tensor, cross_mask: Tensor, self_mask: Tensor | None
+    ) -> Tensor:
+        if self.self_attention is not None and self.self_norm is not None:
+            x = x + self.self_attention(self.self_norm(x), attn_mask=self_mask)
+        x = x + self.cross_attention(self.cross_norm(x), memory, cross_mask)
+        return x + self.mlp(self.mlp_norm(x))
+
+
+class CrossDecoder(nn.Module):
+    """One query per token to predict: a learned vector + the fixed position of its place.
+
+    Source: ARVideo (arXiv 2405.15160), section 3.4, Tables 9 and 10.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        *,
+        positions: Tensor,
+        cube_values: int,
+        encoder_width: int,
+        depth: int,
+        heads: int,
+        mlp: int,
+        self_attention: bool,
+    ) -> None:
+        super().__init__()
+        width = positions.shape[1]
+        self.memory = nn.Linear(encoder_width, width)
+        self.query = nn.Parameter(torch.empty(width))
+        self.layers = nn.ModuleList(
+            DecoderLayer(width, heads, mlp, self_attention=self_attention) for _ in range(depth)
+        )
+        self.norm = layer_norm(width)
+        self.head = nn.Linear(width, cube_values)
+        self.register_buffer("positions", positions, persistent=False)
+        initialize(self)
+        nn.init.normal_(self.query, std=0.02)
+
+    def forward(
+        self, encoded: Tensor, places: Tensor, cross_mask: Tensor, self_mask: Tensor | None
+    ) -> Tensor:
+        """Predict the cubes at `places`.
+
+        encoded: B M D. places: B Q, tokens of the grid. cross_mask: Q M and self_mask: Q Q (used
+        with self-attention only), True = may attend. Returns B Q P.
+        """
+        memory = self.memory(encoded)
+        x = self.query + self.positions[places]
+        for layer in self.layers:
+            x = layer(x, memory, cross_mask, self_mask)
+        return self.head(self.norm(x))

@@ -1,0 +1,42 @@
+"""Clusters: which tokens they hold, and the order in which they are predicted.
+
+B clips, C clusters, S tokens per cluster.
+"""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from arvideo_ds.geometry import Geometry
+from arvideo_ds.models.draws import random_ranks
+
+_ORDER_PURPOSE = 1
+
+
+def cluster_tokens(geometry: Geometry) -> Tensor:
+    """Token indices of every cluster, C x S; clusters and tokens count along (time, row, column).
+
+    Source: ARVideo (arXiv 2405.15160), section 3.2.
+    """
+    (t, h, w), (kt, kh, kw) = geometry.grid, geometry.cluster
+    tokens = torch.arange(geometry.num_tokens).view(t, h, w)
+    return rearrange(tokens, "(t kt) (h kh) (w kw) -> (t h w) (kt kh kw)", kt=kt, kh=kh, kw=kw)
+
+
+def fixed_order(geometry: Geometry, order: str) -> Tensor:
+    """Cluster indices step by step, C.
+
+    spatial_first: all places of one time, then the next time. temporal_first: all times of one
+    place, then the next place. Source: ARVideo, section 3.3 and Table 7.
+    """
+    t, h, w = geometry.cluster_grid
+    clusters = torch.arange(geometry.num_clusters).view(t, h, w)
+    pattern = {"spatial_first": "t h w -> (t h w)", "temporal_first": "t h w -> (h w t)"}[order]
+    return rearrange(clusters, pattern)
+
+
+def random_order(keys: Tensor, num_clusters: int) -> Tensor:
+    """An independent uniform permutation of the clusters for every clip: int64, B x C."""
+    return random_ranks(keys, _ORDER_PURPOSE, (num_clusters,))

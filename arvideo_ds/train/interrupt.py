@@ -1,0 +1,47 @@
+"""Signals that ask a run to stop: it finishes its step, saves, and ends."""
+
+from __future__ import annotations
+
+import signal
+from types import FrameType, TracebackType
+from typing import Any
+
+from arvideo_ds.engine.agreement import AnyRank
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class Interrupt:
+    """While entered, the first signal only raises a flag; a second Ctrl-C ends the process at once.
+
+    Launchers send SIGTERM after the terminal's SIGINT, so only a repeated SIGINT counts twice.
+    """
+
+    def __init__(self, world_size: int) -> None:
+        self._agreement = AnyRank(world_size)
+        self._before: dict[int, Any] = {}
+        self.received: signal.Signals | None = None
+
+    def __enter__(self) -> Interrupt:
+        self._before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if error is None:
+            self._agreement.finish()
+
+    def agreed(self) -> bool:
+        """Whether to stop now: all ranks say yes after the same step. Call once a step."""
+        return self._agreement.ask(self.received is not None)
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = self.received or signal.Signals(number)

@@ -1,0 +1,122 @@
+"""What a run says about itself: facts for its files, header and summary for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.engine.resolve import zero_stage
+from arvideo_ds.engine.world import World
+from arvideo_ds.train.loop import Outcome
+from arvideo_ds.train.run_folder import update_summary
+from arvideo_ds.train.settle import Options, Settings
+
+_PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "decord", "torchcodec", "av", "numpy")
+_SHARE_OF_WRONG_COUNT = 0.05
+
+
+def facts(settings: Settings, shards: ShardSet, world_size: int) -> dict[str, Any]:
+    """What stands beside every checkpoint: enough to say what it is and whether it fits."""
+    return {
+        **settings.as_dict(),
+        "world_size": world_size,
+        "zero_stage": zero_stage(settings.deepspeed),
+        "manifest": shards.hash,
+        "commit": _git_commit(),
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "absent"
+    return versions
+
+
+def _git_commit() -> str:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return done.stdout.strip()
+
+
+def print_header(
+    options: Options,
+    settings: Settings,
+    shards: ShardSet,
+    world: World,
+    decoder: str,
+    first_step: int,
+) -> None:
+    plan, recipe = settings.plan, settings.recipe
+    videos = f"{plan.videos_per_step} videos x {plan.repeats} repeat(s)"
+    print(
+        f"recipe {options.recipe}: {recipe.objective.name}, ViT-{recipe.model.size}, "
+        f"{plan.parameters_encoder / 1e6:.1f} M encoder + {plan.parameters_decoder / 1e6:.1f} M "
+        f"decoder parameters, {plan.gflops_forward_per_clip:.2f} GFLOP forward per clip\n"
+        f"clip {plan.clip_shape} -> tokens {plan.token_grid} -> {plan.num_clusters} clusters of "
+        f"{plan.cluster_size}; {plan.encoder_tokens} tokens encoded, {plan.decoder_queries} "
+        f"predicted\n"
+        f"data {shards.folder}: {plan.num_videos} videos, decoder {decoder}\n"
+        f"batch {plan.total_batch} clips ({videos}) = {plan.world_size} rank(s) x "
+        f"{plan.micro_batch} x {plan.accumulation} accumulated; lr {plan.lr:.3e}; {plan.steps} "
+        f"steps = {plan.epochs:g} epochs, {plan.warmup_steps} of warm-up\n"
+        f"{world.size} rank(s) by {world.launcher} on {world.device.type}, ZeRO stage "
+        f"{zero_stage(settings.deepspeed)}, {recipe.train.precision}; writing to {options.folder}"
+        + (f"; going on after step {first_step}" if first_step else ""),
+        flush=True,
+    )
+    if plan.warmup_steps >= plan.steps:
+        print("note: the warm-up is longer than the run; set optim.warmup_steps.", flush=True)
+    expected = recipe.data.num_videos
+    if expected and abs(plan.num_videos - expected) > _SHARE_OF_WRONG_COUNT * expected:
+        print(
+            f"note: the recipe expects {expected} videos, the shards hold {plan.num_videos}.",
+            flush=True,
+        )
+
+
+def summarize(
+    options: Options,
+    settings: Settings,
+    shards: ShardSet,
+    outcome: Outcome,
+    first_step: int,
+    elapsed_s: float,
+) -> None:
+    folder = options.folder
+    update_summary(
+        folder,
+        {
+            "recipe": options.recipe,
+            "steps": outcome.steps,
+            "interrupted": outcome.interrupted,
+            "resumed_from_step": first_step,
+            "train_seconds_of_last_start": round(elapsed_s, 1),
+            **({"final": outcome.metrics} if outcome.metrics else {}),
+            "manifest": shards.hash,
+            "plan": dataclasses.asdict(settings.plan),
+            "commit": _git_commit(),
+        },
+    )
+    done = f"{outcome.steps} of {settings.plan.steps} steps, {elapsed_s / 60:.1f} min"
+    if outcome.interrupted:
+        print(f"interrupted after {done}; saved. The same command goes on from there.", flush=True)
+    elif first_step == settings.plan.steps:
+        print(f"nothing left to do: {folder} holds the finished run.", flush=True)
+    else:
+        loss = outcome.metrics["loss/pretrain"]
+        print(f"finished {done}: loss {loss:.4f}; see {folder / 'summary.json'}", flush=True)

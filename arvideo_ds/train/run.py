@@ -1,0 +1,142 @@
+"""The composition root: from a settled command line to a trained, recorded run.
+
+The only file that sees every room. Order of a start: settings (settle.py) -> process group ->
+model and engine -> newest checkpoint -> loader -> loop -> weights and summary.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from arvideo_ds.data.loader import TrainLoader, worker_count
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.engine.build import Engine, build_engine
+from arvideo_ds.engine.checkpoints import (
+    Checkpoint,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
+from arvideo_ds.engine.export import save_weights
+from arvideo_ds.engine.world import World, start_world
+from arvideo_ds.errors import EXIT_OK, UserError
+from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.tasks.pretrain import Pretrain
+from arvideo_ds.train import record, run_folder
+from arvideo_ds.train.loop import Run, Sink, train
+from arvideo_ds.train.metrics import Console, JsonLines, Wandb
+from arvideo_ds.train.settle import Options, Settings
+
+# A script that requeues asks for exactly this code (EX_TEMPFAIL).
+EXIT_INTERRUPTED = 75
+
+
+def pretrain(options: Options, settings: Settings, shards: ShardSet) -> int:
+    """Run to the end, or to an agreed interruption. Every rank calls it; returns the exit code."""
+    folder = options.folder
+    shards.check_sizes()
+    run_folder.require_same_mathematics(folder, settings.recipe)
+    world = start_world()
+    with ExitStack() as held:
+        if world.is_main:
+            held.enter_context(run_folder.lock(folder))
+        checkpoint = _checkpoint(options, shards)
+        first_step = 0 if checkpoint is None else checkpoint.step
+        engine = _engine(settings)
+        if checkpoint is not None:
+            load_checkpoint(engine, checkpoint, world_size=world.size)
+        loader = _loader(settings, shards, world, first_step)
+        facts = record.facts(settings, shards, world.size)
+        if world.is_main:
+            run_folder.write_recipe(folder, settings.recipe)
+            (folder / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
+            record.print_header(options, settings, shards, world, loader.decoder, first_step)
+        started = time.monotonic()
+        outcome = train(
+            Run(
+                recipe=settings.recipe,
+                plan=settings.plan,
+                world=world,
+                engine=engine,
+                loader=loader,
+                folder=folder,
+                first_step=first_step,
+                sinks=_sinks(settings, folder, first_step) if world.is_main else [],
+                save=lambda step: _save(engine, folder, step, facts, settings),
+            )
+        )
+        if not outcome.interrupted:
+            save_weights(engine, folder / run_folder.MODEL, prefix=Pretrain.PREFIX)
+        if world.is_main:
+            elapsed_s = time.monotonic() - started
+            record.summarize(options, settings, shards, outcome, first_step, elapsed_s)
+    dist.barrier()
+    dist.destroy_process_group()
+    return EXIT_INTERRUPTED if outcome.interrupted else EXIT_OK
+
+
+def _checkpoint(options: Options, shards: ShardSet) -> Checkpoint | None:
+    """What to go on from: the run's own newest checkpoint, else that of --resume, else nothing."""
+    own = newest_checkpoint(options.folder / run_folder.CHECKPOINTS)
+    if own is None and options.resume is None:
+        return None
+    found = own or newest_checkpoint(Path(options.resume or "") / run_folder.CHECKPOINTS)
+    if found is None:
+        raise UserError(f"--resume {options.resume}: that run holds no complete checkpoint.")
+    if found.facts["manifest"] != shards.hash:
+        raise UserError(
+            f"checkpoint {found.path} was trained on other shards than {shards.folder}: the "
+            "manifest differs, so its position in the data means nothing here. Point data.shards "
+            "at the shards it was started with, or start another run with another --output."
+        )
+    return found
+
+
+def _engine(settings: Settings) -> Engine:
+    # Every rank draws the same initial weights.
+    torch.manual_seed(settings.recipe.train.seed)
+    task = Pretrain(settings.recipe)
+    groups = parameter_groups(task, settings.recipe.optim.weight_decay)
+    return build_engine(task, groups, settings.deepspeed, betas=settings.recipe.optim.betas)
+
+
+def _loader(settings: Settings, shards: ShardSet, world: World, first_step: int) -> TrainLoader:
+    workers = worker_count(settings.recipe, ranks_on_host=world.local_size)
+    cores = len(os.sched_getaffinity(0))
+    if world.is_main and workers * world.local_size > cores:
+        print(
+            f"note: {world.local_size} rank(s) x {workers} data workers share {cores} cores; "
+            "data.workers sets the workers of a rank.",
+            flush=True,
+        )
+    return TrainLoader(
+        shards,
+        settings.recipe,
+        settings.plan,
+        rank=world.rank,
+        first_step=first_step,
+        num_workers=workers,
+        pin_memory=world.device.type == "cuda",
+    )
+
+
+def _sinks(settings: Settings, folder: Path, first_step: int) -> list[Sink]:
+    sinks: list[Sink] = [Console(settings.plan.steps), JsonLines(folder, first_step)]
+    if settings.recipe.wandb.mode != "disabled":
+        sinks.append(Wandb(folder, settings.recipe.wandb, settings.as_dict()))
+    return sinks
+
+
+def _save(
+    engine: Engine, folder: Path, step: int, facts: dict[str, Any], settings: Settings
+) -> None:
+    keep = settings.recipe.train.keep_checkpoints
+    save_checkpoint(engine, folder / run_folder.CHECKPOINTS, step, facts, keep=keep)

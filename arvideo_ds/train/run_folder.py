@@ -1,0 +1,102 @@
+"""The folder of a run: what it was, how it went, and that only one process writes there.
+
+<output>/
+  recipe.yaml        the whole recipe, overrides applied
+  run.json           plan, DeepSpeed configuration, versions, commit, manifest hash
+  metrics.jsonl      one object a logged step
+  quarantine.jsonl   videos that did not decode
+  checkpoints/       see engine/checkpoints.py
+  model.safetensors  fp32 weights of the finished run, encoder and decoder
+  summary.json       the outcome
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from arvideo_ds.config import Recipe
+from arvideo_ds.config.load import read_yaml, validate
+from arvideo_ds.errors import UserError
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+MODEL = "model.safetensors"
+QUARANTINE = "quarantine.jsonl"
+RECIPE = "recipe.yaml"
+SUMMARY = "summary.json"
+
+# Settings that may differ between a run and its continuation: none of them changes a number.
+_FREE = frozenset(
+    """data.workers data.prefetch data.decoder data.timeout_s data.max_skipped_share data.shards
+    data.num_videos train.micro_batch train.log_every train.save_every train.keep_checkpoints
+    probe.train_shards probe.test_shards wandb.mode wandb.project wandb.entity""".split()
+)
+
+
+def lock(folder: Path) -> IO[str]:
+    """Hold the folder until the returned file closes. Errors: `UserError` if somebody else does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / ".lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise UserError(
+            f"another run is writing to {folder}. Wait for it, or choose another --output."
+        ) from None
+    return file
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    (folder / RECIPE).write_text(text)
+
+
+def read_recipe(folder: Path) -> Recipe:
+    """The recipe of a run. Errors: `UserError` where there is none."""
+    path = folder / RECIPE
+    if not path.is_file():
+        raise UserError(f"{folder} is no run: it has no {RECIPE}. Runs lie in runs/ by default.")
+    return validate(read_yaml(path), str(path))
+
+
+def require_same_mathematics(folder: Path, recipe: Recipe) -> None:
+    """Refuse to go on with another recipe than the folder's, where that would change numbers."""
+    if not (folder / RECIPE).is_file():
+        return
+    before, now = _flat(read_recipe(folder)), _flat(recipe)
+    changed = [k for k in now if k not in _FREE and before.get(k) != now[k]]
+    if changed:
+        listed = "; ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed[:5])
+        raise UserError(
+            f"{folder} holds a run with other settings ({listed}). Go on with the settings it was "
+            "started with, or start another run with another --output."
+        )
+
+
+def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Add facts to summary.json and return the whole."""
+    path = folder / SUMMARY
+    summary = json.loads(path.read_text()) if path.is_file() else {}
+    summary.update(facts)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(summary, indent=1) + "\n")
+    temporary.replace(path)
+    return dict(summary)
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    path = folder / METRICS
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    sections = recipe.model_dump(mode="json")
+    return {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}

@@ -1,0 +1,99 @@
+#!/usr/bin/env python3
+"""Turn videos into WebDataset tar shards with a manifest.
+
+    python data_tools/make_shards.py --dataset folder --videos VIDEOS --output SHARDS
+    python data_tools/make_shards.py --dataset csv --videos VIDEOS --annotations train.csv \\
+        --split train --output SHARDS --video transcode
+
+Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
+videos were left out (rejects.jsonl says which and why); 130 interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from arvideo_ds.data.annotations import READERS, Source, read_entries
+from arvideo_ds.data.shard_writer import ShardJob, ShardReport, write_shards
+from arvideo_ds.data.video import TranscodeSettings
+from arvideo_ds.errors import EXIT_OK, UserError, command
+
+EXIT_MANY_REJECTS, EXIT_INTERRUPTED = 3, 130
+
+
+def parse_arguments() -> argparse.Namespace:
+    defaults = TranscodeSettings()
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--dataset", required=True, choices=sorted(READERS))
+    parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
+    parser.add_argument("--annotations", type=Path, help="csv: file with header path,label,...")
+    parser.add_argument("--split", help="folder: subfolder; csv: value of the column 'split'")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
+    parser.add_argument("--video", choices=("copy", "transcode"), default="transcode")
+    parser.add_argument(
+        "--short_side", type=int, default=defaults.short_side, help="pixels; 0 keeps"
+    )
+    parser.add_argument("--gop", type=int, default=defaults.gop, help="frames between key frames")
+    parser.add_argument(
+        "--crf", type=int, default=defaults.crf, help="x264 quality, lower is better"
+    )
+    parser.add_argument("--samples_per_shard", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0, help="order of the videos over the shards")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--timeout_s", type=float, default=120, help="per video")
+    parser.add_argument("--max_reject_share", type=float, default=0.05)
+    return parser.parse_args()
+
+
+@command
+def main() -> int:
+    args = parse_arguments()
+    for name in ("samples_per_shard", "workers", "timeout_s", "gop"):
+        if getattr(args, name) <= 0:
+            raise UserError(f"--{name} {getattr(args, name)} must be above 0.")
+    transcode = None
+    if args.video == "transcode":
+        transcode = TranscodeSettings(short_side=args.short_side, gop=args.gop, crf=args.crf)
+    entries = read_entries(args.dataset, Source(args.videos, args.annotations, args.split))
+    job = ShardJob(
+        dataset=args.dataset,
+        split=args.split,
+        entries=entries,
+        output=args.output,
+        transcode=transcode,
+        samples_per_shard=args.samples_per_shard,
+        seed=args.seed,
+        workers=args.workers,
+        timeout_s=args.timeout_s,
+    )
+    try:
+        report = write_shards(job)
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command goes on after the last complete shard", flush=True)
+        return EXIT_INTERRUPTED
+    print_summary(args.output, report)
+    share = report.manifest.num_rejects / len(entries)
+    return EXIT_MANY_REJECTS if share > args.max_reject_share else EXIT_OK
+
+
+def print_summary(output: Path, report: ShardReport) -> None:
+    manifest = report.manifest
+    size_mib = sum(shard.bytes for shard in manifest.shards) / 2**20
+    labels = f"{len(manifest.labels)} labels" if manifest.labels else "no labels"
+    kept = f", {report.shards_kept} of them from an earlier run" if report.shards_kept else ""
+    print(
+        f"{output}: {manifest.num_samples} videos in {len(manifest.shards)} shards{kept}, "
+        f"{size_mib:.1f} MiB, {labels}"
+    )
+    if manifest.num_rejects:
+        reasons = ", ".join(f"{n} {reason}" for reason, n in report.rejects_by_reason.items())
+        print(f"left out: {manifest.num_rejects} ({reasons}); see {output / 'rejects.jsonl'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

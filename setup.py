@@ -1,0 +1,56 @@
+"""Package of arvideo_ds; exact versions are pinned in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "arvideo_ds/__init__.py").read_text())[1]
+
+setup(
+    name="arvideo_ds",
+    version=VERSION,
+    description="ARVideo pretraining of video encoders at scale, with DeepSpeed",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    packages=find_packages(include=["arvideo_ds", "arvideo_ds.*"]),
+    package_data={"arvideo_ds": ["recipes/*.yaml", "recipes/*/*.yaml", "py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision",  # crops and resizes uint8 clips; timm needs it as well
+        "deepspeed>=0.19",
+        "timm>=1.0.20",
+        "webdataset>=1.0",
+        "einops",
+        "pyyaml",
+        "pydantic>=2",
+        "numpy",
+        # H.264 encoding and exact probing without an ffmpeg program on the machine.
+        "av>=14",
+        # A process pool that kills a worker whose video hangs.
+        "pebble>=5",
+        "tqdm",
+        "safetensors",
+        "matplotlib",
+        # No wheels for arm64: PyAV decodes there.
+        'decord>=0.6; platform_machine == "x86_64"',
+    ],
+    extras_require={
+        "wandb": ["wandb"],
+        # Fastest decoder; needs FFmpeg's libraries and the torch that it was built for.
+        "torchcodec": ["torchcodec"],
+        "dev": [
+            "pytest",
+            "pytest-xdist",
+            "hypothesis",
+            "ruff",
+            "mypy",
+            "import-linter",
+            "types-PyYAML",
+            "types-tqdm",
+        ],
+    },
+)

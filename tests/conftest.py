@@ -1,0 +1,94 @@
+"""Shared by all tests: small recipes, real shards made on the spot, and scripts run for real."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arvideo_ds.config import Recipe
+from arvideo_ds.config.load import validate
+from arvideo_ds.data.demo_set import make_split
+
+ROOT = Path(__file__).parent.parent
+# Real videos of the developers' machines; the project passes without them.
+REAL_VIDEOS = ROOT.parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def real_videos() -> Path:
+    if not REAL_VIDEOS.is_dir():
+        pytest.skip("no ../shared/data beside the checkout")
+    return REAL_VIDEOS
+
+
+@pytest.fixture(scope="session")
+def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards of 48 demo videos (real H.264 files), train and test, in a folder of the session."""
+    folder = tmp_path_factory.mktemp("demo")
+    for split in ("train", "test"):
+        make_split(folder, split, 48)
+    return folder
+
+
+@pytest.fixture
+def tiny() -> Callable[..., Recipe]:
+    """A small recipe; sections given as keyword arguments are laid over it."""
+
+    def make(**sections: dict[str, object]) -> Recipe:
+        tree: dict[str, dict[str, object]] = {
+            "model": {"size": "tiny"},
+            "objective": {"cluster": [2, 4, 4]},
+            "decoder": {},
+            "data": {
+                "frames": 8,
+                "size": 32,
+                "stride": 1,
+                "num_videos": 48,
+                "num_streams": 12,
+                "workers": 0,
+            },
+            "optim": {"warmup_steps": 2, "base_lr": 4e-3},
+            "train": {
+                "max_steps": 4,
+                "total_batch": 8,
+                "micro_batch": 8,
+                "precision": "fp32",
+                "log_every": 1,
+            },
+        }
+        for name, values in sections.items():
+            tree[name] = {**tree.get(name, {}), **values}
+        return validate(tree, "test recipe")
+
+    return make
+
+
+def run_command(
+    *command: str | Path, cwd: Path = ROOT, timeout: float = 300, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the project with this interpreter's environment; never raises."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env=command_environment(**environment),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+
+
+def command_environment(**extra: str) -> dict[str, str]:
+    own_bin = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": own_bin + os.pathsep + os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "DS_ACCELERATOR": "cpu",
+        **extra,
+    }

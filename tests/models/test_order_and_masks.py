@@ -1,0 +1,52 @@
+"""Clusters, orders and masks."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from arvideo_ds.geometry import Geometry
+from arvideo_ds.models.masks import may_see_before, may_see_up_to, step_numbers
+from arvideo_ds.models.order import cluster_tokens, fixed_order, random_order
+from arvideo_ds.randomness import draw_key
+
+GEOMETRY = Geometry(clip=(8, 24, 32), patch=(2, 4, 4), cluster=(2, 3, 4))
+
+
+def test_clusters_partition_the_tokens() -> None:
+    clusters = cluster_tokens(GEOMETRY)
+    assert clusters.shape == (GEOMETRY.num_clusters, GEOMETRY.cluster_size)
+    assert torch.equal(clusters.flatten().sort().values, torch.arange(GEOMETRY.num_tokens))
+
+
+def test_a_cluster_is_a_box_of_neighbours() -> None:
+    _, h, w = GEOMETRY.grid
+    tokens = cluster_tokens(GEOMETRY)[3]  # cluster (0, 1, 1) of grid 2x2x2
+    places = {(int(n) // (h * w), int(n) // w % h, int(n) % w) for n in tokens}
+    assert places == {(t, y, x) for t in range(2) for y in range(3, 6) for x in range(4, 8)}
+
+
+def test_spatial_first_finishes_a_time_before_the_next() -> None:
+    assert fixed_order(GEOMETRY, "spatial_first").tolist() == [0, 1, 2, 3, 4, 5, 6, 7]
+
+
+def test_temporal_first_finishes_a_place_before_the_next() -> None:
+    assert fixed_order(GEOMETRY, "temporal_first").tolist() == [0, 4, 1, 5, 2, 6, 3, 7]
+
+
+def test_random_orders_are_uniform_permutations() -> None:
+    keys = torch.tensor([draw_key(0, 0, position, 0) for position in range(3000)])
+    orders = random_order(keys, 4)
+    assert torch.equal(orders.sort(-1).values, torch.arange(4).expand(3000, 4))
+    _, counts = orders.unique(dim=0, return_counts=True)
+    assert len(counts) == 24
+    assert (counts - 125).abs().max() < 5 * 125**0.5
+
+
+@pytest.mark.parametrize(("mask", "sees_own"), [(may_see_up_to, True), (may_see_before, False)])
+def test_masks_follow_the_steps(mask, sees_own: bool) -> None:  # noqa: ANN001
+    rows, columns = step_numbers(2, 3, 2), step_numbers(1, 3, 4)
+    allowed = mask(rows, columns)
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            assert bool(allowed[i, j]) == (column < row or (sees_own and column == row))
