@@ -26,7 +26,7 @@ def command(main: Callable[[], int | None]) -> Callable[[], int]:
         try:
             return main() or EXIT_OK
         except UserError as error:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             return EXIT_USER_ERROR
 
     return run

@@ -36,7 +36,12 @@ class Geometry:
             self.clip, self.patch, "clip", "data.frames and data.size", "cube", "model.patch"
         )
         _require_division(
-            self.grid, self.cluster, "token grid", "clip / cube", "cluster", "objective.cluster"
+            self.grid,
+            self.cluster,
+            "token grid",
+            "data.frames, data.size or model.patch",
+            "cluster",
+            "objective.cluster",
         )
 
     @property

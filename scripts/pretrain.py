@@ -20,9 +20,8 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.config import recipe_names
-from arvideo_ds.data.demo_set import ensure_demo_shards
 from arvideo_ds.engine.launcher import planned_world_size
-from arvideo_ds.errors import EXIT_OK, command
+from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.train.settle import Options, settle
 
 DEMO, EXAMPLE = "demo", "pretrain_vit_b_k400"
@@ -59,13 +58,17 @@ def main() -> int:
         resume=args.resume,
     )
     if args.dry_run:
-        world_size = args.world_size or planned_world_size()
+        world_size = planned_world_size() if args.world_size is None else args.world_size
+        if world_size < 1:
+            raise UserError(f"--world_size {world_size} must be 1 or more.")
         settings = settle(options, world_size=world_size)
         print(json.dumps(settings.as_dict(), indent=1))
         return EXIT_OK
     if options.recipe == DEMO:
         if args.recipe is None and os.environ.get("RANK", "0") == "0":
             print(f"no --recipe given: this is the demo. Real runs: --recipe {EXAMPLE}", flush=True)
+        from arvideo_ds.data.demo_set import ensure_demo_shards
+
         ensure_demo_shards()
     settings = settle(options, world_size=planned_world_size())
     shards = settings.require_shards()

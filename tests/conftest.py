@@ -68,6 +68,18 @@ def tiny() -> Callable[..., Recipe]:
     return make
 
 
+@pytest.fixture
+def run() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """`run_command`, for tests that start the project's commands."""
+    return run_command
+
+
+@pytest.fixture(scope="session")
+def environment() -> Callable[..., dict[str, str]]:
+    """Builds the environment of a subprocess of the project."""
+    return command_environment
+
+
 def run_command(
     *command: str | Path, cwd: Path = ROOT, timeout: float = 300, **environment: str
 ) -> subprocess.CompletedProcess[str]:

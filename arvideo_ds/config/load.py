@@ -99,9 +99,19 @@ def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = tree.pop(_BASE, None)
     if base is None:
         return tree
-    beside = path.parent / f"{base}.yaml"
-    base_path = beside if beside.is_file() else find_recipe(str(base))
+    base_path = _find_base(path, str(base))
     return _merged(_read_with_base(base_path, (*seen, path)), tree)
+
+
+def _find_base(path: Path, base: str) -> Path:
+    """A file beside the recipe, else whatever `--recipe` would find."""
+    for beside in (path.parent / base, path.parent / f"{base}.yaml"):
+        if beside.is_file():
+            return beside
+    try:
+        return find_recipe(base)
+    except UserError as error:
+        raise UserError(f"{path} names base '{base}': {error}") from None
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

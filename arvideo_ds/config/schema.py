@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from arvideo_ds.config.sizes import SIZES, TUBELET, Size
 from arvideo_ds.errors import UserError
@@ -20,6 +27,14 @@ class Settings(BaseModel):
     """Strict (unknown keys are errors) and frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and annotation is not bool:
+            raise ValueError("true and false are no value of this setting")
+        return value
 
 
 class ModelSettings(Settings):
@@ -212,8 +227,10 @@ class Recipe(Settings):
                 "self_attention: false."
             )
         width, _, heads = self.decoder_shape
-        if width % heads:
-            raise UserError(f"decoder.width {width} is no multiple of decoder.heads {heads}.")
+        if width % heads or width % 2:
+            raise UserError(
+                f"decoder.width {width} must be even and a multiple of decoder.heads {heads}."
+            )
         if (self.train.epochs is None) == (self.train.max_steps is None):
             raise UserError(
                 "give the length of the run once: train.epochs or train.max_steps, and the other "

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import itertools
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ VIDEO_SUFFIXES = frozenset(
     ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv .m2ts".split()
 )
 _SHOWN_ERRORS = 5
+_LONGEST_KEY = 80
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ def read_csv(source: Source) -> list[Entry]:
     entries, problems = [], []
     for line, row in rows:
         try:
+            if None in row or None in row.values():
+                raise ValueError("another number of fields than the header")
             if source.split is None or row["split"] == source.split:
                 entries.append(_csv_entry(source.videos, row, has_label="label" in columns))
         except ValueError as error:
@@ -132,10 +136,11 @@ def safe_key(video_id: str) -> str:
     """
     flat = video_id.replace("/", "__")
     clean = re.sub(r"[^A-Za-z0-9_-]", "_", flat)
-    if clean == flat and not clean.startswith("-") and "__" not in video_id and len(clean) < 80:
+    reversible = not any(part in video_id for part in ("__", "_/", "/_"))
+    if clean == flat and not clean.startswith("-") and reversible and len(clean) < _LONGEST_KEY:
         return clean
-    digest = hashlib.sha256(video_id.encode()).hexdigest()[:10]
-    return f"{clean[:80].lstrip('-')}-{digest}"
+    digest = hashlib.sha256(video_id.encode("utf-8", "surrogateescape")).hexdigest()[:10]
+    return f"{clean[:_LONGEST_KEY].lstrip('-') or 'video'}-{digest}"
 
 
 def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
@@ -148,13 +153,11 @@ def _csv_rows(path: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def _csv_entry(videos: Path, row: dict[str, str], *, has_label: bool) -> Entry:
-    if None in row or None in row.values():
-        raise ValueError("another number of fields than the header")
     if not row["path"]:
         raise ValueError("path is empty")
     if has_label and not row["label"]:
         raise ValueError(f"label is empty for {row['path']}")
-    path = videos / row["path"]
+    path = videos / os.path.normpath(row["path"])
     if not path.resolve().is_relative_to(videos.resolve()):
         raise ValueError(f"path {row['path']} leads out of --videos {videos}")
     if not path.is_file():

@@ -6,7 +6,6 @@ position comes when (order.py) and what a position is (here).
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
@@ -193,7 +192,10 @@ class TrainLoader:
         )
 
     def __iter__(self) -> Iterator[Batch]:
-        batches = iter(self._loader)
+        batches: Any = iter(self._loader)
+        # Workers are stopped by torch's own hand, then for certain: they ignore SIGTERM, and one
+        # may hang in native code. They hold no state worth saving.
+        workers = getattr(batches, "_workers", [])
         try:
             while True:
                 try:
@@ -204,8 +206,10 @@ class TrainLoader:
                     raise self._explained(error) from error
                 yield batch
         finally:
-            del batches
-            _end_workers()
+            if workers:
+                batches._shutdown_workers()
+            for worker in workers:
+                worker.kill()
 
     def _explained(self, error: RuntimeError) -> Exception:
         if "timed out" not in str(error):
@@ -259,12 +263,6 @@ def _start_worker(_worker: int) -> None:
     # of one would take the last batches before the final checkpoint with it.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _end_workers() -> None:
-    # They ignore SIGTERM and one may hang in native code; they hold no state worth saving.
-    for child in multiprocessing.active_children():
-        child.kill()
 
 
 def _label(sample: IndexedSample) -> int:

@@ -54,7 +54,7 @@ def multi_scale_crop(
 
 def center_crop(height: int, width: int, size: tuple[int, int]) -> Crop:
     """The largest central box of the clip's aspect."""
-    box_height, box_width = (round(side) for side in _largest_box(height, width, size))
+    box_height, box_width = (max(1, round(side)) for side in _largest_box(height, width, size))
     return Crop((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
@@ -18,8 +19,10 @@ import av
 import av.error
 import av.filter
 
-# A file of which less than this share of the promised frames decodes is called truncated.
+# A file of which less than this share of the promised frames decodes is called truncated. Where the
+# header counts no frames, duration x rate promises some, roughly.
 MIN_DECODABLE = 0.9
+_ROUGH_PROMISE = 0.75
 
 
 class RejectedError(Exception):
@@ -97,7 +100,7 @@ def probe(data: bytes) -> VideoInfo:
         rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         info = VideoInfo(
             num_frames=0,
-            promised_frames=stream.frames,
+            promised_frames=stream.frames or _rough_promise(container, float(rate)),
             fps=round(float(rate), 4),
             width=0,
             height=0,
@@ -114,6 +117,11 @@ def probe(data: bytes) -> VideoInfo:
         raise RejectedError("no_frames", "the file opens but not one frame decodes")
     info.duration_s = round(info.num_frames / info.fps, 4)
     return info
+
+
+def _rough_promise(container: av.container.InputContainer, fps: float) -> int:
+    duration_s = (container.duration or 0) / av.time_base
+    return math.floor(_ROUGH_PROMISE * duration_s * fps)
 
 
 def transcode(data: bytes, settings: TranscodeSettings) -> bytes:
@@ -156,6 +164,9 @@ def _x264_options(settings: TranscodeSettings) -> dict[str, str]:
         "crf": str(settings.crf),
         "g": str(settings.gop),
         "bf": "0",
+        # Looking ahead makes x264's output vary from run to run on small frames.
+        "rc-lookahead": "0",
+        "mbtree": "0",
         "flags": "+cgop+bitexact",
     }
 

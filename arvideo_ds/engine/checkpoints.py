@@ -39,14 +39,14 @@ class Checkpoint:
 def save_checkpoint(
     engine: Engine, folder: Path, step: int, facts: dict[str, Any], *, keep: int
 ) -> None:
-    """Save after `step` optimiser steps, then keep the newest `keep`. Collective.
+    """Save after `step` optimiser steps, then keep the newest `keep` complete ones. Collective.
 
     The run stands at position step x videos per step of the data; nothing else about the data is
     state.
     """
     name = f"{_PREFIX}{step:08d}"
     final, partial = folder / name, folder / (_PARTIAL + name)
-    if final.exists():
+    if _complete(final) is not None:
         return
     engine.deepspeed.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
     dist.barrier()
@@ -87,6 +87,8 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint, *, world_size: int) 
 
 
 def _finish(partial: Path, final: Path, facts: dict[str, Any]) -> None:
+    if final.exists():  # a damaged one of the same step
+        shutil.rmtree(final)
     files = {
         path.relative_to(partial).as_posix(): path.stat().st_size
         for path in sorted(partial.rglob("*"))
@@ -100,7 +102,7 @@ def _complete(path: Path) -> dict[str, Any] | None:
     try:
         facts: dict[str, Any] = json.loads((path / _MARKER).read_text())
         intact = all((path / name).stat().st_size == size for name, size in facts["files"].items())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     return facts if intact else None
 
@@ -108,8 +110,11 @@ def _complete(path: Path) -> dict[str, Any] | None:
 def _prune(folder: Path, keep: int) -> None:
     for path in folder.glob(_PARTIAL + "*"):
         shutil.rmtree(path)
-    for path in sorted(folder.glob(_PREFIX + "*"))[:-keep]:
-        shutil.rmtree(path)
+    paths = sorted(folder.glob(_PREFIX + "*"))
+    kept = [path for path in paths if _complete(path) is not None][-keep:]
+    for path in paths:
+        if path not in kept:
+            shutil.rmtree(path)
 
 
 def _replace(path: Path, text: str) -> None:

@@ -79,4 +79,5 @@ def target_statistics(cubes: Tensor) -> tuple[Tensor, Tensor]:
 def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     # Not buffers: DeepSpeed casts every floating buffer to the run's precision, and pixels are
     # normalised in float32 whatever that is.
-    return torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)
+    with torch.inference_mode(False):  # or a first call under it would spoil all later training
+        return torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)

@@ -20,7 +20,7 @@ import torch
 from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.loader import Batch, Skipped
 from arvideo_ds.engine.agreement import sum_over_ranks
-from arvideo_ds.train.run_folder import METRICS, QUARANTINE
+from arvideo_ds.train.run_folder import METRICS, QUARANTINE, read_metrics
 
 _GIB = 2**30
 
@@ -108,12 +108,9 @@ class JsonLines:
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._path = folder / METRICS
-        kept = []
-        if self._path.is_file():
-            lines = self._path.read_text().splitlines(keepends=True)
-            kept = [line for line in lines if json.loads(line)["step"] <= first_step]
+        kept = [m for m in read_metrics(folder) if m["step"] <= first_step]
         temporary = self._path.with_name(METRICS + ".new")
-        temporary.write_text("".join(kept))
+        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept))
         temporary.replace(self._path)
 
     def log(self, metrics: dict[str, Any]) -> None:

@@ -54,7 +54,9 @@ def lock(folder: Path) -> IO[str]:
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
     text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    (folder / RECIPE).write_text(text)
+    temporary = folder / (RECIPE + ".new")
+    temporary.write_text(text)
+    temporary.replace(folder / RECIPE)
 
 
 def read_recipe(folder: Path) -> Recipe:
@@ -91,10 +93,12 @@ def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The logged steps; a last line that a crash cut short is passed over."""
     path = folder / METRICS
     if not path.is_file():
         return []
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    lines = path.read_text().splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

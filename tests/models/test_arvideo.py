@@ -107,7 +107,9 @@ def test_tokens_of_one_cluster_see_each_other(tiny: Make) -> None:
 def test_a_draw_keeps_the_right_number_of_different_tokens_of_each_step(
     tiny: Make, order: str
 ) -> None:
-    model = ARVideo(tiny(objective={"order": order, "drop_ratio": 0.8}, decoder={"target_ratio": 0.5}))
+    model = ARVideo(
+        tiny(objective={"order": order, "drop_ratio": 0.8}, decoder={"target_ratio": 0.5})
+    )
     draw = model.draw(keys_of(5))
     assert model.kept == 6  # floor(0.2 * 32 + 0.5)
     for clip in range(5):
@@ -152,7 +154,9 @@ def test_target_subsampling_estimates_the_full_loss_without_bias(tiny: Make) -> 
     clip = clips_of(tiny(), 1)
     with torch.no_grad():
         whole = full(clip, keys_of(1))
-        draws = torch.cat([part(clip.expand(32, -1, -1, -1, -1), keys_of(32, s)) for s in range(16)])
+        draws = torch.cat(
+            [part(clip.expand(32, -1, -1, -1, -1), keys_of(32, s)) for s in range(16)]
+        )
     error = draws.std() / len(draws) ** 0.5
     assert error > 0
     assert (draws.mean() - whole).abs() < 5 * error

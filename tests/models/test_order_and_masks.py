@@ -44,7 +44,7 @@ def test_random_orders_are_uniform_permutations() -> None:
 
 
 @pytest.mark.parametrize(("mask", "sees_own"), [(may_see_up_to, True), (may_see_before, False)])
-def test_masks_follow_the_steps(mask, sees_own: bool) -> None:  # noqa: ANN001
+def test_masks_follow_the_steps(mask, sees_own: bool) -> None:
     rows, columns = step_numbers(2, 3, 2), step_numbers(1, 3, 4)
     allowed = mask(rows, columns)
     for i, row in enumerate(rows):

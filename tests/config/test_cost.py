@@ -1,0 +1,69 @@
+"""The cost model against the modules themselves: PyTorch counts, the formulas must agree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from arvideo_ds.config import Recipe, load_recipe
+from arvideo_ds.config.cost import arvideo_cost
+from arvideo_ds.config.sizes import SIZES
+from arvideo_ds.models.arvideo import ARVideo
+from arvideo_ds.models.encoder import count_parameters
+
+RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "plain": {},
+    "self-attention": {"decoder": {"self_attention": True}},
+    "paper targets": {"objective": {"targets": "paper"}},
+    "a share of the targets": {"decoder": {"target_ratio": 0.3}},
+    "many kept tokens": {"objective": {"drop_ratio": 0.0}},
+    "another decoder": {"decoder": {"width": 64, "depth": 3, "heads": 2}},
+    "oblong clip, long clusters": {
+        "data": {"frames": 4, "size": [16, 32]},
+        "objective": {"cluster": [1, 2, 8]},
+    },
+    "pixels": {
+        "model": {"patch": [1, 1, 1]},
+        "data": {"frames": 2, "size": 8},
+        "objective": {"normalize_targets": False, "cluster": [1, 4, 4]},
+    },
+    "ViT-S": {"model": {"size": "S"}, "data": {"frames": 4}, "objective": {"cluster": [1, 1, 1]}},
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_formulas_equal_what_pytorch_counts(name: str, tiny: Callable[..., Recipe]) -> None:
+    recipe = tiny(**RECIPES[name])
+    cost, num_clips = arvideo_cost(recipe), 2
+    # Shapes decide the count; the meta device has nothing else.
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        model = ARVideo(recipe)
+        clips = torch.zeros((num_clips, *recipe.geometry.clip, 3), dtype=torch.uint8)
+        model(clips, torch.arange(num_clips))
+    assert counted.get_total_flops() == num_clips * cost.flops_forward_per_clip
+    assert count_parameters(model.encoder) == cost.parameters_encoder
+    assert count_parameters(model.decoder) == cost.parameters_decoder
+    assert count_parameters(model) == cost.parameters_encoder + cost.parameters_decoder
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_size_has_the_parameters_that_the_plan_says(size: str) -> None:
+    overrides = [f"model.size={size}", "model.patch=[2,16,16]", "objective.cluster=[2,7,7]"]
+    recipe = load_recipe("ablation_base", overrides)
+    with torch.device("meta"):
+        model = ARVideo(recipe)
+    cost = arvideo_cost(recipe)
+    assert count_parameters(model.encoder) == cost.parameters_encoder
+    assert count_parameters(model.decoder) == cost.parameters_decoder
+
+
+def test_a_smaller_share_of_targets_costs_less_and_no_parameter(
+    tiny: Callable[..., Recipe],
+) -> None:
+    full, half = (arvideo_cost(tiny(decoder={"target_ratio": r})) for r in (1.0, 0.5))
+    assert half.flops_forward_per_clip < full.flops_forward_per_clip
+    assert half.parameters_decoder == full.parameters_decoder

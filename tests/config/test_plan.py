@@ -1,0 +1,210 @@
+"""The run plan: the paper's token counts, exact batch arithmetic, and refusals with a way out."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from arvideo_ds.config import Recipe, RunPlan, load_recipe, make_plan
+from arvideo_ds.config.load import validate
+from arvideo_ds.errors import UserError
+
+VIT_B = "pretrain_vit_b_k400"
+Tiny = Callable[..., Recipe]
+
+
+@functools.cache
+def tree_of(name: str) -> dict[str, Any]:
+    return load_recipe(name).model_dump()
+
+
+def batch_plan(
+    *, total: int, micro: int, world: int, repeats: int = 1, streams: int | None = None
+) -> RunPlan:
+    tree = tree_of(VIT_B)
+    tree = {
+        **tree,
+        "train": {**tree["train"], "total_batch": total, "micro_batch": micro},
+        "data": {**tree["data"], "repeats": repeats, "num_streams": streams or world},
+    }
+    return make_plan(validate(tree, "test recipe"), world_size=world)
+
+
+def plan_of(*overrides: str, world: int = 8, num_videos: int | None = None) -> RunPlan:
+    return make_plan(load_recipe(VIT_B, overrides), world_size=world, num_videos=num_videos)
+
+
+def test_vit_b_has_the_papers_token_counts_and_size() -> None:
+    plan = plan_of()
+    assert (plan.encoder_tokens, plan.decoder_queries) == (300, 1470)
+    assert (plan.num_tokens, plan.num_clusters, plan.cluster_size) == (1568, 16, 98)
+    assert 86e6 <= plan.parameters_encoder <= 88e6
+
+
+def test_the_papers_targets_are_one_cluster_fewer() -> None:
+    plan = plan_of("objective.targets=paper")
+    assert (plan.encoder_tokens, plan.decoder_queries) == (300, 1372)
+    recipe = load_recipe(f"{VIT_B}_paper")
+    assert (recipe.encoder_tokens, recipe.decoder_queries) == (300, 1372)
+
+
+# METHOD, section 1: counted with PyTorch on an implementation of its own.
+@pytest.mark.parametrize(("ratio", "gflops"), [(1, 93), (0.5, 75), (0.25, 66)])
+def test_forward_cost_of_vit_b_is_the_counted_one(ratio: float, gflops: float) -> None:
+    plan = plan_of(f"decoder.target_ratio={ratio}")
+    assert plan.gflops_forward_per_clip == pytest.approx(gflops, rel=0.03)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    world=st.integers(1, 96),
+    videos=st.integers(1, 40),
+    repeats=st.integers(1, 4),
+    spare=st.integers(0, 60),
+)
+def test_accumulation_times_micro_batch_times_ranks_is_the_total_batch(
+    world: int, videos: int, repeats: int, spare: int
+) -> None:
+    per_rank, limit = videos * repeats, repeats + spare
+    total = world * per_rank
+    plan = batch_plan(total=total, micro=limit, world=world, repeats=repeats)
+    assert plan.accumulation * plan.micro_batch * world == plan.total_batch == total
+    assert plan.micro_batch <= limit
+    assert plan.micro_batch % repeats == 0
+    assert plan.videos_per_step * repeats == total
+    better = range(plan.micro_batch + repeats, min(limit, per_rank) + 1, repeats)
+    assert not [m for m in better if per_rank % m == 0]
+
+
+@settings(deadline=None, max_examples=60)
+@given(world=st.integers(1, 96), videos=st.integers(1, 300), repeats=st.integers(1, 4))
+def test_a_batch_that_cannot_be_dealt_is_refused_with_batches_that_can(
+    world: int, videos: int, repeats: int
+) -> None:
+    arguments = {"micro": 8, "world": world, "repeats": repeats}
+    total = videos * repeats
+    if total % (world * repeats) == 0:
+        batch_plan(total=total, **arguments)
+        return
+    with pytest.raises(UserError, match=f"train.total_batch={total} ") as raised:
+        batch_plan(total=total, **arguments)
+    offered = [int(n) for n in re.findall(r"\d+", str(raised.value).split("Use ")[1])]
+    assert offered
+    for other in offered:
+        assert batch_plan(total=other, **arguments).total_batch == other
+
+
+@pytest.mark.parametrize(("world", "streams"), [(5, 48), (7, 960), (96, 36), (64, 1)])
+def test_streams_that_cannot_be_dealt_are_refused_with_a_number_that_can(
+    world: int, streams: int
+) -> None:
+    with pytest.raises(UserError, match=f"{world} ranks") as raised:
+        batch_plan(total=world, micro=1, world=world, streams=streams)
+    assert f"data.num_streams={streams} " in str(raised.value)
+    offered = int(re.findall(r"data\.num_streams=(\d+)", str(raised.value))[-1])
+    batch_plan(total=world, micro=1, world=world, streams=offered)
+
+
+def test_a_micro_batch_that_splits_a_videos_clips_is_refused() -> None:
+    with pytest.raises(UserError, match=r"micro_batch=2 .*repeats=4"):
+        batch_plan(total=64, micro=2, world=1, repeats=4)
+
+
+def test_ranks_change_the_accumulation_and_nothing_of_the_mathematics() -> None:
+    plans = [plan_of(world=world) for world in (1, 2, 8, 64)]
+    deal = ("world_size", "micro_batch", "accumulation")
+    rest = [{k: v for k, v in plan.as_dict().items() if k not in deal} for plan in plans]
+    assert all(other == rest[0] for other in rest)
+    assert plans[0].accumulation > plans[-1].accumulation
+
+
+def test_the_learning_rate_grows_with_the_clips_of_a_step() -> None:
+    assert plan_of("train.total_batch=256", "optim.base_lr=1e-4").lr == pytest.approx(1e-4)
+    assert plan_of("train.total_batch=2048", "optim.base_lr=1e-4").lr == pytest.approx(8e-4)
+    # The ends of the schedule are given as they are.
+    assert plan_of("train.total_batch=2048").warmup_lr == plan_of().warmup_lr
+    assert plan_of("train.total_batch=2048").min_lr == plan_of().min_lr
+
+
+def test_repeats_count_as_clips_for_the_rate_and_not_as_videos_for_the_epochs() -> None:
+    once, four = plan_of(), plan_of("data.repeats=4")
+    assert four.lr == once.lr
+    assert four.total_batch == once.total_batch == 4 * four.videos_per_step
+    # An epoch shows every video once; each gives four clips, so it takes four times the steps.
+    assert four.steps == pytest.approx(4 * once.steps, abs=2)
+    assert four.warmup_steps == pytest.approx(4 * once.warmup_steps, abs=2)
+    assert four.epochs == pytest.approx(once.epochs, abs=0.01)
+
+
+def test_epochs_become_steps_of_the_videos_that_there_are() -> None:
+    plan = plan_of("train.epochs=10", "optim.warmup_epochs=2.5", num_videos=10_240)
+    assert (plan.steps, plan.warmup_steps, plan.epochs) == (100, 25, 10)
+    assert plan.num_videos_from == "manifest"
+    assert plan_of().num_videos_from == "data.num_videos"
+
+
+def test_a_length_in_steps_is_taken_as_it_is() -> None:
+    plan = plan_of("train.epochs=null", "train.max_steps=77", "optim.warmup_steps=5")
+    assert (plan.steps, plan.warmup_steps) == (77, 5)
+
+
+def test_an_unknown_number_of_videos_is_an_error_that_says_how_to_know_it() -> None:
+    with pytest.raises(UserError, match="make_shards"):
+        plan_of("data.num_videos=null")
+    assert plan_of("data.num_videos=null", num_videos=5000).num_videos == 5000
+
+
+CONTRADICTIONS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
+    "target share and self-attention": (
+        {"decoder": {"target_ratio": 0.5, "self_attention": True}},
+        ("decoder.target_ratio=0.5", "decoder.self_attention"),
+    ),
+    "normalised targets of single pixels": (
+        {"model": {"patch": [1, 1, 1]}},
+        ("objective.normalize_targets", "model.patch"),
+    ),
+    "one cluster": ({"objective": {"cluster": [4, 8, 8]}}, ("objective.cluster", "1 cluster")),
+    "two clusters, the last of them dropped": (
+        {"objective": {"cluster": [2, 8, 8], "targets": "paper"}},
+        ("objective.cluster", "2 cluster"),
+    ),
+    "two lengths": ({"train": {"epochs": 3}}, ("train.epochs", "train.max_steps")),
+    "no length": ({"train": {"max_steps": None}}, ("train.epochs", "train.max_steps")),
+    "repeats that do not divide the batch": (
+        {"data": {"repeats": 3}},
+        ("train.total_batch=8", "data.repeats=3"),
+    ),
+    "heads that do not divide the width": (
+        {"decoder": {"width": 96, "heads": 5}},
+        ("decoder.width 96", "decoder.heads 5"),
+    ),
+    "clusters that do not divide the grid": (
+        {"objective": {"cluster": [3, 4, 4]}},
+        ("objective.cluster", "3"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONTRADICTIONS)
+def test_a_contradiction_is_refused_with_both_keys(name: str, tiny: Tiny) -> None:
+    sections, words = CONTRADICTIONS[name]
+    with pytest.raises(UserError) as raised:
+        tiny(**sections)
+    assert all(word in str(raised.value) for word in words), str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_is_close_to_a_contradiction_passes(tiny: Tiny) -> None:
+    assert tiny(decoder={"self_attention": True}).decoder_queries
+    assert tiny(objective={"cluster": [2, 8, 8]}).num_steps_predicted == 1
+    pixels = tiny(
+        model={"patch": [1, 1, 1]},
+        objective={"normalize_targets": False, "cluster": [8, 8, 8]},
+    )
+    assert pixels.geometry.cube_values == 3

@@ -1,0 +1,154 @@
+"""Readers: every video once, wrong rows named, nothing outside the folder, keys that never meet."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from arvideo_ds.data.annotations import Source, label_names, read_entries, safe_key
+from arvideo_ds.errors import UserError
+
+
+@pytest.fixture
+def videos(tmp_path: Path) -> Path:
+    """A folder with a/1.mp4, a/2.webm and b/x/3.MP4; readers look at names, not into files."""
+    folder = tmp_path / "videos"
+    for name in ("a/1.mp4", "a/2.webm", "b/x/3.MP4", "b/notes.txt"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
+def csv_source(videos: Path, text: str, split: str | None = None) -> Source:
+    annotations = videos.parent / "list.csv"
+    annotations.write_text(text, encoding="utf-8")
+    return Source(videos, annotations, split)
+
+
+def test_class_folders_are_the_labels_of_every_video_below_them(videos: Path) -> None:
+    entries = read_entries("folder", Source(videos))
+    found = [(entry.video_id, entry.source_path, entry.label_name) for entry in entries]
+    assert found == [
+        ("a/1", "a/1.mp4", "a"),
+        ("a/2", "a/2.webm", "a"),
+        ("b/x/3", "b/x/3.MP4", "b"),
+    ]
+    assert label_names(entries) == ["a", "b"]
+
+
+def test_videos_directly_in_the_folder_have_no_label(videos: Path) -> None:
+    entries = read_entries("folder", Source(videos / "a"))
+    assert [entry.video_id for entry in entries] == ["1", "2"]
+    assert label_names(entries) is None
+
+
+def test_loose_videos_beside_class_folders_are_refused_by_name(videos: Path) -> None:
+    (videos / "loose.mp4").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"loose\.mp4"):
+        read_entries("folder", Source(videos))
+
+
+def test_a_folder_split_is_a_subfolder_with_its_own_classes(videos: Path) -> None:
+    entries = read_entries("folder", Source(videos, split="b"))
+    assert [(entry.video_id, entry.label_name) for entry in entries] == [("b/x/3", "x")]
+    with pytest.raises(UserError, match="--split c"):
+        read_entries("folder", Source(videos, split="c"))
+
+
+def test_a_folder_without_videos_and_a_missing_folder_are_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(UserError, match=str(folder)):
+            read_entries("folder", Source(folder))
+
+
+def test_two_files_that_differ_in_suffix_alone_are_refused(videos: Path) -> None:
+    (videos / "a" / "1.mkv").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"(?=.*a/1\.mkv)(?=.*a/1\.mp4)"):
+        read_entries("folder", Source(videos))
+
+
+def test_a_csv_gives_the_rows_of_the_asked_split(videos: Path) -> None:
+    text = "path,label,split,note\na/1.mp4,run,train,\na/2.webm,jump,test,n\n"
+    everything = read_entries("csv", csv_source(videos, text))
+    assert [(e.source_path, e.label_name) for e in everything] == [
+        ("a/1.mp4", "run"),
+        ("a/2.webm", "jump"),
+    ]
+    test = read_entries("csv", csv_source(videos, text, split="test"))
+    assert [entry.label_name for entry in test] == ["jump"]
+    with pytest.raises(UserError, match="'val'"):
+        read_entries("csv", csv_source(videos, text, split="val"))
+
+
+def test_a_csv_without_labels_gives_none(videos: Path) -> None:
+    entries = read_entries("csv", csv_source(videos, "path\na/1.mp4\n"))
+    assert [entry.label_name for entry in entries] == [None]
+
+
+@pytest.mark.parametrize(
+    "row",
+    ["a/missing.mp4,run", ",run", "a/2.webm,", "a/2.webm", "a/2.webm,run,more", "a,run"],
+)
+def test_a_bad_row_is_named_with_file_and_line(videos: Path, row: str) -> None:
+    source = csv_source(videos, f"path,label\na/1.mp4,run\n{row}\nb/x/3.MP4,run\n")
+    with pytest.raises(UserError, match=r"list\.csv has 1 bad row.*line 3"):
+        read_entries("csv", source)
+
+
+def test_every_bad_row_is_counted(videos: Path) -> None:
+    source = csv_source(videos, "path\n" + "missing.mp4\n" * 7)
+    with pytest.raises(UserError, match=r"7 bad row.*line 2.*2 more"):
+        read_entries("csv", source)
+
+
+def test_a_row_cut_before_its_split_is_not_dropped_unsaid(videos: Path) -> None:
+    source = csv_source(videos, "path,split\na/1.mp4,train\na/2.webm\n", split="train")
+    with pytest.raises(UserError, match="line 3"):
+        read_entries("csv", source)
+
+
+def test_paths_and_links_that_lead_out_of_the_folder_are_refused(videos: Path) -> None:
+    outside = videos.parent / "outside.mp4"
+    outside.write_bytes(b"x")
+    (videos / "link.mp4").symlink_to(outside)
+    for path in ("../outside.mp4", str(outside), "link.mp4", "a/../../outside.mp4"):
+        with pytest.raises(UserError, match=r"line 2: .*leads out"):
+            read_entries("csv", csv_source(videos, f"path\n{path}\n"))
+
+
+@pytest.mark.parametrize("again", ["a/1.mp4", "./a/1.mp4", "a/../a/1.mp4"])
+def test_a_video_named_twice_is_refused(videos: Path, again: str) -> None:
+    with pytest.raises(UserError, match="'a/1'"):
+        read_entries("csv", csv_source(videos, f"path\na/1.mp4\n{again}\n"))
+
+
+@pytest.mark.parametrize("text", ["file\na/1.mp4\n", "path;label\na/1.mp4;run\n"])
+def test_a_csv_without_the_needed_column_is_refused(videos: Path, text: str) -> None:
+    with pytest.raises(UserError, match="no column 'path'"):
+        read_entries("csv", csv_source(videos, text))
+
+
+IDS = st.one_of(
+    st.text(alphabet="a_/-.", min_size=1, max_size=5),
+    st.text(min_size=1, max_size=120),
+)
+
+
+@given(st.sets(IDS, min_size=2, max_size=30))
+@example({"a_/b", "a/_b"})
+@example({"-", "--"})
+@example({"a" * 90 + "1", "a" * 90 + "2"})
+def test_keys_are_safe_file_names_and_never_meet(video_ids: set[str]) -> None:
+    keys = [safe_key(video_id) for video_id in video_ids]
+    assert len(set(keys)) == len(video_ids)
+    for key in keys:
+        assert re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", key)
+        assert len(key) <= 99  # with a suffix still within ustar's 100 bytes
+
+
+def test_plain_ids_stay_readable() -> None:
+    assert safe_key("run/abc-123_x") == "run__abc-123_x"

@@ -1,0 +1,225 @@
+"""Batches: the same whatever the workers, ranks or the step begun at; bad samples cost no other."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from arvideo_ds.config import Recipe, make_plan
+from arvideo_ds.data import loader as loader_module
+from arvideo_ds.data.loader import Batch, TrainLoader, evaluation_loader
+from arvideo_ds.data.manifest import MANIFEST, ShardSet
+from arvideo_ds.errors import UserError
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="module")
+def shards(demo_shards: Path) -> ShardSet:
+    return ShardSet(demo_shards / "train")
+
+
+def train_loader(
+    shards: ShardSet, recipe: Recipe, *, world: int = 1, rank: int = 0, first: int = 0, workers: int
+) -> TrainLoader:
+    plan = make_plan(recipe, world_size=world, num_videos=shards.num_samples)
+    return TrainLoader(
+        shards,
+        recipe,
+        plan,
+        rank=rank,
+        first_step=first,
+        num_workers=workers,
+        pin_memory=False,
+    )
+
+
+def load(
+    shards: ShardSet,
+    recipe: Recipe,
+    *,
+    world: int = 1,
+    rank: int = 0,
+    first: int = 0,
+    workers: int = 0,
+) -> list[Batch]:
+    return list(train_loader(shards, recipe, world=world, rank=rank, first=first, workers=workers))
+
+
+def assert_same(first: list[Batch], second: list[Batch]) -> None:
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for name in ("clips", "keys", "labels", "valid"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), name
+
+
+def clips_by_key(batches: list[Batch]) -> dict[int, bytes]:
+    return {
+        int(key): clip.numpy().tobytes()
+        for batch in batches
+        for key, clip in zip(batch.keys, batch.clips, strict=True)
+    }
+
+
+def damaged(shards: ShardSet, folder: Path) -> tuple[ShardSet, str]:
+    """A copy of the shards with the bytes of one video overwritten, and that video's key."""
+    shutil.copytree(shards.folder, folder)
+    sample = shards.index(0).samples[5]
+    with (folder / shards.manifest.shards[0].name).open("r+b") as file:
+        file.seek(sample.offset)
+        file.write(b"\xa5" * sample.bytes)
+    return ShardSet(folder), sample.key
+
+
+def test_clips_are_uint8_with_frames_first_and_colours_last(
+    shards: ShardSet, tiny: MakeRecipe
+) -> None:
+    recipe = tiny(data={"size": [32, 24], "frames": 6}, objective={"cluster": [1, 1, 1]})
+    for batch in load(shards, recipe):
+        assert batch.clips.shape == (8, 6, 32, 24, 3)
+        assert batch.clips.dtype == torch.uint8
+        assert batch.keys.dtype == batch.labels.dtype == torch.int64
+        assert batch.valid.all()
+        assert batch.clips.float().std() > 10
+
+
+def test_workers_change_nothing(shards: ShardSet, tiny: MakeRecipe) -> None:
+    recipe = tiny(data={"flip": True}, train={"max_steps": 8})
+    assert_same(load(shards, recipe, workers=0), load(shards, recipe, workers=2))
+
+
+def test_ranks_share_the_clips_of_every_step(shards: ShardSet, tiny: MakeRecipe) -> None:
+    # Eight steps of eight videos: past the end of the first epoch.
+    recipe = tiny(data={"flip": True}, train={"max_steps": 8})
+    alone = load(shards, recipe)
+    ranks = [load(shards, recipe, world=2, rank=rank) for rank in range(2)]
+    for step, batch in enumerate(alone):
+        parts = [clips_by_key([rank[step]]) for rank in ranks]
+        assert [len(part) for part in parts] == [4, 4]
+        assert parts[0] | parts[1] == clips_by_key([batch])
+
+
+@pytest.mark.parametrize("micro_batch", [8, 4])
+def test_a_run_begun_at_a_step_is_the_tail_of_the_whole_run(
+    shards: ShardSet, tiny: MakeRecipe, micro_batch: int
+) -> None:
+    recipe = tiny(train={"max_steps": 8, "micro_batch": micro_batch})
+    whole = load(shards, recipe)
+    assert_same(load(shards, recipe, first=5), whole[5 * 8 // micro_batch :])
+    assert load(shards, recipe, first=8) == []
+
+
+def test_epochs_and_seeds_cut_clips_of_their_own(shards: ShardSet, tiny: MakeRecipe) -> None:
+    train = {"max_steps": 12, "total_batch": 8}
+    clips = clips_by_key(load(shards, tiny(train=train)))
+    assert len(clips) == 96  # two epochs of 48, no key twice
+    other = clips_by_key(load(shards, tiny(train={**train, "seed": 1})))
+    assert not clips.keys() & other.keys()
+
+
+def test_repeats_cut_a_video_several_times_into_one_batch(
+    shards: ShardSet, tiny: MakeRecipe
+) -> None:
+    recipe = tiny(
+        data={"repeats": 3, "crop_scales": [0.8, 0.5]},
+        train={"total_batch": 12, "micro_batch": 6, "max_steps": 12},
+    )
+    batches = load(shards, recipe)
+    assert all(batch.clips.shape[0] == 6 for batch in batches)
+    assert len(clips_by_key(batches)) == 12 * 12
+    differing = 0
+    for batch in batches:
+        for video in range(2):
+            own = slice(3 * video, 3 * video + 3)
+            assert len(set(batch.labels[own].tolist())) == 1
+            differing += len({clip.numpy().tobytes() for clip in batch.clips[own]}) > 1
+    # Two scales and 25 places: three equal crops are rare.
+    assert differing >= 44
+    # The first epoch has every video once: the labels are those of the data set, thrice each.
+    labels = torch.cat([batch.labels for batch in batches])
+    assert torch.bincount(labels).tolist() == [18] * 8
+
+
+def test_a_video_that_does_not_decode_is_black_invalid_counted_and_named(
+    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path
+) -> None:
+    bad, key = damaged(shards, tmp_path / "bad")
+    recipe = tiny(data={"repeats": 2}, train={"total_batch": 16, "micro_batch": 16, "max_steps": 6})
+    clean, found = load(shards, recipe), load(bad, recipe, workers=1)
+    hit = [batch for batch in found if batch.num_skipped]
+    assert len(hit) == 1
+    (skipped,) = hit[0].skipped
+    assert skipped.key == key
+    assert skipped.kind
+    assert hit[0].num_skipped == 2
+    assert sum(int((~batch.valid).sum()) for batch in found) == 2
+    for one, other in zip(clean, found, strict=True):
+        assert torch.equal(one.keys, other.keys)
+        assert torch.equal(one.labels, other.labels)
+        assert torch.equal(one.clips[other.valid], other.clips[other.valid])
+        assert not other.clips[~other.valid].any()
+
+
+def test_evaluation_visits_every_sample_once_in_order(
+    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path
+) -> None:
+    bad, key = damaged(shards, tmp_path / "bad")
+    loader = evaluation_loader(bad, tiny(), batch_size=10, num_workers=1)
+    batches = list(loader)
+    assert [len(batch.keys) for batch in batches] == [10, 10, 10, 10, 8]
+    assert batches[-1].clips.shape == (8, 8, 32, 32, 3)
+    assert torch.cat([batch.keys for batch in batches]).tolist() == list(range(48))
+    samples = [
+        sample for number in range(len(bad.manifest.shards)) for sample in bad.index(number).samples
+    ]
+    assert torch.cat([batch.labels for batch in batches]).tolist() == [s.label for s in samples]
+    valid = torch.cat([batch.valid for batch in batches]).tolist()
+    assert valid == [sample.key != key for sample in samples]
+    again = list(evaluation_loader(bad, tiny(), batch_size=10, num_workers=0))
+    assert_same(batches, again)
+
+
+def test_flipping_is_refused_where_left_and_right_are_labels(
+    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(shards.folder, tmp_path / "ssv2")
+    manifest = json.loads((folder / MANIFEST).read_bytes()) | {"dataset": "ssv2"}
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"data\.flip"):
+        load(ShardSet(folder), tiny(data={"flip": True}))
+    assert load(ShardSet(folder), tiny(data={"flip": False}))
+
+
+def hang(*_: object) -> None:
+    time.sleep(60)
+
+
+def test_a_hanging_decoder_ends_the_run_with_the_setting_to_change(
+    shards: ShardSet, tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader_module, "decode", hang)
+    recipe = tiny(data={"timeout_s": 1})
+    before = set(multiprocessing.active_children())
+    with pytest.raises(UserError, match=r"data\.timeout_s=1"):
+        load(shards, recipe, workers=2)
+    for child in set(multiprocessing.active_children()) - before:
+        child.join(5)
+        assert not child.is_alive()
+
+
+def test_a_loader_that_ends_leaves_the_workers_of_another_alone(
+    shards: ShardSet, tiny: MakeRecipe
+) -> None:
+    recipe = tiny(data={"prefetch": 1}, train={"max_steps": 8})
+    whole = load(shards, recipe)
+    other = iter(train_loader(shards, recipe, workers=1))
+    first = next(other)
+    load(shards, recipe, first=7)
+    assert_same([first, *other], whole)

@@ -1,0 +1,94 @@
+"""Which frames make a clip: in range, ascending, with the stride asked for, from every start."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from arvideo_ds.data.sampling import central_frames, dense_frames, segment_frames, train_frames
+
+NUM_FRAMES, FRAMES, STRIDES = st.integers(1, 400), st.integers(1, 40), st.integers(1, 12)
+SHARES = st.integers(0, 999).map(lambda thousandths: thousandths / 1000)
+
+
+@given(NUM_FRAMES, FRAMES, STRIDES, st.sampled_from(["dense", "uniform"]), st.integers(0, 99))
+def test_frames_are_as_many_as_asked_in_range_and_ascending(
+    num_frames: int, frames: int, stride: int, sampling: str, seed: int
+) -> None:
+    generator = np.random.default_rng(seed)
+    for found in (
+        train_frames(num_frames, frames, stride, sampling, generator),
+        central_frames(num_frames, frames, stride, sampling),
+    ):
+        assert found.shape == (frames,)
+        assert found.dtype == np.int64
+        assert found.min() >= 0
+        assert found.max() < num_frames
+        assert (np.diff(found) >= 0).all()
+
+
+@given(FRAMES, STRIDES, st.integers(0, 100), SHARES)
+def test_dense_keeps_the_stride_exactly_where_it_fits(
+    frames: int, stride: int, spare: int, start: float
+) -> None:
+    num_frames = (frames - 1) * stride + 1 + spare
+    found = dense_frames(num_frames, frames, stride, start)
+    assert (np.diff(found) == stride).all()
+
+
+@given(st.integers(1, 60), st.integers(2, 20), STRIDES, SHARES)
+def test_a_short_video_takes_the_largest_stride_that_fits(
+    num_frames: int, frames: int, stride: int, start: float
+) -> None:
+    found = dense_frames(num_frames, frames, stride, start)
+    if num_frames >= frames:
+        largest = max(s for s in range(1, num_frames) if (frames - 1) * s < num_frames)
+        assert (np.diff(found) == min(stride, largest)).all()
+    else:
+        wanted = [*range(num_frames), *[num_frames - 1] * (frames - num_frames)]
+        assert found.tolist() == wanted
+
+
+@pytest.mark.parametrize(("num_frames", "frames", "stride"), [(20, 4, 4), (13, 4, 4), (9, 8, 1)])
+def test_every_start_is_drawn_about_equally_often(
+    num_frames: int, frames: int, stride: int
+) -> None:
+    generator = np.random.default_rng(0)
+    draws = 3000
+    starts = [
+        int(train_frames(num_frames, frames, stride, "dense", generator)[0]) for _ in range(draws)
+    ]
+    possible = num_frames - (frames - 1) * stride
+    counts = np.bincount(starts, minlength=possible)
+    assert len(counts) == possible
+    assert counts.min() > 0.7 * draws / possible
+
+
+@given(st.integers(1, 30), st.integers(0, 300), st.data())
+def test_uniform_takes_one_frame_of_each_segment(
+    frames: int, spare: int, data: st.DataObject
+) -> None:
+    num_frames = frames + spare
+    places = np.array(data.draw(st.lists(SHARES, min_size=frames, max_size=frames)))
+    found = segment_frames(num_frames, frames, places)
+    for segment, frame in enumerate(found):
+        # The frame covers [frame, frame + 1); it must overlap its segment.
+        assert frame * frames < (segment + 1) * num_frames
+        assert (frame + 1) * frames > segment * num_frames
+
+
+def test_uniform_reaches_every_frame() -> None:
+    generator = np.random.default_rng(0)
+    drawn = [train_frames(23, 5, 1, "uniform", generator) for _ in range(500)]
+    assert set(np.concatenate(drawn).tolist()) == set(range(23))
+
+
+@given(FRAMES, STRIDES, st.integers(0, 100))
+def test_the_central_clip_leaves_as_much_before_as_after(
+    frames: int, stride: int, spare: int
+) -> None:
+    num_frames = (frames - 1) * stride + 1 + spare
+    found = central_frames(num_frames, frames, stride, "dense")
+    assert abs(found[0] - (num_frames - 1 - found[-1])) <= 1

@@ -1,0 +1,97 @@
+"""Crop, resize and flip: inside the frame, of the right shape, place and orientation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from arvideo_ds.data.transforms import Crop, center_crop, cut, multi_scale_crop
+
+SIDES, CLIP_SIDES = st.integers(2, 700), st.integers(8, 256)
+SCALES = st.lists(st.floats(0.05, 1.0), min_size=1, max_size=5)
+NO_SCALING = [1.0]
+
+
+def inside(crop: Crop, height: int, width: int) -> bool:
+    return (
+        crop.height >= 1
+        and crop.width >= 1
+        and 0 <= crop.top <= height - crop.height
+        and 0 <= crop.left <= width - crop.width
+    )
+
+
+@given(SIDES, SIDES, CLIP_SIDES, CLIP_SIDES, SCALES, st.integers(0, 50))
+@example(200, 2, 8, 256, NO_SCALING, 0)
+def test_crops_lie_within_the_frame(
+    height: int, width: int, clip_height: int, clip_width: int, scales: list[float], seed: int
+) -> None:
+    size = (clip_height, clip_width)
+    generator = np.random.default_rng(seed)
+    assert inside(multi_scale_crop(height, width, size, scales, generator), height, width)
+    assert inside(center_crop(height, width, size), height, width)
+
+
+@given(st.integers(64, 700), st.integers(64, 700), st.integers(0, 50))
+def test_scales_of_height_and_width_differ_by_at_most_one_step(
+    height: int, width: int, seed: int
+) -> None:
+    scales, size = [1.0, 0.875, 0.75, 0.66], (224, 112)
+    crop = multi_scale_crop(height, width, size, scales, np.random.default_rng(seed))
+    box = min(height / size[0], width / size[1])
+    steps = [
+        int(np.argmin([abs(side / (whole * box) - scale) for scale in scales]))
+        for side, whole in ((crop.height, size[0]), (crop.width, size[1]))
+    ]
+    assert abs(steps[0] - steps[1]) <= 1
+
+
+def test_random_crops_reach_all_corners_the_middle_and_every_scale() -> None:
+    generator = np.random.default_rng(0)
+    crops = [multi_scale_crop(100, 140, (50, 50), [1.0, 0.5], generator) for _ in range(400)]
+    smallest = {(c.top, c.left) for c in crops if (c.height, c.width) == (50, 50)}
+    assert {(0, 0), (0, 90), (50, 0), (50, 90), (25, 45)} <= smallest
+    assert {(c.height, c.width) for c in crops} == {(100, 100), (100, 50), (50, 100), (50, 50)}
+
+
+@given(SIDES, SIDES, st.integers(8, 256), st.integers(8, 256))
+def test_the_central_crop_is_central_largest_and_of_the_clips_aspect(
+    height: int, width: int, clip_height: int, clip_width: int
+) -> None:
+    crop = center_crop(height, width, (clip_height, clip_width))
+    assert abs(2 * crop.top + crop.height - height) <= 1
+    assert abs(2 * crop.left + crop.width - width) <= 1
+    assert crop.height == height or crop.width == width
+    # Within the rounding of one pixel on either side.
+    assert abs(crop.height * clip_width - crop.width * clip_height) <= max(clip_height, clip_width)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (16, 48), (48, 16), (64, 80)])
+@pytest.mark.parametrize("flip", [False, True])
+def test_clips_have_the_asked_shape_and_own_their_memory(size: tuple[int, int], flip: bool) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (5, 40, 60, 3), dtype=np.uint8)
+    clip = cut(frames, center_crop(40, 60, size), size, flip=flip)
+    assert clip.shape == (5, *size, 3)
+    assert clip.dtype == torch.uint8
+    assert clip.is_contiguous()
+    assert clip.untyped_storage().nbytes() == clip.numel()
+
+
+def test_a_crop_of_the_clips_own_size_is_those_very_pixels() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
+    before = frames.copy()
+    clip = cut(frames, Crop(top=3, left=7, height=20, width=30), (20, 30), flip=False)
+    assert np.array_equal(clip.numpy(), frames[:, 3:23, 7:37])
+    clip.zero_()
+    assert np.array_equal(frames, before)
+
+
+def test_a_flipped_clip_is_the_mirror_image() -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, 40, 60, 3), dtype=np.uint8)
+    crop = Crop(top=2, left=11, height=31, width=33)
+    plain, mirrored = (cut(frames, crop, (24, 26), flip=flip) for flip in (False, True))
+    assert torch.equal(mirrored, plain.flip(2))
+    assert not torch.equal(mirrored, plain)

@@ -1,0 +1,181 @@
+"""DeepSpeed JSON + plan: every "auto" filled, every contradiction refused with both sides."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arvideo_ds.config import Recipe, make_plan
+from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, zero_stage
+from arvideo_ds.errors import UserError
+
+Resolve = Callable[[dict[str, Any]], dict[str, Any]]
+ORIGIN = "my.json"
+AUTO: dict[str, Any] = {
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "bf16": {"enabled": "auto"},
+    "fp16": {"enabled": "auto"},
+    "zero_optimization": {"stage": 2},
+}
+# What the recipe below decides, on two ranks.
+DECIDED: dict[str, Any] = {
+    "train_batch_size": 48,
+    "train_micro_batch_size_per_gpu": 8,
+    "gradient_accumulation_steps": 3,
+    "gradient_clipping": 0.5,
+    "bf16": {"enabled": True},
+    "fp16": {"enabled": False},
+}
+
+
+@pytest.fixture
+def solve(tiny: Callable[..., Recipe]) -> Resolve:
+    recipe = tiny(
+        train={"total_batch": 48, "micro_batch": 8, "precision": "bf16"}, optim={"clip": 0.5}
+    )
+    plan = make_plan(recipe, world_size=2)
+    return lambda tree: resolve(tree, recipe, plan, ORIGIN)
+
+
+def error_of(solve: Resolve, tree: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as raised:
+        solve(tree)
+    message = str(raised.value)
+    assert ORIGIN in message
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "tree", [AUTO, {}, DECIDED, {**DECIDED, "gradient_clipping": "auto"}], ids=str
+)
+def test_auto_absent_and_equal_values_all_resolve_to_the_plan(
+    tree: dict[str, Any], solve: Resolve
+) -> None:
+    before = copy.deepcopy(tree)
+    resolved = solve(tree)
+    assert {key: resolved[key] for key in DECIDED} == DECIDED
+    assert tree == before
+    json.dumps(resolved)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_one_precision_is_on_and_the_others_off(
+    precision: str, tiny: Callable[..., Recipe]
+) -> None:
+    recipe = tiny(train={"precision": precision})
+    resolved = resolve(AUTO, recipe, make_plan(recipe, world_size=1), ORIGIN)
+    enabled = {name for name in ("bf16", "fp16") if resolved[name]["enabled"]}
+    assert enabled == {precision} - {"fp32"}
+
+
+@pytest.mark.parametrize(
+    ("key", "given", "decided", "owner"),
+    [
+        ("train_batch_size", 64, "48", "train.total_batch"),
+        ("train_micro_batch_size_per_gpu", 4, "8", "train.micro_batch"),
+        ("gradient_accumulation_steps", 1, "3", "train.total_batch"),
+        ("gradient_clipping", 1.0, "0.5", "optim.clip"),
+        ("bf16", {"enabled": False}, "true", "train.precision=bf16"),
+        ("fp16", {"enabled": True}, "false", "train.precision=bf16"),
+    ],
+)
+def test_a_contradiction_names_both_places_and_both_values(
+    key: str, given: Any, decided: str, owner: str, solve: Resolve
+) -> None:
+    message = error_of(solve, {**AUTO, key: given})
+    value = given["enabled"] if isinstance(given, dict) else given
+    assert key in message
+    assert json.dumps(value) in message
+    assert decided in message
+    assert owner in message
+
+
+def test_what_the_recipe_does_not_own_passes_unchanged(solve: Resolve) -> None:
+    own = {
+        "zero_optimization": {
+            "stage": 3,
+            "reduce_bucket_size": 7,
+            "offload_param": {"device": "cpu"},
+        },
+        "bf16": {"enabled": "auto", "immediate_grad_update": True},
+        "wall_clock_breakdown": True,
+        "steps_per_print": 5,
+    }
+    resolved = solve({**AUTO, **own})
+    assert resolved["zero_optimization"] == own["zero_optimization"]
+    assert resolved["bf16"] == {"enabled": True, "immediate_grad_update": True}
+    assert resolved["wall_clock_breakdown"] is True
+    assert resolved["steps_per_print"] == 5
+    assert zero_stage(resolved) == 3
+
+
+@pytest.mark.parametrize(
+    ("typo", "meant"),
+    [("zero_optimisation", "zero_optimization"), ("gradient_cliping", "gradient_clipping")],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_name(
+    typo: str, meant: str, solve: Resolve
+) -> None:
+    message = error_of(solve, {**AUTO, typo: 1})
+    assert f'"{typo}"' in message
+    assert f'did you mean "{meant}"?' in message
+
+
+@pytest.mark.parametrize("section", ["optimizer", "scheduler", "amp"])
+def test_sections_that_the_recipe_owns_are_refused(section: str, solve: Resolve) -> None:
+    message = error_of(solve, {**AUTO, section: {"type": "AdamW"}})
+    assert f'"{section}"' in message
+    assert "recipe" in message
+
+
+def test_an_auto_that_nobody_decides_is_refused(solve: Resolve) -> None:
+    tree = {**AUTO, "zero_optimization": {"stage": 3, "offload_param": {"buffer_size": "auto"}}}
+    assert "zero_optimization.offload_param.buffer_size" in error_of(solve, tree)
+
+
+@pytest.mark.parametrize("stage", [4, -1, "two", "auto", None])
+def test_a_stage_that_does_not_exist_is_refused(stage: Any, solve: Resolve) -> None:
+    assert "zero_optimization.stage" in error_of(solve, {"zero_optimization": {"stage": stage}})
+
+
+@pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])
+def test_offload_without_partitioning_is_refused(key: str, solve: Resolve) -> None:
+    tree = {"zero_optimization": {"stage": 1, key: {"device": "cpu"}}}
+    assert key in error_of(solve, tree)
+
+
+@pytest.mark.parametrize("key", ["zero_optimization", "bf16", "fp16", "activation_checkpointing"])
+def test_a_section_that_is_no_object_is_refused(key: str, solve: Resolve) -> None:
+    assert f'"{key}"' in error_of(solve, {**AUTO, key: True})
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'{"a": 1,\n "b": }', "line 2"),
+        (b"", "not valid JSON"),
+        (b"[1]", "one JSON object"),
+        (b"\xff\xfe{}", "cannot read"),
+        (None, "ds_configs/"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_named(
+    content: bytes | None, says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "bad.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_deepspeed_json(path)
+    assert str(path) in str(raised.value)
+    assert says in str(raised.value)
+    assert "\n" not in str(raised.value)

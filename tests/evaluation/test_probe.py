@@ -1,0 +1,73 @@
+"""Probes: perfect on features that tell the classes, at chance on labels that mean nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from arvideo_ds.evaluation.features import Features
+from arvideo_ds.evaluation.probe import linear_probe, nearest_neighbours
+
+CLASSES, WIDTH = 4, 16
+PROBES = [linear_probe, nearest_neighbours]
+Probe = Callable[[Features, Features], float]
+
+
+def clusters(count: int, seed: int, *, spread: float = 0.1) -> Features:
+    """A cloud per class, far from zero and with columns of very different scale."""
+    centres = torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % CLASSES
+    values = centres[labels] + spread * torch.randn(count, WIDTH, generator=generator)
+    return Features(values * torch.logspace(-1, 1, WIDTH) + 100, labels, skipped=0)
+
+
+def noise(count: int, seed: int) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    return Features(torch.randn(count, WIDTH, generator=generator), labels, skipped=0)
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_classes_that_stand_apart_are_all_recognised(probe: Probe) -> None:
+    assert probe(clusters(200, 1), clusters(100, 2)) == 1.0
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_labels_that_mean_nothing_are_guessed(probe: Probe) -> None:
+    # 2000 guesses of 1 in 4: five standard deviations are 0.05.
+    assert probe(noise(1000, 1), noise(2000, 2)) == pytest.approx(1 / CLASSES, abs=0.05)
+
+
+def test_the_linear_probe_finds_a_weak_direction_among_loud_ones() -> None:
+    def weak(count: int, seed: int) -> Features:
+        generator = torch.Generator().manual_seed(seed)
+        values = torch.randn(count, WIDTH, generator=generator)
+        labels = (values[:, 0] > 0).long()
+        return Features(values * torch.tensor([0.01] + [10.0] * (WIDTH - 1)), labels, skipped=0)
+
+    assert linear_probe(weak(1000, 1), weak(1000, 2)) > 0.95
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_the_number_is_the_same_every_time(probe: Probe) -> None:
+    train, test = clusters(120, 1, spread=1.5), clusters(80, 2, spread=1.5)
+    first = probe(train, test)
+    torch.manual_seed(17)
+    assert probe(train, test) == first
+    assert 1 / CLASSES < first < 1
+
+
+@pytest.mark.parametrize("probe", PROBES)
+def test_few_clips_and_classes_that_only_the_test_has_count_as_wrong(probe: Probe) -> None:
+    train = clusters(8, 1)
+    test = clusters(40, 2)
+    moved = Features(test.values, test.labels.where(test.labels != 0, CLASSES + 1), skipped=0)
+    assert probe(train, moved) == pytest.approx(probe(train, test) - 0.25, abs=1e-4)
+
+
+def test_one_neighbour_of_the_training_clips_is_themselves() -> None:
+    train = noise(300, 3)
+    assert nearest_neighbours(train, train, neighbours=1) == 1.0

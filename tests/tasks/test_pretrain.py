@@ -1,0 +1,67 @@
+"""The pretraining task: clips that did not decode change neither the loss nor its gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from arvideo_ds.config import Recipe
+from arvideo_ds.data.loader import Batch
+from arvideo_ds.tasks.pretrain import Pretrain
+
+
+@pytest.fixture
+def task(tiny: Callable[..., Recipe]) -> Pretrain:
+    torch.manual_seed(0)
+    return Pretrain(tiny(data={"frames": 4, "size": 16}, objective={"cluster": [1, 2, 2]}))
+
+
+def batch_of(clips: Tensor, valid: list[bool]) -> Batch:
+    count = len(clips)
+    return Batch(clips, torch.arange(count) + 7, torch.full((count,), -1), torch.tensor(valid))
+
+
+def noise(count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 4, 16, 16, 3), dtype=torch.uint8, generator=generator)
+
+
+def loss_and_gradient(task: Pretrain, batch: Batch) -> tuple[Tensor, Tensor]:
+    task.zero_grad()
+    loss = task(batch)
+    loss.backward()
+    parts = [p.grad.flatten() for p in task.parameters() if p.grad is not None]
+    return loss.detach(), torch.cat(parts)
+
+
+def test_clips_that_did_not_decode_change_neither_loss_nor_gradient(task: Pretrain) -> None:
+    clips = noise(4)
+    alone = loss_and_gradient(task, batch_of(clips[:2], [True, True]))
+    for content in (torch.zeros_like(clips[2:]), noise(2, seed=1)):
+        padded = torch.cat([clips[:2], content])
+        beside = loss_and_gradient(task, batch_of(padded, [True, True, False, False]))
+        torch.testing.assert_close(beside, alone)
+    # They would have counted.
+    counted = loss_and_gradient(task, batch_of(clips, [True] * 4))
+    assert not torch.allclose(counted[0], alone[0])
+
+
+def test_the_loss_is_the_mean_over_the_clips_that_decoded(task: Pretrain) -> None:
+    batch = batch_of(noise(3), [True, False, True])
+    per_clip = task.model(batch.clips, batch.keys)
+    torch.testing.assert_close(task(batch), (per_clip[0] + per_clip[2]) / 2)
+
+
+def test_a_batch_without_any_clip_gives_zero_and_a_gradient_of_zeros(task: Pretrain) -> None:
+    loss, gradient = loss_and_gradient(task, batch_of(torch.zeros_like(noise(2)), [False] * 2))
+    assert loss == 0
+    assert len(gradient) == sum(p.numel() for p in task.parameters())  # every rank has gradients
+    assert torch.equal(gradient, torch.zeros_like(gradient))
+
+
+def test_weights_of_the_objective_stand_below_the_prefix(task: Pretrain) -> None:
+    names = [name.removeprefix(Pretrain.PREFIX) for name in task.state_dict()]
+    assert names == list(task.model.state_dict())

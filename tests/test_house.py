@@ -1,0 +1,80 @@
+"""The house: imports go one way, settings are read without torch, DeepSpeed stays in its room."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+ROOT = Path(__file__).parent.parent
+SOURCES = [
+    p for room in ("arvideo_ds", "scripts", "data_tools") for p in (ROOT / room).rglob("*.py")
+]
+LISTING = "; import sys; print(*sorted({name.partition('.')[0] for name in sys.modules}))"
+HEAVY = {"torch", "deepspeed", "timm", "einops"}
+
+
+def modules_after(run: Run, code: str) -> set[str]:
+    """Top-level packages that a fresh interpreter holds after running the code."""
+    done = run(sys.executable, "-c", code + LISTING)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_settings_are_read_without_torch_and_deepspeed(run: Run) -> None:
+    loaded = modules_after(
+        run,
+        "import arvideo_ds.config, arvideo_ds.train.settle, arvideo_ds.engine.launcher; "
+        "arvideo_ds.config.make_plan(arvideo_ds.config.load_recipe('ablation_base'), world_size=8)",
+    )
+    assert "pydantic" in loaded  # the listing works
+    assert not loaded & HEAVY
+
+
+def test_the_command_line_of_pretraining_is_read_without_torch_and_deepspeed(run: Run) -> None:
+    loaded = modules_after(run, "import runpy; runpy.run_path('scripts/pretrain.py')")
+    assert "arvideo_ds" in loaded
+    assert not loaded & HEAVY
+
+
+def imports_of(path: Path) -> set[str]:
+    """Top-level packages that a file imports, at its top or inside a function."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+def test_deepspeed_is_imported_in_the_engine_room_alone() -> None:
+    importing = {p for p in SOURCES if "deepspeed" in imports_of(p)}
+    assert importing  # the walk sees them
+    assert not [p for p in importing if p.parent != ROOT / "arvideo_ds" / "engine"]
+
+
+def test_imports_keep_to_the_rooms(run: Run, tmp_path: Path) -> None:
+    done = run("lint-imports", "--cache-dir", tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert " 0 broken" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "arvideo_ds").rglob("*.py")), ids=lambda p: str(p.relative_to(ROOT))
+)
+def test_every_module_says_what_it_is_and_every_room_what_it_must_not_know(path: Path) -> None:
+    says = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    assert says, path
+    if path.name == "__init__.py":
+        assert len(says.splitlines()) > 1
+
+
+def test_every_folder_of_modules_is_a_package() -> None:
+    folders = {path.parent for path in (ROOT / "arvideo_ds").rglob("*.py")}
+    assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]

@@ -1,0 +1,154 @@
+"""Sinks: metrics.jsonl keeps exactly what a resumed run builds on; W&B never ends a run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from arvideo_ds.config.schema import WandbSettings
+from arvideo_ds.data.loader import Skipped
+from arvideo_ds.train.metrics import Console, JsonLines, Wandb, quarantine
+from arvideo_ds.train.run_folder import METRICS, QUARANTINE, read_metrics
+
+
+def steps_of(folder: Path) -> list[float]:
+    return [line["step"] for line in read_metrics(folder)]
+
+
+def logged(folder: Path, *steps: int, first_step: int = 0) -> None:
+    lines = JsonLines(folder, first_step)
+    for step in steps:
+        lines.log({"step": step, "loss/pretrain": 1 / step})
+
+
+def test_a_resumed_run_drops_the_lines_that_it_will_write_again(tmp_path: Path) -> None:
+    logged(tmp_path, 10, 20, 30, 40)
+    logged(tmp_path, 30, first_step=20)
+    assert steps_of(tmp_path) == [10, 20, 30]
+    assert read_metrics(tmp_path)[1] == {"step": 20, "loss/pretrain": 0.05}
+
+
+def test_a_run_from_scratch_drops_all_lines(tmp_path: Path) -> None:
+    logged(tmp_path, 10, 20)
+    logged(tmp_path)
+    assert steps_of(tmp_path) == []
+
+
+def test_a_folder_without_metrics_has_none(tmp_path: Path) -> None:
+    assert read_metrics(tmp_path) == []
+
+
+def test_a_line_that_was_cut_off_does_not_stop_a_resumed_run(tmp_path: Path) -> None:
+    logged(tmp_path, 10, 20)
+    with (tmp_path / METRICS).open("a") as file:
+        file.write('{"step": 30, "loss/pre')
+    logged(tmp_path, 30, first_step=20)
+    assert steps_of(tmp_path) == [10, 20, 30]
+
+
+class StubRun:
+    """Stub of a W&B run: fails at the second line, when the network goes away."""
+
+    def __init__(self) -> None:
+        self.logged: list[dict[str, Any]] = []
+
+    def define_metric(self, *names: str, step_metric: str) -> None: ...
+
+    def log(self, metrics: dict[str, Any]) -> None:
+        if self.logged:
+            raise ConnectionError("stub: no network")
+        self.logged.append(metrics)
+
+
+def stub_wandb(monkeypatch: pytest.MonkeyPatch, init: Any) -> None:
+    """Put a stub in the place of the wandb package."""
+    stub = ModuleType("wandb")
+    stub.init = init  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", stub)
+
+
+def test_wandb_that_does_not_start_is_said_once_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(**settings: Any) -> None:
+        raise RuntimeError("stub: not logged in")
+
+    stub_wandb(monkeypatch, refuse)
+    sink = Wandb(tmp_path, WandbSettings(mode="online"), {})
+    sink.log({"step": 1})
+    sink.log({"step": 2})
+    assert capsys.readouterr().out.count("stub: not logged in") == 1
+
+
+def test_wandb_that_is_not_installed_is_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises ImportError
+    Wandb(tmp_path, WandbSettings(mode="online"), {}).log({"step": 1})
+    assert capsys.readouterr().out.count("W&B is off") == 1
+
+
+def test_wandb_that_fails_on_the_way_is_left_alone_from_then_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = StubRun()
+    stub_wandb(monkeypatch, lambda **settings: run)
+    sink = Wandb(tmp_path, WandbSettings(mode="online"), {})
+    for step in (1, 2, 3):
+        sink.log({"step": step})
+    assert run.logged == [{"step": 1}]
+    assert capsys.readouterr().out.count("stub: no network") == 1
+
+
+def test_a_requeued_run_goes_on_with_the_same_wandb_id(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def start(**settings: Any) -> StubRun:
+        seen.append(settings)
+        return StubRun()
+
+    stub_wandb(monkeypatch, start)
+    for name in ("mine", "mine", "other"):
+        (tmp_path / name).mkdir(exist_ok=True)
+        Wandb(tmp_path / name, WandbSettings(mode="offline"), {})
+    first, again, other = (settings["id"] for settings in seen)
+    assert first == again != other
+    assert all(settings["resume"] == "allow" for settings in seen)
+
+
+def test_the_console_says_a_step_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {
+        "step": 30,
+        "epoch": 0.5,
+        "loss/pretrain": 0.75,
+        "lr": 1e-3,
+        "throughput/clips_per_s": 12.0,
+        "time/data_wait_pct": 3.0,
+        "time/step_s": 2.0,
+        "memory/peak_gib": 1.5,
+        "data/skipped_total": 0.0,
+    }
+    Console(steps=60).log(metrics)
+    Console(steps=60).log({**metrics, "data/skipped_total": 4.0, "grad_norm_preclip": 0.125})
+    first, second = capsys.readouterr().out.splitlines()
+    assert "step 30/60" in first
+    assert "left 0:01:00" in first
+    assert "skipped" not in first
+    assert "skipped 4" in second
+    assert "grad 0.125" in second
+
+
+def test_ranks_append_their_undecodable_videos(tmp_path: Path) -> None:
+    quarantine(tmp_path, 0, [])
+    assert not (tmp_path / QUARANTINE).exists()
+    quarantine(tmp_path, 0, [Skipped("a", "io", "cut"), Skipped("b", "io", "cut")])
+    quarantine(tmp_path, 3, [Skipped("c", "io", 'a "word"\nmore')])
+    lines = [json.loads(line) for line in (tmp_path / QUARANTINE).read_text().splitlines()]
+    assert [(line["key"], line["rank"]) for line in lines] == [("a", 0), ("b", 0), ("c", 3)]

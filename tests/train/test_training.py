@@ -1,0 +1,266 @@
+"""Real runs of scripts/pretrain.py: real DeepSpeed, real processes, real signals, on the CPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.dist
+ROOT = Path(__file__).parent.parent.parent
+PRETRAIN = ROOT / "scripts" / "pretrain.py"
+INTERRUPTED = 75
+LOSS = "loss/pretrain"
+
+
+class Runs:
+    """Starts runs of the demo recipe on the test's shards; each in a folder of its own."""
+
+    def __init__(self, folder: Path, shards: Path, environment: dict[str, str]) -> None:
+        self.folder, self.shards, self.environment = folder, shards, environment
+        self._port = 29700 + os.getpid() % 1000
+
+    def command(
+        self, name: str, *overrides: str, launcher: tuple[str, ...] = (), stage: str = "zero2"
+    ) -> list[str]:
+        return [
+            *(launcher or (sys.executable,)),
+            str(PRETRAIN),
+            f"--deepspeed_config={ROOT}/ds_configs/{stage}.json",
+            f"--output={self.folder / name}",
+            "--recipe=demo",
+            f"data.shards={self.shards}",
+            "data.num_streams=12",
+            "data.workers=1",
+            "train.log_every=1",
+            "train.total_batch=16",
+            "train.micro_batch=16",
+            "optim.warmup_steps=3",
+            *overrides,
+        ]
+
+    def start(self, *args: Any, **options: Any) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*args, **options),
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *args: Any, code: int = 0, **options: Any) -> str:
+        process = self.start(*args, **options)
+        try:
+            output, _ = process.communicate(timeout=240)
+        finally:
+            stop(process)
+        assert process.returncode == code, output[-4000:]
+        return output
+
+    def deepspeed(self, ranks: int) -> tuple[str, ...]:
+        self._port += 1
+        return ("deepspeed", f"--num_gpus={ranks}", f"--master_port={self._port}")
+
+    def losses(self, name: str) -> list[float]:
+        return [metrics[LOSS] for metrics in self.metrics(name)]
+
+    def metrics(self, name: str) -> list[dict[str, float]]:
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def summary(self, name: str) -> dict[str, Any]:
+        return json.loads((self.folder / name / "summary.json").read_text())
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    demo_shards: Path,
+    environment: Callable[..., dict[str, str]],
+) -> Runs:
+    # The demo recipe's own shards are not wanted here, so they are said to be there.
+    folder = tmp_path_factory.mktemp("runs")
+    for split in ("train", "test"):
+        (folder / "data" / "demo" / split).mkdir(parents=True)
+        shutil.copy(demo_shards / split / "manifest.json", folder / "data" / "demo" / split)
+    return Runs(folder, demo_shards / "train", environment())
+
+
+def largest_difference(left: list[float], right: list[float]) -> float:
+    assert len(left) == len(right) > 0
+    return max(abs(a - b) / abs(b) for a, b in zip(left, right, strict=True))
+
+
+@pytest.fixture(scope="module")
+def plain(runs: Runs) -> list[float]:
+    """Loss curve of one process: what every other way of running must reproduce."""
+    runs.run("plain", "train.max_steps=20")
+    return runs.losses("plain")
+
+
+@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
+def test_every_zero_stage_on_two_ranks_gives_the_curve_of_one_process(
+    runs: Runs, plain: list[float], stage: str
+) -> None:
+    runs.run(stage, "train.max_steps=20", launcher=runs.deepspeed(2), stage=stage)
+    assert largest_difference(runs.losses(stage), plain) <= 1e-4
+    assert all(metrics["grad_norm_preclip"] > 0 for metrics in runs.metrics(stage))
+
+
+def test_accumulation_and_torchrun_give_the_curve_too(runs: Runs, plain: list[float]) -> None:
+    torchrun = ("torchrun", "--nproc_per_node=2", "--master_port=29699")
+    runs.run("torchrun", "train.max_steps=20", "train.micro_batch=2", launcher=torchrun)
+    assert runs.summary("torchrun")["plan"]["accumulation"] == 4
+    assert largest_difference(runs.losses("torchrun"), plain) <= 1e-4
+
+
+def test_activation_checkpointing_changes_nothing_but_memory(
+    runs: Runs, plain: list[float]
+) -> None:
+    runs.run("ac", "train.max_steps=20", stage="zero2_checkpointing")
+    assert largest_difference(runs.losses("ac"), plain) <= 1e-6
+
+
+@pytest.mark.parametrize("stage", ["zero0", "zero2", "zero3_offload"])
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_follows_the_curve_roughly(
+    runs: Runs, plain: list[float], stage: str, precision: str
+) -> None:
+    name = f"{stage}-{precision}"
+    runs.run(name, "train.max_steps=20", f"train.precision={precision}", stage=stage)
+    assert largest_difference(runs.losses(name), plain) < 0.1
+    weights = runs.folder / name / "model.safetensors"
+    assert weights.stat().st_size > 4 * 1_000_000  # fp32, a million parameters
+
+
+def test_the_loss_falls(runs: Runs) -> None:
+    """A silent no-op (nothing applied, wrong sign) would pass every equality above."""
+    runs.run("falls", "train.max_steps=60", "train.log_every=10")
+    losses = runs.losses("falls")
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def interrupt_after(process: subprocess.Popen[str], text: str) -> str:
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if line.startswith(text):
+            os.killpg(process.pid, signal.SIGINT)  # what Ctrl-C in a terminal does
+            break
+    seen += process.stdout.read()
+    process.wait(timeout=120)
+    return seen
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_an_interrupted_run_goes_on_to_the_curve_of_an_uninterrupted_one(
+    runs: Runs, ranks: int
+) -> None:
+    def launcher() -> tuple[str, ...]:
+        return runs.deepspeed(2) if ranks == 2 else ()
+
+    whole, cut = f"whole{ranks}", f"cut{ranks}"
+    runs.run(whole, "train.max_steps=40", launcher=launcher())
+    process = runs.start(cut, "train.max_steps=40", launcher=launcher())
+    try:
+        output = interrupt_after(process, "step 8/")
+    finally:
+        stop(process)
+    assert "interrupted after" in output, output[-3000:]
+    # The launcher itself dies of the Ctrl-C.
+    assert process.returncode == (INTERRUPTED if ranks == 1 else -signal.SIGINT)
+    stopped_at = len(runs.losses(cut))
+    assert 8 <= stopped_at < 40
+    output = runs.run(cut, "train.max_steps=40", launcher=launcher())
+    assert f"going on after step {stopped_at}" in output
+    assert runs.losses(cut) == runs.losses(whole)
+    both = [(runs.folder / name / "model.safetensors").read_bytes() for name in (whole, cut)]
+    assert both[0] == both[1]
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(runs: Runs) -> None:
+    runs.run("unkilled", "train.max_steps=30", "train.save_every=5")
+    process = runs.start("killed", "train.max_steps=30", "train.save_every=5")
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 13/"):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    # Lines of steps that are done again are dropped, and nothing is done twice.
+    output = runs.run("killed", "train.max_steps=30", "train.save_every=5")
+    assert "going on after step 10" in output or "going on after step 15" in output
+    assert [metrics["step"] for metrics in runs.metrics("killed")] == list(range(1, 31))
+    assert runs.losses("killed") == runs.losses("unkilled")
+    kept = sorted(p.name for p in (runs.folder / "killed" / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000025", "step-00000030"]
+
+
+def test_a_finished_run_is_left_alone_and_another_recipe_refused(runs: Runs) -> None:
+    runs.run("done", "train.max_steps=3")
+    before = (runs.folder / "done" / "metrics.jsonl").read_text()
+    assert "nothing left to do" in runs.run("done", "train.max_steps=3")
+    assert (runs.folder / "done" / "metrics.jsonl").read_text() == before
+    output = runs.run("done", "train.max_steps=3", "optim.base_lr=1e-4", code=2)
+    assert "optim.base_lr was 0.004, is 0.0001" in output
+    assert "Traceback" not in output
+
+
+def test_other_shards_and_another_number_of_ranks_are_refused(
+    runs: Runs, demo_shards: Path
+) -> None:
+    runs.run("moved", "train.max_steps=3")
+    more = ("train.max_steps=3", f"data.shards={demo_shards / 'test'}")
+    assert "other shards" in runs.run("moved", *more, code=2)
+    output = runs.run("moved", "train.max_steps=3", launcher=runs.deepspeed(2), code=2)
+    assert "saved by 1 rank(s) with ZeRO stage 2" in output
+
+
+def test_a_diverging_run_stops_with_the_reason(runs: Runs) -> None:
+    output = runs.run("nan", "train.max_steps=30", "optim.base_lr=1e30", code=2)
+    assert "the loss is nan" in output or "the loss is inf" in output
+    assert not (runs.folder / "nan" / "model.safetensors").exists()
+
+
+def test_undecodable_videos_are_counted_and_stop_the_run_above_the_limit(
+    runs: Runs, demo_shards: Path, tmp_path: Path
+) -> None:
+    shards = tmp_path / "damaged"
+    shutil.copytree(demo_shards / "train", shards)
+    (tar,) = shards.glob("*.tar")
+    index = json.loads(next(shards.glob("*.index.json")).read_text())
+    with tar.open("r+b") as file:
+        for sample in index["samples"][:6]:  # one in eight
+            file.seek(sample["offset"])
+            file.write(bytes(sample["bytes"]))
+    options = ("train.max_steps=30", f"data.shards={shards}")
+    runs.run("tolerant", *options, "data.max_skipped_share=0.5")
+    skipped = runs.metrics("tolerant")[-1]["data/skipped_total"]
+    assert 0.5 < skipped / (30 * 16 / 8) < 1.5
+    named = (runs.folder / "tolerant" / "quarantine.jsonl").read_text().splitlines()
+    assert {json.loads(line)["key"] for line in named} <= {s["key"] for s in index["samples"][:6]}
+    output = runs.run("strict", *options, launcher=runs.deepspeed(2), code=2)
+    assert "data.max_skipped_share=0.01" in output
+
+
+def test_wandb_offline_records_the_run(runs: Runs) -> None:
+    pytest.importorskip("wandb")
+    runs.run("tracked", "train.max_steps=3", "wandb.mode=offline")
+    assert list((runs.folder / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
+    assert len(runs.losses("tracked")) == 3
