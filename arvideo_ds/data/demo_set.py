@@ -1,8 +1,8 @@
 """The demo: videos in which the class is the motion and nothing else.
 
-A textured background stands still; a shape of random form, colour and size crosses it in one of
-eight directions. One frame says nothing about the class, so an encoder that separates the classes
-has learned motion. Real H.264 files, made into shards as any other folder of videos.
+Before a still background of blended colours, three shapes of random form, colour and size drift
+in one of eight directions. One frame says nothing about the class, so an encoder that separates
+the classes has learned motion. Real H.264 files, made into shards as any other folder of videos.
 """
 
 from __future__ import annotations
@@ -30,6 +30,8 @@ DIRECTIONS = (
     "east", "north_east", "north", "north_west", "west", "south_west", "south", "south_east",
 )  # fmt: skip
 SIDE, FRAMES, RATE = 40, 12, Fraction(12)
+# Pixels per frame, and pixels.
+_SHAPES, _SPEEDS, _RADII = 3, (1.5, 2.4), (5.0, 8.0)
 _ENCODING = TranscodeSettings(short_side=0, gop=8, crf=12)
 _SAMPLES_PER_SHARD = 100
 
@@ -83,40 +85,67 @@ def _write_video(job: tuple[Path, str, int]) -> None:
 
 
 def render(direction: int, generator: np.random.Generator) -> np.ndarray:
-    """One video, uint8, FRAMES x SIDE x SIDE x 3; y grows downwards, so north is up."""
-    background = _texture(generator, coarse=5)
-    surface = np.clip(_texture(generator, coarse=3) * 0.5 + generator.uniform(40, 215, 3), 0, 255)
+    """One video, uint8, FRAMES x SIDE x SIDE x 3; y grows downwards, so north is up.
+
+    Shapes that leave on one side come back on the other.
+    """
+    frames = np.repeat(_background(generator)[None], FRAMES, axis=0)
     angle = math.tau * direction / len(DIRECTIONS)
-    velocity = generator.uniform(1.5, 2.4) * np.array([math.cos(angle), -math.sin(angle)])
-    middle = SIDE / 2 + generator.uniform(-5, 5, 2)
-    radius = generator.uniform(4.5, 7.5)
-    form = int(generator.integers(4))
-    frames = []
-    for frame in range(FRAMES):
-        centre = middle + velocity * (frame - (FRAMES - 1) / 2)
-        cover = _cover(form, centre, radius)[..., None]
-        frames.append(background * (1 - cover) + surface * cover)
-    return np.stack(frames).round().astype(np.uint8)
+    velocity = generator.uniform(*_SPEEDS) * np.array([math.cos(angle), -math.sin(angle)])
+    for _ in range(_SHAPES):
+        surface = _Surface(generator)
+        start = generator.uniform(0, SIDE, 2)
+        radius, form = generator.uniform(*_RADII), int(generator.integers(4))
+        for number, frame in enumerate(frames):
+            dx, dy = _offsets(start + velocity * number)
+            cover = _cover(form, dx, dy, radius)[..., None]
+            frame[:] = frame * (1 - cover) + surface(dx, dy) * cover
+    return frames.round().astype(np.uint8)
 
 
-def _texture(generator: np.random.Generator, coarse: int) -> np.ndarray:
-    """Smooth coloured noise: a coarse random grid, linearly enlarged; SIDE x SIDE x 3, 0..255."""
-    grid = generator.uniform(0, 255, (coarse + 1, coarse + 1, 3))
-    at = np.linspace(0, coarse, SIDE, endpoint=False)
-    low, share = at.astype(int), (at % 1)[:, None]
-    rows = grid[low] * (1 - share[..., None]) + grid[low + 1] * share[..., None]
-    return rows[:, low] * (1 - share) + rows[:, low + 1] * share
+def _background(generator: np.random.Generator) -> np.ndarray:
+    """Four random colours in the corners, blended: SIDE x SIDE x 3, 0..255."""
+    corners = generator.uniform(0, 255, (2, 2, 3))
+    share = np.linspace(0, 1, SIDE)[:, None, None]
+    rows = corners[0] * (1 - share) + corners[1] * share
+    share = share[:, 0]
+    return rows[:, :1] * (1 - share) + rows[:, 1:] * share
 
 
-def _cover(form: int, centre: np.ndarray, radius: float) -> np.ndarray:
-    """How much of each pixel a disc, square, diamond or ring covers, 0..1, smooth at the edge."""
+class _Surface:
+    """A colour with two long waves over it that travel with the shape."""
+
+    def __init__(self, generator: np.random.Generator) -> None:
+        self._colour = generator.uniform(50, 205, 3)
+        self._waves = []
+        for _ in range(2):
+            turn, phase = generator.uniform(0, math.tau, 2)
+            frequency = generator.uniform(0.2, 0.5) * math.tau / SIDE
+            wave = (frequency * math.cos(turn), frequency * math.sin(turn), phase)
+            self._waves.append((wave, generator.uniform(-120, 120, 3)))
+
+    def __call__(self, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
+        colour = self._colour
+        for (fx, fy, phase), height in self._waves:
+            colour = colour + np.sin(fx * dx + fy * dy + phase)[..., None] * height
+        return np.clip(colour, 0, 255)
+
+
+def _offsets(centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Horizontal and vertical distance of each pixel from a centre, the short way round."""
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
-    dx, dy = np.abs(x - centre[0]), np.abs(y - centre[1])
+    half = SIDE / 2
+    return (x - centre[0] + half) % SIDE - half, (y - centre[1] + half) % SIDE - half
+
+
+def _cover(form: int, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
+    """How much of each pixel a disc, square, diamond or ring covers, 0..1, smooth at the edge."""
+    right, down = np.abs(dx), np.abs(dy)
     distance = [
-        np.hypot(dx, dy) - radius,
-        np.maximum(dx, dy) - 0.9 * radius,
-        (dx + dy) / math.sqrt(2) - 0.9 * radius,
-        np.abs(np.hypot(dx, dy) - 0.8 * radius) - 0.35 * radius,
+        np.hypot(right, down) - radius,
+        np.maximum(right, down) - 0.9 * radius,
+        (right + down) / math.sqrt(2) - 0.9 * radius,
+        np.abs(np.hypot(right, down) - 0.75 * radius) - 0.4 * radius,
     ][form]
     return np.clip(0.5 - distance, 0, 1)
 
