@@ -122,7 +122,7 @@ class OptimSettings(Settings):
 
 class TrainSettings(Settings):
     epochs: Positive | None = None
-    # Length of the run in optimiser steps, schedule included; instead of epochs.
+    # Length of the run in optimiser steps, schedule included; where given, epochs do not count.
     max_steps: Positive | None = None
     # Clips per optimiser step over all ranks, repeats counted.
     total_batch: Positive
@@ -231,11 +231,8 @@ class Recipe(Settings):
             raise UserError(
                 f"decoder.width {width} must be even and a multiple of decoder.heads {heads}."
             )
-        if (self.train.epochs is None) == (self.train.max_steps is None):
-            raise UserError(
-                "give the length of the run once: train.epochs or train.max_steps, and the other "
-                "null."
-            )
+        if self.train.epochs is None and self.train.max_steps is None:
+            raise UserError("the run has no length: give train.epochs or train.max_steps.")
         if self.train.total_batch % self.data.repeats:
             raise UserError(
                 f"train.total_batch={self.train.total_batch} clips is no multiple of "

@@ -25,6 +25,15 @@ MIN_DECODABLE = 0.9
 _ROUGH_PROMISE = 0.75
 
 
+# FFmpeg filters that undo a rotation of so many quarter turns (counter-clockwise).
+_TURNS: list[list[tuple[str, str | None]]] = [
+    [],
+    [("transpose", "cclock")],
+    [("hflip", None), ("vflip", None)],
+    [("transpose", "clock")],
+]
+
+
 class RejectedError(Exception):
     """A video that cannot become a sample: a short reason to count by, and the tool's message."""
 
@@ -254,12 +263,7 @@ def _even(length: float) -> int:
 
 
 def _graph(frame: av.VideoFrame, size: tuple[int, int]) -> av.filter.Graph:
-    turns = {
-        0: [],
-        90: [("transpose", "cclock")],
-        180: [("hflip", None), ("vflip", None)],
-        270: [("transpose", "clock")],
-    }[round(frame.rotation / 90) % 4 * 90]
+    turns = _TURNS[round(frame.rotation / 90) % 4]
     graph = av.filter.Graph()
     nodes: list[Any] = [
         graph.add_buffer(
@@ -270,7 +274,7 @@ def _graph(frame: av.VideoFrame, size: tuple[int, int]) -> av.filter.Graph:
         )
     ]
     scale = ("scale", f"{size[0]}:{size[1]}:flags=bicubic+accurate_rnd+full_chroma_int")
-    for name, arguments in [*turns, scale, ("setsar", "1"), ("format", "yuv420p")]:
+    for name, arguments in (*turns, scale, ("setsar", "1"), ("format", "yuv420p")):
         nodes.append(graph.add(name, arguments) if arguments else graph.add(name))
     nodes.append(graph.add("buffersink"))
     graph.link_nodes(*nodes).configure()

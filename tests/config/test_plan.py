@@ -174,7 +174,6 @@ CONTRADICTIONS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
         {"objective": {"cluster": [2, 8, 8], "targets": "paper"}},
         ("objective.cluster", "2 cluster"),
     ),
-    "two lengths": ({"train": {"epochs": 3}}, ("train.epochs", "train.max_steps")),
     "no length": ({"train": {"max_steps": None}}, ("train.epochs", "train.max_steps")),
     "repeats that do not divide the batch": (
         {"data": {"repeats": 3}},
