@@ -32,7 +32,7 @@ check: setup  ## style, types, import rules and the fast tests (minutes)
 	ruff check .
 	mypy
 	lint-imports
-	pytest -q -m "not slow and not dist and not gpu and not slurm"
+	pytest -q -n auto -m "not slow and not dist and not gpu and not slurm"
 
 test: check  ## check, then every other test that this machine can run
 	pytest -q -m "slow or dist or gpu or slurm"

@@ -43,7 +43,8 @@ def main() -> None:
     parts.append(report.section("Loss", "Mean over all ranks.", [pictures.draw_loss(metrics)]))
     if "linear_probe_accuracy" in summary:
         note = (
-            "Frozen encoder, mean-pooled tokens of the central clip of each test video. Untrained: "
+            "Frozen encoder, tokens of the central clip of each test video averaged over "
+            "space, times side by side. Untrained: "
             "the same encoder with the weights that training began with."
         )
         parts.append(report.section("Probes", note, [pictures.draw_probes(summary)]))

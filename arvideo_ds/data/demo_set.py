@@ -1,8 +1,8 @@
 """The demo: videos in which the class is the motion and nothing else.
 
-Before a still background of blended colours, three shapes of random form, colour and size drift
-in one of eight directions. One frame says nothing about the class, so an encoder that separates
-the classes has learned motion. Real H.264 files, made into shards as any other folder of videos.
+Before a still background of blended colours, a shape of random form, colour and size drifts past
+the middle in one of eight directions. Form, colours and speed say nothing about the class. Real
+H.264 files, made into shards as any other folder of videos.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ DIRECTIONS = (
     "east", "north_east", "north", "north_west", "west", "south_west", "south", "south_east",
 )  # fmt: skip
 SIDE, FRAMES, RATE = 40, 12, Fraction(12)
-# Pixels per frame, and pixels.
-_SHAPES, _SPEEDS, _RADII = 3, (1.5, 2.4), (5.0, 8.0)
+# Pixels per frame; pixels; how far from the middle the way passes, in pixels.
+_SPEEDS, _RADII, _ASIDE = (1.5, 2.4), (5.0, 8.0), 5.0
 _ENCODING = TranscodeSettings(short_side=0, gop=8, crf=12)
 _SAMPLES_PER_SHARD = 100
 
@@ -85,21 +85,19 @@ def _write_video(job: tuple[Path, str, int]) -> None:
 
 
 def render(direction: int, generator: np.random.Generator) -> np.ndarray:
-    """One video, uint8, FRAMES x SIDE x SIDE x 3; y grows downwards, so north is up.
-
-    Shapes that leave on one side come back on the other.
-    """
+    """One video, uint8, FRAMES x SIDE x SIDE x 3; y grows downwards, so north is up."""
     frames = np.repeat(_background(generator)[None], FRAMES, axis=0)
     angle = math.tau * direction / len(DIRECTIONS)
     velocity = generator.uniform(*_SPEEDS) * np.array([math.cos(angle), -math.sin(angle)])
-    for _ in range(_SHAPES):
-        surface = _Surface(generator)
-        start = generator.uniform(0, SIDE, 2)
-        radius, form = generator.uniform(*_RADII), int(generator.integers(4))
-        for number, frame in enumerate(frames):
-            dx, dy = _offsets(start + velocity * number)
-            cover = _cover(form, dx, dy, radius)[..., None]
-            frame[:] = frame * (1 - cover) + surface(dx, dy) * cover
+    surface = _Surface(generator)
+    middle = SIDE / 2 + generator.uniform(-_ASIDE, _ASIDE, 2)
+    radius, form = generator.uniform(*_RADII), int(generator.integers(4))
+    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
+    for number, frame in enumerate(frames):
+        centre = middle + velocity * (number - (FRAMES - 1) / 2)
+        dx, dy = x - centre[0], y - centre[1]
+        cover = _cover(form, dx, dy, radius)[..., None]
+        frame[:] = frame * (1 - cover) + surface(dx, dy) * cover
     return frames.round().astype(np.uint8)
 
 
@@ -129,13 +127,6 @@ class _Surface:
         for (fx, fy, phase), height in self._waves:
             colour = colour + np.sin(fx * dx + fy * dy + phase)[..., None] * height
         return np.clip(colour, 0, 255)
-
-
-def _offsets(centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Horizontal and vertical distance of each pixel from a centre, the short way round."""
-    y, x = np.mgrid[:SIDE, :SIDE] + 0.5
-    half = SIDE / 2
-    return (x - centre[0] + half) % SIDE - half, (y - centre[1] + half) % SIDE - half
 
 
 def _cover(form: int, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:

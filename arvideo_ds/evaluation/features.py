@@ -1,10 +1,14 @@
-"""Features of whole clips: the encoder under full attention, averaged over its tokens."""
+"""Features of whole clips: the encoder under full attention, averaged over space.
+
+The times stay side by side: what a motion changes would be lost in an average over them.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import torch
+from einops import reduce
 from torch import Tensor
 from tqdm import tqdm
 
@@ -20,7 +24,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Features:
-    """values: n D, float32. labels: n, int64. skipped: videos that did not decode, left out."""
+    """values: n (t D), float32. labels: n, int64. skipped: videos that did not decode, left out."""
 
     values: Tensor
     labels: Tensor
@@ -29,7 +33,7 @@ class Features:
 
 @torch.no_grad()
 def extract(encoder: Encoder, shards: ShardSet, recipe: Recipe, device: torch.device) -> Features:
-    """Mean-pooled features of the central clip of every video.
+    """Features of the central clip of every video, averaged over the places of each time.
 
     Errors: `UserError` where the shards have no labels.
     """
@@ -43,7 +47,8 @@ def extract(encoder: Encoder, shards: ShardSet, recipe: Recipe, device: torch.de
         moved = batch.to(device)
         tokens = encode_clips(encoder, moved.clips, recipe.patch)
         usable = moved.valid & (moved.labels != NO_LABEL)
-        values.append(tokens.mean(dim=1)[usable].float().cpu())
+        pooled = reduce(tokens, "b (t s) d -> b (t d)", "mean", t=recipe.geometry.grid[0])
+        values.append(pooled[usable].float().cpu())
         labels.append(moved.labels[usable].cpu())
         skipped += batch.num_skipped
     return Features(torch.cat(values), torch.cat(labels), skipped)
