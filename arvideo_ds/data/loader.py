@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,7 +191,7 @@ class TrainLoader:
             worker_init_fn=_start_worker,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Generator[Batch, None, None]:
         batches: Any = iter(self._loader)
         # Workers are stopped by torch's own hand, then for certain: they ignore SIGTERM, and one
         # may hang in native code. They hold no state worth saving.

@@ -99,7 +99,7 @@ class CrossDecoder(nn.Module):
         with self-attention only), True = may attend. Returns B Q P.
         """
         memory = self.memory(encoded)
-        x = self.query + self.positions[places]
+        x = self.query + self.positions[places].to(memory.dtype)
         for layer in self.layers:
             x = layer(x, memory, cross_mask, self_mask)
         return self.head(self.norm(x))

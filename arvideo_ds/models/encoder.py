@@ -45,7 +45,8 @@ class Encoder(nn.Module):
         attend; none = full attention. Returns B M D.
         """
         pixels = standardize(cubes).to(self.embed.weight.dtype)
-        x = self.embed(pixels) + self.positions[tokens]
+        # Engines differ in whether they cast buffers along with the weights.
+        x = self.embed(pixels) + self.positions[tokens].to(pixels.dtype)
         for block in self.blocks:
             x = block(x, attn_mask=mask)
         return self.norm(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -56,8 +57,8 @@ def train(run: Run) -> Outcome:
     meter = Meter(run.world.device)
     totals = {"seen": 0.0, "skipped": 0.0}
     metrics: dict[str, Any] = {}
-    batches = iter(run.loader)
-    with Interrupt(run.world.size) as interrupt:
+    # Closed on every way out: data workers ignore signals and would outlive an error.
+    with closing(iter(run.loader)) as batches, Interrupt(run.world.size) as interrupt:
         for step in range(run.first_step, run.plan.steps):
             lr = _schedule(run.plan, step)
             run.engine.set_learning_rate(lr)

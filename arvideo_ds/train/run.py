@@ -45,6 +45,8 @@ def pretrain(options: Options, settings: Settings, shards: ShardSet) -> int:
     shards.check_sizes()
     run_folder.require_same_mathematics(folder, settings.recipe)
     world = start_world()
+    if world.device.type == "cpu" and settings.recipe.train.precision == "fp16":
+        raise UserError("DeepSpeed has no fp16 on a CPU; use train.precision=bf16 or fp32.")
     with ExitStack() as held:
         if world.is_main:
             held.enter_context(run_folder.lock(folder))
