@@ -48,6 +48,7 @@ def main() -> None:
         results[f"{prefix}knn_accuracy"] = nearest_neighbours(known, asked)
         results["probe_clips_skipped"] = known.skipped + asked.skipped
     results["probe_chance_accuracy"] = round(1 / len(train.manifest.labels or "?"), 4)
+    results["probe_features"] = recipe.probe.features
     results["probe_manifests"] = [train.hash, test.hash]
     run_folder.update_summary(args.run, results)
     print(json.dumps(results, indent=1))

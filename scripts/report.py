@@ -24,6 +24,11 @@ from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.randomness import draw_key
 from arvideo_ds.train import run_folder
 
+FEATURES = {
+    "mean": "mean of the tokens",
+    "change": "mean of the tokens of the later times less that of the earlier times",
+}
+
 
 @command
 def main() -> None:
@@ -43,9 +48,8 @@ def main() -> None:
     parts.append(report.section("Loss", "Mean over all ranks.", [pictures.draw_loss(metrics)]))
     if "linear_probe_accuracy" in summary:
         note = (
-            "Frozen encoder, tokens of the central clip of each test video averaged over "
-            "space, times side by side. Untrained: "
-            "the same encoder with the weights that training began with."
+            f"Frozen encoder, {FEATURES[summary['probe_features']]} of the central clip of each "
+            "test video. Untrained: the same encoder with the weights that training began with."
         )
         parts.append(report.section("Probes", note, [pictures.draw_probes(summary)]))
     parts.append(predictions(args.run, recipe, args.shards, args.clips))

@@ -138,8 +138,13 @@ class TrainSettings(Settings):
 
 
 class ProbeSettings(Settings):
-    """Labelled shards on which scripts/probe.py judges the frozen encoder."""
+    """Labelled shards on which scripts/probe.py judges the frozen encoder, and by what.
 
+    features: `mean` of all tokens, or their `change`: the mean of the later half of the times less
+    the mean of the earlier half, which drops what stands still.
+    """
+
+    features: Literal["mean", "change"] = "mean"
     train_shards: str | None = None
     test_shards: str | None = None
 
@@ -230,6 +235,11 @@ class Recipe(Settings):
         if width % heads or width % 2:
             raise UserError(
                 f"decoder.width {width} must be even and a multiple of decoder.heads {heads}."
+            )
+        if self.probe.features == "change" and geometry.grid[0] < 2:
+            raise UserError(
+                f"probe.features=change compares later times with earlier ones, but data.frames="
+                f"{self.data.frames} makes only one. Set probe.features: mean."
             )
         if self.train.epochs is None and self.train.max_steps is None:
             raise UserError("the run has no length: give train.epochs or train.max_steps.")

@@ -1,7 +1,4 @@
-"""Features of whole clips: the encoder under full attention, averaged over space.
-
-The times stay side by side: what a motion changes would be lost in an average over them.
-"""
+"""Features of whole clips: the encoder under full attention, its tokens pooled to one vector."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Features:
-    """values: n (t D), float32. labels: n, int64. skipped: videos that did not decode, left out."""
+    """values: n D, float32. labels: n, int64. skipped: videos that did not decode, left out."""
 
     values: Tensor
     labels: Tensor
@@ -33,7 +30,7 @@ class Features:
 
 @torch.no_grad()
 def extract(encoder: Encoder, shards: ShardSet, recipe: Recipe, device: torch.device) -> Features:
-    """Features of the central clip of every video, averaged over the places of each time.
+    """Features of the central clip of every video, pooled as `probe.features` says.
 
     Errors: `UserError` where the shards have no labels.
     """
@@ -47,8 +44,27 @@ def extract(encoder: Encoder, shards: ShardSet, recipe: Recipe, device: torch.de
         moved = batch.to(device)
         tokens = encode_clips(encoder, moved.clips, recipe.patch)
         usable = moved.valid & (moved.labels != NO_LABEL)
-        pooled = reduce(tokens, "b (t s) d -> b (t d)", "mean", t=recipe.geometry.grid[0])
+        pooled = POOLING[recipe.probe.features](tokens, recipe.geometry.grid[0])
         values.append(pooled[usable].float().cpu())
         labels.append(moved.labels[usable].cpu())
         skipped += batch.num_skipped
     return Features(torch.cat(values), torch.cat(labels), skipped)
+
+
+def mean(tokens: Tensor, _times: int) -> Tensor:
+    """Tokens B (t s) D -> their mean, B D: what the published protocols classify."""
+    return tokens.mean(1)
+
+
+def change(tokens: Tensor, times: int) -> Tensor:
+    """Tokens B (t s) D -> mean of the later half of the times less that of the earlier, B D.
+
+    What stands still (scene, colours) is the same in both halves and drops out; what moves stays.
+    With an odd number of times the middle one is in neither half.
+    """
+    by_time = reduce(tokens, "b (t s) d -> b t d", "mean", t=times)
+    half = times // 2
+    return by_time[:, -half:].mean(1) - by_time[:, :half].mean(1)
+
+
+POOLING = {"mean": mean, "change": change}

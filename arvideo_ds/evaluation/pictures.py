@@ -137,7 +137,7 @@ def draw_probes(summary: dict[str, float]) -> Figure:
     axis.set_xticks([0.2, 1.2], ["linear probe", "nearest neighbours"])
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(0, 108)
-    axis.legend(fontsize=8, loc="upper right", bbox_to_anchor=(1, 0.75))
+    axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
     return figure
 
 

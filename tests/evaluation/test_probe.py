@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from arvideo_ds.evaluation.features import Features
+from arvideo_ds.evaluation.features import Features, change, mean
 from arvideo_ds.evaluation.probe import linear_probe, nearest_neighbours
 
 CLASSES, WIDTH = 4, 16
@@ -71,3 +71,14 @@ def test_few_clips_and_classes_that_only_the_test_has_count_as_wrong(probe: Prob
 def test_one_neighbour_of_the_training_clips_is_themselves() -> None:
     train = noise(300, 3)
     assert nearest_neighbours(train, train, neighbours=1) == 1.0
+
+
+@pytest.mark.parametrize("times", [2, 3, 8])
+def test_change_sees_what_moves_and_not_what_stands_still(times: int) -> None:
+    tokens = torch.randn(5, times, 6, WIDTH, generator=torch.Generator().manual_seed(0))
+    still = torch.randn(5, 1, 6, WIDTH, generator=torch.Generator().manual_seed(1))
+    flat, above_still = tokens.flatten(1, 2), (tokens + still).flatten(1, 2)
+    torch.testing.assert_close(change(above_still, times), change(flat, times))
+    torch.testing.assert_close(change(tokens.flip(1).flatten(1, 2), times), -change(flat, times))
+    assert change(flat, times).shape == mean(flat, times).shape == (5, WIDTH)
+    assert not torch.allclose(mean(above_still, times), mean(flat, times))
