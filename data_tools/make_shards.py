@@ -4,7 +4,10 @@
     python data_tools/make_shards.py --dataset folder --videos VIDEOS --output SHARDS
     python data_tools/make_shards.py --dataset csv --videos VIDEOS --annotations train.csv \\
         --split train --output SHARDS --video transcode
+    python data_tools/make_shards.py --dataset kinetics400 --videos k400/train \\
+        --annotations k400/annotations/train.csv --output SHARDS
 
+docs/data.md says what each data set needs.
 Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
 videos were left out (rejects.jsonl says which and why); 130 interrupted, the same command goes on.
 """
@@ -14,9 +17,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections import Counter
+from dataclasses import fields
 from pathlib import Path
 
-from arvideo_ds.data.annotations import READERS, Source, read_entries
+from arvideo_ds.data.datasets import READERS, Listing, Source, read_listing
 from arvideo_ds.data.shard_writer import ShardJob, ShardReport, write_shards
 from arvideo_ds.data.video import TranscodeSettings
 from arvideo_ds.errors import EXIT_OK, UserError, command
@@ -29,10 +34,25 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", required=True, choices=sorted(READERS))
+    parser.add_argument("--dataset", required=True, choices=list(READERS))
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
-    parser.add_argument("--annotations", type=Path, help="csv: file with header path,label,...")
-    parser.add_argument("--split", help="folder: subfolder; csv: value of the column 'split'")
+    parser.add_argument("--annotations", type=Path, help="file or folder of the data set")
+    parser.add_argument(
+        "--split",
+        help="folder: subfolder; csv, jsonl: value; hmdb51, ucf101: train1 ... test3",
+    )
+    parser.add_argument("--labels", type=Path, help="file of class names, in order")
+    parser.add_argument("--replacement", type=Path, help="kinetics: folder of better copies")
+    parser.add_argument("--excluded", type=Path, help="ava: file of seconds to leave out")
+    parser.add_argument(
+        "--first_second", type=float, default=0.0, help="ava: second of the film where files begin"
+    )
+    parser.add_argument("--window_s", type=float, default=3.0, help="ava: length of a sample")
+    parser.add_argument(
+        "--skip_bad_rows",
+        action="store_true",
+        help="count wrong rows as rejects",
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
     parser.add_argument("--video", choices=("copy", "transcode"), default="transcode")
     parser.add_argument(
@@ -53,17 +73,18 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> int:
     args = parse_arguments()
-    for name in ("samples_per_shard", "workers", "timeout_s", "gop"):
+    for name in ("samples_per_shard", "workers", "timeout_s", "gop", "window_s"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)} must be above 0.")
     transcode = None
     if args.video == "transcode":
         transcode = TranscodeSettings(short_side=args.short_side, gop=args.gop, crf=args.crf)
-    entries = read_entries(args.dataset, Source(args.videos, args.annotations, args.split))
+    listing = read_listing(args.dataset, source(args))
+    print_listing(args.dataset, listing)
     job = ShardJob(
         dataset=args.dataset,
         split=args.split,
-        entries=entries,
+        listing=listing,
         output=args.output,
         transcode=transcode,
         samples_per_shard=args.samples_per_shard,
@@ -77,8 +98,23 @@ def main() -> int:
         print("\ninterrupted; the same command goes on after the last complete shard", flush=True)
         return EXIT_INTERRUPTED
     print_summary(args.output, report)
-    share = report.manifest.num_rejects / len(entries)
+    share = report.manifest.num_rejects / (len(listing.entries) + len(listing.rejects))
     return EXIT_MANY_REJECTS if share > args.max_reject_share else EXIT_OK
+
+
+def source(args: argparse.Namespace) -> Source:
+    return Source(**{field.name: getattr(args, field.name) for field in fields(Source)})
+
+
+def print_listing(dataset: str, listing: Listing) -> None:
+    """What was found, before hours of work begin."""
+    labels = f"{len(listing.labels)} labels" if listing.labels else "no labels"
+    print(f"{dataset}: {len(listing.entries):,} videos, {labels}", flush=True)
+    for note in listing.notes:
+        print(f"note: {note}", flush=True)
+    for reason, count in Counter(reject.reason for reject in listing.rejects).items():
+        first = next(reject for reject in listing.rejects if reject.reason == reason)
+        print(f"{reason}: {count:,}, such as {first.source_path} ({first.message})", flush=True)
 
 
 def print_summary(output: Path, report: ShardReport) -> None:

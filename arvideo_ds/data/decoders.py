@@ -7,15 +7,17 @@ cached readers are what makes workers grow.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
 
-from arvideo_ds.data.video import TranscodeSettings, encode
+from arvideo_ds.data.video import TranscodeSettings, decodable_frames, encode
 from arvideo_ds.errors import UserError
 
 Decoder = Callable[[bytes, np.ndarray], np.ndarray]
@@ -45,9 +47,8 @@ def decode_decord(data: bytes, frames: np.ndarray) -> np.ndarray:
 def decode_pyav(data: bytes, frames: np.ndarray) -> np.ndarray:
     """Decodes from the start up to the last frame wanted: exact on any file, slow on long ones."""
     wanted, found = set(frames.tolist()), {}
-    with av.open(io.BytesIO(data), "r", options={"protocol_whitelist": "none"}) as container:
-        container.streams.video[0].codec_context.thread_count = 1
-        for number, frame in enumerate(container.decode(video=0)):
+    with _open_pyav(data) as (container, stream):
+        for number, frame in enumerate(decodable_frames(container, stream)):
             if number in wanted:
                 found[number] = frame.to_ndarray(format="rgb24")
                 if len(found) == len(wanted):
@@ -58,11 +59,41 @@ def decode_pyav(data: bytes, frames: np.ndarray) -> np.ndarray:
     return np.stack([found[number] for number in frames.tolist()])
 
 
+@contextlib.contextmanager
+def _open_pyav(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
+    with av.open(io.BytesIO(data), "r", options={"protocol_whitelist": "none"}) as container:
+        stream = container.streams.video[0]
+        stream.codec_context.thread_count = 1
+        yield container, stream
+
+
+def _count_torchcodec(data: bytes) -> int:
+    from torchcodec.decoders import VideoDecoder
+
+    return len(VideoDecoder(data, num_ffmpeg_threads=1))
+
+
+def _count_decord(data: bytes) -> int:
+    from decord import VideoReader
+
+    return len(VideoReader(io.BytesIO(data), num_threads=1))
+
+
+def _count_pyav(data: bytes) -> int:
+    with _open_pyav(data) as (container, stream):
+        return sum(1 for _ in decodable_frames(container, stream))
+
+
 # In order of preference: the fastest on short-GOP files first (docs: DATA, decoder table).
 DECODERS: dict[str, Decoder] = {
     "torchcodec": decode_torchcodec,
     "decord": decode_decord,
     "pyav": decode_pyav,
+}
+_COUNTERS: dict[str, Callable[[bytes], int]] = {
+    "torchcodec": _count_torchcodec,
+    "decord": _count_decord,
+    "pyav": _count_pyav,
 }
 
 
@@ -90,8 +121,17 @@ def choose_decoder(name: str) -> str:
 
 def decode(name: str, data: bytes, frames: np.ndarray) -> np.ndarray:
     """Frames F H W 3, uint8. Errors: `DecodeError`, whatever the library raised."""
+    return _translated(DECODERS[name], data, frames)
+
+
+def count_frames(name: str, data: bytes) -> int:
+    """Frames that this decoder says there are. Errors: `DecodeError`."""
+    return _translated(_COUNTERS[name], data)
+
+
+def _translated(function: Callable[..., Any], *arguments: Any) -> Any:
     try:
-        return DECODERS[name](data, frames)
+        return function(*arguments)
     except DecodeError:
         raise
     except Exception as error:  # each library has its own

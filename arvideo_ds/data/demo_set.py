@@ -19,7 +19,7 @@ import av
 import numpy as np
 from tqdm import tqdm
 
-from arvideo_ds.data.annotations import Source, read_entries
+from arvideo_ds.data.datasets import Source, read_listing
 from arvideo_ds.data.manifest import MANIFEST
 from arvideo_ds.data.shard_writer import ShardJob, write_shards
 from arvideo_ds.data.video import TranscodeSettings, encode
@@ -61,7 +61,7 @@ def make_split(folder: Path, split: str, count: int) -> None:
         ShardJob(
             dataset="folder",
             split=split,
-            entries=read_entries("folder", Source(videos, split=split)),
+            listing=read_listing("folder", Source(videos, split=split)),
             output=folder / split,
             transcode=None,
             samples_per_shard=_SAMPLES_PER_SHARD,

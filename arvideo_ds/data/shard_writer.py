@@ -9,6 +9,7 @@ index is written last and says that the shard is complete.
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import hashlib
 import json
 import multiprocessing
@@ -25,8 +26,9 @@ import webdataset
 from tqdm import tqdm
 
 from arvideo_ds.data import manifest as m
-from arvideo_ds.data.annotations import Entry, label_names, safe_key
-from arvideo_ds.data.video import RejectedError, Sample, TranscodeSettings, ingest
+from arvideo_ds.data.datasets import Entry, Listing, safe_key
+from arvideo_ds.data.ingest import Sample, ingest
+from arvideo_ds.data.video import RejectedError, TranscodeSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import split_generator
 
@@ -43,7 +45,7 @@ class ShardJob:
 
     dataset: str
     split: str | None
-    entries: Sequence[Entry]
+    listing: Listing
     output: Path
     transcode: TranscodeSettings | None
     samples_per_shard: int
@@ -65,6 +67,8 @@ def write_shards(job: ShardJob) -> ShardReport:
     Errors: `UserError` when the folder holds shards of other inputs, the disk is too small, or no
     video was usable.
     """
+    if job.transcode is None and any(entry.part for entry in job.listing.entries):
+        raise UserError("samples that are parts of longer videos need --video transcode.")
     job.output.mkdir(parents=True, exist_ok=True)
     inputs = _inputs_hash(job)
     deals = _deal(job)
@@ -72,16 +76,23 @@ def write_shards(job: ShardJob) -> ShardReport:
     _remove_leftovers(job.output, inputs)
     missing = {name: deal for name, deal in deals.items() if done[name] is None}
     _require_space(job, missing)
-    labels = label_names(list(job.entries))
-    _write_missing(job, missing, inputs, labels)
+    try:
+        _write_missing(job, missing, inputs)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{job.output} is full ({error.strerror}). Free some space; the same command goes on "
+            "after the last complete shard."
+        ) from None
     indices = {name: done[name] or _complete_index(job.output, name, inputs) for name in deals}
     written = {name: index for name, index in indices.items() if index is not None}
-    manifest = _write_manifest(job, written, labels)
-    reasons = Counter(r.reason for index in written.values() for r in index.rejects)
+    manifest, rejects = _write_manifest(job, written)
+    reasons = Counter(reject.reason for reject in rejects)
     if not manifest.num_samples:
         raise UserError(
-            f"none of the {len(job.entries)} videos is usable ({_by_reason(reasons)}); the reasons "
-            f"stand in {job.output / m.REJECTS}."
+            f"none of the {len(job.listing.entries)} videos is usable ({_by_reason(reasons)}); the "
+            f"reasons stand in {job.output / m.REJECTS}."
         )
     return ShardReport(manifest, dict(reasons.most_common()), len(deals) - len(missing))
 
@@ -94,8 +105,11 @@ def _inputs_hash(job: ShardJob) -> str:
         "dataset": job.dataset,
         "split": job.split,
         "entries": [
-            (e.video_id, e.source_path, e.label_name, e.path.stat().st_size) for e in job.entries
+            (e.video_id, e.source_path, e.label_name, e.part, e.facts, e.path.stat().st_size)
+            for e in job.listing.entries
         ],
+        "labels": job.listing.labels,
+        "rejects": [reject.model_dump() for reject in job.listing.rejects],
     }
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
@@ -113,12 +127,12 @@ def _settings(job: ShardJob) -> dict[str, str | int | None]:
 
 def _deal(job: ShardJob) -> dict[str, list[Entry]]:
     """Shard name -> its entries. Shuffled once, so that a shard holds all classes."""
-    shuffled = split_generator(job.seed).permutation(len(job.entries))
+    shuffled = split_generator(job.seed).permutation(len(job.listing.entries))
     stem = "-".join(part for part in (job.dataset, job.split) if part)
     starts = range(0, len(shuffled), job.samples_per_shard)
     return {
         f"{stem}-{number:06d}.tar": [
-            job.entries[i] for i in shuffled[start : start + job.samples_per_shard]
+            job.listing.entries[i] for i in shuffled[start : start + job.samples_per_shard]
         ]
         for number, start in enumerate(starts)
     }
@@ -158,15 +172,13 @@ def _require_space(job: ShardJob, missing: dict[str, list[Entry]]) -> None:
         )
 
 
-def _write_missing(
-    job: ShardJob, missing: dict[str, list[Entry]], inputs: str, labels: list[str] | None
-) -> None:
+def _write_missing(job: ShardJob, missing: dict[str, list[Entry]], inputs: str) -> None:
     # tqdm shows rate and time left; results come in order, so shards close one after another.
     total = sum(len(deal) for deal in missing.values())
     with tqdm(total=total, unit="video", desc="shards", disable=not total) as bar:
         results = _ingest_all([entry for deal in missing.values() for entry in deal], job)
         for name, deal in missing.items():
-            _write_shard(job.output, name, len(deal), results, inputs, labels, bar)
+            _write_shard(job, name, len(deal), results, inputs, bar)
 
 
 def _ingest_all(
@@ -185,7 +197,7 @@ def _ingest_all(
         while True:
             while len(waiting) < 4 * job.workers and (entry := next(upcoming, None)):
                 future = pool.schedule(
-                    ingest, args=(entry.path, job.transcode), timeout=job.timeout_s
+                    ingest, args=(entry.path, job.transcode, entry.part), timeout=job.timeout_s
                 )
                 waiting.append((entry, future))
             if not waiting:
@@ -214,14 +226,14 @@ def _result(
 
 
 def _write_shard(
-    folder: Path,
+    job: ShardJob,
     name: str,
     num_entries: int,
     results: Iterator[tuple[Entry, Sample | m.Reject]],
     inputs: str,
-    labels: list[str] | None,
     bar: tqdm,
 ) -> None:
+    folder, labels = job.output, _label_numbers(job)
     partial = folder / (name + _TEMPORARY)
     written: dict[str, tuple[Entry, Sample]] = {}
     rejects: list[m.Reject] = []
@@ -252,13 +264,15 @@ def _write_shard(
 
 
 def _member(
-    key: str, entry: Entry, sample: Sample, labels: list[str] | None
+    key: str, entry: Entry, sample: Sample, labels: dict[str | None, int]
 ) -> dict[str, str | bytes]:
     facts = {
         "video_id": entry.video_id,
         "source_path": entry.source_path,
-        "label": _label(entry, labels),
+        "label": labels.get(entry.label_name),
         "label_name": entry.label_name,
+        **({"part": entry.part} if entry.part else {}),
+        **entry.facts,
         **sample.facts,
     }
     return {
@@ -268,12 +282,12 @@ def _member(
     }
 
 
-def _label(entry: Entry, labels: list[str] | None) -> int | None:
-    return None if labels is None or entry.label_name is None else labels.index(entry.label_name)
+def _label_numbers(job: ShardJob) -> dict[str | None, int]:
+    return {name: number for number, name in enumerate(job.listing.labels or ())}
 
 
 def _indexed(
-    tar_path: Path, written: dict[str, tuple[Entry, Sample]], labels: list[str] | None
+    tar_path: Path, written: dict[str, tuple[Entry, Sample]], labels: dict[str | None, int]
 ) -> Iterator[m.IndexedSample]:
     """Offsets as they really stand in the file: read back, not computed."""
     with tarfile.open(tar_path) as tar:
@@ -287,18 +301,19 @@ def _indexed(
                     offset=member.offset_data,
                     bytes=member.size,
                     num_frames=sample.facts["num_frames"],
-                    label=_label(entry, labels),
+                    label=labels.get(entry.label_name),
                 )
 
 
 def _write_manifest(
-    job: ShardJob, indices: dict[str, m.ShardIndex], labels: list[str] | None
-) -> m.Manifest:
-    rejects = [reject for index in indices.values() for reject in index.rejects]
+    job: ShardJob, indices: dict[str, m.ShardIndex]
+) -> tuple[m.Manifest, list[m.Reject]]:
+    rejects = list(job.listing.rejects)
+    rejects += [reject for index in indices.values() for reject in index.rejects]
     manifest = m.Manifest(
         dataset=job.dataset,
         split=job.split,
-        labels=None if labels is None else tuple(labels),
+        labels=job.listing.labels,
         settings=_settings(job),
         num_samples=sum(len(index.samples) for index in indices.values()),
         num_rejects=len(rejects),
@@ -317,7 +332,7 @@ def _write_manifest(
     lines = [json.dumps(reject.model_dump(), ensure_ascii=False) + "\n" for reject in rejects]
     _write_atomically(job.output / m.REJECTS, "".join(lines).encode())
     _write_atomically(job.output / m.MANIFEST, m.dump_json(manifest))
-    return manifest
+    return manifest, rejects
 
 
 def _write_atomically(path: Path, data: bytes) -> None:

@@ -1,27 +1,22 @@
-"""Probe, transcode and encode videos with PyAV, whose wheels bring FFmpeg along.
-
-`ingest` runs in a process of its own (see shard_writer): a decoder that crashes or hangs takes
-nothing with it.
-"""
+"""Probe, transcode and encode videos with PyAV, whose wheels bring FFmpeg along."""
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from fractions import Fraction
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import av
 import av.error
 import av.filter
 
-# A file of which less than this share of the promised frames decodes is called truncated. Where the
-# header counts no frames, duration x rate promises some, roughly.
-MIN_DECODABLE = 0.9
+# Start and stop of a part of a video in seconds, counted from its first frame.
+Part = tuple[float, float]
+
+# Where the header counts no frames, duration x rate promises some, roughly.
 _ROUGH_PROMISE = 0.75
 
 
@@ -68,48 +63,18 @@ class VideoInfo:
     damaged_packets: int = 0
 
 
-@dataclass(frozen=True)
-class Sample:
-    """A video ready for a shard."""
+def probe(source: BinaryIO, part: Part | None = None) -> VideoInfo:
+    """Decode every frame (of the part) and say what was there.
 
-    video: bytes
-    suffix: str
-    facts: dict[str, Any]
-
-
-def ingest(path: Path, transcode_settings: TranscodeSettings | None) -> Sample:
-    """Read, probe and, where settings are given, transcode one file.
-
-    Errors: `RejectedError` with the reason a user can count by.
+    Errors: `RejectedError` when nothing decodes.
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise RejectedError("unreadable", str(error)) from None
-    if not data:
-        raise RejectedError("empty", "the file has 0 bytes")
-    info = probe(data)
-    _require_usable(info, copied=transcode_settings is None)
-    suffix = path.suffix.lower().removeprefix(".")
-    if transcode_settings is not None:
-        data, suffix = transcode(data, transcode_settings), "mp4"
-        info = probe(data)
-    facts = asdict(info)
-    for internal in ("sizes", "promised_frames", "damaged_packets", "rotation"):
-        del facts[internal]
-    facts["bytes"] = len(data)
-    facts["sha256"] = hashlib.sha256(data).hexdigest()
-    return Sample(video=data, suffix=suffix, facts=facts)
-
-
-def probe(data: bytes) -> VideoInfo:
-    """Decode every frame and say what was there. Errors: `RejectedError` when nothing decodes."""
-    with _open(data) as container:
+    with _open(source) as container:
         stream = _video_stream(container)
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
+        rate = _rate(stream)
+        promised = stream.frames or _rough_promise(container, float(rate))
         info = VideoInfo(
             num_frames=0,
-            promised_frames=stream.frames or _rough_promise(container, float(rate)),
+            promised_frames=promised if part is None else int((part[1] - part[0]) * rate),
             fps=round(float(rate), 4),
             width=0,
             height=0,
@@ -117,13 +82,14 @@ def probe(data: bytes) -> VideoInfo:
             codec=stream.codec_context.name,
             rotation=0,
         )
-        for frame in _frames(container, stream, info):
+        for frame in _frames(container, stream, part, info):
             info.num_frames += 1
             info.sizes.add((frame.width, frame.height))
             info.rotation = frame.rotation
             info.width, info.height = frame.width, frame.height
     if not info.num_frames:
-        raise RejectedError("no_frames", "the file opens but not one frame decodes")
+        where = "" if part is None else f" from {part[0]:g} to {part[1]:g} s"
+        raise RejectedError("no_frames", f"the file opens but not one frame decodes{where}")
     info.duration_s = round(info.num_frames / info.fps, 4)
     return info
 
@@ -133,14 +99,13 @@ def _rough_promise(container: av.container.InputContainer, fps: float) -> int:
     return math.floor(_ROUGH_PROMISE * duration_s * fps)
 
 
-def transcode(data: bytes, settings: TranscodeSettings) -> bytes:
+def transcode(source: BinaryIO, settings: TranscodeSettings, part: Part | None = None) -> bytes:
     """H.264/MP4: upright, square pixels, even sizes, 8-bit 4:2:0, short closed GOPs, no audio."""
-    with _open(data) as container:
+    with _open(source) as container:
         stream = _video_stream(container)
-        rate = stream.average_rate or stream.guessed_rate or Fraction(25)
         aspect = stream.sample_aspect_ratio or Fraction(1)
-        upright = _upright(_frames(container, stream, None), aspect, settings.short_side)
-        return encode(upright, rate=rate, settings=settings)
+        upright = _upright(_frames(container, stream, part), aspect, settings.short_side)
+        return encode(upright, rate=_rate(stream), settings=settings)
 
 
 def encode(
@@ -180,12 +145,16 @@ def _x264_options(settings: TranscodeSettings) -> dict[str, str]:
     }
 
 
-def _open(data: bytes) -> av.container.InputContainer:
-    # Bytes and an empty protocol list: a crafted playlist cannot reach other files or hosts.
+def _open(source: BinaryIO) -> av.container.InputContainer:
+    # A file object and no protocols: a crafted playlist cannot reach other files or hosts.
     try:
-        return av.open(io.BytesIO(data), "r", options={"protocol_whitelist": "none"})
+        return av.open(source, "r", options={"protocol_whitelist": "none"})
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise RejectedError("cannot_open", str(error)) from None
+
+
+def _rate(stream: av.VideoStream) -> Fraction:
+    return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
 def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
@@ -201,7 +170,28 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
 
 
 def _frames(
-    container: av.container.InputContainer, stream: av.VideoStream, info: VideoInfo | None
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    part: Part | None,
+    info: VideoInfo | None = None,
+) -> Iterator[av.VideoFrame]:
+    """Every frame (of the part) that decodes, in order of time."""
+    if part is None:
+        yield from decodable_frames(container, stream, info)
+        return
+    seek_before(container, stream, part[0])
+    for frame in decodable_frames(container, stream, info):
+        time = _time(frame, stream)
+        if time >= part[1]:
+            return
+        if time >= part[0]:
+            yield frame
+
+
+def decodable_frames(
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    info: VideoInfo | None = None,
 ) -> Iterator[av.VideoFrame]:
     """Every frame that decodes; damaged packets are counted and passed over."""
     packets = container.demux(stream)
@@ -214,24 +204,32 @@ def _frames(
         except av.error.EOFError:
             return
         except av.error.FFmpegError:
-            if info is None:
-                continue
-            info.damaged_packets += 1
+            if info is not None:
+                info.damaged_packets += 1
 
 
-def _require_usable(info: VideoInfo, *, copied: bool) -> None:
-    if info.num_frames < MIN_DECODABLE * info.promised_frames:
-        raise RejectedError(
-            "truncated", f"{info.num_frames} of {info.promised_frames} promised frames decode"
+def seek_before(
+    container: av.container.InputContainer, stream: av.VideoStream, second: float
+) -> None:
+    """Go to a key frame at or before `second`; to the start where the file cannot say where."""
+    assert stream.time_base is not None
+    try:
+        container.seek(
+            (stream.start_time or 0) + int(second / stream.time_base), stream=stream, backward=True
         )
-    if copied and len(info.sizes) > 1:
-        raise RejectedError(
-            "size_changes", f"frames of {sorted(info.sizes)}; use --video transcode"
-        )
-    if copied and info.rotation:
-        raise RejectedError(
-            "rotated", f"shown rotated by {info.rotation} degrees; use --video transcode"
-        )
+        first = next(decodable_frames(container, stream), None)
+        if first is not None and _time(first, stream) <= second:
+            container.seek(first.pts or 0, stream=stream, backward=True)
+            return
+    except av.error.FFmpegError:
+        pass
+    container.seek(stream.start_time or 0, stream=stream, backward=True)
+
+
+def _time(frame: av.VideoFrame, stream: av.VideoStream) -> float:
+    """Seconds since the first frame of the stream."""
+    assert stream.time_base is not None
+    return float(((frame.pts or 0) - (stream.start_time or 0)) * stream.time_base)
 
 
 def _upright(

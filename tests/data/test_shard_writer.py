@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -10,12 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import webdataset
 
-from arvideo_ds.data.annotations import Entry, Source, read_entries
+from arvideo_ds.data.datasets import Entry, Listing, Source, read_listing
 from arvideo_ds.data.manifest import MANIFEST, REJECTS, ShardSet
 from arvideo_ds.data.shard_writer import ShardJob, write_shards
 from arvideo_ds.data.video import TranscodeSettings, probe
@@ -119,7 +121,7 @@ def test_plain_webdataset_reads_every_sample_with_its_facts(
         assert video == shards.read(number, entry)
         assert facts["sha256"] == hashlib.sha256(video).hexdigest()
         assert facts["bytes"] == len(video)
-        assert facts["num_frames"] == entry.num_frames == probe(video).num_frames
+        assert facts["num_frames"] == entry.num_frames == probe(io.BytesIO(video)).num_frames
         assert facts["label_name"] == facts["video_id"].partition("/")[0]
         assert shards.manifest.labels is not None
         assert shards.manifest.labels[facts["label"]] == facts["label_name"]
@@ -142,7 +144,7 @@ def test_no_usable_video_is_an_error_that_counts_the_reasons(tmp_path: Path) -> 
     assert "Traceback" not in done.stderr
 
 
-def shard_job(entries: list[Entry], output: Path, **changes: object) -> ShardJob:
+def shard_job(listing: Listing, output: Path, **changes: object) -> ShardJob:
     settings: dict[str, object] = {
         "dataset": "folder",
         "split": None,
@@ -152,18 +154,17 @@ def shard_job(entries: list[Entry], output: Path, **changes: object) -> ShardJob
         "workers": 2,
         "timeout_s": 60.0,
     }
-    return ShardJob(entries=entries, output=output, **{**settings, **changes})  # type: ignore[arg-type]
+    return ShardJob(listing=listing, output=output, **{**settings, **changes})  # type: ignore[arg-type]
 
 
 def test_a_video_that_hangs_is_killed_and_costs_no_other(videos: Path, tmp_path: Path) -> None:
     # Nobody ever writes into the pipe, so reading it hangs in native code for good.
     pipe = tmp_path / "hangs.mp4"
     os.mkfifo(pipe)
-    entries = [
-        *read_entries("folder", Source(videos / "east")),
-        Entry(video_id="hangs", path=pipe, source_path="hangs.mp4", label_name=None),
-    ]
-    report = write_shards(shard_job(entries, tmp_path / "out", timeout_s=4.0))
+    listing = read_listing("folder", Source(videos / "east"))
+    hangs = Entry(video_id="hangs", path=pipe, source_path="hangs.mp4", label_name=None)
+    listing = replace(listing, entries=(*listing.entries, hangs))
+    report = write_shards(shard_job(listing, tmp_path / "out", timeout_s=4.0))
     assert report.manifest.num_samples == 6
     assert report.rejects_by_reason == {"timeout": 1, "empty": 1}
     rejects = (tmp_path / "out" / REJECTS).read_text()
@@ -207,8 +208,8 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(
 
 
 def test_a_shard_lost_or_cut_after_the_run_is_made_again(videos: Path, tmp_path: Path) -> None:
-    entries = read_entries("folder", Source(videos / "west"))
-    job = shard_job(entries, tmp_path, transcode=None, samples_per_shard=2, workers=1)
+    listing = read_listing("folder", Source(videos / "west"))
+    job = shard_job(listing, tmp_path, transcode=None, samples_per_shard=2, workers=1)
     write_shards(job)
     before = contents(tmp_path)
     first, second, *_ = sorted(tmp_path.glob("*.tar"))

@@ -13,7 +13,10 @@ import pytest
 
 from arvideo_ds.data import decoders
 from arvideo_ds.data.decoders import DecodeError, available_decoders, choose_decoder, decode
-from arvideo_ds.data.video import RejectedError, TranscodeSettings, encode, ingest, probe, transcode
+from arvideo_ds.data.ingest import ingest
+from arvideo_ds.data.video import RejectedError, TranscodeSettings, VideoInfo, encode
+from arvideo_ds.data.video import probe as probe_file
+from arvideo_ds.data.video import transcode as transcode_file
 from arvideo_ds.errors import UserError
 
 LEVELS = np.arange(20, 240, 20)
@@ -75,6 +78,14 @@ def sound() -> bytes:
         file.setframerate(8000)
         file.writeframes(bytes(8000))
     return buffer.getvalue()
+
+
+def probe(data: bytes) -> VideoInfo:
+    return probe_file(io.BytesIO(data))
+
+
+def transcode(data: bytes, settings: TranscodeSettings) -> bytes:
+    return transcode_file(io.BytesIO(data), settings)
 
 
 def usable() -> list[str]:

@@ -9,8 +9,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arvideo_ds.data.annotations import Source, label_names, read_entries, safe_key
+from arvideo_ds.data.datasets import Entry, Source, read_listing, safe_key
 from arvideo_ds.errors import UserError
+
+
+def read_entries(dataset: str, source: Source) -> tuple[Entry, ...]:
+    return read_listing(dataset, source).entries
 
 
 @pytest.fixture
@@ -37,13 +41,13 @@ def test_class_folders_are_the_labels_of_every_video_below_them(videos: Path) ->
         ("a/2", "a/2.webm", "a"),
         ("b/x/3", "b/x/3.MP4", "b"),
     ]
-    assert label_names(entries) == ["a", "b"]
+    assert read_listing("folder", Source(videos)).labels == ("a", "b")
 
 
 def test_videos_directly_in_the_folder_have_no_label(videos: Path) -> None:
     entries = read_entries("folder", Source(videos / "a"))
     assert [entry.video_id for entry in entries] == ["1", "2"]
-    assert label_names(entries) is None
+    assert read_listing("folder", Source(videos / "a")).labels is None
 
 
 def test_loose_videos_beside_class_folders_are_refused_by_name(videos: Path) -> None:

@@ -1,0 +1,127 @@
+"""Anyone's own videos: a folder tree, a CSV, or JSON lines; with labels or without."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.data.datasets.listing import (
+    BadRows,
+    Entry,
+    Listing,
+    Source,
+    csv_rows,
+    file_entry,
+    find_videos,
+    sorted_labels,
+    text_lines,
+)
+from arvideo_ds.errors import UserError
+
+
+def read_folder(source: Source) -> Listing:
+    """A tree of videos. Class folders are labels; videos directly in the folder have none.
+
+    With `--split S`, a subfolder of that name is the root.
+    """
+    if source.annotations is not None:
+        raise UserError(
+            "--dataset folder takes its labels from the folders; use --dataset csv with "
+            "--annotations."
+        )
+    root = source.videos
+    if source.split is not None:
+        root = source.videos / source.split
+        if not root.is_dir():
+            raise UserError(f"--split {source.split}: there is no folder {root}.")
+    paths = [path for path in find_videos(root) if path.is_file()]
+    labels = [p.relative_to(root).parts[0] if p.parent != root else None for p in paths]
+    if len({label is None for label in labels}) > 1:
+        loose = next(p for p, label in zip(paths, labels, strict=True) if label is None)
+        raise UserError(
+            f"{root} mixes class folders with loose videos such as {loose.name}: move the loose "
+            "ones into class folders, or use --dataset csv."
+        )
+    entries = [
+        file_entry(source.videos, path, label) for path, label in zip(paths, labels, strict=True)
+    ]
+    return Listing(tuple(entries), sorted_labels(entries))
+
+
+def read_csv(source: Source) -> Listing:
+    """A CSV with a header: `path` (below --videos); optional `label`, `split`, `start_s`, `stop_s`.
+
+    Other columns are ignored. `--split S` keeps the rows whose `split` is S.
+    """
+    path = source.need_annotations("a CSV with a header: path,label,...")
+    bad_rows = BadRows(path, skip=source.skip_bad_rows)
+    needed = ["path", "split"] if source.split else ["path"]
+    return _listing(source, csv_rows(path, needed, bad_rows), bad_rows)
+
+
+def read_jsonl(source: Source) -> Listing:
+    """JSON lines, one object a video, with the keys of the CSV's columns."""
+    path = source.need_annotations('one JSON object a line: {"path": ..., "label": ...}')
+    bad_rows = BadRows(path, skip=source.skip_bad_rows)
+    rows = []
+    for line, text in text_lines(path):
+        try:
+            row = json.loads(text)
+        except json.JSONDecodeError as error:
+            bad_rows.add(line, f"no JSON ({error})")
+            continue
+        if isinstance(row, dict) and isinstance(row.get("path"), str):
+            rows.append((line, row))
+        else:
+            bad_rows.add(line, "no object with a 'path'")
+    return _listing(source, rows, bad_rows)
+
+
+def _listing(
+    source: Source, rows: Iterable[tuple[int, dict[str, Any]]], bad_rows: BadRows
+) -> Listing:
+    entries = []
+    for line, row in rows:
+        try:
+            if source.split is None or row.get("split") == source.split:
+                entries.append(_row_entry(source.videos, row))
+        except ValueError as error:
+            bad_rows.add(line, error)
+    rejects = bad_rows.finish()
+    return Listing(tuple(entries), sorted_labels(entries), tuple(rejects))
+
+
+def _row_entry(videos: Path, row: dict[str, Any]) -> Entry:
+    if not row["path"]:
+        raise ValueError("path is empty")
+    label = row.get("label")
+    if label == "":
+        raise ValueError(f"label is empty for {row['path']}")
+    path = videos / os.path.normpath(row["path"])
+    if not path.resolve().is_relative_to(videos.resolve()):
+        raise ValueError(f"path {row['path']} leads out of --videos {videos}")
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    label = None if label is None else str(label)
+    part = _part(row)
+    if part is None:
+        return file_entry(videos, path, label)
+    stem = path.relative_to(videos).with_suffix("").as_posix()
+    video_id = f"{stem}_{part[0]:.3f}_{part[1]:.3f}"
+    return file_entry(videos, path, label, video_id=video_id, part=part)
+
+
+def _part(row: dict[str, Any]) -> tuple[float, float] | None:
+    given = [row.get("start_s"), row.get("stop_s")]
+    if all(value in (None, "") for value in given):
+        return None
+    try:
+        start, stop = (float(value) for value in given)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise ValueError(f"start_s and stop_s must both be seconds, not {given}") from None
+    if not 0 <= start < stop < float("inf"):
+        raise ValueError(f"start_s {start:g} must be before stop_s {stop:g}")
+    return start, stop

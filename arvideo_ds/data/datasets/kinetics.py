@@ -1,0 +1,152 @@
+"""Kinetics-400/600/700: the CSV of the release, files as CVDF or the crawlers leave them.
+
+Files are `<youtube id>_<start>_<end>.mp4` (six digits each) or `<youtube id>.mp4`, flat or in class
+folders. Ids are the first eleven characters: they may hold or begin with '-' and '_'. Clips that
+the archive lacks are normal and become rejects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from arvideo_ds.data.datasets.listing import (
+    BadRows,
+    Entry,
+    Listing,
+    Source,
+    VideoTree,
+    compare_count,
+    csv_rows,
+    missing,
+    text_lines,
+)
+from arvideo_ds.data.manifest import Reject
+from arvideo_ds.errors import UserError
+
+_ID = 11
+# Rows of the CSV files of CVDF's Kinetics-400; of the other sets only the classes are known here.
+_ROWS = {(400, "train"): 246_534, (400, "val"): 19_906, (400, "test"): 39_805}
+
+
+def read_kinetics(num_classes: int) -> Callable[[Source], Listing]:
+    """A reader of the set with so many classes."""
+
+    def read(source: Source) -> Listing:
+        path = source.need_annotations(
+            "the release's train.csv, val.csv or test.csv (label,youtube_id,time_start,time_end)"
+        )
+        bad_rows = BadRows(path, skip=source.skip_bad_rows)
+        clips = _Clips(source.videos, source.replacement)
+        entries: list[Entry] = []
+        rejects: list[Reject] = []
+        rows = 0
+        used: set[Path] = set()
+        for line, row in csv_rows(path, ["youtube_id", "time_start", "time_end"], bad_rows):
+            if source.split and row.get("split", source.split) not in (source.split, "validate"):
+                continue
+            rows += 1
+            try:
+                entry = clips.entry(row)
+            except ValueError as error:
+                bad_rows.add(line, error)
+                continue
+            if entry is None:
+                rejects.append(missing(_name(row), line))
+            elif entry.path in used:
+                message = f"line {line} names the file again"
+                rejects.append(
+                    Reject(source_path=entry.source_path, reason="duplicate", message=message)
+                )
+            else:
+                used.add(entry.path)
+                entries.append(entry)
+        rejects += bad_rows.finish()
+        labels, notes = _labels(source, entries, num_classes)
+        notes += compare_count(f"rows in {path.name}", rows, _ROWS.get((num_classes, path.stem)))
+        return Listing(tuple(entries), labels, tuple(rejects), tuple(notes))
+
+    return read
+
+
+class _Clips:
+    """Files by youtube id and start second; those of `replacement` come first."""
+
+    def __init__(self, videos: Path, replacement: Path | None) -> None:
+        if replacement is not None and not replacement.is_dir():
+            raise UserError(f"--replacement {replacement} is no folder.")
+        self._videos = videos
+        self._files: dict[tuple[str, int | None], Path] = {}
+        for root in (videos, replacement):
+            if root is None:
+                continue
+            tree = VideoTree(root)
+            # Sorted: which of two files of one clip is taken must not depend on the disk.
+            for stem in sorted(tree.stems()):
+                key = _file_key(stem)
+                if key is not None:
+                    found = tree.find(stem)
+                    assert found is not None
+                    self._files[key] = found
+
+    def entry(self, row: dict[str, str]) -> Entry | None:
+        """The entry of a row, None where there is no file. Errors: `ValueError`, a bad row."""
+        youtube_id, start, end = row["youtube_id"], row["time_start"], row["time_end"]
+        if len(youtube_id) != _ID:
+            raise ValueError(f"youtube_id '{youtube_id}' has not {_ID} characters")
+        if not (_is_seconds(start) and _is_seconds(end) and float(start) < float(end)):
+            raise ValueError(f"time_start '{start}' and time_end '{end}' are no seconds in order")
+        label = row.get("label")
+        if label == "":
+            raise ValueError("label is empty")
+        path = self._files.get((youtube_id, int(float(start)))) or self._files.get(
+            (youtube_id, None)
+        )
+        if path is None:
+            return None
+        inside = path.is_relative_to(self._videos)
+        source_path = path.relative_to(self._videos).as_posix() if inside else path.name
+        return Entry(_name(row), path, source_path, label)
+
+
+def _file_key(stem: str) -> tuple[str, int | None] | None:
+    match = re.fullmatch(r"(.{11})(?:_(\d{6})_\d{6})?", stem)
+    if match is None:
+        return None
+    return match[1], None if match[2] is None else int(match[2])
+
+
+def _name(row: dict[str, str]) -> str:
+    start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+    return f"{row['youtube_id']}_{start:06d}_{end:06d}"
+
+
+def _is_seconds(text: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?", text) is not None
+
+
+def _labels(
+    source: Source, entries: list[Entry], num_classes: int
+) -> tuple[tuple[str, ...] | None, list[str]]:
+    """Class names in order, from --labels or, sorted, from the clips.
+
+    Errors: `UserError` where the clips do not show all classes, so numbers would be wrong.
+    """
+    counts = Counter(entry.label_name for entry in entries)
+    if None in counts:
+        return None, []
+    found = sorted(str(name) for name in counts)
+    if source.labels is None:
+        if len(found) == num_classes:
+            return tuple(found), []
+        return tuple(found), [
+            f"the clips show {len(found)} of {num_classes} classes; they are numbered by the "
+            "sorted names; give --labels FILE, a name a line, where other splits must agree"
+        ]
+    names = [line for _, line in text_lines(source.labels)]
+    unknown = sorted(set(found) - set(names))
+    if unknown:
+        raise UserError(f"{source.labels} lacks the label '{unknown[0]}' of the annotations.")
+    return tuple(names), compare_count(f"classes in {source.labels.name}", len(names), num_classes)
