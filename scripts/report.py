@@ -15,7 +15,7 @@ from typing import Any
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.config.load import validate
-from arvideo_ds.data.loader import EvaluationClips
+from arvideo_ds.data.clips import EvaluationClips
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation import pictures, report

@@ -83,7 +83,9 @@ class DataSettings(Settings):
     repeats: Positive = 1
     decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
     workers: NonNegative | Literal["auto"] = "auto"
+    # Batches ahead of the trainer for each worker, within so many MiB over all workers of a rank.
     prefetch: Positive = 2
+    prefetch_mib: Positive = 4096
     # The order of samples is cut into this many streams; the number of ranks must divide it.
     num_streams: Positive = 48
     # Samples are shuffled within windows of so many shards.

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import re
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any
@@ -95,6 +96,8 @@ _COUNTERS: dict[str, Callable[[bytes], int]] = {
     "decord": _count_decord,
     "pyav": _count_pyav,
 }
+# decord begins its messages with the time and a path: the same fault must read the same.
+_LOG_PREFIX = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
 
 def available_decoders() -> dict[str, str]:
@@ -136,7 +139,8 @@ def _translated(function: Callable[..., Any], *arguments: Any) -> Any:
         raise
     except Exception as error:  # each library has its own
         first_line = str(error).strip().partition("\n")[0]
-        raise DecodeError(type(error).__name__, first_line) from None
+        message = f"{function.__name__}: {_LOG_PREFIX.sub('', first_line)}"
+        raise DecodeError(type(error).__name__, message) from None
 
 
 @functools.lru_cache

@@ -26,6 +26,9 @@ from arvideo_ds.data.video import (
 
 # A file of which less than this share of the promised frames decodes is called truncated.
 MIN_DECODABLE = 0.9
+# Frames on which decoders are compared, and the mean difference of 0..255 that is still rounding.
+_COMPARED = 8
+_LARGEST_DIFFERENCE = 2.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,9 @@ def ingest(path: Path, settings: TranscodeSettings | None, part: Part | None = N
             data = transcode(file, settings, part)
     except OSError as error:
         raise RejectedError("unreadable", str(error)) from None
-    return _sample(data, "mp4", probe(io.BytesIO(data)))
+    info = probe(io.BytesIO(data))
+    info.num_frames = _frames_for_all_decoders(data, info)
+    return _sample(data, "mp4", info)
 
 
 def _copied(data: bytes, suffix: str, info: VideoInfo) -> Sample:
@@ -73,47 +78,72 @@ def _copied(data: bytes, suffix: str, info: VideoInfo) -> Sample:
 
 
 def _require_complete(info: VideoInfo) -> None:
-    if info.num_frames < MIN_DECODABLE * info.promised_frames:
-        raise RejectedError(
-            "truncated", f"{info.num_frames} of {info.promised_frames} promised frames decode"
-        )
+    promised = info.promised_frames - info.hidden_packets
+    if info.num_frames < MIN_DECODABLE * promised:
+        reason = "damaged" if info.damaged_packets else "truncated"
+        raise RejectedError(reason, f"{info.num_frames} of {promised} promised frames decode")
 
 
 def _frames_for_all_decoders(data: bytes, info: VideoInfo) -> int:
     """How many frames every decoder of this machine reads: training may use any of them.
 
-    Errors: `RejectedError` where they disagree by much or one cannot read the file at all.
+    Errors: `RejectedError` where one cannot read the file, or they disagree on it.
     """
-    counts = {"probe": info.num_frames}
     names = [name for name, problem in available_decoders().items() if not problem]
-    for name in names:
-        try:
+    counts = {"probe": info.num_frames}
+    try:
+        for name in names:
+            decode(name, data, np.array([0]))
             counts[name] = count_frames(name, data)
-        except DecodeError as error:
-            raise RejectedError(
-                "decoder_fails", f"{name}: {error.message}; use --video transcode"
-            ) from None
-    num_frames = min(counts.values())
-    if num_frames < MIN_DECODABLE * max(counts.values()) or num_frames < 1:
-        raise RejectedError("decoders_disagree", f"{_listed(counts)}; use --video transcode")
-    for name in names:
-        try:
-            decode(name, data, np.array([0, num_frames - 1]))
-        except DecodeError as error:
-            raise RejectedError(
-                "decoder_fails",
-                f"{name} on frame {num_frames - 1}: {error.message}; use --video transcode",
-            ) from None
+        num_frames = _readable(names, data, counts)
+        _require_same_frames(names, data, num_frames)
+    except DecodeError as error:
+        raise RejectedError("decoder_fails", f"{error.message}; use --video transcode") from None
     return num_frames
 
 
-def _listed(counts: dict[str, int]) -> str:
-    return "frames: " + ", ".join(f"{name} {count}" for name, count in counts.items())
+def _readable(names: list[str], data: bytes, counts: dict[str, int]) -> int:
+    """The largest number of frames, up to the smallest count, whose last one all can read."""
+    for num_frames in range(min(counts.values()), 0, -1):
+        if num_frames < MIN_DECODABLE * max(counts.values()):
+            break
+        # Some decoders count frames at the end that they then cannot read.
+        if all(_reads(name, data, num_frames - 1) for name in names):
+            return num_frames
+    listed = ", ".join(f"{name} {count}" for name, count in counts.items())
+    raise RejectedError("decoders_disagree", f"frames: {listed}; use --video transcode")
+
+
+def _reads(name: str, data: bytes, number: int) -> bool:
+    try:
+        decode(name, data, np.array([number]))
+    except DecodeError:
+        return False
+    return True
+
+
+def _require_same_frames(names: list[str], data: bytes, num_frames: int) -> None:
+    """The same numbers must mean the same frames, read together or one alone."""
+    spread = np.unique(np.linspace(0, num_frames - 1, _COMPARED).round().astype(int))
+    for numbers in (spread, spread[len(spread) // 2 :][:1]):
+        reference, *others = (decode(name, data, numbers).astype(np.int16) for name in names)
+        for name, found in zip(names[1:], others, strict=True):
+            same_shape = found.shape == reference.shape
+            if not same_shape or _difference(found, reference) > _LARGEST_DIFFERENCE:
+                raise RejectedError(
+                    "decoders_disagree",
+                    f"{name} and {names[0]} show other pictures under the same frame numbers; use "
+                    "--video transcode",
+                )
+
+
+def _difference(first: np.ndarray, second: np.ndarray) -> float:
+    return float(np.abs(first - second).mean(axis=(1, 2, 3)).max())
 
 
 def _sample(data: bytes, suffix: str, info: VideoInfo) -> Sample:
     facts = asdict(info)
-    for internal in ("sizes", "promised_frames", "damaged_packets", "rotation"):
+    for internal in ("sizes", "promised_frames", "damaged_packets", "hidden_packets", "rotation"):
         del facts[internal]
     facts["bytes"] = len(data)
     facts["sha256"] = hashlib.sha256(data).hexdigest()

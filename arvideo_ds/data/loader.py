@@ -1,53 +1,42 @@
-"""Clips in batches: position -> bytes -> frames -> clips, in worker processes.
+"""Clips in batches, made by worker processes that are watched and replaced.
 
 PyTorch's DataLoader keeps the order, whatever the number of workers; all that is ours is which
-position comes when (order.py) and what a position is (here).
+position comes when (order.py), what a position is (clips.py), and what to do when a worker is lost.
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import os
 import signal
-from collections.abc import Generator
+import threading
+import time
+from collections import Counter
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, get_worker_info
 
 from arvideo_ds.config import Recipe, RunPlan
-from arvideo_ds.data.decoders import DecodeError, choose_decoder, decode
-from arvideo_ds.data.manifest import IndexedSample, ShardSet
-from arvideo_ds.data.order import SampleOrder, rank_positions
-from arvideo_ds.data.sampling import central_frames, train_frames
-from arvideo_ds.data.transforms import center_crop, cut, multi_scale_crop
+from arvideo_ds.config.schema import DataSettings
+from arvideo_ds.data.clips import EvaluationClips, Skipped, TrainClips, VideoClips
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.order import rank_positions
+from arvideo_ds.data.watch import Watch
 from arvideo_ds.errors import UserError
-from arvideo_ds.randomness import clip_generator, draw_key
 
-NO_LABEL = -1
-# Data sets whose labels depend on left and right.
-NEVER_FLIPPED = frozenset({"ssv2"})
 _MAX_AUTO_WORKERS = 8
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A video that did not decode while training."""
-
-    key: str
-    kind: str
-    message: str
-
-
-@dataclass(frozen=True)
-class VideoClips:
-    """Clips of one video: K F h w 3, uint8, with the model's key of each."""
-
-    clips: Tensor
-    keys: list[int]
-    label: int
-    skipped: Skipped | None = None
+# How often the trainer looks after its workers while it waits for them.
+_POLL_S = 5
+# Losses of workers without a batch in between that end the run.
+_MOST_IN_A_ROW = 3
 
 
 @dataclass
@@ -83,85 +72,20 @@ class Batch:
         )
 
 
-class TrainClips(Dataset[VideoClips]):
-    """Run position -> augmented clips of one video; all draws are functions of the position."""
+class WorkerLostError(Exception):
+    """A data worker hangs or died; `worker` is its number, None where nobody can say which."""
 
-    def __init__(self, shards: ShardSet, recipe: Recipe) -> None:
-        data = recipe.data
-        if data.flip and shards.manifest.dataset in NEVER_FLIPPED:
-            raise UserError(
-                f"data.flip=true, but {shards.folder} is {shards.manifest.dataset}, whose labels "
-                "tell left from right. Set data.flip: false."
-            )
-        self.shards, self.data, self.seed = shards, data, recipe.train.seed
-        self.decoder = choose_decoder(data.decoder)
-        self.order = SampleOrder(
-            [shard.samples for shard in shards.manifest.shards],
-            seed=self.seed,
-            num_streams=data.num_streams,
-            window_shards=data.window_shards,
-        )
-
-    def __getitem__(self, run_position: int) -> VideoClips:
-        data = self.data
-        place = self.order.place(run_position)
-        sample = self.shards.index(place.shard).samples[place.member]
-        keys = [
-            draw_key(self.seed, place.epoch, place.position, repeat)
-            for repeat in range(data.repeats)
-        ]
-        # The K clips share one decode: the same frames, different crops (VideoMAE V2).
-        generator = clip_generator(self.seed, place.epoch, place.position, 0)
-        wanted = train_frames(sample.num_frames, data.frames, data.stride, data.sampling, generator)
-        try:
-            frames = decode(self.decoder, self.shards.read(place.shard, sample), wanted)
-        except DecodeError as error:
-            black = torch.zeros(data.repeats, data.frames, *data.size, 3, dtype=torch.uint8)
-            return VideoClips(black, keys, _label(sample), _skipped(sample, error))
-        height, width = frames.shape[1:3]
-        clips = []
-        for repeat in range(data.repeats):
-            generator = clip_generator(self.seed, place.epoch, place.position, 1 + repeat)
-            crop = multi_scale_crop(height, width, data.size, data.crop_scales, generator)
-            flip = data.flip and bool(generator.integers(2))
-            clips.append(cut(frames, crop, data.size, flip=flip))
-        return VideoClips(torch.stack(clips), keys, _label(sample))
-
-
-class EvaluationClips(Dataset[VideoClips]):
-    """Sample number -> its central clip; every sample once, in the order of the shards."""
-
-    def __init__(self, shards: ShardSet, recipe: Recipe) -> None:
-        self.shards, self.data = shards, recipe.data
-        self.decoder = choose_decoder(recipe.data.decoder)
-        self.places = [
-            (number, member)
-            for number, shard in enumerate(shards.manifest.shards)
-            for member in range(shard.samples)
-        ]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, number: int) -> VideoClips:
-        data = self.data
-        shard, member = self.places[number]
-        sample = self.shards.index(shard).samples[member]
-        wanted = central_frames(sample.num_frames, data.frames, data.stride, data.sampling)
-        try:
-            frames = decode(self.decoder, self.shards.read(shard, sample), wanted)
-        except DecodeError as error:
-            black = torch.zeros(1, data.frames, *data.size, 3, dtype=torch.uint8)
-            return VideoClips(black, [number], _label(sample), _skipped(sample, error))
-        height, width = frames.shape[1:3]
-        crop = center_crop(height, width, data.size)
-        return VideoClips(cut(frames, crop, data.size, flip=False)[None], [number], _label(sample))
+    def __init__(self, kind: str, worker: int | None) -> None:
+        super().__init__(kind, worker)
+        self.kind, self.worker = kind, worker
 
 
 class TrainLoader:
     """Micro-batches of one rank from a step to the end of the run.
 
-    Errors: `UserError` on iteration when no batch came within data.timeout_s.
+    A worker that hangs for data.timeout_s or dies is named with the video it was on, all workers
+    are replaced, and the order goes on where it was. A video that hung, or on which a worker died
+    twice, is left out as one that does not decode; `left_out` are those of earlier starts.
     """
 
     def __init__(
@@ -174,51 +98,97 @@ class TrainLoader:
         first_step: int,
         num_workers: int,
         pin_memory: bool,
+        left_out: Mapping[str, str] | None = None,
     ) -> None:
-        self._timeout_s = recipe.data.timeout_s if num_workers else 0
-        self._dataset = TrainClips(shards, recipe)
+        self._timeout_s = recipe.data.timeout_s
+        self._dataset = TrainClips(shards, recipe, num_workers=num_workers, left_out=left_out)
+        self._crashes: Counter[str | None] = Counter()
         self.decoder = self._dataset.decoder
-        # torch takes any iterable of lists here, though its types ask for a Sampler.
-        positions: Any = rank_positions(plan, rank=rank, first_step=first_step)
-        self._loader = DataLoader(
-            self._dataset,
-            batch_sampler=positions,
-            num_workers=num_workers,
-            collate_fn=collate,
-            pin_memory=pin_memory,
-            timeout=self._timeout_s,
-            prefetch_factor=recipe.data.prefetch if num_workers else None,
-            worker_init_fn=_start_worker,
-        )
+        self._positions = partial(rank_positions, plan, rank=rank, first_step=first_step)
+        batch_bytes = plan.micro_batch * math.prod(recipe.geometry.clip) * 3
+        self._options: dict[str, Any] = {
+            "num_workers": num_workers,
+            "collate_fn": collate,
+            "pin_memory": pin_memory,
+            "timeout": min(_POLL_S, self._timeout_s) if num_workers else 0,
+            "prefetch_factor": _prefetch(recipe.data, num_workers, batch_bytes),
+            "worker_init_fn": _start_worker,
+        }
+        self._workers: list[Any] = []
 
     def __iter__(self) -> Generator[Batch, None, None]:
-        batches: Any = iter(self._loader)
-        # Workers are stopped by torch's own hand, then for certain: they ignore SIGTERM, and one
-        # may hang in native code. They hold no state worth saving.
-        workers = getattr(batches, "_workers", [])
+        delivered = lost_in_a_row = 0
+        while True:
+            try:
+                with closing(self._batches(delivered)) as batches:
+                    for batch in batches:
+                        delivered, lost_in_a_row = delivered + 1, 0
+                        yield batch
+                return
+            except WorkerLostError as lost:
+                lost_in_a_row += 1
+                self._replace(lost, lost_in_a_row)
+
+    def workers_resident_gib(self) -> float:
+        """Memory of the workers now, pages they share counted in each."""
+        return sum(_resident_bytes(worker.pid) for worker in self._workers) / 2**30
+
+    def _batches(self, delivered: int) -> Generator[Batch, None, None]:
+        # torch takes any iterable of lists here, though its types ask for a Sampler.
+        positions: Any = itertools.islice(self._positions(), delivered, None)
+        handler = signal.getsignal(signal.SIGCHLD)
+        batches: Any = iter(DataLoader(self._dataset, batch_sampler=positions, **self._options))
+        if threading.current_thread() is threading.main_thread():
+            # torch would raise a worker's death wherever the trainer is just then.
+            signal.signal(signal.SIGCHLD, handler)
+        self._workers = list(getattr(batches, "_workers", []))
         try:
-            while True:
-                try:
-                    batch = next(batches)
-                except StopIteration:
-                    return
-                except RuntimeError as error:
-                    raise self._explained(error) from error
+            while (batch := self._next(batches)) is not None:
                 yield batch
         finally:
-            if workers:
+            # Stopped by torch's own hand, then for certain: workers ignore SIGTERM, and one may
+            # hang in native code. They hold no state worth saving.
+            if self._workers:
                 batches._shutdown_workers()
-            for worker in workers:
+            for worker in self._workers:
                 worker.kill()
 
-    def _explained(self, error: RuntimeError) -> Exception:
-        if "timed out" not in str(error):
-            return error
-        return UserError(
-            f"no batch came from the data workers within data.timeout_s={self._timeout_s}: a "
-            f"decoder ({self.decoder}) hangs, or the disk does. Check the shards, try another "
-            "data.decoder, or raise data.timeout_s."
-        )
+    def _next(self, batches: Iterator[Batch]) -> Batch | None:
+        limit = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                return next(batches, None)
+            except RuntimeError as error:
+                dead = [n for n, worker in enumerate(self._workers) if not worker.is_alive()]
+                if dead:
+                    raise WorkerLostError("crash", dead[0]) from error
+                if "timed out" not in str(error):
+                    raise
+                if time.monotonic() > limit:
+                    raise WorkerLostError("hang", self._dataset.watch.longest()) from error
+
+    def _replace(self, lost: WorkerLostError, in_a_row: int) -> None:
+        """Say what happened, and leave the video out that did it.
+
+        Errors: `UserError` when it happens again and again with no batch in between.
+        """
+        position = None if lost.worker is None else self._dataset.watch.position(lost.worker)
+        key = None if position is None else self._dataset.sample(position)[1].key
+        did = "died" if lost.kind == "crash" else f"hung for data.timeout_s={self._timeout_s} s"
+        what = f"data worker {lost.worker} {did} on {f'video {key}' if key else 'no known video'}"
+        if in_a_row >= _MOST_IN_A_ROW:
+            raise UserError(
+                f"{what}, the {in_a_row}th such loss without a batch in between (decoder "
+                f"{self.decoder}). Memory may be short, or the disk hangs. Try fewer data.workers, "
+                "another data.decoder, or a larger data.timeout_s."
+            )
+        self._crashes[key] += lost.kind == "crash"
+        guilty = key is not None and (lost.kind == "hang" or self._crashes[key] > 1)
+        if guilty:
+            self._dataset.left_out[str(key)] = lost.kind
+        more = "; the video is left out" if guilty else ""
+        print(f"note: {what}; all workers are replaced{more}.", flush=True)
+        self._dataset.watch = Watch(len(self._workers))
 
 
 def evaluation_loader(
@@ -237,15 +207,40 @@ def evaluation_loader(
 def collate(videos: list[VideoClips]) -> Batch:
     """Clips of several videos as one batch; the clips of a video stay together."""
     counts = torch.tensor([len(video.keys) for video in videos])
+    clips = [clip for video in videos for clip in video.clips]
     valid = torch.tensor([video.skipped is None for video in videos]).repeat_interleave(counts)
     return Batch(
-        clips=torch.cat([video.clips for video in videos]),
+        clips=torch.stack(clips, out=_shared(len(clips), clips[0])),
         keys=torch.tensor([key for video in videos for key in video.keys]),
         labels=torch.tensor([video.label for video in videos]).repeat_interleave(counts),
         valid=valid,
         num_skipped=int((~valid).sum()),
         skipped=[video.skipped for video in videos if video.skipped is not None],
     )
+
+
+def _shared(count: int, clip: Tensor) -> Tensor | None:
+    """In a worker, memory that the trainer sees too: the batch is written once and not copied."""
+    if get_worker_info() is None:
+        return None
+    storage = torch.UntypedStorage._new_shared(count * clip.nbytes, device=clip.device)
+    return clip.new(storage).resize_(count, *clip.shape)
+
+
+def _prefetch(data: DataSettings, num_workers: int, batch_bytes: int) -> int | None:
+    """Batches ahead per worker: data.prefetch, as far as data.prefetch_mib allows, at least one."""
+    if not num_workers:
+        return None
+    allowed = int(data.prefetch_mib * 2**20 / (num_workers * batch_bytes))
+    return max(1, min(data.prefetch, allowed))
+
+
+def _resident_bytes(pid: int) -> int:
+    try:
+        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
+    except OSError:  # it has ended, or this is no Linux
+        return 0
+    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def worker_count(recipe: Recipe, *, ranks_on_host: int) -> int:
@@ -263,11 +258,3 @@ def _start_worker(_worker: int) -> None:
     # of one would take the last batches before the final checkpoint with it.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _label(sample: IndexedSample) -> int:
-    return NO_LABEL if sample.label is None else sample.label
-
-
-def _skipped(sample: IndexedSample, error: DecodeError) -> Skipped:
-    return Skipped(sample.key, error.kind, error.message)

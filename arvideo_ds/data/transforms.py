@@ -59,14 +59,14 @@ def center_crop(height: int, width: int, size: tuple[int, int]) -> Crop:
 
 
 def cut(frames: np.ndarray, crop: Crop, size: tuple[int, int], *, flip: bool) -> Tensor:
-    """Frames F H W 3 -> clip F h w 3, contiguous and owned, so no worker ships a whole video."""
+    """Frames F H W 3 -> clip F h w 3, contiguous; it may share memory with the frames."""
     clip = torch.from_numpy(frames).permute(0, 3, 1, 2)
     clip = F.resized_crop(
         clip, crop.top, crop.left, crop.height, crop.width, list(size), antialias=True
     )
     if flip:
         clip = F.horizontal_flip(clip)
-    return clip.permute(0, 2, 3, 1).clone(memory_format=torch.contiguous_format)
+    return clip.permute(0, 2, 3, 1).contiguous()
 
 
 def _largest_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, float]:

@@ -61,6 +61,8 @@ class VideoInfo:
     rotation: int
     sizes: set[tuple[int, int]] = field(default_factory=set)
     damaged_packets: int = 0
+    # Packets that an edit list keeps from being shown.
+    hidden_packets: int = 0
 
 
 def probe(source: BinaryIO, part: Part | None = None) -> VideoInfo:
@@ -150,7 +152,12 @@ def _open(source: BinaryIO) -> av.container.InputContainer:
     try:
         return av.open(source, "r", options={"protocol_whitelist": "none"})
     except (av.error.FFmpegError, ValueError, EOFError) as error:
-        raise RejectedError("cannot_open", str(error)) from None
+        raise RejectedError("cannot_open", _tool_message(error)) from None
+
+
+def _tool_message(error: Exception) -> str:
+    # Without the path that PyAV adds: rejects must not depend on where the videos lie.
+    return str(getattr(error, "strerror", None) or error)
 
 
 def _rate(stream: av.VideoStream) -> Fraction:
@@ -198,6 +205,8 @@ def decodable_frames(
     while True:
         try:
             packet = next(packets)
+            if info is not None and packet.is_discard:
+                info.hidden_packets += 1
             yield from packet.decode()
         except StopIteration:
             return
@@ -206,6 +215,7 @@ def decodable_frames(
         except av.error.FFmpegError:
             if info is not None:
                 info.damaged_packets += 1
+            continue
 
 
 def seek_before(

@@ -10,7 +10,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.data.loader import NO_LABEL, evaluation_loader, worker_count
+from arvideo_ds.data.clips import NO_LABEL
+from arvideo_ds.data.loader import evaluation_loader, worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.arvideo import encode_clips

@@ -115,6 +115,7 @@ def _log(run: Run, meter: Meter, done: int, lr: float, totals: dict[str, float])
         "lr": lr,
         **({} if norm is None else {"grad_norm_preclip": norm}),
         "data/skipped_total": totals["skipped"],
+        "data/workers_gib": run.loader.workers_resident_gib(),
     }
     if run.world.is_main:
         for sink in run.sinks:

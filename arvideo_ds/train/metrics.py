@@ -18,7 +18,8 @@ from typing import Any
 import torch
 
 from arvideo_ds.config.schema import WandbSettings
-from arvideo_ds.data.loader import Batch, Skipped
+from arvideo_ds.data.clips import Skipped
+from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import sum_over_ranks
 from arvideo_ds.train.run_folder import METRICS, QUARANTINE, read_metrics
 

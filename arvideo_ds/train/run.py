@@ -55,7 +55,7 @@ def pretrain(options: Options, settings: Settings, shards: ShardSet) -> int:
         engine = _engine(settings)
         if checkpoint is not None:
             load_checkpoint(engine, checkpoint, world_size=world.size)
-        loader = _loader(settings, shards, world, first_step)
+        loader = _loader(settings, shards, world, first_step, folder)
         facts = record.facts(settings, shards, world.size)
         if world.is_main:
             run_folder.write_recipe(folder, settings.recipe)
@@ -110,7 +110,9 @@ def _engine(settings: Settings) -> Engine:
     return build_engine(task, groups, settings.deepspeed, betas=settings.recipe.optim.betas)
 
 
-def _loader(settings: Settings, shards: ShardSet, world: World, first_step: int) -> TrainLoader:
+def _loader(
+    settings: Settings, shards: ShardSet, world: World, first_step: int, folder: Path
+) -> TrainLoader:
     workers = worker_count(settings.recipe, ranks_on_host=world.local_size)
     cores = len(os.sched_getaffinity(0))
     if world.is_main and workers * world.local_size > cores:
@@ -127,6 +129,7 @@ def _loader(settings: Settings, shards: ShardSet, world: World, first_step: int)
         first_step=first_step,
         num_workers=workers,
         pin_memory=world.device.type == "cuda",
+        left_out=run_folder.left_out(folder),
     )
 
 

@@ -33,9 +33,10 @@ SUMMARY = "summary.json"
 
 # Settings that may differ between a run and its continuation: none of them changes a number.
 _FREE = frozenset(
-    """data.workers data.prefetch data.decoder data.timeout_s data.max_skipped_share data.shards
-    data.num_videos train.micro_batch train.log_every train.save_every train.keep_checkpoints
-    probe.train_shards probe.test_shards wandb.mode wandb.project wandb.entity""".split()
+    """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
+    data.max_skipped_share data.shards data.num_videos train.micro_batch train.log_every
+    train.save_every train.keep_checkpoints probe.train_shards probe.test_shards wandb.mode
+    wandb.project wandb.entity""".split()
 )
 
 
@@ -79,6 +80,15 @@ def require_same_mathematics(folder: Path, recipe: Recipe) -> None:
             f"{folder} holds a run with other settings ({listed}). Go on with the settings it was "
             "started with, or start another run with another --output."
         )
+
+
+def left_out(folder: Path) -> dict[str, str]:
+    """Keys of videos on which data workers hung or died in earlier starts, and which of the two."""
+    path = folder / QUARANTINE
+    if not path.is_file():
+        return {}
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return {line["key"]: line["kind"] for line in lines if line["kind"] in ("hang", "crash")}
 
 
 def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

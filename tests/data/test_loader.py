@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
 from arvideo_ds.config import Recipe, make_plan
-from arvideo_ds.data import loader as loader_module
+from arvideo_ds.data import clips as clips_module
+from arvideo_ds.data.clips import TrainClips
+from arvideo_ds.data.decoders import decode
 from arvideo_ds.data.loader import Batch, TrainLoader, evaluation_loader
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
 from arvideo_ds.errors import UserError
@@ -27,7 +32,14 @@ def shards(demo_shards: Path) -> ShardSet:
 
 
 def train_loader(
-    shards: ShardSet, recipe: Recipe, *, world: int = 1, rank: int = 0, first: int = 0, workers: int
+    shards: ShardSet,
+    recipe: Recipe,
+    *,
+    world: int = 1,
+    rank: int = 0,
+    first: int = 0,
+    workers: int,
+    left_out: dict[str, str] | None = None,
 ) -> TrainLoader:
     plan = make_plan(recipe, world_size=world, num_videos=shards.num_samples)
     return TrainLoader(
@@ -38,6 +50,7 @@ def train_loader(
         first_step=first,
         num_workers=workers,
         pin_memory=False,
+        left_out=left_out,
     )
 
 
@@ -186,32 +199,101 @@ def test_evaluation_visits_every_sample_once_in_order(
     assert_same(batches, again)
 
 
-def test_flipping_is_refused_where_left_and_right_are_labels(
-    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path
+@pytest.mark.parametrize("wrong", [{"flip": True}, {"sampling": "dense"}])
+def test_ssv2_is_never_flipped_and_always_sampled_uniformly(
+    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path, wrong: dict[str, object]
 ) -> None:
     folder = shutil.copytree(shards.folder, tmp_path / "ssv2")
     manifest = json.loads((folder / MANIFEST).read_bytes()) | {"dataset": "ssv2"}
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match=r"data\.flip"):
-        load(ShardSet(folder), tiny(data={"flip": True}))
-    assert load(ShardSet(folder), tiny(data={"flip": False}))
+    right: dict[str, object] = {"flip": False, "sampling": "uniform"}
+    assert load(ShardSet(folder), tiny(data=right))
+    recipe = tiny(data=right | wrong)
+    for use in (load, partial(evaluation_loader, batch_size=1, num_workers=0)):
+        with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
+            use(ShardSet(folder), recipe)
 
 
-def hang(*_: object) -> None:
+def key_at(shards: ShardSet, recipe: Recipe, position: int) -> tuple[str, bytes]:
+    """Key and bytes of the video at a run position."""
+    place, sample = TrainClips(shards, recipe).sample(position)
+    return sample.key, shards.read(place.shard, sample)
+
+
+def victim_of(video: bytes, act: Callable[[], None]) -> Callable[..., object]:
+    """The real decoder, but for one video, on which it does something else."""
+
+    def decode_or_act(name: str, data: bytes, frames: object) -> object:
+        if data == video:
+            act()
+        return decode(name, data, frames)  # type: ignore[arg-type]
+
+    return decode_or_act
+
+
+def hang() -> None:
     time.sleep(60)
 
 
-def test_a_hanging_decoder_ends_the_run_with_the_setting_to_change(
-    shards: ShardSet, tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+def die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize(("act", "kind"), [(hang, "hang"), (die, "crash")])
+def test_a_video_on_which_workers_are_lost_is_named_left_out_and_costs_no_other(
+    shards: ShardSet,
+    tiny: MakeRecipe,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    act: Callable[[], None],
+    kind: str,
 ) -> None:
-    monkeypatch.setattr(loader_module, "decode", hang)
-    recipe = tiny(data={"timeout_s": 1})
+    recipe = tiny(data={"timeout_s": 2})
+    whole = load(shards, recipe)
+    key, video = key_at(shards, recipe, 13)  # the sixth video of the second step
+    monkeypatch.setattr(clips_module, "decode", victim_of(video, act))
     before = set(multiprocessing.active_children())
-    with pytest.raises(UserError, match=r"data\.timeout_s=1"):
-        load(shards, recipe, workers=2)
+    batches = load(shards, recipe, workers=2)
+    assert f"on video {key}" in capsys.readouterr().out
+    assert [(s.key, s.kind) for batch in batches for s in batch.skipped] == [(key, kind)]
+    assert len(batches) == len(whole)
+    for found, expected in zip(batches, whole, strict=True):
+        assert torch.equal(found.keys, expected.keys)
+        assert torch.equal(found.clips[found.valid], expected.clips[found.valid])
+    assert sum(int((~batch.valid).sum()) for batch in batches) == recipe.data.repeats
     for child in set(multiprocessing.active_children()) - before:
         child.join(5)
         assert not child.is_alive()
+
+
+def test_a_worker_killed_once_costs_nothing(shards: ShardSet, tiny: MakeRecipe) -> None:
+    recipe = tiny(train={"max_steps": 12})
+    whole = load(shards, recipe)
+    loader = train_loader(shards, recipe, workers=2)
+    batches = []
+    for batch in loader:
+        batches.append(batch)
+        if len(batches) == 3:
+            loader._workers[0].kill()
+    assert_same(batches, whole)
+
+
+def test_videos_left_out_by_an_earlier_start_are_not_tried(
+    shards: ShardSet, tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny()
+    key, video = key_at(shards, recipe, 13)
+    monkeypatch.setattr(clips_module, "decode", victim_of(video, die))
+    loader = train_loader(shards, recipe, workers=0, left_out={key: "hang"})
+    assert [s.key for batch in loader for s in batch.skipped] == [key]
+
+
+def test_a_decoder_that_hangs_on_everything_ends_the_run_with_the_settings_to_change(
+    shards: ShardSet, tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(clips_module, "decode", lambda *_: hang())
+    with pytest.raises(UserError, match=r"data\.timeout_s=1"):
+        load(shards, tiny(data={"timeout_s": 1}), workers=2)
 
 
 def test_a_loader_that_ends_leaves_the_workers_of_another_alone(

@@ -31,7 +31,7 @@ def read_ava(source: Source) -> Listing:
     """Windows of `source.window_s` around the labelled seconds that are not excluded."""
     path = source.need_annotations("ava_train_v2.2.csv or ava_val_v2.2.csv")
     bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    excluded = _excluded(source.excluded, skip=source.skip_bad_rows)
+    excluded, rejects = _excluded(source.excluded, skip=source.skip_bad_rows)
     lines: dict[tuple[str, int], list[int]] = defaultdict(list)
     left_out = 0
     for line, text in text_lines(path):
@@ -44,13 +44,16 @@ def read_ava(source: Source) -> Listing:
             left_out += 1
         else:
             lines[keyframe].append(line)
-    rejects = bad_rows.finish()
     tree = VideoTree(source.videos)
     reference = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     entries: list[Entry] = []
     lost: dict[str, Reject] = {}
     for (video_id, second), own in lines.items():
-        video = tree.find(video_id)
+        try:
+            video = tree.find(video_id)
+        except ValueError as error:
+            bad_rows.add(own[0], error)
+            continue
         if video is None:
             lost.setdefault(video_id, missing(video_id, own[0]))
             continue
@@ -64,6 +67,7 @@ def read_ava(source: Source) -> Listing:
         entries.append(
             tree.entry(video, None, video_id=f"{video_id}_{second:04d}", part=part, facts=facts)
         )
+    rejects += bad_rows.finish()
     notes = [f"{left_out} rows of excluded seconds left out"] if left_out else []
     return Listing(tuple(entries), None, (*rejects, *lost.values()), tuple(notes))
 
@@ -71,6 +75,8 @@ def read_ava(source: Source) -> Listing:
 def _row(fields: list[str]) -> tuple[str, int]:
     if len(fields) != 8:
         raise ValueError(f"{len(fields)} fields, expected 8")
+    if not fields[0]:
+        raise ValueError("the video's id is empty")
     second = _second(fields[1])
     try:
         left, top, right, bottom = map(float, fields[2:6])
@@ -90,9 +96,9 @@ def _second(text: str) -> int:
     return int(text)
 
 
-def _excluded(path: Path | None, *, skip: bool) -> set[tuple[str, int]]:
+def _excluded(path: Path | None, *, skip: bool) -> tuple[set[tuple[str, int]], list[Reject]]:
     if path is None:
-        return set()
+        return set(), []
     bad_rows = BadRows(path, skip=skip)
     found = set()
     for line, text in text_lines(path):
@@ -101,5 +107,4 @@ def _excluded(path: Path | None, *, skip: bool) -> set[tuple[str, int]]:
             found.add((video_id, _second(second.strip())))
         except ValueError as error:
             bad_rows.add(line, error)
-    bad_rows.finish()
-    return found
+    return found, bad_rows.finish()

@@ -22,7 +22,7 @@ def read_diving48(source: Source) -> Listing:
     """Rows `{"vid_name", "label", "start_frame", "end_frame"}`; --labels is the vocabulary."""
     path = source.need_annotations("Diving48_V2_train.json or Diving48_V2_test.json")
     labels = _labels(source)
-    bad_rows = BadRows(path, skip=source.skip_bad_rows)
+    bad_rows = BadRows(path, skip=source.skip_bad_rows, unit="entry")
     tree = VideoTree(source.videos)
     entries: list[Entry] = []
     rejects: list[Reject] = []

@@ -40,6 +40,8 @@ def read_epic_kitchens(source: Source) -> Listing:
         rows += 1
         labelled = "verb_class" in row
         try:
+            if not (row["narration_id"] and row["video_id"]):
+                raise ValueError("narration_id or video_id is empty")
             video = tree.find(row["video_id"])
             part = _seconds(row["start_timestamp"]), _seconds(row["stop_timestamp"])
             if part[0] >= part[1]:

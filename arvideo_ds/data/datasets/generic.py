@@ -70,13 +70,20 @@ def read_jsonl(source: Source) -> Listing:
     for line, text in text_lines(path):
         try:
             row = json.loads(text)
-        except json.JSONDecodeError as error:
+        except ValueError as error:
             bad_rows.add(line, f"no JSON ({error})")
             continue
-        if isinstance(row, dict) and isinstance(row.get("path"), str):
-            rows.append((line, row))
-        else:
+        if not isinstance(row, dict) or not isinstance(row.get("path"), str):
             bad_rows.add(line, "no object with a 'path'")
+        elif source.split is not None and "split" not in row:
+            bad_rows.add(line, "no 'split'")
+        elif source.split is None or row["split"] == source.split:
+            rows.append((line, row))
+    if any(row.get("label") is not None for _, row in rows):
+        for line, row in rows:
+            if row.get("label") is None:
+                bad_rows.add(line, "no label, but other rows have one")
+        rows = [(line, row) for line, row in rows if row.get("label") is not None]
     return _listing(source, rows, bad_rows)
 
 
@@ -100,11 +107,16 @@ def _row_entry(videos: Path, row: dict[str, Any]) -> Entry:
     label = row.get("label")
     if label == "":
         raise ValueError(f"label is empty for {row['path']}")
+    if not (label is None or isinstance(label, (str, int))):
+        raise ValueError(f"label {label} is neither a name nor a number")
     path = videos / os.path.normpath(row["path"])
-    if not path.resolve().is_relative_to(videos.resolve()):
-        raise ValueError(f"path {row['path']} leads out of --videos {videos}")
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+    try:
+        if not path.resolve().is_relative_to(videos.resolve()):
+            raise ValueError(f"path {row['path']} leads out of --videos {videos}")
+        if not path.is_file():
+            raise ValueError(f"there is no file {path}")
+    except (OSError, RuntimeError) as error:  # such as a name too long, a circle of links
+        raise ValueError(f"there is no file {path} ({error})") from None
     label = None if label is None else str(label)
     part = _part(row)
     if part is None:
@@ -120,7 +132,7 @@ def _part(row: dict[str, Any]) -> tuple[float, float] | None:
         return None
     try:
         start, stop = (float(value) for value in given)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise ValueError(f"start_s and stop_s must both be seconds, not {given}") from None
     if not 0 <= start < stop < float("inf"):
         raise ValueError(f"start_s {start:g} must be before stop_s {stop:g}")

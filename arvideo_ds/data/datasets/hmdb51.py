@@ -28,17 +28,16 @@ def read_hmdb51(source: Source) -> Listing:
     """`--split train1` is the training part of split 1; test3 the test part of split 3."""
     folder = source.need_annotations("the folder testTrainMulti_7030_splits")
     part, number = _split(source.split)
-    files = sorted(folder.glob(f"*_test_split{number}.txt"))
+    suffix = f"_test_split{number}.txt"
+    files = {path.name.removesuffix(suffix): path for path in folder.glob(f"*{suffix}")}
     if not files:
-        raise UserError(f"{folder} has no files <class>_test_split{number}.txt.")
+        raise UserError(f"{folder} has no files <class>{suffix}.")
     tree = VideoTree(source.videos)
     entries: list[Entry] = []
     rejects: list[Reject] = []
-    labels = []
-    for path in files:
-        label = path.name.removesuffix(f"_test_split{number}.txt")
-        labels.append(label)
-        found, lost = _class_entries(path, label, _FLAGS[part], tree, source)
+    labels = sorted(files)
+    for label in labels:
+        found, lost = _class_entries(files[label], label, _FLAGS[part], tree, source)
         entries += found
         rejects += lost
     notes = compare_count("classes", len(labels), _CLASSES)

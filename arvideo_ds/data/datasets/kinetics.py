@@ -8,7 +8,6 @@ the archive lacks are normal and become rejects.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from arvideo_ds.errors import UserError
 _ID = 11
 # Rows of the CSV files of CVDF's Kinetics-400; of the other sets only the classes are known here.
 _ROWS = {(400, "train"): 246_534, (400, "val"): 19_906, (400, "test"): 39_805}
+# What the releases call a split in their rows.
+_SPLIT_NAMES = {"val": ("val", "validate")}
 
 
 def read_kinetics(num_classes: int) -> Callable[[Source], Listing]:
@@ -43,11 +44,14 @@ def read_kinetics(num_classes: int) -> Callable[[Source], Listing]:
         entries: list[Entry] = []
         rejects: list[Reject] = []
         rows = 0
+        names: set[str | None] = set()
+        splits = _SPLIT_NAMES.get(source.split or "", (source.split,))
         used: set[Path] = set()
         for line, row in csv_rows(path, ["youtube_id", "time_start", "time_end"], bad_rows):
-            if source.split and row.get("split", source.split) not in (source.split, "validate"):
+            if source.split and row.get("split", source.split) not in splits:
                 continue
             rows += 1
+            names.add(row.get("label"))
             try:
                 entry = clips.entry(row)
             except ValueError as error:
@@ -64,7 +68,7 @@ def read_kinetics(num_classes: int) -> Callable[[Source], Listing]:
                 used.add(entry.path)
                 entries.append(entry)
         rejects += bad_rows.finish()
-        labels, notes = _labels(source, entries, num_classes)
+        labels, notes = _labels(source, names - {""}, num_classes)
         notes += compare_count(f"rows in {path.name}", rows, _ROWS.get((num_classes, path.stem)))
         return Listing(tuple(entries), labels, tuple(rejects), tuple(notes))
 
@@ -78,18 +82,13 @@ class _Clips:
         if replacement is not None and not replacement.is_dir():
             raise UserError(f"--replacement {replacement} is no folder.")
         self._videos = videos
-        self._files: dict[tuple[str, int | None], Path] = {}
-        for root in (videos, replacement):
-            if root is None:
-                continue
-            tree = VideoTree(root)
-            # Sorted: which of two files of one clip is taken must not depend on the disk.
-            for stem in sorted(tree.stems()):
-                key = _file_key(stem)
-                if key is not None:
-                    found = tree.find(stem)
-                    assert found is not None
-                    self._files[key] = found
+        self._trees: list[tuple[VideoTree, dict[tuple[str, int | None], str]]] = []
+        for root in (replacement, videos):
+            if root is not None:
+                tree = VideoTree(root)
+                # Sorted: which of two files of one clip is taken must not depend on the disk.
+                stems = {_file_key(stem): stem for stem in sorted(tree.stems())}
+                self._trees.append((tree, {key: stem for key, stem in stems.items() if key}))
 
     def entry(self, row: dict[str, str]) -> Entry | None:
         """The entry of a row, None where there is no file. Errors: `ValueError`, a bad row."""
@@ -101,14 +100,19 @@ class _Clips:
         label = row.get("label")
         if label == "":
             raise ValueError("label is empty")
-        path = self._files.get((youtube_id, int(float(start)))) or self._files.get(
-            (youtube_id, None)
-        )
+        path = self._find(youtube_id, int(float(start)), label)
         if path is None:
             return None
         inside = path.is_relative_to(self._videos)
         source_path = path.relative_to(self._videos).as_posix() if inside else path.name
         return Entry(_name(row), path, source_path, label)
+
+    def _find(self, youtube_id: str, start: int, label: str | None) -> Path | None:
+        for tree, stems in self._trees:
+            for key in ((youtube_id, start), (youtube_id, None)):
+                if key in stems:
+                    return tree.find(stems[key], folder=label)
+        return None
 
 
 def _file_key(stem: str) -> tuple[str, int | None] | None:
@@ -128,22 +132,21 @@ def _is_seconds(text: str) -> bool:
 
 
 def _labels(
-    source: Source, entries: list[Entry], num_classes: int
+    source: Source, in_rows: set[str | None], num_classes: int
 ) -> tuple[tuple[str, ...] | None, list[str]]:
-    """Class names in order, from --labels or, sorted, from the clips.
+    """Class names in order, from --labels or, sorted, from the rows (whether or not clips exist).
 
-    Errors: `UserError` where the clips do not show all classes, so numbers would be wrong.
+    Errors: `UserError` where --labels lacks a class of the rows.
     """
-    counts = Counter(entry.label_name for entry in entries)
-    if None in counts:
+    if None in in_rows:
         return None, []
-    found = sorted(str(name) for name in counts)
+    found = sorted(str(name) for name in in_rows)
     if source.labels is None:
         if len(found) == num_classes:
             return tuple(found), []
         return tuple(found), [
-            f"the clips show {len(found)} of {num_classes} classes; they are numbered by the "
-            "sorted names; give --labels FILE, a name a line, where other splits must agree"
+            f"the rows have {len(found)} of {num_classes} classes, numbered here by their sorted "
+            "names; give --labels FILE, a name a line, where other splits must agree"
         ]
     names = [line for _, line in text_lines(source.labels)]
     unknown = sorted(set(found) - set(names))

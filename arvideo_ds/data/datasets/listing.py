@@ -83,12 +83,12 @@ class Source:
 class BadRows:
     """Collects wrong rows; at the end they stop the work, or are left out and counted."""
 
-    def __init__(self, path: Path, *, skip: bool) -> None:
-        self._path, self._skip = path, skip
+    def __init__(self, path: Path, *, skip: bool, unit: str = "line") -> None:
+        self._path, self._skip, self._unit = path, skip, unit
         self._problems: list[str] = []
 
     def add(self, line: int, message: object) -> None:
-        self._problems.append(f"line {line}: {message}")
+        self._problems.append(f"{self._unit} {line}: {message}")
 
     def finish(self) -> list[Reject]:
         """Errors: `UserError` with the first problems, unless they are to be skipped."""
@@ -107,14 +107,17 @@ class BadRows:
 
 
 class VideoTree:
-    """The video files below a folder, by name without suffix. Links that lead out are left out."""
+    """The video files below a folder, by name without suffix.
+
+    Links to files are followed wherever they lead: CVDF's class folders are made of links. What the
+    annotations say is only ever looked up among these names.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        inside = root.resolve()
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         for path in find_videos(root):
-            if not path.is_symlink() or path.resolve().is_relative_to(inside):
+            if not path.is_symlink() or _is_file(path):
                 self._by_stem[path.stem].append(path)
 
     def stems(self) -> Iterator[str]:
@@ -135,6 +138,13 @@ class VideoTree:
     def entry(self, path: Path, label: str | None, **details: Any) -> Entry:
         """An entry whose id is its path below the root, without suffix."""
         return file_entry(self.root, path, label, **details)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, RuntimeError):  # links in a circle
+        return False
 
 
 def file_entry(root: Path, path: Path, label: str | None, **details: Any) -> Entry:
@@ -186,7 +196,8 @@ def csv_rows(
 def text_lines(path: Path) -> list[tuple[int, str]]:
     """Number and text of the lines that are not empty."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        # Not splitlines(): it also ends lines at characters that a JSON string may hold.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
     return [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

@@ -26,9 +26,9 @@ def read_ssv2(source: Source) -> Listing:
     """train.json, validation.json or test.json (without labels), and --labels labels.json."""
     path = source.need_annotations("something-something-v2-train.json, -validation or -test")
     rows = json_file(path, list)
-    labelled = bool(rows) and isinstance(rows[0], dict) and "template" in rows[0]
+    labelled = any(isinstance(row, dict) and "template" in row for row in rows)
     numbers = _label_numbers(source) if labelled else {}
-    bad_rows = BadRows(path, skip=source.skip_bad_rows)
+    bad_rows = BadRows(path, skip=source.skip_bad_rows, unit="entry")
     tree = VideoTree(source.videos)
     entries: list[Entry] = []
     rejects: list[Reject] = []

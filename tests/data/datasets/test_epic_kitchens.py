@@ -1,0 +1,183 @@
+"""EPIC-KITCHENS-100: a part of a long video for each narrated action, verbs as labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arvideo_ds.data.datasets import Listing, Source, read_listing
+from arvideo_ds.errors import UserError
+
+MakeVideos = Callable[..., Path]
+HEADER = (
+    "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,"
+    "start_frame,stop_frame,narration,verb,verb_class,noun,noun_class,all_nouns,all_noun_classes"
+)
+TEST_HEADER = (
+    "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,"
+    "start_frame,stop_frame"
+)
+VERBS = "id,key,instances,category\n0,take,\"['grab', 'take']\",retrieve\n1,put,['put'],leave\n"
+
+
+def row(
+    action: str = "P02_11_0",
+    start: str = "00:00:01.50",
+    stop: str = "00:00:03.25",
+    verb: str = "1",
+    noun: str = "7",
+    video: str = "P02_11",
+) -> str:
+    times = f"{action},P02,{video},00:00:01.089,{start},{stop},90,195"
+    return f'{times},"put cup, then go",put,{verb},cup,{noun},"[\'cup\', \'lid\']","[7, 12]"'
+
+
+def read(
+    videos: Path, *rows: str, header: str = HEADER, name: str = "list.csv", **options: object
+) -> Listing:
+    path = videos.parent / name
+    path.write_text("".join(f"{line}\n" for line in (header, *rows)), encoding="utf-8")
+    return read_listing("epic_kitchens", Source(videos, path, **options))
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "part"),
+    [
+        ("00:00:00.14", "00:00:03.37", (0.14, 3.37)),
+        ("00:01:00.00", "00:02:30.5", (60, 150.5)),
+        ("01:02:03.04", "10:00:00", (3723.04, 36000)),
+        ("00:00:09.99", "00:00:10.001", (9.99, 10.001)),
+    ],
+)
+def test_a_sample_is_the_part_between_its_times_in_seconds(
+    make_videos: MakeVideos, start: str, stop: str, part: tuple[float, float]
+) -> None:
+    listing = read(make_videos("P02/P02_11.MP4"), row(start=start, stop=stop))
+    (entry,) = listing.entries
+    assert entry.part == pytest.approx(part)
+    assert (entry.video_id, entry.source_path) == ("P02_11_0", "P02/P02_11.MP4")
+
+
+def test_the_label_is_the_verb_and_the_noun_is_a_fact(make_videos: MakeVideos) -> None:
+    listing = read(make_videos("P02_11.mp4"), row())
+    (entry,) = listing.entries
+    assert entry.facts == {"verb_class": 1, "noun_class": 7, "narration": "put cup, then go"}
+    assert entry.label_name == "1"
+    assert listing.labels == tuple(str(number) for number in range(97))
+
+
+def test_the_verbs_have_the_names_and_numbers_of_their_file(
+    make_videos: MakeVideos, tmp_path: Path
+) -> None:
+    verbs = tmp_path / "verbs.csv"
+    verbs.write_text(VERBS, encoding="utf-8")
+    videos = make_videos("P02_11.mp4")
+    listing = read(videos, row(), row("P02_11_1", verb="0"), labels=verbs)
+    assert listing.labels == ("take", "put")
+    assert [entry.label_name for entry in listing.entries] == ["put", "take"]
+    with pytest.raises(UserError, match=r"list\.csv has 1 bad row.*line 2: verb_class '2'"):
+        read(videos, row(verb="2"), labels=verbs)
+
+
+@pytest.mark.parametrize(
+    "text", ["id,key\n1,take\n0,put\n", "id,key\n1,take\n2,put\n", "id,key\n0,take\n0,put\n"]
+)
+def test_verbs_out_of_order_are_refused(make_videos: MakeVideos, tmp_path: Path, text: str) -> None:
+    verbs = tmp_path / "verbs.csv"
+    verbs.write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=r"verbs\.csv: ids are not"):
+        read(make_videos("P02_11.mp4"), row(), labels=verbs)
+
+
+def test_the_test_times_have_no_labels(make_videos: MakeVideos) -> None:
+    line = "P01_1_0,P01,P01_1,00:00:02.851,00:00:02.86,00:00:03.87,143,193"
+    listing = read(make_videos("P01_1.MP4"), line, header=TEST_HEADER)
+    (entry,) = listing.entries
+    assert (entry.video_id, entry.label_name, entry.part) == ("P01_1_0", None, (2.86, 3.87))
+    assert (listing.labels, entry.facts, listing.notes) == (None, {}, ())
+
+
+def test_many_actions_of_one_video_stand_in_the_order_of_their_ids(
+    make_videos: MakeVideos,
+) -> None:
+    videos = make_videos("a/P02_11.MP4", "a/P03_02.MP4", "a/P04_01.MP4")
+    rows = [row("P03_02_0", video="P03_02"), row("P02_11_1"), row("P02_11_0")]
+    listing = read(videos, *rows)
+    assert [(e.video_id, e.source_path) for e in listing.entries] == [
+        ("P02_11_0", "a/P02_11.MP4"),
+        ("P02_11_1", "a/P02_11.MP4"),
+        ("P03_02_0", "a/P03_02.MP4"),
+    ]
+    assert read(videos, *reversed(rows)).entries == listing.entries
+
+
+def test_actions_of_a_video_that_is_not_there_are_missing(make_videos: MakeVideos) -> None:
+    listing = read(make_videos("P02_11.mp4"), row(), row("P03_02_0", video="P03_02"))
+    assert [entry.video_id for entry in listing.entries] == ["P02_11_0"]
+    (reject,) = listing.rejects
+    assert (reject.source_path, reject.reason) == ("P03_02 for P03_02_0", "missing")
+    assert "line 3" in reject.message
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        row("x", start="1.5"),
+        row("x", start=""),
+        row("x", start="00:00:03.25"),
+        row("x", start="00:00:04.00"),
+        row("x", stop="00:03.25"),
+        row("x", stop="-0:00:03.25"),
+        row("x", stop="00:00:nan"),
+        row("x", verb="97"),
+        row("x", verb="-1"),
+        row("x", verb=""),
+        row("x", verb="put"),
+        row("x", noun="300"),
+        row("x", noun=""),
+        row("x", video=""),
+        row(""),
+        row("x") + ",more",
+        "x,P02,P02_11",
+    ],
+)
+def test_a_wrong_row_is_named_or_counted(make_videos: MakeVideos, wrong: str) -> None:
+    videos = make_videos("P02_11.mp4")
+    with pytest.raises(UserError, match=r"list\.csv has 1 bad row.*line 3: "):
+        read(videos, row(), wrong)
+    listing = read(videos, row(), wrong, skip_bad_rows=True)
+    assert [entry.video_id for entry in listing.entries] == ["P02_11_0"]
+    assert [(r.source_path, r.reason) for r in listing.rejects] == [("list.csv", "bad_row")]
+
+
+def test_two_files_of_one_video_are_a_bad_row(make_videos: MakeVideos) -> None:
+    videos = make_videos("full/P02_11.MP4", "small/P02_11.mp4", "small/P03_02.mp4")
+    rows = (row("P03_02_0", video="P03_02"), row())
+    with pytest.raises(UserError, match=r"list\.csv has 1 bad row.*line 3: .*could be"):
+        read(videos, *rows)
+    listing = read(videos, *rows, skip_bad_rows=True)
+    assert [entry.video_id for entry in listing.entries] == ["P03_02_0"]
+
+
+def test_an_action_named_twice_is_refused(make_videos: MakeVideos) -> None:
+    with pytest.raises(UserError, match="share the video id 'P02_11_0'"):
+        read(make_videos("P02_11.mp4"), row(), row())
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [("EPIC_100_train.csv", "67,217"), ("EPIC_100_validation.csv", "9,668")],
+)
+def test_the_number_of_rows_is_compared_with_the_release(
+    make_videos: MakeVideos, name: str, published: str
+) -> None:
+    listing = read(make_videos("P02_11.mp4"), row(), name=name)
+    assert listing.notes == (f"1 rows in {name}; the published set has {published}",)
+
+
+def test_a_file_without_the_needed_columns_is_refused(make_videos: MakeVideos) -> None:
+    header = HEADER.replace("start_timestamp", "start")
+    with pytest.raises(UserError, match="no column 'start_timestamp'"):
+        read(make_videos("P02_11.mp4"), row(), header=header)
