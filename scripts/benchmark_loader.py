@@ -3,6 +3,7 @@
 
     python scripts/benchmark_loader.py SHARDS
     python scripts/benchmark_loader.py SHARDS --compare VIDEOS --repeats 4
+    python scripts/benchmark_loader.py SHARDS --memory 20000 --workers 2 --cores 2
 
 The whole path is timed: stored bytes -> batches handed to the trainer, all of it on `--cores`
 cores, this process's share included. `--compare` also loads the folder VIDEOS, the same clips as
@@ -63,7 +64,7 @@ def main() -> None:
         ],
     )
     shards = ShardSet(args.shards)
-    clips = TrainClips(shards, recipe)
+    clips = TrainClips(shards, recipe, num_workers=args.workers)
     result: dict[str, Any] = {
         "clip": [args.frames, *recipe.data.size],
         "stride": args.stride,
@@ -84,6 +85,8 @@ def main() -> None:
         peer = PeerClips(args.compare, recipe)
         result["peer"] = measure(endless_peer(peer, args), args)
         result["times_the_peer"] = round(per_core / result["peer"]["clips_per_s_per_core"], 2)
+    if args.memory:
+        result["memory"] = memory_growth(endless(clips, args), args.memory)
     result["machine"] = machine()
     print(json.dumps(result, indent=1))
 
@@ -94,6 +97,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("shards", type=Path)
     parser.add_argument("--compare", type=Path, metavar="VIDEOS", help="the same clips, raw files")
+    parser.add_argument("--memory", type=int, metavar="CLIPS", help="growth over so many clips")
     parser.add_argument("--repeats", type=int, default=1, help="clips per decoded video")
     parser.add_argument("--frames", type=int, default=16)
     parser.add_argument("--stride", type=int, default=4)
@@ -182,6 +186,24 @@ def measure(loader: DataLoader[Any], args: argparse.Namespace) -> dict[str, Any]
         "seconds": round(elapsed, 1),
         "mib_per_s_to_trainer": round(num_bytes / elapsed / 2**20, 1),
         "workers_resident_mib": round(memory),
+    }
+
+
+def memory_growth(loader: DataLoader[Any], clips: int) -> dict[str, Any]:
+    """Resident memory of workers and trainer after a tenth of the clips and after all of them."""
+    batches: Any = iter(loader)
+    processes = [os.getpid(), *(worker.pid for worker in batches._workers)]
+    seen, after_tenth = 0, 0.0
+    while seen < clips:
+        seen += len(next(batches).keys)
+        if not after_tenth and seen >= clips // 10:
+            after_tenth = sum(resident_mib(pid) for pid in processes)
+    at_end = sum(resident_mib(pid) for pid in processes)
+    return {
+        "clips": seen,
+        "resident_mib_after_a_tenth": round(after_tenth, 1),
+        "resident_mib_at_the_end": round(at_end, 1),
+        "growth_pct": round(100 * (at_end / after_tenth - 1), 2),
     }
 
 

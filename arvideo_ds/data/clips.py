@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -14,8 +15,8 @@ from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.decoders import DecodeError, choose_decoder, decode
 from arvideo_ds.data.manifest import IndexedSample, ShardSet
 from arvideo_ds.data.order import Place, SampleOrder
-from arvideo_ds.data.sampling import central_frames, train_frames
-from arvideo_ds.data.transforms import center_crop, cut, multi_scale_crop
+from arvideo_ds.data.sampling import train_frames, view_frames
+from arvideo_ds.data.transforms import cut, multi_scale_crop, view_crop
 from arvideo_ds.data.watch import Watch
 from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import clip_generator, draw_key
@@ -107,11 +108,17 @@ class TrainClips(Dataset[VideoClips]):
 
 
 class EvaluationClips(Dataset[VideoClips]):
-    """Sample number -> its central clip; every sample once, in the order of the shards."""
+    """Sample number -> its test views; every sample once, in the order of the shards.
 
-    def __init__(self, shards: ShardSet, recipe: Recipe) -> None:
+    views: temporal x spatial; (1, 1) is the central clip. `VideoClips.keys` are the sample number,
+    once for each view, temporal views outermost.
+    """
+
+    def __init__(
+        self, shards: ShardSet, recipe: Recipe, *, views: tuple[int, int] = (1, 1)
+    ) -> None:
         require_protocol(shards, recipe.data)
-        self.shards, self.data = shards, recipe.data
+        self.shards, self.data, self.views = shards, recipe.data, views
         self.decoder = choose_decoder(recipe.data.decoder)
         self.places = [
             (number, member)
@@ -123,18 +130,28 @@ class EvaluationClips(Dataset[VideoClips]):
         return len(self.places)
 
     def __getitem__(self, number: int) -> VideoClips:
-        data = self.data
         shard, member = self.places[number]
         sample = self.shards.index(shard).samples[member]
-        wanted = central_frames(sample.num_frames, data.frames, data.stride, data.sampling)
+        data, (temporal, spatial) = self.data, self.views
+        keys = [number] * (temporal * spatial)
+        wanted = [
+            view_frames(sample.num_frames, data.frames, data.stride, data.sampling, view, temporal)
+            for view in range(temporal)
+        ]
         try:
-            frames = decode(self.decoder, self.shards.read(shard, sample), wanted)
+            frames = decode(self.decoder, self.shards.read(shard, sample), np.concatenate(wanted))
         except DecodeError as error:
-            return VideoClips([_black(data)], [number], _label(sample), _skipped(sample, error))
+            return VideoClips(
+                [_black(data)] * len(keys), keys, _label(sample), _skipped(sample, error)
+            )
         height, width = frames.shape[1:3]
-        crop = center_crop(height, width, data.size)
-        clip = cut(frames, crop, data.size, flip=False)
-        return VideoClips([clip], [number], _label(sample))
+        crops = [view_crop(height, width, data.size, view, spatial) for view in range(spatial)]
+        clips = [
+            cut(clip, crop, data.size, flip=False)
+            for clip in np.split(frames, temporal)
+            for crop in crops
+        ]
+        return VideoClips(clips, keys, _label(sample))
 
 
 def require_protocol(shards: ShardSet, data: DataSettings) -> None:

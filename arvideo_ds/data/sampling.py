@@ -19,19 +19,26 @@ def train_frames(
     return dense_frames(num_frames, frames, stride, generator.random())
 
 
-def central_frames(num_frames: int, frames: int, stride: int, sampling: str) -> np.ndarray:
-    """Frame numbers of the central clip."""
+def view_frames(
+    num_frames: int, frames: int, stride: int, sampling: str, view: int = 0, views: int = 1
+) -> np.ndarray:
+    """Frame numbers of one of several temporal views of a test; a single view is the central clip.
+
+    dense: clips evenly spaced from the first to the last that fits. uniform: the same place of
+    every segment, another one for each view. Source: VideoMAE's tests.
+    """
     if sampling == "uniform":
-        return segment_frames(num_frames, frames, np.full(frames, 0.5))
-    return dense_frames(num_frames, frames, stride, 0.5)
+        return segment_frames(num_frames, frames, np.full(frames, (view + 0.5) / views))
+    return dense_frames(num_frames, frames, stride, view / (views - 1) if views > 1 else 0.5)
 
 
 def dense_frames(num_frames: int, frames: int, stride: int, start: float) -> np.ndarray:
-    """`start` in [0, 1) says where, among all starts that fit."""
+    """`start` in 0..1 says where, among all starts that fit; 1 is the last."""
     fitting = max(1, (num_frames - 1) // max(1, frames - 1))
     stride = min(stride, fitting)
     span = (frames - 1) * stride + 1
-    first = int(start * max(1, num_frames - span + 1))
+    starts = max(1, num_frames - span + 1)
+    first = min(int(start * starts), starts - 1)
     return np.minimum(first + stride * np.arange(frames), num_frames - 1)
 
 

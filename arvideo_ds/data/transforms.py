@@ -52,10 +52,17 @@ def multi_scale_crop(
     )
 
 
-def center_crop(height: int, width: int, size: tuple[int, int]) -> Crop:
-    """The largest central box of the clip's aspect."""
+def view_crop(
+    height: int, width: int, size: tuple[int, int], view: int = 0, views: int = 1
+) -> Crop:
+    """The largest box of the clip's aspect, at one of several places along the free side.
+
+    Places run from one end to the other; a single view is the centre.
+    """
     box_height, box_width = (max(1, round(side)) for side in _largest_box(height, width, size))
-    return Crop((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+    share = view / (views - 1) if views > 1 else 0.5
+    top, left = int(share * (height - box_height)), int(share * (width - box_width))
+    return Crop(top, left, box_height, box_width)
 
 
 def cut(frames: np.ndarray, crop: Crop, size: tuple[int, int], *, flip: bool) -> Tensor:

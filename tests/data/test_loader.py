@@ -17,7 +17,7 @@ import torch
 
 from arvideo_ds.config import Recipe, make_plan
 from arvideo_ds.data import clips as clips_module
-from arvideo_ds.data.clips import TrainClips
+from arvideo_ds.data.clips import EvaluationClips, TrainClips
 from arvideo_ds.data.decoders import decode
 from arvideo_ds.data.loader import Batch, TrainLoader, evaluation_loader
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
@@ -305,3 +305,15 @@ def test_a_loader_that_ends_leaves_the_workers_of_another_alone(
     first = next(other)
     load(shards, recipe, first=7)
     assert_same([first, *other], whole)
+
+
+def test_test_views_are_temporal_by_spatial_and_the_single_one_is_among_them(
+    shards: ShardSet, tiny: MakeRecipe
+) -> None:
+    one, many = EvaluationClips(shards, tiny()), EvaluationClips(shards, tiny(), views=(3, 3))
+    for number in (0, 17):
+        views = many[number]
+        assert len(views.clips) == len(views.keys) == 9
+        assert set(views.keys) == {number}
+        assert torch.equal(views.clips[4], one[number].clips[0])
+        assert not torch.equal(views.clips[0], views.clips[8])

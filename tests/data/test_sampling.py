@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvideo_ds.data.sampling import central_frames, dense_frames, segment_frames, train_frames
+from arvideo_ds.data.sampling import dense_frames, segment_frames, train_frames, view_frames
 
 NUM_FRAMES, FRAMES, STRIDES = st.integers(1, 400), st.integers(1, 40), st.integers(1, 12)
 SHARES = st.integers(0, 999).map(lambda thousandths: thousandths / 1000)
@@ -20,7 +22,7 @@ def test_frames_are_as_many_as_asked_in_range_and_ascending(
     generator = np.random.default_rng(seed)
     for found in (
         train_frames(num_frames, frames, stride, sampling, generator),
-        central_frames(num_frames, frames, stride, sampling),
+        view_frames(num_frames, frames, stride, sampling),
     ):
         assert found.shape == (frames,)
         assert found.dtype == np.int64
@@ -90,5 +92,16 @@ def test_the_central_clip_leaves_as_much_before_as_after(
     frames: int, stride: int, spare: int
 ) -> None:
     num_frames = (frames - 1) * stride + 1 + spare
-    found = central_frames(num_frames, frames, stride, "dense")
+    found = view_frames(num_frames, frames, stride, "dense")
     assert abs(found[0] - (num_frames - 1 - found[-1])) <= 1
+
+
+@given(NUM_FRAMES, FRAMES, STRIDES, st.sampled_from(["dense", "uniform"]), st.integers(2, 6))
+def test_temporal_views_are_in_range_ordered_and_reach_both_ends(
+    num_frames: int, frames: int, stride: int, sampling: str, views: int
+) -> None:
+    found = [view_frames(num_frames, frames, stride, sampling, v, views) for v in range(views)]
+    assert all(len(view) == frames and 0 <= view.min() <= view.max() < num_frames for view in found)
+    assert all((later >= sooner).all() for sooner, later in itertools.pairwise(found))
+    if sampling == "dense":
+        assert (found[0][0], found[-1][-1]) == (0, num_frames - 1)

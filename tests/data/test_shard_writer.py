@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,65 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(
     assert f"{len(complete)} of them from an earlier run" in done.stdout
     assert written == {name: (killed / name).stat().st_mtime_ns for name in complete}
     assert contents(killed) == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_ten_kills_at_random_moments_leave_the_bytes_of_an_uninterrupted_run(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    videos = demo_shards / "videos" / "train"
+    settings = ("--short_side", "32", "--samples_per_shard", "2", "--workers", "2")
+    started = time.monotonic()
+    assert make_shards(videos, tmp_path / "whole", settings=settings).returncode == 0
+    whole_s = time.monotonic() - started
+    killed = tmp_path / "killed"
+    moments = random.Random(0)
+    for _ in range(10):
+        process = subprocess.Popen(
+            [
+                *(sys.executable, str(SCRIPT), "--dataset", "folder"),
+                *("--videos", str(videos), "--output", str(killed), *settings),
+            ],
+            env=command_environment(),
+            stderr=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        try:
+            process.wait(moments.uniform(0, 1.1 * whole_s))
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    assert make_shards(videos, killed, settings=settings).returncode == 0
+    assert contents(killed) == contents(tmp_path / "whole")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
+def test_a_full_disk_is_said_and_the_same_command_goes_on(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    videos = demo_shards / "videos" / "train"
+    settings = ("--short_side", "0", "--samples_per_shard", "4")
+    assert make_shards(videos, tmp_path / "whole", settings=settings).returncode == 0
+    size = sum(path.stat().st_size for path in (tmp_path / "whole").iterdir())
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = run_command("mount", "-t", "tmpfs", "-o", f"size={size // 2}", "tmpfs", small)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    try:
+        full = make_shards(videos, small / "out", settings=settings)
+        assert full.returncode == 2
+        assert "is full" in full.stderr
+        assert "Traceback" not in full.stderr
+        run_command("mount", "-o", f"remount,size={4 * size}", small)
+        assert make_shards(videos, small / "out", settings=settings).returncode == 0
+        assert contents(small / "out") == contents(tmp_path / "whole")
+    finally:
+        run_command("umount", small)
 
 
 def test_a_shard_lost_or_cut_after_the_run_is_made_again(videos: Path, tmp_path: Path) -> None:

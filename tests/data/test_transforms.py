@@ -8,7 +8,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arvideo_ds.data.transforms import Crop, center_crop, cut, multi_scale_crop
+from arvideo_ds.data.transforms import Crop, cut, multi_scale_crop, view_crop
 
 SIDES, CLIP_SIDES = st.integers(2, 700), st.integers(8, 256)
 SCALES = st.lists(st.floats(0.05, 1.0), min_size=1, max_size=5)
@@ -32,7 +32,7 @@ def test_crops_lie_within_the_frame(
     size = (clip_height, clip_width)
     generator = np.random.default_rng(seed)
     assert inside(multi_scale_crop(height, width, size, scales, generator), height, width)
-    assert inside(center_crop(height, width, size), height, width)
+    assert inside(view_crop(height, width, size), height, width)
 
 
 @given(st.integers(64, 700), st.integers(64, 700), st.integers(0, 50))
@@ -61,7 +61,7 @@ def test_random_crops_reach_all_corners_the_middle_and_every_scale() -> None:
 def test_the_central_crop_is_central_largest_and_of_the_clips_aspect(
     height: int, width: int, clip_height: int, clip_width: int
 ) -> None:
-    crop = center_crop(height, width, (clip_height, clip_width))
+    crop = view_crop(height, width, (clip_height, clip_width))
     assert abs(2 * crop.top + crop.height - height) <= 1
     assert abs(2 * crop.left + crop.width - width) <= 1
     assert crop.height == height or crop.width == width
@@ -73,7 +73,7 @@ def test_the_central_crop_is_central_largest_and_of_the_clips_aspect(
 @pytest.mark.parametrize("flip", [False, True])
 def test_clips_have_the_asked_shape_and_own_their_memory(size: tuple[int, int], flip: bool) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (5, 40, 60, 3), dtype=np.uint8)
-    clip = cut(frames, center_crop(40, 60, size), size, flip=flip)
+    clip = cut(frames, view_crop(40, 60, size), size, flip=flip)
     assert clip.shape == (5, *size, 3)
     assert clip.dtype == torch.uint8
     assert clip.is_contiguous()
@@ -95,3 +95,14 @@ def test_a_flipped_clip_is_the_mirror_image() -> None:
     plain, mirrored = (cut(frames, crop, (24, 26), flip=flip) for flip in (False, True))
     assert torch.equal(mirrored, plain.flip(2))
     assert not torch.equal(mirrored, plain)
+
+
+@pytest.mark.parametrize(("height", "width"), [(40, 90), (90, 40), (50, 50)])
+def test_spatial_views_run_from_one_end_of_the_free_side_to_the_other(
+    height: int, width: int
+) -> None:
+    crops = [view_crop(height, width, (32, 32), view, 3) for view in range(3)]
+    assert (crops[0].top, crops[0].left) == (0, 0)
+    assert crops[1] == view_crop(height, width, (32, 32))
+    assert crops[2].top + crops[2].height == height
+    assert crops[2].left + crops[2].width == width
