@@ -33,6 +33,8 @@ setup(
         # A process pool that kills a worker whose video hangs.
         "pebble>=5",
         "tqdm",
+        # Shards behind URLs; torch needs it as well.
+        "fsspec",
         "safetensors",
         "matplotlib",
         # No wheels for arm64: PyAV decodes there.

@@ -159,12 +159,12 @@ def require_protocol(shards: ShardSet, data: DataSettings) -> None:
     dataset = shards.manifest.dataset
     if data.flip and dataset in NEVER_FLIPPED:
         raise UserError(
-            f"data.flip=true, but {shards.folder} is {dataset}, whose labels tell left from right. "
+            f"data.flip=true, but {shards.name} is {dataset}, whose labels tell left from right. "
             "Set data.flip: false."
         )
     if data.sampling != "uniform" and dataset in SAMPLED_UNIFORMLY:
         raise UserError(
-            f"data.sampling={data.sampling}, but {shards.folder} is {dataset}, whose labels need "
+            f"data.sampling={data.sampling}, but {shards.name} is {dataset}, whose labels need "
             "the whole video. Set data.sampling: uniform."
         )
 

@@ -15,8 +15,9 @@ import json
 import os
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from arvideo_ds.data.store import Store, open_store
 from arvideo_ds.errors import UserError
 
 VERSION = 1
@@ -24,6 +25,7 @@ MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 # Open files and parsed indices that one reader keeps; a window of the order spans few shards.
 _OPEN_SHARDS = 64
+_BLOCK = 2**20
 
 
 class _Record(BaseModel):
@@ -62,7 +64,8 @@ class ShardIndex(_Record):
 
 
 class Shard(_Record):
-    name: str
+    # A file directly in the folder: nothing outside of it is ever opened.
+    name: str = Field(pattern=r"^[^/\\]+\.tar$")
     samples: int
     bytes: int
     sha256: str
@@ -87,25 +90,28 @@ class Manifest(_Record):
 
 
 class ShardSet:
-    """A folder of shards, opened: counts, labels, hash, and samples by (shard, place).
+    """A folder of shards (or its URL), opened: counts, labels, hash, samples by (shard, place).
 
     Shards are opened on first use, in whatever process uses them. Errors: `UserError` when the
     manifest is missing or unreadable, or a shard is not the one that the manifest describes.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        text = _read_manifest(self.folder)
+        # As the user said it, and where the files are (behind a URL: its cache).
+        self.name = str(folder)
+        self._store = open_store(folder)
+        self.folder = self._store.folder
+        text = _read_manifest(self.name, self._store)
         try:
             self.manifest = Manifest.model_validate_json(text)
         except ValidationError as error:
             raise UserError(
-                f"{self.folder / MANIFEST} is no manifest that this version reads "
+                f"{self.name}/{MANIFEST} is no manifest that this version reads "
                 f"({error.errors()[0]['msg']}); make the shards again."
             ) from None
         if self.manifest.version != VERSION:
             raise UserError(
-                f"{self.folder / MANIFEST} has version {self.manifest.version}, this program "
+                f"{self.name}/{MANIFEST} has version {self.manifest.version}, this program "
                 f"reads version {VERSION}; make the shards again."
             )
         # Identifies the data set in checkpoints and results.
@@ -118,13 +124,17 @@ class ShardSet:
     @functools.lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019  lives as long as its reader
     def index(self, shard: int) -> ShardIndex:
         """The parsed sidecar of a shard."""
-        path = self.folder / self.manifest.shards[shard].index_name
+        name = self.manifest.shards[shard].index_name
         try:
-            data = path.read_bytes()
+            data = self._store.path(name).read_bytes()
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error}; make the shards again.") from None
+            raise UserError(
+                f"cannot read {self.name}/{name}: {error}; make the shards again."
+            ) from None
         if hashlib.sha256(data).hexdigest() != self.manifest.shards[shard].index_sha256:
-            raise UserError(f"{path} was altered after the manifest was written; make it again.")
+            raise UserError(
+                f"{self.name}/{name} was altered after the manifest was written; make it again."
+            )
         return ShardIndex.model_validate_json(data)
 
     def read(self, shard: int, sample: IndexedSample) -> bytes:
@@ -141,21 +151,25 @@ class ShardSet:
 
     @functools.lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019
     def _open(self, shard: int) -> _File:
-        return _File(self._require_size(shard))
-
-    def _require_size(self, shard: int) -> Path:
-        entry = self.manifest.shards[shard]
-        path = self.folder / entry.name
+        self._require_size(shard)
+        name = self.manifest.shards[shard].name
         try:
-            size = path.stat().st_size
+            path = self._store.path(name)
         except OSError as error:
-            raise UserError(f"cannot open shard {path}: {error}.") from None
+            raise UserError(f"cannot open shard {self.name}/{name}: {error}.") from None
+        return _File(path)
+
+    def _require_size(self, shard: int) -> None:
+        entry = self.manifest.shards[shard]
+        try:
+            size = self._store.size(entry.name)
+        except OSError as error:
+            raise UserError(f"cannot open shard {self.name}/{entry.name}: {error}.") from None
         if size != entry.bytes:
             raise UserError(
-                f"shard {path} has {size} bytes, the manifest says {entry.bytes}: it was truncated "
-                "or altered. Copy it again, or delete it and rerun make_shards."
+                f"shard {self.name}/{entry.name} has {size} bytes, the manifest says "
+                f"{entry.bytes}: it was truncated or altered. Copy it again, or delete it and rerun make_shards."
             )
-        return path
 
 
 class _File:
@@ -175,14 +189,23 @@ def index_name(shard_name: str) -> str:
     return shard_name.removesuffix(".tar") + ".index.json"
 
 
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def dump_json(record: BaseModel) -> bytes:
     """JSON bytes that depend on the content alone."""
     return (json.dumps(record.model_dump(), indent=1, ensure_ascii=False) + "\n").encode()
 
 
-def _read_manifest(folder: Path) -> bytes:
+def _read_manifest(folder: str, store: Store) -> bytes:
     try:
-        return (folder / MANIFEST).read_bytes()
+        return store.path(MANIFEST, fresh=True).read_bytes()
     except OSError:
         raise UserError(
             f"there are no shards in {folder} (no {MANIFEST}). Make them with: "

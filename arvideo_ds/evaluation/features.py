@@ -36,12 +36,12 @@ def extract(encoder: Encoder, shards: ShardSet, recipe: Recipe, device: torch.de
     Errors: `UserError` where the shards have no labels.
     """
     if shards.manifest.labels is None:
-        raise UserError(f"{shards.folder} has no labels; a probe needs class folders or a CSV.")
+        raise UserError(f"{shards.name} has no labels; a probe needs class folders or a CSV.")
     encoder = encoder.to(device)
     workers = worker_count(recipe, ranks_on_host=1)
     loader = evaluation_loader(shards, recipe, batch_size=_BATCH, num_workers=workers)
     values, labels, skipped = [], [], 0
-    for batch in tqdm(loader, desc=f"features of {shards.folder}", unit="batch"):
+    for batch in tqdm(loader, desc=f"features of {shards.name}", unit="batch"):
         moved = batch.to(device)
         tokens = encode_clips(encoder, moved.clips, recipe.patch)
         usable = moved.valid & (moved.labels != NO_LABEL)

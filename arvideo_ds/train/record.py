@@ -70,7 +70,7 @@ def print_header(
         f"clip {plan.clip_shape} -> tokens {plan.token_grid} -> {plan.num_clusters} clusters of "
         f"{plan.cluster_size}; {plan.encoder_tokens} tokens encoded, {plan.decoder_queries} "
         f"predicted\n"
-        f"data {shards.folder}: {plan.num_videos} videos, decoder {decoder}\n"
+        f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
         f"batch {plan.total_batch} clips ({videos}) = {plan.world_size} rank(s) x "
         f"{plan.micro_batch} x {plan.accumulation} accumulated; lr {plan.lr:.3e}; {plan.steps} "
         f"steps = {plan.epochs:g} epochs, {plan.warmup_steps} of warm-up\n"

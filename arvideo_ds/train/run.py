@@ -95,7 +95,7 @@ def _checkpoint(options: Options, shards: ShardSet) -> Checkpoint | None:
         raise UserError(f"--resume {options.resume}: that run holds no complete checkpoint.")
     if found.facts["manifest"] != shards.hash:
         raise UserError(
-            f"checkpoint {found.path} was trained on other shards than {shards.folder}: the "
+            f"checkpoint {found.path} was trained on other shards than {shards.name}: the "
             "manifest differs, so its position in the data means nothing here. Point data.shards "
             "at the shards it was started with, or start another run with another --output."
         )

@@ -68,9 +68,10 @@ def settle(options: Options, *, world_size: int) -> Settings:
 
 
 def _open_shards(recipe: Recipe) -> ShardSet | None:
-    if recipe.data.shards is None or not (Path(recipe.data.shards) / MANIFEST).exists():
+    where = recipe.data.shards
+    if where is None or not ("://" in where or (Path(where) / MANIFEST).exists()):
         return None
-    return ShardSet(recipe.data.shards)
+    return ShardSet(where)
 
 
 def _require(recipe: Recipe, shards: ShardSet | None) -> ShardSet:
