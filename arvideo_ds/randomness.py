@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 # One constant per purpose, so that streams which share the other numbers stay independent.
-_CLIP, _DRAW, _SHARDS, _WINDOW, _SPLIT = range(5)
+_CLIP, _DRAW, _SHARDS, _WINDOW, _SPLIT, _PICK = range(6)
 
 
 def _generator(*numbers: int) -> np.random.Generator:
@@ -41,3 +41,8 @@ def window_generator(seed: int, epoch: int, stream: int, window: int) -> np.rand
 def split_generator(seed: int) -> np.random.Generator:
     """The order in which source videos are dealt into shards."""
     return _generator(_SPLIT, seed)
+
+
+def pick_generator(seed: int, shard: int) -> np.random.Generator:
+    """Which videos of a shard a tool looks at, to check or to show them."""
+    return _generator(_PICK, seed, shard)

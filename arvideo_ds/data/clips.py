@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from arvideo_ds.config import Recipe
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.decoders import DecodeError, choose_decoder, decode
-from arvideo_ds.data.manifest import IndexedSample, ShardSet
+from arvideo_ds.data.manifest import AlteredError, IndexedSample, ShardSet
 from arvideo_ds.data.order import Place, SampleOrder
 from arvideo_ds.data.sampling import train_frames, view_frames
 from arvideo_ds.data.transforms import cut, multi_scale_crop, view_crop
@@ -93,7 +93,7 @@ class TrainClips(Dataset[VideoClips]):
         try:
             if sample.key in self.left_out:
                 raise DecodeError(self.left_out[sample.key], "left out: see an earlier start")
-            frames = decode(self.decoder, self.shards.read(place.shard, sample), wanted)
+            frames = decoded(self.shards, self.decoder, place.shard, sample, wanted)
         except DecodeError as error:
             black = [_black(data)] * data.repeats
             return VideoClips(black, keys, _label(sample), _skipped(sample, error))
@@ -139,7 +139,7 @@ class EvaluationClips(Dataset[VideoClips]):
             for view in range(temporal)
         ]
         try:
-            frames = decode(self.decoder, self.shards.read(shard, sample), np.concatenate(wanted))
+            frames = decoded(self.shards, self.decoder, shard, sample, np.concatenate(wanted))
         except DecodeError as error:
             return VideoClips(
                 [_black(data)] * len(keys), keys, _label(sample), _skipped(sample, error)
@@ -152,6 +152,16 @@ class EvaluationClips(Dataset[VideoClips]):
             for crop in crops
         ]
         return VideoClips(clips, keys, _label(sample))
+
+
+def decoded(
+    shards: ShardSet, decoder: str, shard: int, sample: IndexedSample, wanted: np.ndarray
+) -> np.ndarray:
+    """Frames F H W 3 of a video. Errors: `DecodeError`, also where the shard was altered."""
+    try:
+        return decode(decoder, shards.read(shard, sample), wanted)
+    except AlteredError as error:
+        raise DecodeError("altered", str(error)) from None
 
 
 def require_protocol(shards: ShardSet, data: DataSettings) -> None:

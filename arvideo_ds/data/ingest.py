@@ -29,6 +29,8 @@ MIN_DECODABLE = 0.9
 # Frames on which decoders are compared, and the mean difference of 0..255 that is still rounding.
 _COMPARED = 8
 _LARGEST_DIFFERENCE = 2.0
+# What probing found out that no sample needs to say.
+_INTERNAL = "sizes promised_frames packets damaged_packets hidden_packets rotation".split()
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,8 @@ def _copied(data: bytes, suffix: str, info: VideoInfo) -> Sample:
 def _require_complete(info: VideoInfo) -> None:
     promised = info.promised_frames - info.hidden_packets
     if info.num_frames < MIN_DECODABLE * promised:
-        reason = "damaged" if info.damaged_packets else "truncated"
+        there = info.packets - info.hidden_packets
+        reason = "truncated" if there < MIN_DECODABLE * promised else "damaged"
         raise RejectedError(reason, f"{info.num_frames} of {promised} promised frames decode")
 
 
@@ -143,7 +146,7 @@ def _difference(first: np.ndarray, second: np.ndarray) -> float:
 
 def _sample(data: bytes, suffix: str, info: VideoInfo) -> Sample:
     facts = asdict(info)
-    for internal in ("sizes", "promised_frames", "damaged_packets", "hidden_packets", "rotation"):
+    for internal in _INTERNAL:
         del facts[internal]
     facts["bytes"] = len(data)
     facts["sha256"] = hashlib.sha256(data).hexdigest()

@@ -13,6 +13,7 @@ import functools
 import hashlib
 import json
 import os
+import zlib
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from arvideo_ds.data.store import Store, open_store
 from arvideo_ds.errors import UserError
 
-VERSION = 1
+VERSION = 2
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 # Open files and parsed indices that one reader keeps; a window of the order spans few shards.
@@ -47,6 +48,8 @@ class IndexedSample(_Record):
     suffix: str
     offset: int
     bytes: int
+    # Of the video, compared at every read.
+    crc32: int
     num_frames: int
     label: int | None
 
@@ -87,6 +90,10 @@ class Manifest(_Record):
     num_samples: int
     num_rejects: int
     shards: tuple[Shard, ...]
+
+
+class AlteredError(Exception):
+    """A video whose bytes in the shard changed after they were written."""
 
 
 class ShardSet:
@@ -138,11 +145,18 @@ class ShardSet:
         return ShardIndex.model_validate_json(data)
 
     def read(self, shard: int, sample: IndexedSample) -> bytes:
-        """The bytes of one video."""
-        data = os.pread(self._open(shard).fileno(), sample.bytes, sample.offset)
-        if len(data) != sample.bytes:
-            raise UserError(f"{self.manifest.shards[shard].name} ends before {sample.key} does.")
+        """The bytes of one video. Errors: `AlteredError` where they are not those once written."""
+        data = self.read_bytes(shard, sample.offset, sample.bytes)
+        if len(data) != sample.bytes or zlib.crc32(data) != sample.crc32:
+            name = self.manifest.shards[shard].name
+            raise AlteredError(
+                f"its bytes in {name} are not those once written; copy the shard again"
+            )
         return data
+
+    def read_bytes(self, shard: int, offset: int, size: int) -> bytes:
+        """Bytes of the tar as they are; fewer where it ends before."""
+        return os.pread(self._open(shard).fileno(), size, offset)
 
     def check_sizes(self) -> None:
         """Compare every shard's size with the manifest, before any work begins."""
@@ -168,7 +182,8 @@ class ShardSet:
         if size != entry.bytes:
             raise UserError(
                 f"shard {self.name}/{entry.name} has {size} bytes, the manifest says "
-                f"{entry.bytes}: it was truncated or altered. Copy it again, or delete it and rerun make_shards."
+                f"{entry.bytes}: it was truncated or altered. Copy it again, or delete it and "
+                "rerun make_shards."
             )
 
 

@@ -9,34 +9,34 @@ index is written last and says that the shard is complete.
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import errno
 import hashlib
+import itertools
 import json
-import multiprocessing
 import os
 import shutil
 import tarfile
-from collections import Counter, deque
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import zlib
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import pebble
 import webdataset
 from tqdm import tqdm
 
 from arvideo_ds.data import manifest as m
 from arvideo_ds.data.datasets import Entry, Listing, safe_key
 from arvideo_ds.data.ingest import Sample, ingest
-from arvideo_ds.data.video import RejectedError, TranscodeSettings
+from arvideo_ds.data.processes import failure, killable_map
+from arvideo_ds.data.video import TranscodeSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import split_generator
 
-_TEMPORARY = ".partial"
-# Processes are replaced after so many videos: native decoders leak.
-_VIDEOS_PER_PROCESS = 200
+TEMPORARY = ".partial"
 _GIB = 2**30
-_BLOCK = 2**20
 
 
 @dataclass(frozen=True)
@@ -72,22 +72,27 @@ def write_shards(job: ShardJob) -> ShardReport:
     job.output.mkdir(parents=True, exist_ok=True)
     inputs = _inputs_hash(job)
     deals = _deal(job)
-    done = {name: _complete_index(job.output, name, inputs) for name in deals}
-    _remove_leftovers(job.output, inputs)
+    done = {name: complete_index(job.output, name, inputs) for name in deals}
+    remove_leftovers(job.output, inputs)
     missing = {name: deal for name, deal in deals.items() if done[name] is None}
-    _require_space(job, missing)
-    try:
+    if job.transcode is None:
+        deal_bytes = (entry.path.stat().st_size for deal in missing.values() for entry in deal)
+        require_space(job.output, sum(deal_bytes))
+    with explained_when_full(job.output):
         _write_missing(job, missing, inputs)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"{job.output} is full ({error.strerror}). Free some space; the same command goes on "
-            "after the last complete shard."
-        ) from None
-    indices = {name: done[name] or _complete_index(job.output, name, inputs) for name in deals}
+    indices = {name: done[name] or complete_index(job.output, name, inputs) for name in deals}
     written = {name: index for name, index in indices.items() if index is not None}
-    manifest, rejects = _write_manifest(job, written)
+    rejects = list(job.listing.rejects)
+    rejects += [reject for index in written.values() for reject in index.rejects]
+    manifest = write_manifest(
+        job.output,
+        written,
+        rejects,
+        dataset=job.dataset,
+        split=job.split,
+        labels=job.listing.labels,
+        settings=_settings(job),
+    )
     reasons = Counter(reject.reason for reject in rejects)
     if not manifest.num_samples:
         raise UserError(
@@ -128,18 +133,25 @@ def _settings(job: ShardJob) -> dict[str, str | int | None]:
 def _deal(job: ShardJob) -> dict[str, list[Entry]]:
     """Shard name -> its entries. Shuffled once, so that a shard holds all classes."""
     shuffled = split_generator(job.seed).permutation(len(job.listing.entries))
-    stem = "-".join(part for part in (job.dataset, job.split) if part)
     starts = range(0, len(shuffled), job.samples_per_shard)
     return {
-        f"{stem}-{number:06d}.tar": [
+        shard_name(job.dataset, job.split, number): [
             job.listing.entries[i] for i in shuffled[start : start + job.samples_per_shard]
         ]
         for number, start in enumerate(starts)
     }
 
 
-def _complete_index(folder: Path, shard_name: str, inputs: str) -> m.ShardIndex | None:
-    """The index of a complete shard of the same inputs, or None where work is left."""
+def shard_name(dataset: str, split: str | None, number: int) -> str:
+    stem = "-".join(part for part in (dataset, split) if part)
+    return f"{stem}-{number:06d}.tar"
+
+
+def complete_index(folder: Path, shard_name: str, inputs: str) -> m.ShardIndex | None:
+    """The index of a complete shard of the same inputs, or None where work is left.
+
+    Errors: `UserError` when it is a shard of other inputs.
+    """
     path = folder / m.index_name(shard_name)
     if not path.exists():
         return None
@@ -154,22 +166,37 @@ def _complete_index(folder: Path, shard_name: str, inputs: str) -> m.ShardIndex 
     return index if intact else None
 
 
-def _remove_leftovers(folder: Path, inputs: str) -> None:
-    for path in folder.glob(f"*{_TEMPORARY}"):
+def remove_leftovers(folder: Path, inputs: str) -> None:
+    """Delete what an interrupted run left half written. Errors: as `complete_index`."""
+    for path in folder.glob(f"*{TEMPORARY}"):
         path.unlink()
     for path in folder.glob("*.index.json"):
         # Raises for foreign indices: nothing of another data set is ever overwritten.
-        _complete_index(folder, path.name.removesuffix(".index.json") + ".tar", inputs)
+        complete_index(folder, path.name.removesuffix(".index.json") + ".tar", inputs)
 
 
-def _require_space(job: ShardJob, missing: dict[str, list[Entry]]) -> None:
-    needed = sum(entry.path.stat().st_size for deal in missing.values() for entry in deal)
-    free = shutil.disk_usage(job.output).free
-    if job.transcode is None and needed > free:
+def require_space(folder: Path, needed: int) -> None:
+    """Errors: `UserError` when the folder's disk has fewer bytes free."""
+    free = shutil.disk_usage(folder).free
+    if needed > free:
         raise UserError(
-            f"{job.output} has {free / _GIB:.2f} GiB free, the videos need about "
+            f"{folder} has {free / _GIB:.2f} GiB free, the videos need about "
             f"{needed / _GIB:.2f} GiB. Free some space or choose another --output."
         )
+
+
+@contextlib.contextmanager
+def explained_when_full(folder: Path) -> Iterator[None]:
+    """A disk that fills up while writing becomes a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{folder} is full ({error.strerror}). Free some space; the same command goes on "
+            "after the last complete shard."
+        ) from None
 
 
 def _write_missing(job: ShardJob, missing: dict[str, list[Entry]], inputs: str) -> None:
@@ -185,28 +212,10 @@ def _ingest_all(
     entries: Sequence[Entry], job: ShardJob
 ) -> Iterator[tuple[Entry, Sample | m.Reject]]:
     """Each entry with its sample or the reason it has none, in order, a bounded number ahead."""
-    waiting: deque[tuple[Entry, concurrent.futures.Future[Sample]]] = deque()
-    # spawn: a forked child would inherit locks of this process's threads.
-    pool = pebble.ProcessPool(
-        max_workers=job.workers,
-        max_tasks=_VIDEOS_PER_PROCESS,
-        context=multiprocessing.get_context("spawn"),
-    )
-    try:
-        upcoming = iter(entries)
-        while True:
-            while len(waiting) < 4 * job.workers and (entry := next(upcoming, None)):
-                future = pool.schedule(
-                    ingest, args=(entry.path, job.transcode, entry.part), timeout=job.timeout_s
-                )
-                waiting.append((entry, future))
-            if not waiting:
-                break
-            entry, future = waiting.popleft()
-            yield entry, _result(entry, future, job.timeout_s)
-    finally:
-        pool.stop()
-        pool.join()
+    calls = ((entry.path, job.transcode, entry.part) for entry in entries)
+    futures = killable_map(ingest, calls, workers=job.workers, timeout_s=job.timeout_s)
+    for entry, future in zip(entries, futures, strict=True):
+        yield entry, _result(entry, future, job.timeout_s)
 
 
 def _result(
@@ -214,14 +223,8 @@ def _result(
 ) -> Sample | m.Reject:
     try:
         return future.result()
-    except RejectedError as error:
-        reason, message = error.reason, error.message
-    except concurrent.futures.TimeoutError:
-        reason, message = "timeout", f"no result within {timeout_s:g} s; its process was killed"
-    except pebble.ProcessExpired as error:
-        reason, message = "crash", f"the decoder's process died ({error})"
     except Exception as error:  # a decoder's own bug must not stop the other videos
-        reason, message = "error", f"{type(error).__name__}: {error}"
+        reason, message = failure(error, timeout_s)
     return m.Reject(source_path=entry.source_path, reason=reason, message=message)
 
 
@@ -233,40 +236,22 @@ def _write_shard(
     inputs: str,
     bar: tqdm,
 ) -> None:
-    folder, labels = job.output, _label_numbers(job)
-    partial = folder / (name + _TEMPORARY)
-    written: dict[str, tuple[Entry, Sample]] = {}
-    rejects: list[m.Reject] = []
-    with partial.open("wb") as file:
-        # Fixed times and owners: the same videos give the same bytes.
-        with webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:
-            for _ in range(num_entries):
-                entry, result = next(results)
-                bar.update()
-                if isinstance(result, m.Reject):
-                    rejects.append(result)
-                    continue
-                key = safe_key(entry.video_id)
-                tar.write(_member(key, entry, result, labels))
-                # The bytes are on disk now; only the facts are still needed.
-                written[key] = (entry, Sample(b"", result.suffix, result.facts))
-        file.flush()
-        os.fsync(file.fileno())
-    index = m.ShardIndex(
-        inputs=inputs,
-        shard_bytes=partial.stat().st_size,
-        shard_sha256=_sha256(partial),
-        samples=tuple(_indexed(partial, written, labels)),
-        rejects=tuple(rejects),
-    )
-    partial.rename(folder / name)
-    _write_atomically(folder / m.index_name(name), m.dump_json(index))
+    labels, rejects = _label_numbers(job), []
+
+    def usable() -> Iterator[tuple[str, Sample]]:
+        for entry, result in itertools.islice(results, num_entries):
+            bar.update()
+            if isinstance(result, m.Reject):
+                rejects.append(result)
+            else:
+                facts = _all_facts(entry, result, labels)
+                yield safe_key(entry.video_id), replace(result, facts=facts)
+
+    write_shard(job.output, name, usable(), inputs, rejects)
 
 
-def _member(
-    key: str, entry: Entry, sample: Sample, labels: dict[str | None, int]
-) -> dict[str, str | bytes]:
-    facts = {
+def _all_facts(entry: Entry, sample: Sample, labels: dict[str | None, int]) -> dict[str, Any]:
+    return {
         "video_id": entry.video_id,
         "source_path": entry.source_path,
         "label": labels.get(entry.label_name),
@@ -275,46 +260,83 @@ def _member(
         **entry.facts,
         **sample.facts,
     }
-    return {
-        "__key__": key,
-        sample.suffix: sample.video,
-        "json": json.dumps(facts, ensure_ascii=False).encode(),
-    }
 
 
 def _label_numbers(job: ShardJob) -> dict[str | None, int]:
     return {name: number for number, name in enumerate(job.listing.labels or ())}
 
 
+def write_shard(
+    folder: Path,
+    name: str,
+    samples: Iterable[tuple[str, Sample]],
+    inputs: str,
+    rejects: Sequence[m.Reject] = (),
+) -> None:
+    """One shard and its index from (key, sample) pairs; facts become the json member as they are.
+
+    The same samples give the same bytes. inputs: hash of all that decides the content. rejects:
+    read once the samples are through, so these may add to it.
+    """
+    partial = folder / (name + TEMPORARY)
+    # Facts and check sum of each key.
+    known: dict[str, tuple[dict[str, Any], int]] = {}
+    with partial.open("wb") as file:
+        # Fixed times and owners: the same videos give the same bytes.
+        with webdataset.TarWriter(file, encoder=False, mtime=0, user="", group="") as tar:
+            for key, sample in samples:
+                text = json.dumps(sample.facts, ensure_ascii=False).encode()
+                tar.write({"__key__": key, sample.suffix: sample.video, "json": text})
+                known[key] = sample.facts, zlib.crc32(sample.video)
+        file.flush()
+        os.fsync(file.fileno())
+    index = m.ShardIndex(
+        inputs=inputs,
+        shard_bytes=partial.stat().st_size,
+        shard_sha256=m.sha256_of(partial),
+        samples=tuple(_indexed(partial, known)),
+        rejects=tuple(rejects),
+    )
+    partial.rename(folder / name)
+    write_atomically(folder / m.index_name(name), m.dump_json(index))
+
+
 def _indexed(
-    tar_path: Path, written: dict[str, tuple[Entry, Sample]], labels: dict[str | None, int]
+    tar_path: Path, known: dict[str, tuple[dict[str, Any], int]]
 ) -> Iterator[m.IndexedSample]:
     """Offsets as they really stand in the file: read back, not computed."""
     with tarfile.open(tar_path) as tar:
         for member in tar:
             key, _, suffix = member.name.partition(".")
-            entry, sample = written[key]
-            if suffix == sample.suffix:
+            if suffix != "json":
+                facts, crc32 = known[key]
                 yield m.IndexedSample(
                     key=key,
                     suffix=suffix,
                     offset=member.offset_data,
                     bytes=member.size,
-                    num_frames=sample.facts["num_frames"],
-                    label=labels.get(entry.label_name),
+                    crc32=crc32,
+                    num_frames=facts["num_frames"],
+                    label=facts["label"],
                 )
 
 
-def _write_manifest(
-    job: ShardJob, indices: dict[str, m.ShardIndex]
-) -> tuple[m.Manifest, list[m.Reject]]:
-    rejects = list(job.listing.rejects)
-    rejects += [reject for index in indices.values() for reject in index.rejects]
+def write_manifest(
+    folder: Path,
+    indices: Mapping[str, m.ShardIndex],
+    rejects: Sequence[m.Reject],
+    *,
+    dataset: str,
+    split: str | None,
+    labels: tuple[str, ...] | None,
+    settings: dict[str, str | int | None],
+) -> m.Manifest:
+    """The rejects, then the manifest of the complete shards (name -> index) of a folder."""
     manifest = m.Manifest(
-        dataset=job.dataset,
-        split=job.split,
-        labels=job.listing.labels,
-        settings=_settings(job),
+        dataset=dataset,
+        split=split,
+        labels=labels,
+        settings=settings,
         num_samples=sum(len(index.samples) for index in indices.values()),
         num_rejects=len(rejects),
         shards=tuple(
@@ -323,33 +345,26 @@ def _write_manifest(
                 samples=len(index.samples),
                 bytes=index.shard_bytes,
                 sha256=index.shard_sha256,
-                index_sha256=_sha256(job.output / m.index_name(name)),
+                index_sha256=m.sha256_of(folder / m.index_name(name)),
             )
             for name, index in indices.items()
             if index.samples
         ),
     )
     lines = [json.dumps(reject.model_dump(), ensure_ascii=False) + "\n" for reject in rejects]
-    _write_atomically(job.output / m.REJECTS, "".join(lines).encode())
-    _write_atomically(job.output / m.MANIFEST, m.dump_json(manifest))
-    return manifest, rejects
+    write_atomically(folder / m.REJECTS, "".join(lines).encode())
+    write_atomically(folder / m.MANIFEST, m.dump_json(manifest))
+    return manifest
 
 
-def _write_atomically(path: Path, data: bytes) -> None:
-    partial = path.with_name(path.name + _TEMPORARY)
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write, sync, rename: the file is there whole or not at all."""
+    partial = path.with_name(path.name + TEMPORARY)
     with partial.open("wb") as file:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
     partial.rename(path)
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _by_reason(reasons: Counter[str]) -> str:

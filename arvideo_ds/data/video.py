@@ -60,6 +60,7 @@ class VideoInfo:
     codec: str
     rotation: int
     sizes: set[tuple[int, int]] = field(default_factory=set)
+    packets: int = 0
     damaged_packets: int = 0
     # Packets that an edit list keeps from being shown.
     hidden_packets: int = 0
@@ -205,8 +206,9 @@ def decodable_frames(
     while True:
         try:
             packet = next(packets)
-            if info is not None and packet.is_discard:
-                info.hidden_packets += 1
+            if info is not None and packet.size:
+                info.packets += 1
+                info.hidden_packets += packet.is_discard
             yield from packet.decode()
         except StopIteration:
             return

@@ -18,7 +18,7 @@ import torch
 from arvideo_ds.config import Recipe, make_plan
 from arvideo_ds.data import clips as clips_module
 from arvideo_ds.data.clips import EvaluationClips, TrainClips
-from arvideo_ds.data.decoders import decode
+from arvideo_ds.data.decoders import DecodeError, decode
 from arvideo_ds.data.loader import Batch, TrainLoader, evaluation_loader
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
 from arvideo_ds.errors import UserError
@@ -169,8 +169,7 @@ def test_a_video_that_does_not_decode_is_black_invalid_counted_and_named(
     hit = [batch for batch in found if batch.num_skipped]
     assert len(hit) == 1
     (skipped,) = hit[0].skipped
-    assert skipped.key == key
-    assert skipped.kind
+    assert (skipped.key, skipped.kind) == (key, "altered")
     assert hit[0].num_skipped == 2
     assert sum(int((~batch.valid).sum()) for batch in found) == 2
     for one, other in zip(clean, found, strict=True):
@@ -178,6 +177,35 @@ def test_a_video_that_does_not_decode_is_black_invalid_counted_and_named(
         assert torch.equal(one.labels, other.labels)
         assert torch.equal(one.clips[other.valid], other.clips[other.valid])
         assert not other.clips[~other.valid].any()
+
+
+def test_a_byte_altered_in_a_shard_costs_that_video_and_says_so(
+    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = tiny()
+    place, sample = TrainClips(shards, recipe).sample(13)
+    folder = shutil.copytree(shards.folder, tmp_path / "altered")
+    with (folder / shards.manifest.shards[place.shard].name).open("r+b") as tar:
+        tar.seek(sample.offset + sample.bytes // 2)
+        byte = tar.read(1)[0]
+        tar.seek(-1, os.SEEK_CUR)
+        tar.write(bytes([byte ^ 1]))
+    skipped = [s for batch in load(ShardSet(folder), recipe) for s in batch.skipped]
+    assert [(s.key, s.kind) for s in skipped] == [(sample.key, "altered")]
+
+
+def test_a_video_that_no_decoder_reads_is_skipped_with_the_decoders_word(
+    shards: ShardSet, tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tiny()
+    key, video = key_at(shards, recipe, 13)
+
+    def refuse() -> None:
+        raise DecodeError("RuntimeError", "no picture")
+
+    monkeypatch.setattr(clips_module, "decode", victim_of(video, refuse))
+    skipped = [s for batch in load(shards, recipe) for s in batch.skipped]
+    assert [(s.key, s.kind, s.message) for s in skipped] == [(key, "RuntimeError", "no picture")]
 
 
 def test_evaluation_visits_every_sample_once_in_order(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.data.manifest import MANIFEST, ShardSet
+from arvideo_ds.data.manifest import MANIFEST, AlteredError, ShardSet
 from arvideo_ds.data.video import probe
 from arvideo_ds.errors import UserError
 
@@ -60,7 +60,7 @@ def test_a_shard_truncated_while_open_gives_no_half_video(folder: Path) -> None:
     shards.read(0, first)
     with first_shard(folder).open("r+b") as file:
         file.truncate(last.offset + last.bytes - 1)
-    with pytest.raises(UserError, match=last.key):
+    with pytest.raises(AlteredError):
         shards.read(0, last)
 
 
@@ -88,7 +88,7 @@ def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:
         ShardSet(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"version": 2}, {"unknown": 1}, {"shards": 3}])
+@pytest.mark.parametrize("change", [{"version": 1}, {"unknown": 1}, {"shards": 3}])
 def test_a_manifest_of_another_form_is_refused(folder: Path, change: dict[str, object]) -> None:
     path = folder / MANIFEST
     path.write_text(json.dumps(json.loads(path.read_bytes()) | change))

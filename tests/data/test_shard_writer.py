@@ -242,6 +242,7 @@ def test_ten_kills_at_random_moments_leave_the_bytes_of_an_uninterrupted_run(
     assert contents(killed) == contents(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small disk needs root")
 def test_a_full_disk_is_said_and_the_same_command_goes_on(
     demo_shards: Path, tmp_path: Path

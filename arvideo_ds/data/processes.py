@@ -1,0 +1,64 @@
+"""Calls in processes that can be killed: a decoder that hangs or crashes takes nothing with it."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import multiprocessing
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import pebble
+
+from arvideo_ds.data.decoders import available_decoders
+from arvideo_ds.data.video import RejectedError
+
+# Processes are replaced after so many calls: native decoders leak.
+_CALLS_PER_PROCESS = 200
+# Calls that wait or run at any time, per process.
+_AHEAD = 4
+
+
+def killable_map(
+    function: Callable[..., Any],
+    arguments: Iterable[tuple[Any, ...]],
+    *,
+    workers: int,
+    timeout_s: float | None,
+) -> Iterator[concurrent.futures.Future[Any]]:
+    """One future per tuple of arguments, in their order, a bounded number ahead.
+
+    A call that takes longer than `timeout_s` is killed. What a future's `result()` may raise
+    beside the function's own errors is for `failure` to put in words.
+    """
+    waiting: deque[concurrent.futures.Future[Any]] = deque()
+    # spawn: a forked child would inherit locks of this process's threads.
+    pool = pebble.ProcessPool(
+        max_workers=workers,
+        max_tasks=_CALLS_PER_PROCESS,
+        # Importing and trying the decoders takes seconds, which are not the first video's.
+        initializer=available_decoders,
+        context=multiprocessing.get_context("spawn"),
+    )
+    try:
+        upcoming = iter(arguments)
+        while True:
+            while len(waiting) < _AHEAD * workers and (call := next(upcoming, None)) is not None:
+                waiting.append(pool.schedule(function, args=call, timeout=timeout_s))
+            if not waiting:
+                break
+            yield waiting.popleft()
+    finally:
+        pool.stop()
+        pool.join()
+
+
+def failure(error: Exception, timeout_s: float | None) -> tuple[str, str]:
+    """What a future raised, as a reason to count by and a message."""
+    if isinstance(error, RejectedError):
+        return error.reason, error.message
+    if isinstance(error, concurrent.futures.TimeoutError) and timeout_s is not None:
+        return "timeout", f"no result within {timeout_s:g} s; its process was killed"
+    if isinstance(error, pebble.ProcessExpired):
+        return "crash", f"the decoder's process died ({error})"
+    return "error", f"{type(error).__name__}: {error}"

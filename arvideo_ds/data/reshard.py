@@ -1,0 +1,328 @@
+"""New shards from shards: merged, split, or a subset. The bytes of a video stay as they are.
+
+Samples are chosen and dealt by key, seed and settings alone, so the same sources give the same
+bytes, whatever folders they lie in. Each video is compared with the SHA-256 in its facts on the
+way: damage is never given a new hash that would vouch for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+from tqdm import tqdm
+
+from arvideo_ds.data import manifest as m
+from arvideo_ds.data.ingest import Sample
+from arvideo_ds.data.members import (
+    NO_FACTS,
+    DamagedError,
+    Member,
+    explained,
+    facts_members,
+    parse_facts,
+    read_members,
+)
+from arvideo_ds.data.shard_writer import (
+    complete_index,
+    explained_when_full,
+    remove_leftovers,
+    require_space,
+    shard_name,
+    write_manifest,
+    write_shard,
+)
+from arvideo_ds.errors import UserError
+from arvideo_ds.randomness import split_generator
+
+# What a sample takes beside its video, roughly: facts, headers, its line of the index.
+_OVERHEAD_BYTES = 4096
+_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One sample of a source: numbers of source and shard, its members, the label by name."""
+
+    source: int
+    shard: int
+    video: m.IndexedSample
+    facts: Member
+    label_name: str | None
+
+    @property
+    def key(self) -> str:
+        return self.video.key
+
+
+@dataclass(frozen=True)
+class Part:
+    """A folder to write. labels: all names in the order of their numbers, also those unused."""
+
+    folder: Path
+    split: str | None
+    labels: tuple[str, ...] | None
+    items: tuple[Item, ...]
+    rejects: tuple[m.Reject, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """All samples of the sources, shuffled by the seed, and their labels united by name.
+
+    The first source's labels keep their numbers; names that only later ones have follow.
+    """
+
+    sources: tuple[m.ShardSet, ...]
+    items: tuple[Item, ...]
+    labels: tuple[str, ...] | None
+    seed: int
+
+
+def open_pool(folders: Sequence[Path], seed: int) -> Pool:
+    """The samples of all sources.
+
+    Errors: `UserError` when a source is no folder of sound shards, or two samples share a key.
+    """
+    sources = tuple(m.ShardSet(folder) for folder in folders)
+    for shards in sources:
+        shards.check_sizes()
+    by_key: dict[str, Item] = {}
+    total = sum(shards.num_samples for shards in sources)
+    for item in tqdm(_items(sources), total=total, unit="video", desc="listing"):
+        if other := by_key.get(item.key):
+            raise UserError(_clash(sources, other, item))
+        by_key[item.key] = item
+    # By key, not by source: the order in which sources are named changes labels at most.
+    keys = sorted(by_key)
+    items = tuple(by_key[keys[place]] for place in split_generator(seed).permutation(len(keys)))
+    names = dict.fromkeys(name for shards in sources for name in shards.manifest.labels or ())
+    return Pool(sources, items, tuple(names) or None, seed)
+
+
+def _items(sources: Sequence[m.ShardSet]) -> Iterator[Item]:
+    for number, shards in enumerate(sources):
+        labels = shards.manifest.labels or ()
+        for shard, entry in enumerate(shards.manifest.shards):
+            path = shards.folder / entry.name
+            samples = shards.index(shard).samples
+            try:
+                places = facts_members(read_members(path))
+            except DamagedError as error:
+                raise explained(path, error) from None
+            for sample in samples:
+                if sample.key not in places:
+                    raise explained(path, DamagedError(sample.key, NO_FACTS))
+                name = None if sample.label is None else labels[sample.label]
+                yield Item(number, shard, sample, places[sample.key], name)
+
+
+def _clash(sources: Sequence[m.ShardSet], first: Item, second: Item) -> str:
+    places = [
+        f"{sources[item.source].folder} ({sources[item.source].manifest.shards[item.shard].name})"
+        for item in (first, second)
+    ]
+    return (
+        f"the key '{first.key}' is in {places[0]} and in {places[1]}: keys must stay unique. Name "
+        "no source twice; where the videos are different ones, make one set of shards again with "
+        "--videos a folder further up, so that its keys begin with another name."
+    )
+
+
+def merged(pool: Pool, folder: Path) -> Part:
+    """Everything, with what the sources left out."""
+    rejects = [reject for shards in pool.sources for reject in _rejects(shards)]
+    return Part(folder, _split(pool), pool.labels, pool.items, tuple(rejects))
+
+
+def _rejects(shards: m.ShardSet) -> Iterator[m.Reject]:
+    path = shards.folder / m.REJECTS
+    try:
+        for line in path.read_bytes().splitlines():
+            yield m.Reject.model_validate_json(line)
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); copy it again.") from None
+    except ValidationError:
+        raise UserError(f"{path} has lines that are no rejects; copy it again.") from None
+
+
+def split(pool: Pool, share: Fraction, folder: Path, names: tuple[str, str]) -> list[Part]:
+    """Two folders below `folder`: `share` of the samples, and the rest.
+
+    Of each label the first gets its share, give or take one sample. Both keep all labels, so a
+    label has the same number in both. Errors: `UserError` when one would be empty.
+    """
+    numbers: dict[str | None, int] = {None: -1}
+    numbers.update((name, number) for number, name in enumerate(pool.labels or ()))
+    by_label = sorted(pool.items, key=lambda item: numbers[item.label_name])
+    # Counting on from label to label gives the share of each, and of the whole to the sample.
+    in_first = {
+        item.key
+        for place, item in enumerate(by_label)
+        if int(share * (place + 1)) > int(share * place)
+    }
+    first = tuple(item for item in pool.items if item.key in in_first)
+    second = tuple(item for item in pool.items if item.key not in in_first)
+    if not first or not second:
+        raise UserError(
+            f"--split_share {float(share):g} of {len(pool.items)} samples leaves "
+            f"'{names[0] if second else names[1]}' without any. Choose another share."
+        )
+    return [
+        Part(folder / name, name, pool.labels, items)
+        for name, items in zip(names, (first, second), strict=True)
+    ]
+
+
+def with_labels(pool: Pool, wanted: Sequence[str], folder: Path) -> Part:
+    """The samples of these labels, which alone keep numbers, in the order of the old ones."""
+    _require_known("--labels", wanted, pool.labels or (), "labels of the sources")
+    chosen = set(wanted)
+    labels = tuple(name for name in pool.labels or () if name in chosen)
+    return _subset(pool, lambda item: item.label_name in chosen, folder, labels)
+
+
+def with_keys(pool: Pool, wanted: Sequence[str], folder: Path) -> Part:
+    """The samples of these keys. All labels stay."""
+    _require_known("--keys", wanted, [item.key for item in pool.items], "keys of the sources")
+    chosen = set(wanted)
+    return _subset(pool, lambda item: item.key in chosen, folder, pool.labels)
+
+
+def first_samples(pool: Pool, count: int, folder: Path) -> Part:
+    """So many samples, drawn by the seed: a larger count holds those of a smaller one as well."""
+    return Part(folder, _split(pool), pool.labels, pool.items[:count])
+
+
+def _subset(
+    pool: Pool, wanted: Callable[[Item], bool], folder: Path, labels: tuple[str, ...] | None
+) -> Part:
+    items = tuple(item for item in pool.items if wanted(item))
+    if not items:
+        raise UserError("the sources have no sample of that kind; nothing was written.")
+    return Part(folder, _split(pool), labels, items)
+
+
+def _require_known(option: str, wanted: Iterable[str], known: Iterable[str], what: str) -> None:
+    names = list(known)
+    unknown = sorted(set(wanted) - set(names))
+    if unknown:
+        more = f" and {len(unknown) - _SHOWN} more" * (len(unknown) > _SHOWN)
+        raise UserError(
+            f"{option}: {', '.join(map(repr, unknown[:_SHOWN]))}{more} not among the "
+            f"{len(names)} {what}, such as {', '.join(map(repr, names[:_SHOWN])) or 'none'}."
+        )
+
+
+def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m.Manifest:
+    """Write what is missing of the part's shards, then its manifest.
+
+    how: what was chosen, in words; kept in the manifest's settings. Errors: `UserError` when the
+    folder holds other shards, the disk is too small, or a source is damaged.
+    """
+    part.folder.mkdir(parents=True, exist_ok=True)
+    settings = _settings(pool, how, samples_per_shard)
+    inputs = _inputs_hash(part, settings)
+    dataset = _joined(shards.manifest.dataset for shards in pool.sources) or ""
+    deals = {
+        shard_name(dataset, part.split, number): part.items[start : start + samples_per_shard]
+        for number, start in enumerate(range(0, len(part.items), samples_per_shard))
+    }
+    done = {name: complete_index(part.folder, name, inputs) for name in deals}
+    remove_leftovers(part.folder, inputs)
+    missing = {name: deal for name, deal in deals.items() if done[name] is None}
+    needed = (item.video.bytes + _OVERHEAD_BYTES for deal in missing.values() for item in deal)
+    require_space(part.folder, sum(needed))
+    total = sum(len(deal) for deal in missing.values())
+    with (
+        explained_when_full(part.folder),
+        tqdm(total=total, unit="video", desc=part.folder.name, disable=not total) as bar,
+    ):
+        for name, deal in missing.items():
+            write_shard(part.folder, name, _samples(pool, deal, part.labels, bar), inputs)
+    indices = {name: done[name] or complete_index(part.folder, name, inputs) for name in deals}
+    return write_manifest(
+        part.folder,
+        {name: index for name, index in indices.items() if index is not None},
+        part.rejects,
+        dataset=dataset,
+        split=part.split,
+        labels=part.labels,
+        settings=settings,
+    )
+
+
+def _settings(pool: Pool, how: str, samples_per_shard: int) -> dict[str, str | int | None]:
+    """What all sources were made with, and how these shards came from them."""
+    first, *others = (shards.manifest.settings for shards in pool.sources)
+    common = {
+        name: value
+        for name, value in first.items()
+        if all(name in other and other[name] == value for other in others)
+    }
+    return {
+        **common,
+        "samples_per_shard": samples_per_shard,
+        "seed": pool.seed,
+        "resharded": how,
+        # The hashes of the manifests, which name data sets in checkpoints and results.
+        "sources": " ".join(shards.hash for shards in pool.sources),
+    }
+
+
+def _inputs_hash(part: Part, settings: dict[str, str | int | None]) -> str:
+    """Hash of all that decides the shards: settings, with the sources in them, and samples."""
+    content = {
+        "version": m.VERSION,
+        "settings": settings,
+        "split": part.split,
+        "labels": part.labels,
+        "samples": [item.key for item in part.items],
+    }
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _samples(
+    pool: Pool, deal: Iterable[Item], labels: tuple[str, ...] | None, bar: tqdm
+) -> Iterator[tuple[str, Sample]]:
+    numbers = {name: number for number, name in enumerate(labels or ())}
+    for item in deal:
+        video, facts = _read(pool.sources[item.source], item)
+        facts["label"] = None if item.label_name is None else numbers[item.label_name]
+        yield item.key, Sample(video, item.video.suffix, facts)
+        bar.update()
+
+
+def _read(shards: m.ShardSet, item: Item) -> tuple[bytes, dict[str, Any]]:
+    """Video and facts of a sample, checked against each other and the index."""
+    _, offset, size, _ = item.facts
+    video = shards.read_bytes(item.shard, item.video.offset, item.video.bytes)
+    text = shards.read_bytes(item.shard, offset, size)
+    try:
+        facts = parse_facts(text, item.video)
+        if facts.label_name != item.label_name:
+            message = f"its facts say label '{facts.label_name}', the index '{item.label_name}'"
+            raise DamagedError(item.key, message)
+        if hashlib.sha256(video).hexdigest() != facts.sha256:
+            raise DamagedError(item.key, "its video was altered (another SHA-256 than its facts)")
+    except DamagedError as error:
+        path = shards.folder / shards.manifest.shards[item.shard].name
+        raise explained(path, error) from None
+    # Parsed anew: the order of the facts stays as it was.
+    raw: dict[str, Any] = json.loads(text)
+    return video, raw
+
+
+def _split(pool: Pool) -> str | None:
+    return _joined(shards.manifest.split for shards in pool.sources)
+
+
+def _joined(names: Iterable[str | None]) -> str | None:
+    """Different names as one, such as kinetics400+ssv2."""
+    return "+".join(dict.fromkeys(name for name in names if name)) or None

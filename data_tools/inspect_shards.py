@@ -1,0 +1,60 @@
+#!/usr/bin/env python3
+"""Show what shards hold: a table, histograms and a contact sheet.
+
+    python data_tools/inspect_shards.py SHARDS
+    python data_tools/inspect_shards.py SHARDS --output DIR
+
+The table goes to the terminal; with --output, histograms.png and videos.png go to that folder.
+Exit codes: 0 done; 2 wrong input, or a shard is damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from arvideo_ds.data.inspection import format_rows, inspect_shards, table, thumbnails
+from arvideo_ds.errors import UserError, command
+
+_DPI = 150
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("shards", type=Path, help="folder of the shards")
+    parser.add_argument("--output", type=Path, help="folder of the pictures; without it, none")
+    parser.add_argument("--num_videos", type=int, default=24, help="on the contact sheet")
+    parser.add_argument("--seed", type=int, default=0, help="chooses those videos")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    return parser.parse_args()
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    for name in ("num_videos", "workers"):
+        if getattr(args, name) <= 0:
+            raise UserError(f"--{name} {getattr(args, name)} must be above 0.")
+    found = inspect_shards(args.shards)
+    print(format_rows(table(found)))
+    if args.output is None:
+        return
+    # matplotlib takes its time; a table alone should not wait for it.
+    from arvideo_ds.data.inspection_figures import draw_contact_sheet, draw_histograms
+
+    args.output.mkdir(parents=True, exist_ok=True)
+    frames = thumbnails(args.shards, args.num_videos, seed=args.seed, workers=args.workers)
+    for name, figure in (
+        ("histograms.png", draw_histograms(found)),
+        ("videos.png", draw_contact_sheet(frames, found)),
+    ):
+        figure.savefig(args.output / name, dpi=_DPI)
+        print(f"{args.output / name}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
