@@ -10,7 +10,6 @@ from typing import Any
 
 import pebble
 
-from arvideo_ds.data.decoders import available_decoders
 from arvideo_ds.data.video import RejectedError
 
 # Processes are replaced after so many calls: native decoders leak.
@@ -25,19 +24,20 @@ def killable_map(
     *,
     workers: int,
     timeout_s: float | None,
+    prepare: Callable[[], object] | None = None,
 ) -> Iterator[concurrent.futures.Future[Any]]:
     """One future per tuple of arguments, in their order, a bounded number ahead.
 
-    A call that takes longer than `timeout_s` is killed. What a future's `result()` may raise
-    beside the function's own errors is for `failure` to put in words.
+    A call that takes longer than `timeout_s` is killed; `prepare`, called once in each process, is
+    outside of it. What a future's `result()` may raise beside the function's own errors is for
+    `failure` to put in words.
     """
     waiting: deque[concurrent.futures.Future[Any]] = deque()
     # spawn: a forked child would inherit locks of this process's threads.
     pool = pebble.ProcessPool(
         max_workers=workers,
         max_tasks=_CALLS_PER_PROCESS,
-        # Importing and trying the decoders takes seconds, which are not the first video's.
-        initializer=available_decoders,
+        initializer=prepare,
         context=multiprocessing.get_context("spawn"),
     )
     try:

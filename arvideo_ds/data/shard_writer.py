@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from arvideo_ds.data import manifest as m
 from arvideo_ds.data.datasets import Entry, Listing, safe_key
+from arvideo_ds.data.decoders import available_decoders
 from arvideo_ds.data.ingest import Sample, ingest
 from arvideo_ds.data.processes import failure, killable_map
 from arvideo_ds.data.video import TranscodeSettings
@@ -213,7 +214,14 @@ def _ingest_all(
 ) -> Iterator[tuple[Entry, Sample | m.Reject]]:
     """Each entry with its sample or the reason it has none, in order, a bounded number ahead."""
     calls = ((entry.path, job.transcode, entry.part) for entry in entries)
-    futures = killable_map(ingest, calls, workers=job.workers, timeout_s=job.timeout_s)
+    futures = killable_map(
+        ingest,
+        calls,
+        workers=job.workers,
+        timeout_s=job.timeout_s,
+        # Importing and trying the decoders takes seconds, which are not the first video's.
+        prepare=available_decoders,
+    )
     for entry, future in zip(entries, futures, strict=True):
         yield entry, _result(entry, future, job.timeout_s)
 

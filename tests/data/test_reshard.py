@@ -37,6 +37,9 @@ from arvideo_ds.data.verify import verify
 from arvideo_ds.errors import UserError
 from tests.conftest import ROOT, run_command
 
+# They start processes again and again: not for every `make check`.
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "data_tools" / "reshard.py"
 
 

@@ -24,6 +24,9 @@ from arvideo_ds.data.shard_writer import write_manifest, write_shard
 from arvideo_ds.data.verify import Problem, Verification, check_shard, verify
 from tests.conftest import ROOT, run_command
 
+# They start processes again and again: not for every `make check`.
+pytestmark = pytest.mark.slow
+
 SCRIPT = ROOT / "data_tools" / "verify_shards.py"
 BLOCK = 512
 
