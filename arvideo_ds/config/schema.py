@@ -137,6 +137,11 @@ class TrainSettings(Settings):
     # Steps between checkpoints; one is always written at the end and when interrupted.
     save_every: Positive = 500
     keep_checkpoints: Positive = 2
+    # Steps in a row that may be refused because loss or gradient was not finite.
+    max_refused_steps: Positive = 20
+    # Without any progress for so long, the stacks of all ranks are written and the late one named.
+    # Below the half hour after which a collective gives up.
+    stall_s: Annotated[int, Field(ge=1, le=1500)] = 600
 
 
 class ProbeSettings(Settings):

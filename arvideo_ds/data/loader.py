@@ -129,6 +129,10 @@ class TrainLoader:
                 lost_in_a_row += 1
                 self._replace(lost, lost_in_a_row)
 
+    def video_at(self, run_position: int) -> str:
+        """Key of the video at a run position."""
+        return self._dataset.sample(run_position)[1].key
+
     def workers_resident_gib(self) -> float:
         """Memory of the workers now, pages they share counted in each."""
         return sum(_resident_bytes(worker.pid) for worker in self._workers) / 2**30
@@ -173,7 +177,7 @@ class TrainLoader:
         Errors: `UserError` when it happens again and again with no batch in between.
         """
         position = None if lost.worker is None else self._dataset.watch.position(lost.worker)
-        key = None if position is None else self._dataset.sample(position)[1].key
+        key = None if position is None else self.video_at(position)
         did = "died" if lost.kind == "crash" else f"hung for data.timeout_s={self._timeout_s} s"
         what = f"data worker {lost.worker} {did} on {f'video {key}' if key else 'no known video'}"
         if in_a_row >= _MOST_IN_A_ROW:

@@ -8,11 +8,20 @@ import torch
 import torch.distributed as dist
 
 
-def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Elementwise sum; a collective that every rank calls, and a host sync: at log steps only."""
-    tensor = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor)
-    return [float(value) for value in tensor]
+def gather_over_ranks(values: list[float], device: torch.device) -> list[list[float]]:
+    """Every rank's values, by rank; a collective, and a host sync: at log steps only."""
+    own = torch.tensor(values, dtype=torch.float64, device=device)
+    gathered = own.new_empty(dist.get_world_size() * len(values))
+    dist.all_gather_into_tensor(gathered, own)
+    rows: list[list[float]] = gathered.view(-1, len(values)).tolist()
+    return rows
+
+
+def gather_names(name: str) -> list[str]:
+    """Every rank's name, by rank. Collective."""
+    names: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(names, name)
+    return names
 
 
 class AnyRank:

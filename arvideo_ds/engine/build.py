@@ -19,10 +19,10 @@ class Engine:
         self.deepspeed = engine
         self.config = config
         self.stage = zero_stage(config)
-        # Without ZeRO and half precision DeepSpeed computes no gradient norm.
+        # Without ZeRO and half precision DeepSpeed measures no gradient and applies any.
         halved = config["bf16"]["enabled"] or config["fp16"]["enabled"]
-        self._measures_norm = self.stage == 0 and not halved
-        self._norm: torch.Tensor | None = None
+        self._guards_itself = self.stage == 0 and not halved
+        self._norm = torch.zeros(())
 
     @property
     def module(self) -> nn.Module:
@@ -32,15 +32,29 @@ class Engine:
         return self.deepspeed(batch)
 
     def backward(self, loss: torch.Tensor) -> None:
+        """Gradients of a loss; one that is not finite makes them so, and the step is refused."""
+        sound = torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)
         # DeepSpeed divides by the accumulation steps itself.
-        self.deepspeed.backward(loss)
+        self.deepspeed.backward(loss * sound)
 
     def step(self) -> None:
-        """Count a micro-step; the last one of an accumulation updates the weights."""
-        if self._measures_norm and self.deepspeed.is_gradient_accumulation_boundary():
+        """Count a micro-step; the last one of an accumulation updates the weights.
+
+        Gradients that are not finite on any rank leave weights and optimiser as they are, for
+        every stage and precision.
+        """
+        if self._guards_itself and self.deepspeed.is_gradient_accumulation_boundary():
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(gradients)
+            # torch's fused AdamW obeys this on the device, so the host need not know.
+            self.deepspeed.optimizer.found_inf = (~self._norm.isfinite()).float()
         self.deepspeed.step()
+
+    def refused(self) -> torch.Tensor:
+        """1 if the last step was not applied, else 0; no host sync."""
+        if self._guards_itself:
+            return self.deepspeed.optimizer.found_inf
+        return torch.tensor(float(self.deepspeed.optimizer.overflow), device=self._norm.device)
 
     def set_learning_rate(self, lr: float) -> None:
         for group in self.deepspeed.optimizer.param_groups:
@@ -48,7 +62,7 @@ class Engine:
 
     def gradient_norm(self) -> float | None:
         """Norm of the last step's gradient before clipping. A host sync."""
-        norm = self._norm if self._measures_norm else self.deepspeed.get_global_grad_norm()
+        norm = self._norm if self._guards_itself else self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
 
 

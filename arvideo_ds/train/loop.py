@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,14 +13,11 @@ from arvideo_ds.config import Recipe, RunPlan
 from arvideo_ds.data.loader import Batch, TrainLoader
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.world import World
-from arvideo_ds.errors import UserError
 from arvideo_ds.optim.schedule import learning_rate
+from arvideo_ds.train.guard import Guard
+from arvideo_ds.train.heartbeat import Heartbeat
 from arvideo_ds.train.interrupt import Interrupt
-from arvideo_ds.train.metrics import Meter, quarantine
-from arvideo_ds.train.run_folder import QUARANTINE
-
-# A share means nothing before so many clips were seen.
-_CLIPS_BEFORE_SKIP_LIMIT = 200
+from arvideo_ds.train.metrics import Meter, Reading, quarantine
 
 
 class Sink(Protocol):
@@ -40,6 +36,9 @@ class Run:
     folder: Path
     first_step: int
     sinks: list[Sink]
+    hosts: list[str]
+    heartbeat: Heartbeat
+    guard: Guard
     save: Callable[[int], None]
 
 
@@ -54,32 +53,42 @@ class Outcome:
 
 def train(run: Run) -> Outcome:
     """Steps first_step..steps-1. Every rank calls it; an interruption ends it after a save."""
-    meter = Meter(run.world.device)
-    totals = {"seen": 0.0, "skipped": 0.0}
-    metrics: dict[str, Any] = {}
+    meter, metrics = Meter(run.world.device), dict[str, Any]()
+    beat, guard = run.heartbeat.beat, run.guard
     # Closed on every way out: data workers ignore signals and would outlive an error.
     with closing(iter(run.loader)) as batches, Interrupt(run.world.size) as interrupt:
         for step in range(run.first_step, run.plan.steps):
+            done = step + 1
             lr = _schedule(run.plan, step)
             run.engine.set_learning_rate(lr)
             for _ in range(run.plan.accumulation):
+                beat("data", done)
                 batch = _next_batch(batches, run, meter)
+                beat("forward", done)
+                meter.forward.start()
                 loss = run.engine.forward(batch)
+                meter.forward.stop()
+                beat("backward", done)
                 run.engine.backward(loss)
+                beat("update", done)
                 run.engine.step()
                 meter.add(loss, batch)
-            meter.steps += 1
-            done = step + 1
+            meter.refused.append(run.engine.refused())
             stop = interrupt.agreed()
             saving = done % run.recipe.train.save_every == 0 or done == run.plan.steps or stop
             # Whatever is saved was looked at first.
             if saving or done % run.recipe.train.log_every == 0:
-                metrics = _log(run, meter, done, lr, totals)
+                beat("log", done)
+                reading = meter.read(run.hosts)
+                metrics = _log(run, reading, done, lr)
+                guard.require_health(done, metrics, reading)
                 meter = Meter(run.world.device)
             if saving:
+                beat("save", done)
                 run.save(done)
             if stop and done < run.plan.steps:
                 return Outcome(done, metrics, interrupted=True)
+    beat("end", run.plan.steps)
     return Outcome(run.plan.steps, metrics, interrupted=False)
 
 
@@ -102,39 +111,20 @@ def _next_batch(batches: Iterator[Batch], run: Run, meter: Meter) -> Batch:
     return batch.to(run.world.device)
 
 
-def _log(run: Run, meter: Meter, done: int, lr: float, totals: dict[str, float]) -> dict[str, Any]:
-    """Reduce over ranks, check, write. Collective."""
-    reduced = meter.reduce(run.world.size)
-    totals["seen"] += reduced.pop("data/seen")
-    totals["skipped"] += reduced.pop("data/skipped")
+def _log(run: Run, reading: Reading, done: int, lr: float) -> dict[str, Any]:
+    """Write what all ranks measured."""
     norm = run.engine.gradient_norm()
     metrics: dict[str, Any] = {
         "step": done,
         "epoch": done * run.plan.videos_per_step / run.plan.num_videos,
-        **reduced,
+        **reading.metrics,
         "lr": lr,
         **({} if norm is None else {"grad_norm_preclip": norm}),
-        "data/skipped_total": totals["skipped"],
+        **run.guard.count(reading),
+        "slowest_host": reading.slowest_host,
         "data/workers_gib": run.loader.workers_resident_gib(),
     }
     if run.world.is_main:
         for sink in run.sinks:
             sink.log(metrics)
-    _require_healthy(run, metrics, totals)
     return metrics
-
-
-def _require_healthy(run: Run, metrics: dict[str, Any], totals: dict[str, float]) -> None:
-    """Stop on numbers that are no use to anybody; all ranks have the same ones."""
-    if not math.isfinite(metrics["loss/pretrain"]):
-        raise UserError(
-            f"the loss is {metrics['loss/pretrain']} at step {metrics['step']}. The checkpoints in "
-            f"{run.folder} are from before it. Start another run (--output) with a lower "
-            "optim.base_lr, with optim.clip, or with train.precision=fp32."
-        )
-    share, limit = totals["skipped"] / totals["seen"], run.recipe.data.max_skipped_share
-    if totals["seen"] >= _CLIPS_BEFORE_SKIP_LIMIT and share > limit:
-        raise UserError(
-            f"{share:.1%} of the clips did not decode, above data.max_skipped_share={limit}. The "
-            f"videos stand in {run.folder / QUARANTINE}; check the shards, or raise the limit."
-        )

@@ -6,8 +6,10 @@ Names carry their unit; `loss/<task>`, `throughput/`, `time/`, `memory/`, `data/
 from __future__ import annotations
 
 import json
+import math
 import resource
 import secrets
+import statistics
 import sys
 import time
 from dataclasses import dataclass, field
@@ -20,54 +22,112 @@ import torch
 from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch
-from arvideo_ds.engine.agreement import sum_over_ranks
+from arvideo_ds.engine.agreement import gather_over_ranks
 from arvideo_ds.train.run_folder import METRICS, QUARANTINE, read_metrics
 
 _GIB = 2**30
+# A rank whose forward pass takes so many times the median is named.
+_STRAGGLES = 1.5
+
+
+class Stopwatch:
+    """Seconds between `start` and `stop`, summed; on a GPU timed there, and read without haste."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._on_gpu = device.type == "cuda"
+        self._marks: list[Any] = []
+
+    def start(self) -> None:
+        self._mark()
+
+    def stop(self) -> None:
+        self._mark()
+
+    def _mark(self) -> None:
+        if self._on_gpu:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record()
+            self._marks.append(event)
+        else:
+            self._marks.append(time.perf_counter())
+
+    def seconds(self) -> float:
+        """The sum so far. A host sync on a GPU."""
+        pairs = list(zip(self._marks[::2], self._marks[1::2], strict=True))
+        if self._on_gpu:
+            torch.cuda.synchronize()
+            return sum(start.elapsed_time(stop) for start, stop in pairs) / 1000
+        return float(sum(stop - start for start, stop in pairs))
 
 
 @dataclass
 class Meter:
-    """One rank's sums since the last logged step; losses stay on the device until then."""
+    """One rank's record since the last logged step; losses stay on the device until then."""
 
     device: torch.device
-    loss: torch.Tensor = field(init=False)
-    micro_steps: int = 0
-    steps: int = 0
+    # One of each micro-step, and of each step: 1 where it was not applied.
+    losses: list[torch.Tensor] = field(default_factory=list)
+    refused: list[torch.Tensor] = field(default_factory=list)
     clips: int = 0
     skipped: int = 0
     data_wait_s: float = 0.0
+    forward: Stopwatch = field(init=False)
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.loss = torch.zeros((), device=self.device)
+        self.forward = Stopwatch(self.device)
 
     def add(self, loss: torch.Tensor, batch: Batch) -> None:
-        self.loss += loss.detach().float()
-        self.micro_steps += 1
+        self.losses.append(loss.detach().float())
         self.clips += len(batch.keys)
         self.skipped += batch.num_skipped
 
-    def reduce(self, world_size: int) -> dict[str, float]:
-        """Means over all ranks. Collective, and the loop's one host sync."""
-        loss_sum = float(self.loss)
+    def read(self, hosts: list[str]) -> Reading:
+        """What all ranks measured. Collective, and the loop's one host sync."""
+        losses, refused = torch.stack(self.losses).tolist(), torch.stack(self.refused).tolist()
+        finite = [loss for loss in losses if math.isfinite(loss)]
+        forward_s = self.forward.seconds()
         # Clocked after the sync: work that was only queued would count as done.
         elapsed_s = time.perf_counter() - self.started
-        loss_sum, micro_steps, clips, skipped, wait_s, elapsed_sum_s = sum_over_ranks(
-            [loss_sum, self.micro_steps, self.clips, self.skipped, self.data_wait_s, elapsed_s],
-            self.device,
-        )
-        elapsed_mean_s = elapsed_sum_s / world_size
-        return {
-            "loss/pretrain": loss_sum / micro_steps,
+        own = [sum(finite), len(finite), self.clips, self.skipped]
+        own += [self.data_wait_s, forward_s, elapsed_s]
+        ranks = gather_over_ranks(own, self.device)
+        *columns, waits_s, forwards_s, elapsed = map(list, zip(*ranks, strict=True))
+        loss_sum, num_finite, clips, skipped = map(sum, columns)
+        steps, world_size, elapsed_mean_s = len(refused), len(ranks), sum(elapsed) / len(ranks)
+        slowest = max(range(world_size), key=forwards_s.__getitem__)
+        metrics = {
+            "loss/pretrain": loss_sum / num_finite if num_finite else math.nan,
             "throughput/clips_per_s": clips / elapsed_mean_s,
             "throughput/clips_per_s_per_gpu": clips / elapsed_mean_s / world_size,
-            "time/step_s": elapsed_mean_s / self.steps,
-            "time/data_wait_pct": 100 * wait_s / elapsed_sum_s,
+            "time/step_s": elapsed_mean_s / steps,
+            "time/data_wait_pct": 100 * sum(waits_s) / sum(elapsed),
+            **_spread("time/data_wait_s", waits_s, steps),
+            **_spread("time/forward_s", forwards_s, steps),
             "memory/peak_gib": peak_memory_gib(self.device),
             "data/skipped": skipped,
             "data/seen": clips,
         }
+        return Reading(metrics, losses, refused, slowest_host=hosts[slowest])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Metrics over all ranks; this rank's losses by micro-step; per step 1 where not applied."""
+
+    metrics: dict[str, Any]
+    losses: list[float]
+    refused: list[float]
+    slowest_host: str
+
+
+def _spread(name: str, seconds: list[float], steps: int) -> dict[str, float]:
+    """The ranks' extremes per step: a slow host shows in the maximum."""
+    return {
+        f"{name}_min": min(seconds) / steps,
+        f"{name}_median": statistics.median(seconds) / steps,
+        f"{name}_max": max(seconds) / steps,
+    }
 
 
 def peak_memory_gib(device: torch.device) -> float:
@@ -101,6 +161,14 @@ class Console:
         ]
         if metrics["data/skipped_total"]:
             parts.append(f"skipped {metrics['data/skipped_total']:.0f}")
+        if metrics["guard/refused_total"]:
+            parts.append(f"steps not applied {metrics['guard/refused_total']:.0f}")
+        if metrics["time/forward_s_max"] > _STRAGGLES * metrics["time/forward_s_median"]:
+            parts.append(
+                f"slow host {metrics['slowest_host']}: forward "
+                f"{metrics['time/forward_s_max']:.3f} s a step, median "
+                f"{metrics['time/forward_s_median']:.3f} s"
+            )
         print("  ".join(parts), flush=True)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch.distributed as dist
 
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import (
     Checkpoint,
@@ -31,6 +33,9 @@ from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.tasks.pretrain import Pretrain
 from arvideo_ds.train import record, run_folder
+from arvideo_ds.train.failure import guarded
+from arvideo_ds.train.guard import Guard
+from arvideo_ds.train.heartbeat import Heartbeat
 from arvideo_ds.train.loop import Run, Sink, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.settle import Options, Settings
@@ -45,11 +50,26 @@ def pretrain(options: Options, settings: Settings, shards: ShardSet) -> int:
     shards.check_sizes()
     run_folder.require_same_mathematics(folder, settings.recipe)
     world = start_world()
+    return guarded(
+        lambda: _pretrain(options, settings, shards, world),
+        folder,
+        rank=world.rank,
+        size=world.size,
+    )
+
+
+def _pretrain(options: Options, settings: Settings, shards: ShardSet, world: World) -> int:
+    folder = options.folder
     if world.device.type == "cpu" and settings.recipe.train.precision == "fp16":
         raise UserError("DeepSpeed has no fp16 on a CPU; use train.precision=bf16 or fp32.")
     with ExitStack() as held:
         if world.is_main:
             held.enter_context(run_folder.lock(folder))
+        heartbeat = held.enter_context(
+            Heartbeat(
+                folder, rank=world.rank, size=world.size, stall_s=settings.recipe.train.stall_s
+            )
+        )
         checkpoint = _checkpoint(options, shards)
         first_step = 0 if checkpoint is None else checkpoint.step
         engine = _engine(settings)
@@ -72,6 +92,9 @@ def pretrain(options: Options, settings: Settings, shards: ShardSet) -> int:
                 folder=folder,
                 first_step=first_step,
                 sinks=_sinks(settings, folder, first_step) if world.is_main else [],
+                hosts=gather_names(socket.gethostname()),
+                heartbeat=heartbeat,
+                guard=_guard(settings, loader, world, first_step, folder),
                 save=lambda step: _save(engine, folder, step, facts, settings),
             )
         )
@@ -130,6 +153,19 @@ def _loader(
         num_workers=workers,
         pin_memory=world.device.type == "cuda",
         left_out=run_folder.left_out(folder),
+    )
+
+
+def _guard(
+    settings: Settings, loader: TrainLoader, world: World, first_step: int, folder: Path
+) -> Guard:
+    return Guard(
+        folder,
+        settings.recipe,
+        settings.plan,
+        rank=world.rank,
+        first_step=first_step,
+        video_at=loader.video_at,
     )
 
 

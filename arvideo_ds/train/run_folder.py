@@ -5,6 +5,9 @@
   run.json           plan, DeepSpeed configuration, versions, commit, manifest hash
   metrics.jsonl      one object a logged step
   quarantine.jsonl   videos that did not decode
+  not_applied.jsonl  steps that were refused, with their videos (guard.py)
+  heartbeats/        where each rank stands (heartbeat.py)
+  failures/          what ended each rank (failure.py)
   checkpoints/       see engine/checkpoints.py
   model.safetensors  fp32 weights of the finished run, encoder and decoder
   summary.json       the outcome
@@ -35,8 +38,8 @@ SUMMARY = "summary.json"
 _FREE = frozenset(
     """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
     data.max_skipped_share data.shards data.num_videos train.micro_batch train.log_every
-    train.save_every train.keep_checkpoints probe.train_shards probe.test_shards wandb.mode
-    wandb.project wandb.entity""".split()
+    train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s
+    probe.train_shards probe.test_shards wandb.mode wandb.project wandb.entity""".split()
 )
 
 

@@ -1,0 +1,155 @@
+"""The pulse of every rank: when nothing moves any more, who is late, and where everybody stands.
+
+    <run>/heartbeats/rank-00003.json    host, process, step, phase; rewritten every few seconds
+    <run>/heartbeats/rank-00003.stack   every thread's stack, once nothing moved for train.stall_s
+
+The stack comes from a timer in C (faulthandler), so it is written even while native code holds
+the interpreter. The run is only told of, not ended: that is the collectives' own time-out.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO
+
+FOLDER = "heartbeats"
+# In the order of a step: of two ranks at the same step, the one in the earlier phase is late.
+PHASES = ("start", "data", "forward", "backward", "update", "log", "save", "end")
+_LONGEST_PERIOD_S = 15.0
+# A rank that has not written for so many periods is silent: dead, or stuck in native code.
+_SILENT_PERIODS = 3
+
+
+@dataclass(frozen=True)
+class Beat:
+    """What a rank was doing when it last wrote."""
+
+    rank: int
+    host: str
+    pid: int
+    step: int
+    phase: str
+    idle_s: float
+
+    @property
+    def place(self) -> tuple[int, int]:
+        return self.step, PHASES.index(self.phase)
+
+    def __str__(self) -> str:
+        where = f"{self.host}, process {self.pid}"
+        return f"rank {self.rank} ({where}) in {self.phase} of step {self.step}"
+
+
+class Heartbeat:
+    """While entered, `beat` says where this rank is; a thread writes it down and looks around."""
+
+    def __init__(self, folder: Path, *, rank: int, size: int, stall_s: float) -> None:
+        self._folder = folder / FOLDER
+        self._rank, self._size, self._stall_s = rank, size, stall_s
+        self._period_s = min(_LONGEST_PERIOD_S, stall_s / 4)
+        self._place = (0, "start")
+        self._moved = time.monotonic()
+        self._told = False
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        self._stack: IO[str] | None = None
+
+    def __enter__(self) -> Heartbeat:
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._stack = self._path(self._rank).with_suffix(".stack").open("w")
+        self.beat("start", 0)
+        self._write()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        faulthandler.cancel_dump_traceback_later()
+        self._ended.set()
+        self._thread.join()
+        if self._stack is not None:
+            self._stack.close()
+
+    def beat(self, phase: str, step: int) -> None:
+        """This rank begins a phase of a step; costs some microseconds."""
+        self._place, self._moved = (step, phase), time.monotonic()
+        if self._stack is not None:
+            faulthandler.dump_traceback_later(self._stall_s, file=self._stack)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._period_s):
+            self._write()
+            # One period later, so that every rank has written where it stands.
+            stalled = time.monotonic() - self._moved > self._stall_s + self._period_s
+            if self._told and not stalled:
+                print(f"moving again: {self._mine()}", flush=True)
+            elif stalled and not self._told and self._is_reporter():
+                print(self._report(), flush=True)
+            self._told = stalled
+
+    def _mine(self) -> Beat:
+        step, phase = self._place
+        idle_s = round(time.monotonic() - self._moved, 1)
+        return Beat(self._rank, socket.gethostname(), os.getpid(), step, phase, idle_s)
+
+    def _write(self) -> None:
+        path = self._path(self._rank)
+        temporary = path.with_suffix(".new")
+        try:
+            temporary.write_text(json.dumps(asdict(self._mine())))
+            temporary.replace(path)
+        except OSError:  # a full disk must not end the run from here; the save will say it
+            pass
+
+    def _path(self, rank: int) -> Path:
+        return self._folder / f"rank-{rank:05d}.json"
+
+    def _fresh(self, rank: int) -> Beat | None:
+        """What a rank wrote lately. Ages are those of the file system: clocks of hosts differ."""
+        try:
+            now = self._path(self._rank).stat().st_mtime
+            age_s = now - self._path(rank).stat().st_mtime
+            beat = Beat(**json.loads(self._path(rank).read_text()))
+        except (OSError, ValueError, TypeError):
+            return None
+        return beat if age_s < _SILENT_PERIODS * self._period_s else None
+
+    def _is_reporter(self) -> bool:
+        """The lowest rank that still writes speaks for all."""
+        return all(self._fresh(rank) is None for rank in range(self._rank))
+
+    def _report(self) -> str:
+        beats = {rank: self._fresh(rank) for rank in range(self._size)}
+        silent = [rank for rank, beat in beats.items() if beat is None]
+        heard = [beat for beat in beats.values() if beat is not None]
+        first, last = min(b.place for b in heard), max(b.place for b in heard)
+        late = [str(beat) for beat in heard if beat.place == first and first != last]
+        lines = [f"stalled: nothing has moved for {self._stall_s:g} s (train.stall_s)."]
+        if silent:
+            lines.append(f"  silent: rank(s) {_listed(silent)}: dead, or stuck in native code")
+        lines += [f"  late: {beat}" for beat in late[:10]]
+        if not silent and not late:
+            lines.append("  all ranks stand at the same place: the network, or a collective")
+        waiting = [beat for beat in heard if str(beat) not in late]
+        lines += [f"  waits: {beat}" for beat in waiting[:1]]
+        if len(waiting) > 1:
+            lines.append(f"  and so do {len(waiting) - 1} more")
+        lines.append(f"  stacks of every rank: {self._folder}/rank-*.stack")
+        return "\n".join(lines)
+
+
+def _listed(ranks: list[int]) -> str:
+    shown = ", ".join(map(str, ranks[:10]))
+    return shown + (f" and {len(ranks) - 10} more" if len(ranks) > 10 else "")

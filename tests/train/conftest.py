@@ -1,0 +1,117 @@
+"""Real runs of scripts/pretrain.py on small shards, for all tests of this room."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import ROOT
+
+PRETRAIN = ROOT / "scripts" / "pretrain.py"
+FAULTY = Path(__file__).parent / "faulty_pretrain.py"
+LOSS = "loss/pretrain"
+
+
+class Runs:
+    """Starts runs of the demo recipe on the test's shards; each in a folder of its own."""
+
+    _ports = itertools.count(29_000 + os.getpid() % 2000)
+
+    def __init__(self, folder: Path, shards: Path, environment: dict[str, str]) -> None:
+        self.folder, self.shards, self.environment = folder, shards, environment
+
+    def command(
+        self,
+        name: str,
+        *overrides: str,
+        launcher: tuple[str, ...] = (),
+        stage: str = "zero2",
+        script: Path = PRETRAIN,
+    ) -> list[str]:
+        return [
+            *(launcher or (sys.executable,)),
+            str(script),
+            f"--deepspeed_config={ROOT}/ds_configs/{stage}.json",
+            f"--output={self.folder / name}",
+            "--recipe=demo",
+            f"data.shards={self.shards}",
+            "data.num_streams=12",
+            "data.workers=1",
+            "train.log_every=1",
+            "train.total_batch=16",
+            "train.micro_batch=16",
+            "optim.warmup_steps=3",
+            *overrides,
+        ]
+
+    def start(self, *args: Any, fault: str | None = None, **options: Any) -> subprocess.Popen[str]:
+        """Start a run; `fault` is one of faulty_pretrain.py."""
+        environment = dict(self.environment)
+        if fault is not None:
+            environment["ARVIDEO_FAULT"] = fault
+            options["script"] = FAULTY
+        return subprocess.Popen(
+            self.command(*args, **options),
+            cwd=self.folder,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *args: Any, code: int | None = 0, **options: Any) -> str:
+        """Run to the end and return the output; `code` None takes any failure."""
+        process = self.start(*args, **options)
+        try:
+            output, _ = process.communicate(timeout=240)
+        finally:
+            stop(process)
+        if code is None:
+            assert process.returncode != 0, output[-4000:]
+        else:
+            assert process.returncode == code, output[-4000:]
+        return output
+
+    def deepspeed(self, ranks: int) -> tuple[str, ...]:
+        return ("deepspeed", f"--num_gpus={ranks}", f"--master_port={next(self._ports)}")
+
+    def losses(self, name: str) -> list[float]:
+        return [metrics[LOSS] for metrics in self.metrics(name)]
+
+    def metrics(self, name: str) -> list[dict[str, Any]]:
+        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line) for line in lines]
+
+    def summary(self, name: str) -> dict[str, Any]:
+        return dict(json.loads((self.folder / name / "summary.json").read_text()))
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def runs(
+    tmp_path_factory: pytest.TempPathFactory,
+    demo_shards: Path,
+    environment: Callable[..., dict[str, str]],
+) -> Runs:
+    # The demo recipe's own shards are not wanted here, so they are said to be there.
+    folder = tmp_path_factory.mktemp("runs")
+    for split in ("train", "test"):
+        (folder / "data" / "demo" / split).mkdir(parents=True)
+        shutil.copy(demo_shards / split / "manifest.json", folder / "data" / "demo" / split)
+    return Runs(folder, demo_shards / "train", environment())

@@ -1,0 +1,71 @@
+"""scripts/pretrain.py with a fault: ARVIDEO_FAULT=kind:first_step:last_step:rank (see FAULTS)."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arvideo_ds.engine import checkpoints
+from arvideo_ds.engine.build import Engine
+
+KIND, FIRST, LAST, RANK = os.environ["ARVIDEO_FAULT"].split(":")
+
+
+def nan_loss(loss: torch.Tensor) -> torch.Tensor:
+    return loss * torch.nan
+
+
+def infinite_gradient(loss: torch.Tensor) -> torch.Tensor:
+    """The loss stays what it is; its gradient is none."""
+    loss.register_hook(lambda gradient: gradient * torch.inf)
+    return loss
+
+
+def crash(loss: torch.Tensor) -> torch.Tensor:
+    raise RuntimeError("the fault of this test")
+
+
+def kill(loss: torch.Tensor) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return loss
+
+
+def hang(loss: torch.Tensor) -> torch.Tensor:
+    time.sleep(3600)
+    return loss
+
+
+FAULTS = {f.__name__: f for f in (nan_loss, infinite_gradient, crash, kill, hang)}
+
+
+def faulty_forward(self: Engine, batch: Any) -> torch.Tensor:
+    loss = self.deepspeed(batch)
+    step = self.deepspeed.global_steps + 1
+    if int(FIRST) <= step <= int(LAST) and os.environ["RANK"] == RANK and KIND in FAULTS:
+        return FAULTS[KIND](loss)
+    return loss
+
+
+def kill_while_saving(*arguments: Any, **options: Any) -> None:
+    """All files are written, and none is accounted for yet."""
+    if f"-{int(FIRST):08d}" in str(arguments[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+    finish(*arguments, **options)
+
+
+Engine.forward = faulty_forward  # type: ignore[method-assign]
+finish = checkpoints._finish
+if KIND == "kill_while_saving":
+    checkpoints._finish = kill_while_saving
+
+script = Path(__file__).parent.parent.parent / "scripts" / "pretrain.py"
+sys.path.insert(0, str(script.parent))
+sys.argv[0] = str(script)
+runpy.run_path(str(script), run_name="__main__")
