@@ -1,12 +1,15 @@
-"""Checkpoints on disk: complete or not there.
+"""Checkpoints on disk: complete or not there, and good for any number of ranks and ZeRO stage.
 
     <run>/checkpoints/
-      step-00000500/          renamed to this name only when every rank has written
-        ...                   DeepSpeed's own files
-        run.json              what was run (step, recipe, plan, versions, ...) and every file's size
-      .partial-step-00001000/ a save that was cut off; removed by the next one
-      latest                  name of the newest complete checkpoint, replaced atomically
+      step-00000500/           renamed to this name only when every rank has written
+        rank-00003.safetensors   what this rank held of weights and moments (saved_state.py)
+        run.json                 what was run (step, recipe, plan, versions, ...), the engine's
+                                 counters, and every file's size
+      .partial-step-00001000/  a save that was cut off; removed by the next one
+      latest                   name of the newest complete checkpoint, replaced atomically
 
+DeepSpeed's own files fit the same ranks and stage only, and its universal format neither stage 0
+nor a change between stages 0, 1-2 and 3 (0.19.8); so we save what its ranks hold, by parameter.
 Collective calls are marked; every rank makes them at the same step.
 """
 
@@ -15,16 +18,32 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
+from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine
+from arvideo_ds.engine.fragments import (
+    WEIGHT,
+    fragments,
+    make_state,
+    spread_weights,
+    state_of,
+    steps_applied,
+)
+from arvideo_ds.engine.saved_state import SavedState, file_of_rank, header, key_of
 from arvideo_ds.errors import UserError
 
 _PARTIAL, _PREFIX, _MARKER, _LATEST = ".partial-", "step-", "run.json", "latest"
+_ENGINE = "engine"
+_COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 
 @dataclass(frozen=True)
@@ -42,16 +61,24 @@ def save_checkpoint(
     """Save after `step` optimiser steps, then keep the newest `keep` complete ones. Collective.
 
     The run stands at position step x videos per step of the data; nothing else about the data is
-    state.
+    state. Errors: `UserError` on every rank when one could not write; what was saved before stays.
     """
     name = f"{_PREFIX}{step:08d}"
     final, partial = folder / name, folder / (_PARTIAL + name)
     if _complete(final) is not None:
         return
-    engine.deepspeed.save_checkpoint(str(folder), tag=partial.name, save_latest=False)
-    dist.barrier()
+    tensors = _held(engine)
+    num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    _agree(folder, step, lambda: _make_room(partial, num_bytes * dist.get_world_size()))
+    _agree(folder, step, lambda: _write(partial, engine, tensors))
     if dist.get_rank() == 0:
-        _finish(partial, final, {"step": step, **facts})
+        error = _attempt(
+            lambda: _finish(partial, final, {"step": step, **facts, _ENGINE: _counters(engine)})
+        )
+    else:
+        error = ""
+    _raise_any(folder, step, error)
+    if dist.get_rank() == 0:
         _replace(folder / _LATEST, name)
         _prune(folder, keep)
     dist.barrier()
@@ -66,24 +93,126 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
     return None
 
 
-def load_checkpoint(engine: Engine, checkpoint: Checkpoint, *, world_size: int) -> None:
-    """Weights, optimiser and loss scale from a checkpoint. Collective.
+def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
+    """Weights, moments, counters and loss scale from a checkpoint. Collective.
 
-    Errors: `UserError` when it was saved by another ZeRO stage or number of ranks, which
-    DeepSpeed's own files do not allow.
+    Ranks and stage may be others than those that saved. Errors: `UserError` when it is of another
+    model.
     """
-    saved = (checkpoint.facts["world_size"], checkpoint.facts["zero_stage"])
-    now = (world_size, engine.stage)
-    # Without partitioning (stage 0) the files hold everything, whatever the number of ranks.
-    if saved != now and (saved[1], now[1]) != (0, 0):
+    saved = SavedState(checkpoint.path)
+    _require_same_model(engine, saved)
+    counters = checkpoint.facts[_ENGINE]
+    make_state(engine, [k for k in saved.kinds if k != WEIGHT], counters["steps_applied"])
+    for fragment in fragments(engine):
+        for kind, values in state_of(engine, fragment).items():
+            values.copy_(saved.read(fragment.name, kind, fragment.start, fragment.length))
+    spread_weights(engine)
+    _set_counters(engine, counters)
+
+
+def _held(engine: Engine) -> dict[str, torch.Tensor]:
+    """This rank's share of the state, on the CPU."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    held = {}
+    for number, fragment in enumerate(fragments(engine)):
+        # At stage 0 all ranks hold the same; each writes its share.
+        if engine.stage == 0 and number % size != rank:
+            continue
+        for kind, values in state_of(engine, fragment).items():
+            # A copy: views share storage, and training goes on in it.
+            held[key_of(fragment.name, fragment.start, kind)] = values.float().cpu().clone()
+    return held
+
+
+def _shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
+    """Whole shapes; stage 3 leaves an empty stand-in in a parameter's place."""
+    return {
+        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
+        for name, parameter in engine.module.named_parameters()
+    }
+
+
+def _require_same_model(engine: Engine, saved: SavedState) -> None:
+    now = _shapes(engine)
+    if now != saved.shapes:
+        names = sorted(now.items() ^ saved.shapes.items())
         raise UserError(
-            f"checkpoint {checkpoint.path} was saved by {saved[0]} rank(s) with ZeRO stage "
-            f"{saved[1]}; this run has {now[0]} with stage {now[1]}. Resume with the saved "
-            "numbers, or start anew with another --output."
+            f"checkpoint {saved.folder} is of another model: {len(names)} parameters differ, "
+            f"among them {names[0][0]}."
         )
-    path, _ = engine.deepspeed.load_checkpoint(str(checkpoint.path.parent), checkpoint.path.name)
-    if path is None:
-        raise UserError(f"DeepSpeed could not load checkpoint {checkpoint.path}.")
+
+
+def _counters(engine: Engine) -> dict[str, Any]:
+    scaler = _loss_scaler(engine)
+    return {
+        **{name: getattr(engine.deepspeed, name) for name in _COUNTERS},
+        "steps_applied": steps_applied(engine),
+        "loss_scale": {k: v for k, v in vars(scaler).items() if isinstance(v, int | float)}
+        if scaler is not None
+        else {},
+    }
+
+
+def _set_counters(engine: Engine, counters: dict[str, Any]) -> None:
+    for name in _COUNTERS:
+        setattr(engine.deepspeed, name, counters[name])
+    # Another number of ranks may accumulate otherwise; a checkpoint stands between steps.
+    accumulation = engine.deepspeed.gradient_accumulation_steps()
+    engine.deepspeed.micro_steps = counters["global_steps"] * accumulation
+    for name, value in counters["loss_scale"].items():
+        setattr(_loss_scaler(engine), name, value)
+
+
+def _loss_scaler(engine: Engine) -> Any:
+    """What scales the loss in fp16; None in other precisions."""
+    if not engine.config["fp16"]["enabled"]:
+        return None
+    optimizer = engine.deepspeed.optimizer
+    return getattr(optimizer, "loss_scaler", None) or optimizer.loss_scale_config
+
+
+def _make_room(partial: Path, num_bytes: int) -> None:
+    partial.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(partial).free
+    if free < num_bytes:
+        gib = 2**30
+        raise OSError(f"it needs about {num_bytes / gib:.2f} GiB, {free / gib:.2f} GiB are free")
+
+
+def _write(partial: Path, engine: Engine, tensors: dict[str, torch.Tensor]) -> None:
+    path = file_of_rank(partial, dist.get_rank())
+    save_file(tensors, path, metadata=header(_shapes(engine)))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _agree(folder: Path, step: int, action: Callable[[], None]) -> None:
+    """Do it on every rank, or raise on every rank. Collective."""
+    _raise_any(folder, step, _attempt(action))
+
+
+def _attempt(action: Callable[[], None]) -> str:
+    try:
+        action()
+    except (OSError, SafetensorError) as error:
+        return str(error) or type(error).__name__
+    return ""
+
+
+def _raise_any(folder: Path, step: int, error: str) -> None:
+    errors = [(rank, text) for rank, text in enumerate(gather_names(error)) if text]
+    if not errors:
+        return
+    rank, text = errors[0]
+    if dist.get_rank() == 0:
+        shutil.rmtree(folder / f"{_PARTIAL}{_PREFIX}{step:08d}", ignore_errors=True)
+    newest = newest_checkpoint(folder)
+    raise UserError(
+        f"the checkpoint of step {step} could not be written to {folder} (rank {rank}: {text}). "
+        + (f"That of step {newest.step} is intact. " if newest else "")
+        + "Make room there and give the same command again; train.keep_checkpoints sets how many "
+        "are kept."
+    )
 
 
 def _finish(partial: Path, final: Path, facts: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Any
@@ -14,11 +15,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 class Interrupt:
     """While entered, the first signal only raises a flag; a second Ctrl-C ends the process at once.
 
-    Launchers send SIGTERM after the terminal's SIGINT, so only a repeated SIGINT counts twice.
+    Entered before anything slow begins, so that a signal at any moment ends in a save. Launchers
+    send SIGTERM after the terminal's SIGINT, so only a repeated SIGINT counts twice.
     """
 
-    def __init__(self, world_size: int) -> None:
-        self._agreement = AnyRank(world_size)
+    def __init__(self) -> None:
+        self._agreement: AnyRank | None = None
         self._before: dict[int, Any] = {}
         self.received: signal.Signals | None = None
 
@@ -34,14 +36,26 @@ class Interrupt:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        if error is None:
+
+    def connect(self, world_size: int) -> None:
+        """Let the ranks agree from now on. Collective."""
+        self._agreement = AnyRank(world_size)
+
+    def disconnect(self) -> None:
+        """Collect the last question, before the process group ends. Collective."""
+        if self._agreement is not None:
             self._agreement.finish()
 
     def agreed(self) -> bool:
         """Whether to stop now: all ranks say yes after the same step. Call once a step."""
+        assert self._agreement is not None, "connect() comes first"
         return self._agreement.ask(self.received is not None)
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None and os.environ.get("RANK", "0") == "0":
+            name = signal.Signals(number).name
+            # Not print: a signal may come in the middle of one.
+            os.write(2, f"{name}: saving after this step, then ending\n".encode())
         self.received = self.received or signal.Signals(number)

@@ -39,6 +39,7 @@ class Run:
     hosts: list[str]
     heartbeat: Heartbeat
     guard: Guard
+    interrupt: Interrupt
     save: Callable[[int], None]
 
 
@@ -56,7 +57,7 @@ def train(run: Run) -> Outcome:
     meter, metrics = Meter(run.world.device), dict[str, Any]()
     beat, guard = run.heartbeat.beat, run.guard
     # Closed on every way out: data workers ignore signals and would outlive an error.
-    with closing(iter(run.loader)) as batches, Interrupt(run.world.size) as interrupt:
+    with closing(iter(run.loader)) as batches:
         for step in range(run.first_step, run.plan.steps):
             done = step + 1
             lr = _schedule(run.plan, step)
@@ -74,7 +75,7 @@ def train(run: Run) -> Outcome:
                 run.engine.step()
                 meter.add(loss, batch)
             meter.refused.append(run.engine.refused())
-            stop = interrupt.agreed()
+            stop = run.interrupt.agreed()
             saving = done % run.recipe.train.save_every == 0 or done == run.plan.steps or stop
             # Whatever is saved was looked at first.
             if saving or done % run.recipe.train.log_every == 0:

@@ -27,7 +27,7 @@ from arvideo_ds.engine.checkpoints import (
     newest_checkpoint,
     save_checkpoint,
 )
-from arvideo_ds.engine.export import save_weights
+from arvideo_ds.engine.export import export_weights
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.optim.groups import parameter_groups
@@ -36,6 +36,7 @@ from arvideo_ds.train import record, run_folder
 from arvideo_ds.train.failure import guarded
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
+from arvideo_ds.train.interrupt import Interrupt
 from arvideo_ds.train.loop import Run, Sink, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.settle import Options, Settings
@@ -49,16 +50,20 @@ def pretrain(options: Options, settings: Settings, shards: ShardSet) -> int:
     folder = options.folder
     shards.check_sizes()
     run_folder.require_same_mathematics(folder, settings.recipe)
-    world = start_world()
-    return guarded(
-        lambda: _pretrain(options, settings, shards, world),
-        folder,
-        rank=world.rank,
-        size=world.size,
-    )
+    with Interrupt() as interrupt:
+        world = start_world()
+        interrupt.connect(world.size)
+        return guarded(
+            lambda: _pretrain(options, settings, shards, world, interrupt),
+            folder,
+            rank=world.rank,
+            size=world.size,
+        )
 
 
-def _pretrain(options: Options, settings: Settings, shards: ShardSet, world: World) -> int:
+def _pretrain(
+    options: Options, settings: Settings, shards: ShardSet, world: World, interrupt: Interrupt
+) -> int:
     folder = options.folder
     if world.device.type == "cpu" and settings.recipe.train.precision == "fp16":
         raise UserError("DeepSpeed has no fp16 on a CPU; use train.precision=bf16 or fp32.")
@@ -74,7 +79,7 @@ def _pretrain(options: Options, settings: Settings, shards: ShardSet, world: Wor
         first_step = 0 if checkpoint is None else checkpoint.step
         engine = _engine(settings)
         if checkpoint is not None:
-            load_checkpoint(engine, checkpoint, world_size=world.size)
+            load_checkpoint(engine, checkpoint)
         loader = _loader(settings, shards, world, first_step, folder)
         facts = record.facts(settings, shards, world.size)
         if world.is_main:
@@ -95,15 +100,17 @@ def _pretrain(options: Options, settings: Settings, shards: ShardSet, world: Wor
                 hosts=gather_names(socket.gethostname()),
                 heartbeat=heartbeat,
                 guard=_guard(settings, loader, world, first_step, folder),
+                interrupt=interrupt,
                 save=lambda step: _save(engine, folder, step, facts, settings),
             )
         )
-        if not outcome.interrupted:
-            save_weights(engine, folder / run_folder.MODEL, prefix=Pretrain.PREFIX)
         if world.is_main:
+            if not outcome.interrupted:
+                _export(folder)
             elapsed_s = time.monotonic() - started
             record.summarize(options, settings, shards, outcome, first_step, elapsed_s)
     dist.barrier()
+    interrupt.disconnect()
     dist.destroy_process_group()
     return EXIT_INTERRUPTED if outcome.interrupted else EXIT_OK
 
@@ -181,3 +188,10 @@ def _save(
 ) -> None:
     keep = settings.recipe.train.keep_checkpoints
     save_checkpoint(engine, folder / run_folder.CHECKPOINTS, step, facts, keep=keep)
+
+
+def _export(folder: Path) -> None:
+    """The finished run's weights, out of its last checkpoint."""
+    checkpoint = newest_checkpoint(folder / run_folder.CHECKPOINTS)
+    assert checkpoint is not None, "the loop saves after the last step"
+    export_weights(checkpoint.path, folder / run_folder.MODEL, prefix=Pretrain.PREFIX)

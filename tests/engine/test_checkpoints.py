@@ -1,22 +1,22 @@
-"""Checkpoints on disk: complete or not there; folders made by hand, no engine."""
+"""Checkpoints on disk: complete or not there, with a stand-in for the engine."""
 
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+import torch
 import torch.distributed as dist
+from safetensors.torch import load_file
+from torch import nn
 
-from arvideo_ds.engine.checkpoints import (
-    Checkpoint,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from arvideo_ds.engine.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from arvideo_ds.engine.export import export_weights
 from arvideo_ds.errors import UserError
 
 SHARDS = {"mp_rank_00_model_states.pt": b"weights", "deep/optim_states.pt": b"moments" * 9}
@@ -80,20 +80,34 @@ def test_no_folder_holds_no_checkpoint(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "none") is None
 
 
-class FakeEngine:
-    """Stands in for DeepSpeed's engine: writes the files above, and remembers what it loads."""
+class PlainEngine:
+    """Stands in for DeepSpeed's at stage 0: a module and torch's own optimiser."""
 
-    def __init__(self, stage: int = 2) -> None:
-        self.stage = stage
+    stage = 0
+    config: ClassVar[dict[str, Any]] = {"fp16": {"enabled": False}}
+
+    def __init__(self, seed: int = 0, width: int = 5) -> None:
+        torch.manual_seed(seed)
+        self.module = nn.Linear(3, width)
+        optimizer = torch.optim.AdamW(self.module.parameters(), lr=0.1, fused=True)
         self.deepspeed = SimpleNamespace(
-            save_checkpoint=self._save, load_checkpoint=lambda folder, tag: (folder, {})
+            optimizer=optimizer,
+            global_steps=0,
+            global_samples=0,
+            micro_steps=0,
+            skipped_steps=0,
+            gradient_accumulation_steps=lambda: 4,
         )
 
-    def _save(self, folder: str, *, tag: str, save_latest: bool) -> None:
-        assert not save_latest
-        for file, content in SHARDS.items():
-            (Path(folder) / tag / file).parent.mkdir(parents=True, exist_ok=True)
-            (Path(folder) / tag / file).write_bytes(content)
+    def train(self, steps: int) -> None:
+        for _ in range(steps):
+            self.module(torch.ones(2, 3)).sum().backward()
+            self.deepspeed.optimizer.step()
+            self.deepspeed.optimizer.zero_grad()
+            self.deepspeed.global_steps += 1
+
+    def weights(self) -> list[float]:
+        return torch.cat([p.detach().flatten() for p in self.module.parameters()]).tolist()
 
 
 @pytest.fixture
@@ -104,8 +118,8 @@ def alone(tmp_path: Path) -> Iterator[None]:
     dist.destroy_process_group()
 
 
-def save(folder: Path, step: int, *, keep: int = 2) -> None:
-    save_checkpoint(FakeEngine(), folder, step, {"world_size": 1}, keep=keep)  # type: ignore[arg-type]
+def save(folder: Path, step: int, *, keep: int = 2, engine: Any = None) -> None:
+    save_checkpoint(engine or PlainEngine(), folder, step, {"world_size": 1}, keep=keep)
 
 
 @pytest.mark.usefixtures("alone")
@@ -119,14 +133,15 @@ def test_what_was_saved_is_complete_named_as_latest_and_the_newest_are_kept(tmp_
     kept = {path.name for path in folder.iterdir()}
     assert kept == {"step-00000200", "step-00000300", "latest"}
     listed = json.loads((folder / "step-00000300" / "run.json").read_text())["files"]
-    assert listed == {file: len(content) for file, content in SHARDS.items()}
+    size = (folder / "step-00000300" / "rank-00000.safetensors").stat().st_size
+    assert listed == {"rank-00000.safetensors": size}
 
 
 @pytest.mark.usefixtures("alone")
 def test_saving_a_step_again_repairs_a_damaged_checkpoint(tmp_path: Path) -> None:
     save(tmp_path, 100)
     save(tmp_path, 200)
-    (tmp_path / "step-00000200" / "deep/optim_states.pt").unlink()
+    (tmp_path / "step-00000200" / "rank-00000.safetensors").unlink()
     assert newest_step(tmp_path) == 100
     save(tmp_path, 200)
     assert newest_step(tmp_path) == 200
@@ -141,35 +156,64 @@ def test_a_damaged_checkpoint_does_not_push_out_a_complete_one(tmp_path: Path) -
     assert newest_step(tmp_path) == 200
 
 
-@pytest.mark.parametrize(
-    ("saved", "now", "loads"),
-    [
-        ((8, 2), (8, 2), True),
-        ((8, 2), (4, 2), False),
-        ((8, 2), (8, 3), False),
-        # Nothing is partitioned at stage 0.
-        ((8, 0), (4, 0), True),
-        ((8, 0), (8, 1), False),
-    ],
-)
-def test_only_the_ranks_and_stage_that_saved_may_load(
-    saved: tuple[int, int], now: tuple[int, int], loads: bool, tmp_path: Path
+@pytest.mark.usefixtures("alone")
+def test_a_loaded_engine_goes_on_as_the_saved_one(tmp_path: Path) -> None:
+    saved, loaded = PlainEngine(), PlainEngine(seed=1)
+    saved.train(3)
+    save(tmp_path, 3, engine=saved)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    load_checkpoint(loaded, checkpoint)  # type: ignore[arg-type]
+    assert loaded.weights() == saved.weights()
+    assert (loaded.deepspeed.global_steps, loaded.deepspeed.micro_steps) == (3, 12)
+    for engine in (saved, loaded):
+        engine.train(2)
+    assert loaded.weights() == saved.weights()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    with pytest.raises(UserError, match="of another model: 4 parameters differ, among them bias"):
+        load_checkpoint(PlainEngine(width=6), checkpoint)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_file_that_lies_about_itself_is_refused(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    checkpoint = newest_checkpoint(tmp_path)
+    assert checkpoint is not None
+    (path,) = checkpoint.path.glob("*.safetensors")
+    for content in (b"", b"\xff" * 100, pickle.dumps({"weights": [1]})):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="is no part of a checkpoint"):
+            load_checkpoint(PlainEngine(), checkpoint)  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("alone")
+def test_no_room_is_said_before_anything_is_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    facts = {"world_size": saved[0], "zero_stage": saved[1]}
-    checkpoint, engine = Checkpoint(tmp_path / "step-00000100", 100, facts), FakeEngine(now[1])
-    if loads:
-        load_checkpoint(engine, checkpoint, world_size=now[0])  # type: ignore[arg-type]
-        return
-    with pytest.raises(UserError) as raised:
-        load_checkpoint(engine, checkpoint, world_size=now[0])  # type: ignore[arg-type]
-    message = str(raised.value)
-    assert f"{saved[0]} rank(s) with ZeRO stage {saved[1]}" in message
-    assert f"{now[0]} with stage {now[1]}" in message
+    save(tmp_path, 1)
+    usage = SimpleNamespace(free=10)
+    monkeypatch.setattr("arvideo_ds.engine.checkpoints.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(
+        UserError, match=r"of step 2 could not be written.*0.00 GiB are free.*step 1"
+    ):
+        save(tmp_path, 2)
+    assert newest_step(tmp_path) == 1
+    assert not list(tmp_path.glob(".partial-*"))
 
 
-def test_a_checkpoint_that_deepspeed_does_not_load_is_an_error(tmp_path: Path) -> None:
-    engine = FakeEngine()
-    engine.deepspeed.load_checkpoint = lambda folder, tag: (None, None)
-    checkpoint = Checkpoint(tmp_path / "step-00000100", 100, {"world_size": 1, "zero_stage": 2})
-    with pytest.raises(UserError, match="step-00000100"):
-        load_checkpoint(engine, checkpoint, world_size=1)  # type: ignore[arg-type]
+@pytest.mark.usefixtures("alone")
+def test_weights_are_exported_without_an_engine(tmp_path: Path) -> None:
+    engine = PlainEngine()
+    save(tmp_path, 1, engine=engine)
+    export_weights(tmp_path / "step-00000001", tmp_path / "out.safetensors", prefix="we")
+    (name, weight) = next(iter(load_file(tmp_path / "out.safetensors").items()))
+    assert name == "ight"
+    assert torch.equal(weight, engine.module.weight.detach())
+    with pytest.raises(UserError, match=r"holds no weights named head\.\*"):
+        export_weights(tmp_path / "step-00000001", tmp_path / "no.safetensors", prefix="head.")

@@ -1,0 +1,143 @@
+"""Which piece of every parameter's state this rank holds, whatever the ZeRO stage.
+
+DeepSpeed keeps the fp32 weights and the optimiser's moments in flat tensors, cut over the ranks
+differently for every stage. Named by parameter and range, the same values fit any stage and any
+number of ranks; this is the one file that knows where DeepSpeed keeps them.
+
+    stage 0, fp32         the parameter itself, whole on every rank
+    stage 0, half         an fp32 copy of each parameter, whole on every rank
+    stages 1 and 2        one flat fp32 partition per parameter group; a parameter may cross ranks
+    stage 3               each parameter cut into world-size pieces, the last one padded
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from arvideo_ds.engine.build import Engine
+
+WEIGHT = "weight"
+_STEP = "step"
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Values start..start+length of a flattened parameter; they lie in `owner` at `offset`."""
+
+    name: str
+    start: int
+    length: int
+    numel: int
+    owner: Tensor
+    offset: int
+
+    def cut(self, flat: Tensor) -> Tensor:
+        """The view of this fragment in the owner, or in a moment of the owner's shape."""
+        return flat.detach().view(-1).narrow(0, self.offset, self.length)
+
+
+def fragments(engine: Engine) -> Iterator[Fragment]:
+    """What this rank holds; over all ranks every parameter is covered."""
+    find = _FINDERS[engine.stage] if engine.stage else _whole
+    for name, parameter in engine.module.named_parameters():
+        yield from find(engine.deepspeed.optimizer, name, parameter)
+
+
+def base_optimizer(engine: Engine) -> Any:
+    """torch's optimiser inside DeepSpeed's."""
+    return getattr(engine.deepspeed.optimizer, "optimizer", engine.deepspeed.optimizer)
+
+
+def state_of(engine: Engine, fragment: Fragment) -> dict[str, Tensor]:
+    """The fragment's weight and moments, as views. Moments are missing before the first step."""
+    state = base_optimizer(engine).state.get(fragment.owner, {})
+    moments = {
+        key: fragment.cut(value)
+        for key, value in state.items()
+        if torch.is_tensor(value) and value.numel() == fragment.owner.numel() and key != _STEP
+    }
+    return {WEIGHT: fragment.cut(fragment.owner), **moments}
+
+
+def steps_applied(engine: Engine) -> int:
+    """Updates that the optimiser has counted; it corrects its moments by them."""
+    steps = [int(state[_STEP]) for state in base_optimizer(engine).state.values() if _STEP in state]
+    return max(steps, default=0)
+
+
+def make_state(engine: Engine, moments: list[str], steps: int) -> None:
+    """Give the optimiser its state, which it would make at its first step."""
+    optimizer = base_optimizer(engine)
+    if not moments:
+        return
+    for owner in {id(f.owner): f.owner for f in fragments(engine)}.values():
+        state: dict[str, Any] = {key: torch.zeros_like(owner) for key in moments}
+        # torch's fused optimisers count on the device, DeepSpeed's in an int.
+        counts_on_device = type(optimizer).__module__.startswith("torch.")
+        count = torch.tensor(float(steps), device=owner.device)
+        state[_STEP] = count if counts_on_device else steps
+        optimizer.state[owner] = state
+
+
+def spread_weights(engine: Engine) -> None:
+    """After fp32 weights were written: bring them to the weights that the model computes with."""
+    optimizer = engine.deepspeed.optimizer
+    if engine.stage == 3:
+        optimizer.checkpoint_event_prologue()
+        for number in range(len(optimizer.fp16_groups)):
+            optimizer._reassign_or_swap_out_partitioned_parameters(number)
+        optimizer.checkpoint_event_epilogue()
+    elif engine.stage:
+        optimizer.update_lp_params()
+    else:
+        for parameter, owner, offset in _half_copies(optimizer):
+            flat = owner.detach().view(-1).narrow(0, offset, parameter.numel())
+            parameter.data.copy_(flat.view_as(parameter))
+
+
+def _whole(optimizer: Any, name: str, parameter: Tensor) -> Iterator[Fragment]:
+    numel = parameter.numel()
+    for half, owner, offset in _half_copies(optimizer):
+        if half is parameter:
+            yield Fragment(name, 0, numel, numel, owner, offset)
+            return
+    yield Fragment(name, 0, numel, numel, parameter, 0)
+
+
+def _half_copies(optimizer: Any) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """Half-precision parameters of stage 0, with the fp32 tensor and place of each."""
+    for number, group in enumerate(getattr(optimizer, "fp16_groups", [])):
+        if hasattr(optimizer, "fp32_groups_flat"):
+            owners, offset = [optimizer.fp32_groups_flat[number]] * len(group), 0
+        else:
+            owners, offset = optimizer.fp32_groups[number], None
+        for parameter, owner in zip(group, owners, strict=True):
+            yield parameter, owner, offset or 0
+            offset = None if offset is None else offset + parameter.numel()
+
+
+def _flat_partition(optimizer: Any, name: str, parameter: Any) -> Iterator[Fragment]:
+    mapping = parameter._hp_mapping
+    if mapping is None:  # another rank's
+        return
+    place, part = mapping.hp_fragment_address, mapping.lp_fragment_address
+    owner = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    yield Fragment(name, part.start, part.numel, parameter.numel(), owner, place.start)
+
+
+def _piece(optimizer: Any, name: str, parameter: Any) -> Iterator[Fragment]:
+    group, offset, padded = optimizer.grad_position[optimizer.get_param_id(parameter)]
+    start = dist.get_rank() * padded
+    length = min(padded, parameter.ds_numel - start)
+    if length > 0:
+        owner = optimizer.fp32_partitioned_groups_flat[group]
+        yield Fragment(name, start, length, parameter.ds_numel, owner, offset)
+
+
+_FINDERS = {1: _flat_partition, 2: _flat_partition, 3: _piece}

@@ -1,0 +1,108 @@
+"""Run by test_matrix.py under `deepspeed`: 50 steps of a tiny ARVideo for every way of running it.
+
+Prints one line of JSON: the curve of each case, by name.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from arvideo_ds.config.load import validate
+from arvideo_ds.data.loader import Batch
+from arvideo_ds.engine.agreement import gather_over_ranks
+from arvideo_ds.engine.build import build_engine
+from arvideo_ds.engine.world import World, start_world
+from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.tasks.pretrain import Pretrain
+
+STEPS, BATCH = 50, 8
+RECIPE = validate(
+    {
+        "model": {"size": "tiny"},
+        "objective": {"cluster": [2, 4, 4]},
+        "data": {"frames": 4, "size": 32},
+        "train": {"total_batch": BATCH, "micro_batch": BATCH, "max_steps": STEPS},
+    },
+    "matrix",
+)
+CASES = [
+    (stage, precision, accumulation, checkpointing, False)
+    for stage, precision, accumulation, checkpointing in itertools.product(
+        (0, 1, 2, 3), ("fp32", "bf16"), (1, 4), (False, True)
+    )
+] + [
+    (stage, precision, 1, False, True)
+    for stage, precision in itertools.product((2, 3), ("fp32", "bf16"))
+]
+
+
+def config(
+    stage: int, precision: str, accumulation: int, *, checkpointing: bool, offload: bool
+) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": stage}
+    if offload:
+        zero["offload_optimizer"] = {"device": "cpu"}
+        if stage == 3:
+            zero["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": BATCH // dist.get_world_size() // accumulation,
+        "gradient_accumulation_steps": accumulation,
+        "gradient_clipping": 1.0,
+        "bf16": {"enabled": precision == "bf16"},
+        "fp16": {"enabled": False},
+        "zero_optimization": zero,
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 2**31,
+        **({"activation_checkpointing": {}} if checkpointing else {}),
+    }
+
+
+def batches(step: int, accumulation: int, world: World) -> list[Batch]:
+    """This rank's micro-batches: together the same clips of a step, however they are dealt."""
+    generator = torch.Generator().manual_seed(step)
+    # Something to learn: each clip one brightness.
+    level = torch.randint(0, 256, (BATCH, 1, 1, 1, 1), generator=generator)
+    noise = torch.randint(-40, 40, (BATCH, *RECIPE.geometry.clip, 3), generator=generator)
+    clips = (level + noise).clamp(0, 255).to(torch.uint8)
+    mine = torch.arange(BATCH)[world.rank :: world.size].chunk(accumulation)
+    return [
+        Batch(clips[n], 1000 * step + n, torch.zeros_like(n), torch.ones_like(n, dtype=torch.bool))
+        for n in mine
+    ]
+
+
+def curve(case: tuple[int, str, int, bool, bool], world: World) -> list[float]:
+    stage, precision, accumulation, checkpointing, offload = case
+    torch.manual_seed(0)
+    task = Pretrain(RECIPE)
+    settings = config(stage, precision, accumulation, checkpointing=checkpointing, offload=offload)
+    engine = build_engine(task, parameter_groups(task, 0.05), settings, betas=(0.9, 0.95))
+    engine.set_learning_rate(1e-3)
+    losses = []
+    for step in range(STEPS):
+        total = 0.0
+        for batch in batches(step, accumulation, world):
+            loss = engine.forward(batch)
+            engine.backward(loss)
+            engine.step()
+            total += float(loss.detach()) / accumulation
+        losses.append(total)
+    ranks = gather_over_ranks(losses, world.device)
+    return [sum(values) / len(values) for values in zip(*ranks, strict=True)]
+
+
+def main() -> None:
+    world = start_world()
+    curves = {"-".join(map(str, case)): curve(case, world) for case in CASES}
+    if world.is_main:
+        print("RESULT " + json.dumps(curves), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""One recipe, one curve: whatever the stage, accumulation, recomputation and offload."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+ALLOWED = {"fp32": 1e-5, "bf16": 1e-2}
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_every_way_of_running_gives_one_curve(run: Run) -> None:
+    script = Path(__file__).parent / "matrix.py"
+    done = run("deepspeed", "--num_gpus=2", "--master_port=29861", script, timeout=1200)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    curves: dict[str, list[float]] = json.loads(line.removeprefix("RESULT "))
+    assert len(curves) == 4 * 2 * 2 * 2 + 4
+    differences = {}
+    for name, curve in curves.items():
+        precision = name.split("-")[1]
+        reference = curves[f"0-{precision}-1-False-False"]
+        assert curve[-1] < 0.9 * curve[0], "it learns something"
+        differences[name] = max(abs(a - b) / abs(b) for a, b in zip(curve, reference, strict=True))
+    print(json.dumps(differences, indent=1))
+    assert {n: d for n, d in differences.items() if d > ALLOWED[n.split("-")[1]]} == {}
