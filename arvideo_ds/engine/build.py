@@ -79,10 +79,14 @@ def build_engine(
     """
     if ACTIVATION_CHECKPOINTING in config:
         checkpoint_activations(model, config)
-    optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
+    # The schedule sets the rate before every step; until then nothing may move the weights.
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False
     )
+    # At stage 0 in half precision DeepSpeed (0.19.8) steps once on zero gradients to make Adam's
+    # state, and Adam has counted that step: its first real update would be another one.
+    optimizer.state.clear()
     return Engine(engine, config)
 
 

@@ -67,17 +67,16 @@ def save_checkpoint(
     final, partial = folder / name, folder / (_PARTIAL + name)
     if _complete(final) is not None:
         return
+    if dist.get_rank() == 0:
+        # Makes room: what is too many already, and saves that were cut off.
+        _prune(folder, keep)
+    dist.barrier()
     tensors = _held(engine)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     _agree(folder, step, lambda: _make_room(partial, num_bytes * dist.get_world_size()))
     _agree(folder, step, lambda: _write(partial, engine, tensors))
-    if dist.get_rank() == 0:
-        error = _attempt(
-            lambda: _finish(partial, final, {"step": step, **facts, _ENGINE: _counters(engine)})
-        )
-    else:
-        error = ""
-    _raise_any(folder, step, error)
+    facts = {"step": step, **facts, _ENGINE: _counters(engine)}
+    _agree(folder, step, lambda: _finish(partial, final, facts))
     if dist.get_rank() == 0:
         _replace(folder / _LATEST, name)
         _prune(folder, keep)
@@ -187,20 +186,13 @@ def _write(partial: Path, engine: Engine, tensors: dict[str, torch.Tensor]) -> N
 
 
 def _agree(folder: Path, step: int, action: Callable[[], None]) -> None:
-    """Do it on every rank, or raise on every rank. Collective."""
-    _raise_any(folder, step, _attempt(action))
-
-
-def _attempt(action: Callable[[], None]) -> str:
+    """Do it on every rank; if one of them could not, all raise. Collective."""
+    text = ""
     try:
         action()
     except (OSError, SafetensorError) as error:
-        return str(error) or type(error).__name__
-    return ""
-
-
-def _raise_any(folder: Path, step: int, error: str) -> None:
-    errors = [(rank, text) for rank, text in enumerate(gather_names(error)) if text]
+        text = str(error) or type(error).__name__
+    errors = [(rank, text) for rank, text in enumerate(gather_names(text)) if text]
     if not errors:
         return
     rank, text = errors[0]
@@ -216,6 +208,9 @@ def _raise_any(folder: Path, step: int, error: str) -> None:
 
 
 def _finish(partial: Path, final: Path, facts: dict[str, Any]) -> None:
+    """Give the files of all ranks their marker and name; one rank does it."""
+    if dist.get_rank() != 0:
+        return
     if final.exists():  # a damaged one of the same step
         shutil.rmtree(final)
     files = {

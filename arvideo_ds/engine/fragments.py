@@ -127,7 +127,9 @@ def _flat_partition(optimizer: Any, name: str, parameter: Any) -> Iterator[Fragm
     if mapping is None:  # another rank's
         return
     place, part = mapping.hp_fragment_address, mapping.lp_fragment_address
-    owner = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
+    # The second name is that of DeepSpeed's bf16 optimiser with fp32 accumulation at stage 1.
+    partitions = getattr(optimizer, "single_partition_of_fp32_groups", None)
+    owner = (partitions or optimizer.fp32_groups_flat_partition)[mapping.param_group_index]
     yield Fragment(name, part.start, part.numel, parameter.numel(), owner, place.start)
 
 

@@ -60,9 +60,10 @@ class Runs:
         if fault is not None:
             environment["ARVIDEO_FAULT"] = fault
             options["script"] = FAULTY
+        folder = options.pop("cwd", self.folder)
         return subprocess.Popen(
             self.command(*args, **options),
-            cwd=self.folder,
+            cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

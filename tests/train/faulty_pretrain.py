@@ -1,7 +1,12 @@
-"""scripts/pretrain.py with a fault: ARVIDEO_FAULT=kind:first_step:last_step:rank (see FAULTS)."""
+"""scripts/pretrain.py with a fault: ARVIDEO_FAULT=kind:first_step:last_step:rank (see FAULTS).
+
+Every rank also writes what it trained on: trained-<rank>.jsonl in the working folder, a line a
+micro-step.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import signal
@@ -42,12 +47,19 @@ def hang(loss: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-FAULTS = {f.__name__: f for f in (nan_loss, infinite_gradient, crash, kill, hang)}
+def interrupt(loss: torch.Tensor) -> torch.Tensor:
+    os.kill(os.getpid(), signal.SIGUSR1)
+    return loss
+
+
+FAULTS = {f.__name__: f for f in (nan_loss, infinite_gradient, crash, kill, hang, interrupt)}
 
 
 def faulty_forward(self: Engine, batch: Any) -> torch.Tensor:
     loss = self.deepspeed(batch)
     step = self.deepspeed.global_steps + 1
+    with Path(f"trained-{os.environ['RANK']}.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, "clips": batch.keys.tolist()}) + "\n")
     if int(FIRST) <= step <= int(LAST) and os.environ["RANK"] == RANK and KIND in FAULTS:
         return FAULTS[KIND](loss)
     return loss
