@@ -180,3 +180,22 @@ def test_wandb_offline_records_the_run(runs: Runs) -> None:
     runs.run("tracked", "train.max_steps=3", "wandb.mode=offline")
     assert list((runs.folder / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(runs.losses("tracked")) == 3
+
+
+@pytest.mark.parametrize(("stage", "of_deepspeed"), [("zero0", 0), ("zero2", 2)])
+def test_between_log_lines_the_loop_never_waits_for_the_device(
+    runs: Runs, stage: str, of_deepspeed: int
+) -> None:
+    options = ("train.max_steps=12", "train.log_every=6", "train.save_every=12")
+    script = Path(__file__).parent / "counting_pretrain.py"
+    runs.run(f"syncs-{stage}", *options, stage=stage, script=script)
+    counts = json.loads((runs.folder / "syncs.json").read_text())
+    quiet = {"data", "forward", "backward", "update"}
+    # The first step builds things; afterwards every step is the same.
+    reads = {key: n for key, n in counts.items() if int(key.split()[1]) > 1}
+    ours = {k: n for k, n in reads.items() if k.endswith("ours") and k.split()[0] in quiet}
+    assert ours == {}
+    assert any(key.startswith("log 6") for key in reads), "the counter counts"
+    # DeepSpeed itself asks whether the gradient overflowed, once a step from stage 1 on.
+    inside = {k: n for k, n in reads.items() if k.endswith("deepspeed")}
+    assert max(inside.values(), default=0) <= of_deepspeed
