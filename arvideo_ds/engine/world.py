@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 
 import deepspeed
 import torch
+import torch.distributed as dist
 
-from arvideo_ds.engine.launcher import find_launcher
+from arvideo_ds.engine.launcher import find_launcher, slurm_ranks
 from arvideo_ds.errors import UserError
 
 _TIMEOUT = timedelta(minutes=30)
-# Slurm jobs on one node must not meet; ports of a job's restarts neither.
-_FIRST_PORT, _PORTS = 20_000, 20_000
+_RESOLVE_TRIES, _RESOLVE_PAUSE_S = 3, 2.0
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: rank 0..size-1, its place on the host, and its device."""
+    """This process among all: rank 0..size-1, its place on the host, its device, its CPU cores."""
 
     rank: int
     size: int
@@ -29,6 +29,7 @@ class World:
     local_size: int
     device: torch.device
     launcher: str
+    cores: int
 
     @property
     def is_main(self) -> bool:
@@ -36,45 +37,103 @@ class World:
 
 
 def start_world() -> World:
-    """Make the default process group (NCCL on CUDA, gloo on CPU). Every rank calls it, once."""
+    """Make the default process group (NCCL on CUDA, gloo on CPU). Every rank calls it, once.
+
+    Errors: `UserError` when there are more ranks than GPUs or the ranks cannot meet.
+    """
     launcher = find_launcher()
     _set_environment(launcher)
     local_rank = int(os.environ["LOCAL_RANK"])
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    device = _device(local_rank)
-    if device.type == "cpu":
-        # Ranks of one host share its cores; torch would give each of them all.
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_size))
-    _init_process_group(device)
-    return World(
+    world = World(
         rank=int(os.environ["RANK"]),
         size=int(os.environ["WORLD_SIZE"]),
         local_rank=local_rank,
         local_size=local_size,
-        device=device,
+        device=_device(local_rank, local_size, launcher),
         launcher=launcher,
+        cores=_cores(local_size),
+    )
+    if world.device.type == "cpu":
+        # Ranks of one host share its cores; torch would give each of them all.
+        torch.set_num_threads(world.cores)
+    if world.size > 1:
+        # Before they meet: in a start that hangs, who is missing here never came.
+        print(_place(world), flush=True)
+    _init_process_group(world)
+    return world
+
+
+def _place(world: World) -> str:
+    device = str(world.device)
+    if world.device.type == "cuda" and "CUDA_VISIBLE_DEVICES" in os.environ:
+        device += f" of CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}"
+    return (
+        f"rank {world.rank} of {world.size}: process {world.local_rank} of {world.local_size} on "
+        f"{socket.gethostname()}, {device}, {world.cores} core(s), meeting at "
+        f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
     )
 
 
-def _init_process_group(device: torch.device) -> None:
-    if device.type == "cpu":
+def _init_process_group(world: World) -> None:
+    if world.device.type == "cpu":
         # DeepSpeed would compile a shared-memory all-reduce at first use: minutes, a compiler,
         # and a lock file that a killed run leaves behind. gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    deepspeed.init_distributed(dist_backend=backend, timeout=_TIMEOUT, verbose=False)
+    address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
+    _require_resolvable(address)
+    backend = "nccl" if world.device.type == "cuda" else "gloo"
+    try:
+        deepspeed.init_distributed(dist_backend=backend, timeout=_TIMEOUT, verbose=False)
+    except (dist.DistNetworkError, dist.DistStoreError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(
+            f"rank {world.rank} on {socket.gethostname()} could not meet the others at "
+            f"{address}:{port} ({reason}). If another program holds the port, export MASTER_PORT; "
+            "if the address cannot be reached, export MASTER_ADDR; python scripts/doctor.py, "
+            "started in the same way, tells more."
+        ) from None
 
 
-def _device(local_rank: int) -> torch.device:
+def _require_resolvable(host: str) -> None:
+    """torch would ask again for half an hour."""
+    for left in reversed(range(_RESOLVE_TRIES)):
+        try:
+            socket.getaddrinfo(host, None)
+        except socket.gaierror as error:
+            if not left:
+                raise UserError(
+                    f"{socket.gethostname()} cannot resolve {host}, the host of rank 0 ({error}). "
+                    "Export MASTER_ADDR with an address that every node reaches."
+                ) from None
+            time.sleep(_RESOLVE_PAUSE_S)
+        else:
+            return
+
+
+def _cores(local_size: int) -> int:
+    """CPU cores that are this rank's own, or its share of the host's."""
+    seen = len(os.sched_getaffinity(0))
+    # Where Slurm binds tasks to cores, each sees its own only.
+    bound = seen < int(os.environ.get("SLURM_CPUS_ON_NODE", "0"))
+    return seen if bound else max(1, seen // local_size)
+
+
+def _device(local_rank: int, local_size: int, launcher: str) -> torch.device:
     if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu":
         return torch.device("cpu")
     count = torch.cuda.device_count()
+    if launcher == "srun" and count == 1:
+        # Slurm may show each task its own GPU only (--gpus-per-task): then that is number 0.
+        gpus_of_tasks = int(os.environ.get("SLURM_GPUS_ON_NODE", local_size))
+        local_rank = 0 if gpus_of_tasks >= local_size else local_rank
     if local_rank >= count:
         raise UserError(
-            f"rank {os.environ['RANK']} is process {local_rank} of this host, which shows {count} "
-            "GPU(s). Start as many processes as there are GPUs."
+            f"rank {os.environ['RANK']} is process {local_rank} of {socket.gethostname()}, which "
+            f"shows {count} GPU(s). Start as many processes on a host as it has GPUs."
         )
-    # srun may show each task its own GPU only; then that is number 0.
+    # DeepSpeed takes the number of the GPU from here.
+    os.environ["LOCAL_RANK"] = str(local_rank)
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
@@ -82,45 +141,16 @@ def _device(local_rank: int) -> torch.device:
 
 def _set_environment(launcher: str) -> None:
     if launcher == "srun":
-        job = int(os.environ["SLURM_JOB_ID"]) + int(os.environ.get("SLURM_RESTART_COUNT", "0"))
-        tasks_per_node = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "1")
-        shown_one = torch.cuda.device_count() == 1
-        values = {
-            "RANK": os.environ["SLURM_PROCID"],
-            "WORLD_SIZE": os.environ["SLURM_NTASKS"],
-            "LOCAL_RANK": "0" if shown_one else os.environ["SLURM_LOCALID"],
-            "LOCAL_WORLD_SIZE": tasks_per_node.partition("(")[0].partition(",")[0],
-            "MASTER_ADDR": _first_slurm_host(),
-            "MASTER_PORT": str(_FIRST_PORT + job % _PORTS),
-        }
+        os.environ.update(slurm_ranks())
     elif launcher == "python":
-        values = {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "LOCAL_WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
-        }
-    else:
-        return
-    for name, value in values.items():
-        if launcher == "python":
-            os.environ[name] = value
-        else:
-            os.environ.setdefault(name, value)
-
-
-def _first_slurm_host() -> str:
-    hosts = os.environ["SLURM_STEP_NODELIST"]
-    command = ["scontrol", "show", "hostnames", hosts]
-    try:
-        listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise UserError(
-            f"cannot tell the first host of {hosts} ({error}); export MASTER_ADDR yourself."
-        ) from None
-    return listed.split()[0]
+        os.environ.update(
+            RANK="0",
+            WORLD_SIZE="1",
+            LOCAL_RANK="0",
+            LOCAL_WORLD_SIZE="1",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=str(_free_port()),
+        )
 
 
 def _free_port() -> int:
