@@ -36,6 +36,8 @@ setup(
         # Shards behind URLs; torch needs it as well.
         "fsspec",
         "safetensors",
+        # scripts/doctor.py compares versions; DeepSpeed needs it as well.
+        "packaging",
         "matplotlib",
         # No wheels for arm64: PyAV decodes there.
         'decord>=0.6; platform_machine == "x86_64"',

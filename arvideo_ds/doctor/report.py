@@ -1,0 +1,45 @@
+"""What a check found, and the report of all findings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["ok", "warning", "problem"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; `fix` says what to do where it is not ok."""
+
+    about: str
+    level: Level
+    says: str
+    fix: str = ""
+
+
+def exit_code(findings: Sequence[Finding]) -> int:
+    return int(any(finding.level == "problem" for finding in findings))
+
+
+def render(findings: Sequence[Finding]) -> str:
+    """The report for people: a line each, the fix below what is not ok, the sum at the end."""
+    width = max(len(finding.about) for finding in findings)
+    lines = []
+    for finding in findings:
+        lines.append(f"{finding.level:<8} {finding.about:<{width}}  {finding.says}")
+        if finding.fix:
+            lines.append(f"{'':<8} {'':<{width}}  -> {finding.fix}")
+    levels = [finding.level for finding in findings]
+    lines.append(f"{levels.count('problem')} problem(s), {levels.count('warning')} warning(s)")
+    return "\n".join(lines)
+
+
+def of_other_hosts(host: str, findings: Sequence[Finding]) -> list[Finding]:
+    """What another host adds to the report of the first: whatever is not ok there."""
+    return [
+        Finding(f"{host}: {finding.about}", finding.level, finding.says, finding.fix)
+        for finding in findings
+        if finding.level != "ok"
+    ]

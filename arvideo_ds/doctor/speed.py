@@ -1,0 +1,91 @@
+"""The device, a matrix product on it, and an all-reduce over the ranks; needs torch."""
+
+from __future__ import annotations
+
+import shutil
+import time
+
+import torch
+import torch.distributed as dist
+
+from arvideo_ds.doctor.report import Finding
+
+_SIDE = {"cpu": 1024, "cuda": 8192}
+_REPEATS = 10
+_MESSAGE_MIB = {"cpu": 16, "cuda": 256}
+
+
+def check_gpus() -> Finding:
+    """What torch sees, against what the machine has."""
+    if torch.cuda.is_available():
+        count = torch.cuda.device_count()
+        properties = torch.cuda.get_device_properties(0)
+        says = f"{count} x {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        return Finding("GPUs", "ok", f"{says}; torch built for CUDA {torch.version.cuda}")
+    if shutil.which("nvidia-smi"):
+        return Finding(
+            "GPUs",
+            "problem",
+            f"nvidia-smi is there, but torch {torch.__version__} sees no GPU",
+            "compare the driver's CUDA version (nvidia-smi) with torch's "
+            f"({torch.version.cuda}); in a Slurm job ask for GPUs; in a container pass them on",
+        )
+    return Finding("GPUs", "ok", "none; everything runs on the CPU")
+
+
+def matmul_gflops(device: torch.device) -> float:
+    """Billions of operations a second: fp32 on a CPU, bf16 on a GPU; best of ten."""
+    side = _SIDE[device.type]
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    matrix = torch.ones(side, side, dtype=dtype, device=device)
+    best_s = float("inf")
+    for _ in range(_REPEATS + 1):  # the first warms up
+        started = time.perf_counter()
+        torch.mm(matrix, matrix)
+        _wait(device)
+        best_s = min(best_s, time.perf_counter() - started)
+    return 2 * side**3 / best_s / 1e9
+
+
+def check_matmul(gflops: list[float], device: torch.device) -> Finding:
+    """`gflops` of every rank: one that is much slower holds up all others."""
+    slowest, fastest = min(gflops), max(gflops)
+    says = f"{slowest:.0f} GFLOP/s on {device.type}"
+    if len(gflops) > 1:
+        says = f"{slowest:.0f} (rank {gflops.index(slowest)}) to {fastest:.0f} GFLOP/s a rank"
+    if slowest < fastest / 2:
+        fix = "look at that rank's host: other programs, cores, clocks; or leave it out (--exclude)"
+        return Finding("matmul", "warning", says, fix)
+    return Finding("matmul", "ok", says)
+
+
+def check_all_reduce(device: torch.device) -> Finding:
+    """Time a sum over all ranks and look at the result. Collective.
+
+    The bus bandwidth is 2 (n - 1) / n x bytes / time, which a ring of n ranks moves over each
+    link. Source: nccl-tests, PERFORMANCE.md.
+    """
+    size = dist.get_world_size()
+    message = torch.empty(_MESSAGE_MIB[device.type] * 2**20 // 4, device=device)
+    best_s = float("inf")
+    for _ in range(_REPEATS + 1):
+        message.fill_(dist.get_rank())
+        dist.barrier()
+        started = time.perf_counter()
+        dist.all_reduce(message)
+        _wait(device)
+        best_s = min(best_s, time.perf_counter() - started)
+    right = bool((message == size * (size - 1) / 2).all())
+    bus_gb_s = 2 * (size - 1) / size * message.nbytes / best_s / 1e9
+    says = (
+        f"{message.nbytes / 2**20:.0f} MiB over {size} ranks by {dist.get_backend()} in "
+        f"{best_s * 1e3:.1f} ms: {bus_gb_s:.2f} GB/s of bus bandwidth"
+    )
+    if not right:
+        return Finding("all-reduce", "problem", f"the sum is wrong; {says}", "replace the node")
+    return Finding("all-reduce", "ok", says)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,140 @@
+"""scripts/slurm/pretrain.sbatch on a real cluster: finish, requeue, lose a node, crash."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.slurm
+Start = Callable[..., Any]  # -> Job, of conftest.py
+
+# Runs the command line that follows it, with rank 1 broken in its third step.
+CRASH = """
+import os, runpy, sys
+from arvideo_ds.engine.build import Engine
+
+real_step, steps = Engine.step, []
+
+def step(engine):
+    steps.append(1)
+    if os.environ["RANK"] == "1" and len(steps) == 3:
+        raise ValueError("broken on purpose")
+    real_step(engine)
+
+Engine.step = step
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def require_one_curve(job: Any, steps: int) -> None:
+    """Every step once and in order, whatever came between."""
+    assert job.state == "COMPLETED", job.log
+    assert [line["step"] for line in job.metrics()] == list(range(1, steps + 1))
+    assert (job.run / "model.safetensors").is_file()
+
+
+def test_a_job_on_two_nodes_finishes(start_job: Start) -> None:
+    job = start_job("train.max_steps=10")
+    seconds = job.wait_for_end()
+    require_one_curve(job, 10)
+    # Each rank says where it is; all of them meet in one place.
+    places = re.findall(r"^\d+: rank (\d) of 2: .* on (node\d), .* at (\S+)$", job.log, re.M)
+    meeting = places[0][2]
+    assert sorted(places) == [("0", "node1", meeting), ("1", "node2", meeting)]
+    assert "2 rank(s) by srun on cpu, ZeRO stage 2" in job.log
+    print(f"finished after {seconds:.1f} s")
+
+
+def test_srun_alone_starts_ranks_on_unequal_nodes(cluster: Any, recipe: Path) -> None:
+    pretrain = [sys.executable, "scripts/pretrain.py", f"--recipe={recipe}", "train.max_steps=3"]
+    output = f"--output={recipe.parent / 'run'}"
+    log = cluster.call("srun", "--nodes=2", "--ntasks=3", *pretrain, output)
+    for rank, place in enumerate(("0 of 2 on node1", "1 of 2 on node1", "0 of 1 on node2")):
+        assert f"rank {rank} of 3: process {place}" in log
+    assert "finished 3 of 3 steps" in log
+
+
+def require_it_goes_on(job: Any, steps: int) -> None:
+    """A requeued job takes up the step and the W&B run that it stopped at."""
+    stopped_at = job.metrics()[-1]["step"]
+    assert f"interrupted after {stopped_at} of {steps} steps" in job.log
+    seconds = job.wait_for_end()
+    print(f"stopped after step {stopped_at}; requeued, started and finished in {seconds:.1f} s")
+    require_one_curve(job, steps)
+    assert job.restarts == 1
+    assert f"going on after step {stopped_at}" in job.log
+    ids = {path.name.rpartition("-")[2] for path in (job.run / "wandb").glob("offline-run-*")}
+    assert ids == {(job.run / "wandb_id").read_text()}
+
+
+def test_a_signalled_job_saves_and_goes_on_after_its_requeue(start_job: Start) -> None:
+    pytest.importorskip("wandb")
+    job = start_job("train.max_steps=80", "wandb.mode=offline")
+    job.wait_for_step(5)
+    # To the ranks themselves, past the batch script.
+    job.cluster.call("scancel", "--signal=USR1", job.id)
+    seconds = job.wait(lambda: job.restarts == 1, 30, "requeue")
+    print(f"saved and requeued {seconds:.1f} s after the signal")
+    require_it_goes_on(job, 80)
+
+
+def test_a_job_near_its_time_limit_saves_and_goes_on_after_its_requeue(start_job: Start) -> None:
+    pytest.importorskip("wandb")
+    # Slurm looks at time limits every 30 s and signals up to 60 s early.
+    limits = ("--time=2", "--signal=B:USR1@60")
+    job = start_job("train.max_steps=600", "wandb.mode=offline", sbatch=limits)
+    seconds = job.wait(lambda: job.restarts == 1, 90, "requeue")
+    assert "USR1 came" in job.log
+    print(f"requeued {seconds:.1f} s after it was submitted")
+    job.cluster.call("scontrol", "update", f"JobId={job.id}", "TimeLimit=10")
+    require_it_goes_on(job, 600)
+
+
+def test_a_cancelled_job_saves_and_stays_cancelled(start_job: Start) -> None:
+    job = start_job("train.max_steps=2000")
+    job.wait_for_step(5)
+    job.cluster.call("scancel", job.id)
+    job.wait_for_end()
+    assert job.state == "CANCELLED"
+    assert job.restarts == 0
+    assert f"interrupted after {job.metrics()[-1]['step']} of 2000 steps" in job.log
+
+
+def test_a_job_that_lost_a_node_goes_on_when_the_node_is_back(start_job: Start) -> None:
+    job = start_job("train.max_steps=60", "train.save_every=5")
+    job.wait_for_step(12)
+    job.cluster.stop("node2")
+    seconds = job.wait(lambda: job.restarts == 1, 60, "requeue")
+    print(f"requeued {seconds:.1f} s after the node's power failed")
+    job.cluster.start()
+    seconds = job.wait_for_end()
+    print(f"finished {seconds:.1f} s after the node was back")
+    require_one_curve(job, 60)
+    going_on = re.findall(r"going on after step (\d+)", job.log)
+    assert len(going_on) == 1
+    assert int(going_on[0]) >= 10
+    assert int(going_on[0]) % 5 == 0
+
+
+def test_a_crash_of_one_rank_fails_the_job_and_is_the_first_error(
+    start_job: Start, tmp_path: Path
+) -> None:
+    wrapper = tmp_path / "crash.py"
+    wrapper.write_text(CRASH)
+    job = start_job(
+        "train.max_steps=1000", sbatch=(f"--export=ALL,PYTHON={sys.executable} {wrapper}",)
+    )
+    job.wait_for_step(2)
+    seconds = job.wait_for_end(30)
+    print(f"failed {seconds:.1f} s after step 2")
+    assert job.state == "FAILED"
+    errors = re.findall(r"^(\d): (?:Traceback|error:|\w*Error:).*$", job.log, re.M)
+    assert errors, job.log
+    assert errors[0] == "1", job.log
+    assert "1: ValueError: broken on purpose" in job.log
