@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -75,7 +76,11 @@ def main() -> int:
     # Only now: torch and DeepSpeed take seconds to load, and settings are wrong more often.
     from arvideo_ds.train.run import pretrain
 
-    return pretrain(options, settings, shards)
+    code = pretrain(options, settings, shards)
+    # The first rank that ends with another code than 0 makes srun end the others with SIGTERM;
+    # their code would then be that, and the job would not be requeued.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code
 
 
 if __name__ == "__main__":
