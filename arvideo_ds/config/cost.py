@@ -38,13 +38,33 @@ def arvideo_cost(recipe: Recipe) -> Cost:
     decoder_flops = (
         _linear(tokens, size.width, width) + depth * layer_flops + _linear(queries, width, values)
     )
+    encoder, decoder = parameter_sizes(recipe)
     return Cost(
-        parameters_encoder=_encoder_parameters(size.width, size.depth, size.mlp, values),
-        parameters_decoder=_decoder_parameters(
-            size.width, width, depth, values, self_attention=self_attention
-        ),
+        parameters_encoder=sum(encoder),
+        parameters_decoder=sum(decoder),
         flops_forward_per_clip=encoder_flops + decoder_flops,
     )
+
+
+def parameter_sizes(recipe: Recipe) -> tuple[list[int], list[int]]:
+    """Elements of every weight and bias: of the encoder's and of the decoder's."""
+    size, values = recipe.size, recipe.geometry.cube_values
+    width, depth, _ = recipe.decoder_shape
+    self_attention = recipe.decoder.self_attention
+    block = _self_attention(size.width) + _mlp_sizes(size.width, size.mlp)
+    encoder = [*_weights(values, size.width), *(size.depth * block), *_norm(size.width)]
+    layer = _cross_attention(width) + _mlp_sizes(width, DECODER_MLP_RATIO * width)
+    if self_attention:
+        layer += _self_attention(width)
+    query = width
+    decoder = [
+        *_weights(size.width, width),
+        query,
+        *(depth * layer),
+        *_norm(width),
+        *_weights(width, values),
+    ]
+    return encoder, decoder
 
 
 def _linear(rows: int, inputs: int, outputs: int) -> int:
@@ -60,27 +80,22 @@ def _mlp(rows: int, width: int, hidden: int) -> int:
     return 2 * _linear(rows, width, hidden)
 
 
-def _weights(inputs: int, outputs: int) -> int:
-    return inputs * outputs + outputs
+def _weights(inputs: int, outputs: int) -> list[int]:
+    return [inputs * outputs, outputs]
 
 
-def _block_parameters(width: int, hidden: int, attentions: int) -> int:
-    norms = 2 * width * (attentions + 1)
-    attention = _weights(width, 3 * width) + _weights(width, width)
-    mlp = _weights(width, hidden) + _weights(hidden, width)
-    return norms + attentions * attention + mlp
+def _norm(width: int) -> list[int]:
+    return [width, width]
 
 
-def _encoder_parameters(width: int, depth: int, hidden: int, values: int) -> int:
-    final_norm = 2 * width
-    return _weights(values, width) + depth * _block_parameters(width, hidden, 1) + final_norm
+def _self_attention(width: int) -> list[int]:
+    return [*_norm(width), *_weights(width, 3 * width), *_weights(width, width)]
 
 
-def _decoder_parameters(
-    encoder_width: int, width: int, depth: int, values: int, *, self_attention: bool
-) -> int:
-    memory = _weights(encoder_width, width)
-    query, final_norm, head = width, 2 * width, _weights(width, values)
-    hidden = DECODER_MLP_RATIO * width
-    layers = depth * _block_parameters(width, hidden, 2 if self_attention else 1)
-    return memory + query + layers + final_norm + head
+def _cross_attention(width: int) -> list[int]:
+    queries, keys_values, project = (_weights(width, n * width) for n in (1, 2, 1))
+    return [*_norm(width), *queries, *keys_values, *project]
+
+
+def _mlp_sizes(width: int, hidden: int) -> list[int]:
+    return [*_norm(width), *_weights(width, hidden), *_weights(hidden, width)]

@@ -10,7 +10,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.config import Recipe, load_recipe
-from arvideo_ds.config.cost import arvideo_cost
+from arvideo_ds.config.cost import arvideo_cost, parameter_sizes
 from arvideo_ds.config.sizes import SIZES
 from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.encoder import count_parameters
@@ -48,6 +48,8 @@ def test_formulas_equal_what_pytorch_counts(name: str, tiny: Callable[..., Recip
     assert count_parameters(model.encoder) == cost.parameters_encoder
     assert count_parameters(model.decoder) == cost.parameters_decoder
     assert count_parameters(model) == cost.parameters_encoder + cost.parameters_decoder
+    for part, sizes in zip((model.encoder, model.decoder), parameter_sizes(recipe), strict=True):
+        assert sorted(p.numel() for p in part.parameters()) == sorted(sizes)
 
 
 @pytest.mark.parametrize("size", SIZES)
