@@ -1,0 +1,335 @@
+#!/usr/bin/env python3
+"""Which ZeRO stage and micro-batch for a recipe on these GPUs, and what more GPUs would bring.
+
+    python scripts/plan.py --recipe pretrain_vit_g_k400 --gpus 64 --gpu_memory_gib 80
+    python scripts/plan.py ... --tflops 250 --bandwidth_gb_s 40 --json train.total_batch=2048
+
+Nothing is run: bytes and seconds are computed from the recipe. docs/planning.md says how and how
+well that agrees with measurements.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.config import Recipe, RunPlan
+from arvideo_ds.config.advice import (
+    GIB,
+    USABLE_SHARE,
+    Machine,
+    Option,
+    Scale,
+    compare,
+    possible_gpu_counts,
+    recommend,
+    scaling,
+    weigh,
+)
+from arvideo_ds.config.memory import Strategy
+from arvideo_ds.errors import UserError, command
+from arvideo_ds.train.settle import Options, settle
+
+DEFAULT_JSON = Path(__file__).parent.parent / "ds_configs" / "zero2.json"
+LARGEST = 1024
+ASSUMPTIONS = (
+    "{tflops:g} TFLOP/s achieved in matrix products per GPU{tflops_from}; a backward pass costs "
+    "two forward passes, recomputing one more",
+    "every GPU sends {bandwidth:g} GB/s{bandwidth_from}, to its own host's GPUs as to others; "
+    "ring collectives; nothing overlaps computation",
+    "{share:.0%} of the GPU's memory is the run's; the rest is CUDA, libraries and fragmentation",
+    "data arrives in time, no rank is late; launches, ZeRO-3's many small gathers and small "
+    "micro-batches cost nothing more",
+    "fused attention; the mask becomes a matrix of the run's precision for each layer",
+)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", required=True, metavar="NAME|PATH")
+    parser.add_argument("--gpus", type=int, required=True, help="number of GPUs, all hosts")
+    parser.add_argument("--gpu_memory_gib", "--gpu-memory-gib", type=float, required=True)
+    parser.add_argument("--deepspeed_config", type=Path, default=DEFAULT_JSON)
+    parser.add_argument("--tflops", type=float, help="achieved per GPU; assumed 100")
+    parser.add_argument(
+        "--bandwidth_gb_s", "--bandwidth-gb-s", type=float, help="sent per GPU; assumed 20"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON document")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_intermixed_args()
+
+
+@dataclasses.dataclass(frozen=True)
+class Advice:
+    """Everything that both outputs say."""
+
+    name: str
+    recipe: Recipe
+    plan: RunPlan
+    machine: Machine
+    given: Option
+    options: list[Option]
+    best: Option | None
+    scales: list[Scale]
+    assumptions: list[str]
+
+
+def advise(args: argparse.Namespace) -> Advice:
+    for flag in ("gpus", "gpu_memory_gib", "tflops", "bandwidth_gb_s"):
+        value = getattr(args, flag)
+        if value is not None and not value > 0:
+            raise UserError(f"--{flag} {value:g} must be more than 0.")
+    options = Options(args.recipe, args.deepspeed_config, args.overrides)
+    settings = settle(options, world_size=args.gpus)
+    base = Strategy.from_json(settings.deepspeed)
+    machine = Machine(
+        args.gpus, args.gpu_memory_gib, args.tflops or 100.0, args.bandwidth_gb_s or 20.0
+    )
+    compared = compare(settings.recipe, base, machine)
+    counts = [2**power for power in range(LARGEST.bit_length())]
+    return Advice(
+        name=Path(args.recipe).stem,
+        recipe=settings.recipe,
+        plan=settings.plan,
+        machine=machine,
+        given=weigh(settings.recipe, base, settings.plan.micro_batch, machine),
+        options=compared,
+        best=recommend(compared),
+        scales=scaling(settings.recipe, base, machine, sorted({*counts, args.gpus})),
+        assumptions=[
+            line.format(
+                tflops=machine.tflops,
+                tflops_from="" if args.tflops else " (assumed; give --tflops)",
+                bandwidth=machine.bandwidth_gb_s,
+                bandwidth_from="" if args.bandwidth_gb_s else " (assumed; give --bandwidth_gb_s)",
+                share=USABLE_SHARE,
+            )
+            for line in ASSUMPTIONS
+        ],
+    )
+
+
+def as_document(advice: Advice) -> dict[str, Any]:
+    recipe = advice.recipe
+    return {
+        "recipe": advice.name,
+        "machine": dataclasses.asdict(advice.machine),
+        "plan": advice.plan.as_dict(),
+        "given": _record(advice.given, advice),
+        "options": [_record(option, advice) for option in advice.options],
+        "recommended": None if advice.best is None else _record(advice.best, advice),
+        "notes": notes(advice),
+        "scaling": [
+            {
+                "num_gpus": scale.num_gpus,
+                "num_streams": scale.num_streams,
+                "refused": scale.refused,
+                "option": None if scale.option is None else _record(scale.option, advice),
+            }
+            for scale in advice.scales
+        ],
+        "possible_gpu_counts": possible_gpu_counts(recipe, LARGEST),
+        "assumptions": advice.assumptions,
+    }
+
+
+def _record(option: Option, advice: Advice) -> dict[str, Any]:
+    rate = clips_per_s(option, advice)
+    return {
+        **dataclasses.asdict(option),
+        "name": label(option.strategy),
+        "peak_bytes": option.footprint.peak,
+        "step_s": option.step_s,
+        "clips_per_s": rate,
+        "train_s": None if option.step_s is None else option.step_s * advice.plan.steps,
+    }
+
+
+def clips_per_s(option: Option, advice: Advice) -> float | None:
+    return None if option.step_s is None else advice.plan.total_batch / option.step_s
+
+
+def label(strategy: Strategy) -> str:
+    offloads = {
+        (True, False): " + offload optimizer",
+        (True, True): " + offload all",
+        (False, True): " + offload weights",
+    }
+    recompute = {0: "", 1: " + recompute"}.get(
+        strategy.recompute, f" + recompute every {strategy.recompute}th"
+    )
+    key = (strategy.offload_optimizer, strategy.offload_parameters)
+    return f"ZeRO-{strategy.stage}{recompute}{offloads.get(key, '')}"
+
+
+def notes(advice: Advice) -> list[str]:
+    """The recommendation in words, and what to beware of."""
+    best, given = advice.best, advice.given
+    if best is None:
+        least = min(advice.options, key=lambda option: option.footprint.peak)
+        return [
+            f"nothing fits: {label(least.strategy)} with a micro-batch of {least.micro_batch} "
+            f"takes {gib(least.footprint.peak)} GiB of {advice.machine.usable_bytes / GIB:.1f} "
+            "usable. Use more GPUs, GPUs with more memory, or a smaller model."
+        ]
+    said = [
+        f"recommended: {label(best.strategy)}, train.micro_batch={best.micro_batch}"
+        f" ({best.accumulation} accumulated): {_how(best.strategy)}"
+    ]
+    if given.strategy.stage >= 2 and best.strategy.stage == 0 and given.fits:
+        factor = given.sent_bytes / best.sent_bytes if best.sent_bytes else 1
+        said.append(
+            f"the model fits under plain data parallel: ZeRO-{given.strategy.stage} as given sends "
+            f"{factor:.1f} times as much a step and is slower."
+        )
+    if not given.fits:
+        said.append(
+            f"as given it does not fit: {gib(given.footprint.peak)} GiB of "
+            f"{advice.machine.usable_bytes / GIB:.1f} usable."
+        )
+    if best.strategy.offloads:
+        said.append("offloading is slow, and how slow the host decides: no time is predicted.")
+    return said
+
+
+def _how(strategy: Strategy) -> str:
+    """The JSON that says it, and what to add where none of ours does."""
+    ready = {
+        (2, 1, False): "zero2_checkpointing.json",
+        **{(stage, 0, False): f"zero{stage}.json" for stage in range(4)},
+    }
+    found = ready.get((strategy.stage, strategy.recompute, strategy.offloads))
+    if found is not None:
+        return f"ds_configs/{found}"
+    if strategy.offload_parameters:
+        return 'ds_configs/zero3_offload.json with "activation_checkpointing": {}'
+    offload = ', "offload_optimizer": {"device": "cpu"}' if strategy.offloads else ""
+    return f'ds_configs/zero{strategy.stage}.json with "activation_checkpointing": {{}}{offload}'
+
+
+def gib(size: float) -> str:
+    return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns as wide as their longest cell; first and last to the left, numbers to the right."""
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    lines = []
+    for row in [head, *rows]:
+        cells = [
+            cell.rjust(width) if 0 < i < len(head) - 1 else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def options_table(advice: Advice) -> str:
+    head = (
+        "GiB per GPU", "batch", "weights", "gradients", "optimizer", "activations", "peak",
+        "host", "sent GB", "step s", "fits",
+    )  # fmt: skip
+    rows = []
+    for option in advice.options:
+        states, kept = option.footprint.states, option.footprint.activations
+        rows.append(
+            (
+                ("* " if option == advice.best else "  ") + label(option.strategy),
+                f"{option.micro_batch} x {option.accumulation}",
+                gib(states.parameters),
+                gib(states.gradients),
+                gib(states.optimizer),
+                gib(kept.saved + kept.workspace),
+                gib(option.footprint.peak),
+                gib(states.host) if states.host else "-",
+                f"{option.sent_bytes / 1e9:.1f}",
+                "?" if option.step_s is None else f"{option.step_s:.2f}",
+                "yes" if option.fits else "no",
+            )
+        )
+    return table(head, rows)
+
+
+def scaling_table(advice: Advice) -> str:
+    head = ("GPUs", "batch", "peak GiB", "step s", "clips/s", "sending", "time to train", "how")
+    rows = []
+    for scale in advice.scales:
+        option = scale.option
+        if option is None:
+            why = "does not divide train.total_batch" if scale.refused else "does not fit"
+            rows.append((str(scale.num_gpus), *6 * ("-",), why))
+            continue
+        step_s, rate = option.step_s, clips_per_s(option, advice)
+        rows.append(
+            (
+                str(scale.num_gpus),
+                f"{option.micro_batch} x {option.accumulation}",
+                gib(option.footprint.peak),
+                "?" if step_s is None else f"{step_s:.2f}",
+                "?" if rate is None else f"{rate:.0f}",
+                "?" if step_s is None else f"{option.communication_s / step_s:.0%}",
+                "?" if step_s is None else duration(step_s * advice.plan.steps),
+                label(option.strategy) + _streams(scale, advice),
+            )
+        )
+    return table(head, rows)
+
+
+def _streams(scale: Scale, advice: Advice) -> str:
+    changed = scale.num_streams != advice.recipe.data.num_streams
+    return f", data.num_streams={scale.num_streams}" if changed else ""
+
+
+def duration(seconds: float) -> str:
+    return (
+        f"{seconds / 86400:.1f} days" if seconds > 86400 else str(timedelta(seconds=round(seconds)))
+    )
+
+
+def print_advice(advice: Advice) -> None:
+    plan, machine, recipe = advice.plan, advice.machine, advice.recipe
+    parameters = (plan.parameters_encoder + plan.parameters_decoder) / 1e6
+    print(
+        f"{advice.name}: ViT-{recipe.model.size}, {parameters:.0f} M parameters, "
+        f"{recipe.train.precision}, {plan.gflops_forward_per_clip:.0f} GFLOP forward per clip\n"
+        f"{machine.num_gpus} GPU(s) of {machine.memory_gib:g} GiB, {plan.total_batch} clips a "
+        f"step, {plan.steps} steps\n"
+    )
+    print(options_table(advice))
+    print("batch: micro-batch x accumulated. peak: most of a step, communication buffers included.")
+    print()
+    for note in notes(advice):
+        print(note)
+    print(f"\nThe same run on 1 to {LARGEST} GPUs:")
+    print(scaling_table(advice))
+    counts = ", ".join(map(str, possible_gpu_counts(recipe, LARGEST)))
+    print(
+        f"numbers of GPUs that divide train.total_batch={plan.total_batch} and "
+        f"data.num_streams={recipe.data.num_streams}: {counts}. data.num_streams is free to choose "
+        "before a run starts, and fixed afterwards."
+    )
+    print("\nassumed:")
+    for line in advice.assumptions:
+        print(f"- {line}")
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    advice = advise(args)
+    if args.json:
+        print(json.dumps(as_document(advice), indent=1))
+    else:
+        print_advice(advice)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
