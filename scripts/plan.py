@@ -72,6 +72,7 @@ class Advice:
     """Everything that both outputs say."""
 
     name: str
+    json_name: str
     recipe: Recipe
     plan: RunPlan
     machine: Machine
@@ -97,6 +98,7 @@ def advise(args: argparse.Namespace) -> Advice:
     counts = [2**power for power in range(LARGEST.bit_length())]
     return Advice(
         name=Path(args.recipe).stem,
+        json_name=args.deepspeed_config.name,
         recipe=settings.recipe,
         plan=settings.plan,
         machine=machine,
@@ -121,6 +123,7 @@ def as_document(advice: Advice) -> dict[str, Any]:
     recipe = advice.recipe
     return {
         "recipe": advice.name,
+        "deepspeed_config": advice.json_name,
         "machine": dataclasses.asdict(advice.machine),
         "plan": advice.plan.as_dict(),
         "given": _record(advice.given, advice),
@@ -181,19 +184,17 @@ def notes(advice: Advice) -> list[str]:
             "usable. Use more GPUs, GPUs with more memory, or a smaller model."
         ]
     said = [
+        f"{advice.json_name} with the recipe's batch, {given.micro_batch} x {given.accumulation}: "
+        f"{gib(given.footprint.peak)} GiB of {advice.machine.usable_bytes / GIB:.1f} usable, "
+        + ("fits" if given.fits else "does not fit"),
         f"recommended: {label(best.strategy)}, train.micro_batch={best.micro_batch}"
-        f" ({best.accumulation} accumulated): {_how(best.strategy)}"
+        f" ({best.accumulation} accumulated): {_how(best.strategy)}",
     ]
-    if given.strategy.stage >= 2 and best.strategy.stage == 0 and given.fits:
-        factor = given.sent_bytes / best.sent_bytes if best.sent_bytes else 1
+    if given.strategy.stage >= 2 and best.strategy.stage == 0 and best.sent_bytes:
+        more = given.sent_bytes / best.sent_bytes
         said.append(
-            f"the model fits under plain data parallel: ZeRO-{given.strategy.stage} as given sends "
-            f"{factor:.1f} times as much a step and is slower."
-        )
-    if not given.fits:
-        said.append(
-            f"as given it does not fit: {gib(given.footprint.peak)} GiB of "
-            f"{advice.machine.usable_bytes / GIB:.1f} usable."
+            f"the model fits under plain data parallel: {advice.json_name} sends {more:.1f} times "
+            "as much a step and is slower."
         )
     if best.strategy.offloads:
         said.append("offloading is slow, and how slow the host decides: no time is predicted.")
@@ -211,8 +212,13 @@ def _how(strategy: Strategy) -> str:
         return f"ds_configs/{found}"
     if strategy.offload_parameters:
         return 'ds_configs/zero3_offload.json with "activation_checkpointing": {}'
-    offload = ', "offload_optimizer": {"device": "cpu"}' if strategy.offloads else ""
-    return f'ds_configs/zero{strategy.stage}.json with "activation_checkpointing": {{}}{offload}'
+    recompute = f'ds_configs/zero{strategy.stage}.json with "activation_checkpointing": {{}}'
+    if strategy.offload_optimizer:
+        return (
+            f'{recompute}, "zero_force_ds_cpu_optimizer": false and, in zero_optimization, '
+            '"offload_optimizer": {"device": "cpu", "pin_memory": true}'
+        )
+    return recompute
 
 
 def gib(size: float) -> str:
@@ -251,7 +257,7 @@ def options_table(advice: Advice) -> str:
                 gib(option.footprint.peak),
                 gib(states.host) if states.host else "-",
                 f"{option.sent_bytes / 1e9:.1f}",
-                "?" if option.step_s is None else f"{option.step_s:.2f}",
+                "?" if option.step_s is None else f"{option.step_s:.3g}",
                 "yes" if option.fits else "no",
             )
         )
@@ -273,7 +279,7 @@ def scaling_table(advice: Advice) -> str:
                 str(scale.num_gpus),
                 f"{option.micro_batch} x {option.accumulation}",
                 gib(option.footprint.peak),
-                "?" if step_s is None else f"{step_s:.2f}",
+                "?" if step_s is None else f"{step_s:.3g}",
                 "?" if rate is None else f"{rate:.0f}",
                 "?" if step_s is None else f"{option.communication_s / step_s:.0%}",
                 "?" if step_s is None else duration(step_s * advice.plan.steps),

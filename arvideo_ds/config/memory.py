@@ -7,6 +7,7 @@ are bytes of one rank. Activations are counted tensor by tensor, as autograd kee
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -115,14 +116,13 @@ def model_states(
     """Bytes of parameters, gradients and optimiser; ranks differ by less than a weight's part."""
     encoder, decoder = parameter_sizes(recipe)
     sizes, element = encoder + decoder, BYTES[recipe.train.precision]
-    states = (
-        _data_parallel(sum(sizes), element)
-        if strategy.stage == 0
-        else _zero_1_2(sum(sizes), element, strategy, world_size, accumulation)
-        if strategy.stage < 3
-        else _zero_3(sizes, element, strategy, world_size)
-    )
-    return states if accumulation > 1 or strategy.stage == 3 else _without_held(states)
+    if strategy.stage == 0:
+        states = _data_parallel(sum(sizes), element)
+    elif strategy.stage == 3:
+        return _zero_3(sizes, element, strategy, world_size)
+    else:
+        states = _zero_1_2(sum(sizes), element, strategy, world_size, accumulation)
+    return states if accumulation > 1 else dataclasses.replace(states, held=0)
 
 
 def _data_parallel(total: int, element: int) -> ModelStates:
@@ -145,7 +145,8 @@ def _zero_1_2(
 ) -> ModelStates:
     """Stages 1 and 2: a flat buffer of all weights, and a partition of masters, fp32 runs too.
 
-    Stage 1 keeps all gradients until the end of the last backward pass, stage 2 its own.
+    Stage 1 keeps all gradients until the end of the last backward pass, stage 2 its own. These
+    lie in one buffer for both parameter groups, so AdamW's fp32 copy stands beside it.
     """
     part = math.ceil(total / world_size)
     buffers = 2 if strategy.overlap_comm else 1
@@ -168,8 +169,8 @@ def _zero_1_2(
 def _zero_3(sizes: list[int], element: int, strategy: Strategy, world_size: int) -> ModelStates:
     """Stage 3: each weight cut into parts; small ones stay whole beside their part."""
     part = sum(math.ceil(size / world_size) for size in sizes)
-    # A single rank has everything and copies nothing.
-    copies = 0 if world_size == 1 else 1
+    # A single rank has everything on its GPU and copies nothing.
+    copies = 0 if world_size == 1 and not strategy.offload_parameters else 1
     persistent = copies * sum(size for size in sizes if size <= strategy.persistence_threshold)
     optimizer_here = 0 if strategy.offload_optimizer else 1
     parameters_here = 0 if strategy.offload_parameters else 1
@@ -195,10 +196,6 @@ def kept_gathered(sizes: list[int], strategy: Strategy) -> int:
     """
     persistent = sum(size for size in sizes if size <= strategy.persistence_threshold)
     return max(persistent, min(sum(sizes), strategy.max_reuse_distance // 2))
-
-
-def _without_held(states: ModelStates) -> ModelStates:
-    return ModelStates(**{**vars(states), "held": 0})
 
 
 @dataclass(frozen=True)
@@ -286,13 +283,14 @@ class Footprint:
 
     states: ModelStates
     activations: Activations
+    start: int
     forward: int
     backward: int
     update: int
 
     @property
     def peak(self) -> int:
-        return max(self.forward, self.backward, self.update)
+        return max(self.start, self.forward, self.backward, self.update)
 
 
 def footprint(
@@ -300,24 +298,24 @@ def footprint(
 ) -> Footprint:
     """All of a step on one rank's GPU.
 
-    forward: the backward pass begins, all activations are there. backward: it ends, all gradients
-    are there. update: AdamW runs. Between the first two one shrinks as the other grows.
+    start: all weights come to the GPU and are laid out anew. forward: the backward pass begins,
+    all activations are there. backward: it ends, all gradients are there; between the two one
+    shrinks as the other grows. update: AdamW runs.
     """
     states = model_states(recipe, strategy, world_size=world_size, accumulation=accumulation)
     kept = activations(recipe, micro_batch, recompute=strategy.recompute)
     # ZeRO-3's bucket and gradients are there all the time.
     always = states.rest + kept.clips + (states.bucket if strategy.stage == 3 else 0)
     passing = states.bucket if strategy.stage < 3 else 0
-    full_gradients = states.gradients if strategy.stage != 1 else _all_gradients(recipe, strategy)
+    weights = _element(recipe) * sum(map(sum, parameter_sizes(recipe)))
+    # Stage 1 reduces its gradients only when all are there.
+    ended = 0 if strategy.offload_optimizer else weights
+    gradients = ended if strategy.stage == 1 else states.gradients
     return Footprint(
         states=states,
         activations=kept,
+        start=weights + (states.parameters if strategy.stage else 0),
         forward=always + states.held + states.gathered + passing + kept.saved + kept.workspace,
-        backward=always + full_gradients + passing + states.bucket_copy,
+        backward=always + gradients + passing + states.bucket_copy,
         update=always + states.update,
     )
-
-
-def _all_gradients(recipe: Recipe, strategy: Strategy) -> int:
-    encoder, decoder = parameter_sizes(recipe)
-    return 0 if strategy.offload_optimizer else _element(recipe) * sum(encoder + decoder)

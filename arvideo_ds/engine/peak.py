@@ -1,0 +1,96 @@
+"""Peak of the bytes that tensors hold, on a GPU and on a CPU alike."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+
+class Peak:
+    """While entered, watches one device: `bytes` is the most that lived at one time.
+
+    On CUDA the caching allocator's own count. On a CPU every operation's results are followed
+    until they are freed, which is slow, and what lived before counts as `known`: give the tensors
+    that shall count.
+    """
+
+    def __init__(self, device: torch.device, known: Iterable[torch.Tensor] = ()) -> None:
+        self._device = device
+        self._live = LiveBytes(known) if device.type != "cuda" else None
+
+    def __enter__(self) -> Peak:
+        if self._live is None:
+            torch.cuda.synchronize(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+        else:
+            self._live.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.__exit__(kind, error, trace)
+
+    @property
+    def bytes(self) -> int:
+        if self._live is not None:
+            return self._live.peak
+        return int(torch.cuda.max_memory_allocated(self._device))
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages that operations made while entered, and their peak.
+
+    `known` storages count from the start; others that existed before never do.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()
+        self._storages: set[int] = set()
+        self.now = self.peak = 0
+        for tensor in known:
+            self._follow(tensor)
+
+    def __torch_dispatch__(
+        self,
+        function: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        # An operation may hand back storage that was there before: a view, or a result in place.
+        before = {_address(t) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if torch.is_tensor(tensor) and _address(tensor) not in before:
+                self._follow(tensor)
+        return result
+
+    def _follow(self, tensor: torch.Tensor) -> None:
+        storage, address = tensor.untyped_storage(), _address(tensor)
+        if address in self._storages:
+            return
+        size = storage.nbytes()
+        self._storages.add(address)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+        weakref.finalize(storage, self._forget, address, size)
+
+    def _forget(self, address: int, size: int) -> None:
+        self._storages.discard(address)
+        self.now -= size
+
+
+def _address(tensor: torch.Tensor) -> int:
+    # Of the storage object, not of its memory: empty ones have none.
+    return int(tensor.untyped_storage()._cdata)
