@@ -134,15 +134,23 @@ def test_the_console_says_a_step_in_one_line(capsys: pytest.CaptureFixture[str])
         "time/step_s": 2.0,
         "memory/peak_gib": 1.5,
         "data/skipped_total": 0.0,
+        "guard/refused_total": 0.0,
+        "time/forward_s_median": 0.2,
+        "time/forward_s_max": 0.25,
+        "slowest_host": "node2",
     }
     Console(steps=60).log(metrics)
     Console(steps=60).log({**metrics, "data/skipped_total": 4.0, "grad_norm_preclip": 0.125})
-    first, second = capsys.readouterr().out.splitlines()
+    Console(steps=60).log({**metrics, "guard/refused_total": 2.0, "time/forward_s_max": 0.5})
+    first, second, third = capsys.readouterr().out.splitlines()
     assert "step 30/60" in first
     assert "left 0:01:00" in first
     assert "skipped" not in first
     assert "skipped 4" in second
     assert "grad 0.125" in second
+    assert "node2" not in first
+    assert "slow host node2: forward 0.500 s a step, median 0.200 s" in third
+    assert "steps not applied 2" in third
 
 
 def test_ranks_append_their_undecodable_videos(tmp_path: Path) -> None:
