@@ -68,12 +68,18 @@ class Strategy:
         }
         return cls(
             stage=stage,
-            recompute=int("activation_checkpointing" in tree),
+            recompute=_recomputed(tree),
             offload_optimizer=_offloads(zero, "offload_optimizer"),
             offload_parameters=_offloads(zero, "offload_param"),
             overlap_comm=stage == 3 if overlap is None else bool(overlap),
             **{name: int(value) for name, value in found.items() if value is not None},
         )
+
+
+def _recomputed(tree: Mapping[str, Any]) -> int:
+    """Every how many layers one is recomputed; 0: none."""
+    section = tree.get("activation_checkpointing")
+    return 0 if section is None else int(section.get("every", 1))
 
 
 def _offloads(zero: Mapping[str, Any], key: str) -> bool:

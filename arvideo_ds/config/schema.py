@@ -120,6 +120,9 @@ class OptimSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     # Largest norm of the gradient; 0 does not clip.
     clip: Annotated[float, Field(ge=0)] = 0.0
+    # The same AdamW from torch (fused), or from DeepSpeed: FusedAdam, and CPUAdam where the
+    # optimiser is offloaded. DeepSpeed's are compiled at first use.
+    implementation: Literal["torch", "deepspeed"] = "torch"
 
 
 class TrainSettings(Settings):
@@ -132,6 +135,8 @@ class TrainSettings(Settings):
     # largest number up to it that divides the rank's share and accumulates the rest.
     micro_batch: Positive
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    # torch.compile of each transformer layer; the first step takes minutes longer.
+    compile: bool = False
     seed: NonNegative = 0
     log_every: Positive = 10
     # Steps between checkpoints; one is always written at the end and when interrupted.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
-from arvideo_ds.engine.resolve import ACTIVATION_CHECKPOINTING, zero_stage
+from arvideo_ds.engine.resolve import ACTIVATION_CHECKPOINTING, EVERY, zero_stage
+from arvideo_ds.errors import UserError
 
 
 class Engine:
@@ -72,15 +75,20 @@ def build_engine(
     config: dict[str, Any],
     *,
     betas: tuple[float, float],
+    implementation: str = "torch",
+    compiled: bool = False,
 ) -> Engine:
-    """Wrap a model; every rank calls it. `groups` as of optim.parameter_groups.
+    """Wrap a model; every rank calls it.
 
-    The optimiser is torch's fused AdamW: it needs no compiler at first use.
+    groups: as of optim.parameter_groups. implementation: whose AdamW, "torch" or "deepspeed".
+    compiled: torch.compile each transformer layer.
     """
+    if compiled:
+        _wrap_layers(model, 1, lambda forward: torch.compile(forward, dynamic=False))
     if ACTIVATION_CHECKPOINTING in config:
-        checkpoint_activations(model, config)
+        config = checkpoint_activations(model, config)
     # The schedule sets the rate before every step; until then nothing may move the weights.
-    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=True)
+    optimizer = _adamw(implementation, config)(groups, lr=0.0, betas=betas)
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False
     )
@@ -90,20 +98,42 @@ def build_engine(
     return Engine(engine, config)
 
 
-def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> None:
-    """Make every transformer layer recompute its inside in the backward pass.
+def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
+    """Make transformer layers recompute their inside in the backward pass.
 
-    Applied from outside, so model files know nothing of it: each module in a list named `blocks`
-    or `layers` gets a forward that goes through DeepSpeed's checkpointing, which the JSON's
-    section configures (partitioning, CPU offload). Names of parameters stay.
+    Applied from outside, so model files know nothing of it; the JSON's section configures it
+    (every k-th layer, partitioning, CPU offload). Names of parameters stay. Returns the
+    configuration without the key that is ours.
     """
+    section = dict(config[ACTIVATION_CHECKPOINTING])
+    every = section.pop(EVERY, 1)
+    config = {**config, ACTIVATION_CHECKPOINTING: section}
     deepspeed.checkpointing.configure(None, deepspeed_config=config)
+    _wrap_layers(model, every, lambda forward: functools.partial(_checkpointed, forward))
+    return config
+
+
+def _wrap_layers(model: nn.Module, every: int, wrap: Callable[[Any], Any]) -> None:
+    """Replace the forward of every k-th module in each list named `blocks` or `layers`."""
     for name, layers in model.named_modules():
         if isinstance(layers, nn.ModuleList) and name.rpartition(".")[2] in ("blocks", "layers"):
-            for layer in layers:
-                layer.forward = functools.partial(_checkpointed, layer.forward)
+            for layer in list(layers)[::every]:
+                layer.forward = wrap(layer.forward)
 
 
 def _checkpointed(forward: Any, *arguments: Any, **named: Any) -> Any:
     # DeepSpeed's checkpoint takes positional arguments alone.
     return deepspeed.checkpointing.checkpoint(functools.partial(forward, **named), *arguments)
+
+
+def _adamw(implementation: str, config: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
+    if implementation == "torch":
+        return functools.partial(torch.optim.AdamW, fused=True)
+    if config.get("zero_optimization", {}).get("offload_optimizer"):
+        return functools.partial(DeepSpeedCPUAdam, adamw_mode=True)
+    if not torch.cuda.is_available():
+        raise UserError(
+            "optim.implementation=deepspeed is FusedAdam here, which needs a GPU. Use torch, or "
+            "offload the optimiser (ds_configs/zero3_offload.json) for DeepSpeed's CPUAdam."
+        )
+    return functools.partial(FusedAdam, adam_w_mode=True)

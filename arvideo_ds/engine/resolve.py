@@ -17,6 +17,12 @@ from arvideo_ds.errors import UserError
 
 AUTO = "auto"
 ACTIVATION_CHECKPOINTING = "activation_checkpointing"
+# Our one key in that section: every k-th transformer layer is recomputed. DeepSpeed never sees it.
+EVERY = "every"
+_CHECKPOINTING_KEYS = frozenset(
+    """every partition_activations cpu_checkpointing contiguous_memory_optimization
+    number_checkpoints synchronize_checkpoint_boundary profile""".split()
+)
 # DeepSpeed ignores top-level keys that it does not know; a typo there would change nothing, unsaid.
 _KNOWN_KEYS = frozenset(
     """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps
@@ -58,6 +64,7 @@ def resolve(tree: dict[str, Any], recipe: Recipe, plan: RunPlan, origin: str) ->
     for dotted, (value, owner) in _owned(recipe, plan).items():
         _fill(resolved, dotted, value, owner, origin)
     _check_stage(resolved, origin)
+    _check_known_bad(resolved, recipe, origin)
     left = [dotted for dotted, value in _leaves(resolved) if value == AUTO]
     if left:
         raise UserError(
@@ -119,12 +126,56 @@ def _check_keys(tree: dict[str, Any], origin: str) -> None:
 
 
 def _check_stage(resolved: dict[str, Any], origin: str) -> None:
-    stage = resolved.get("zero_optimization", {}).get("stage", 0)
+    zero = resolved.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{origin}: zero_optimization.stage={stage!r}; it is 0, 1, 2 or 3.")
-    offloads = {"offload_optimizer", "offload_param"} & resolved.get("zero_optimization", {}).keys()
-    if offloads and stage < 2:
-        raise UserError(f"{origin}: {sorted(offloads)[0]} needs zero_optimization.stage 2 or 3.")
+    if zero.get("offload_optimizer") and stage < 2:
+        raise UserError(f"{origin}: offload_optimizer needs zero_optimization.stage 2 or 3.")
+    if zero.get("offload_param") and stage < 3:
+        raise UserError(f"{origin}: offload_param needs zero_optimization.stage 3.")
+    section = resolved.get(ACTIVATION_CHECKPOINTING, {})
+    every = section.get(EVERY, 1)
+    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
+        raise UserError(f"{origin}: activation_checkpointing.every={every!r}; it is 1 or more.")
+    unknown = section.keys() - _CHECKPOINTING_KEYS
+    if unknown:
+        near = difflib.get_close_matches(min(unknown), _CHECKPOINTING_KEYS, n=1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise UserError(f'{origin}: unknown key "activation_checkpointing.{min(unknown)}"{hint}')
+
+
+def _check_known_bad(resolved: dict[str, Any], recipe: Recipe, origin: str) -> None:
+    """Refuse what is known to train wrongly or not at all, with the reason."""
+    zero = resolved.get("zero_optimization", {})
+    stage = zero.get("stage", 0)
+    nvme = [
+        key
+        for key in ("offload_optimizer", "offload_param")
+        if zero.get(key, {}).get("device") == "nvme"
+    ]
+    bad = {
+        f"{nvme[0] if nvme else ''}.device=nvme: our checkpoints do not read what lies there. "
+        'Use "cpu".': bool(nvme),
+        "zero_hpz_partition_size above 1 has given wrong gradients (DeepSpeed issue 4851). Remove "
+        "it.": zero.get("zero_hpz_partition_size", 1) > 1,
+        "bf16.check_grad_overflow=false would apply gradients that are not finite. Remove "
+        "it.": not resolved["bf16"].get("check_grad_overflow", True),
+        '"compile" is DeepCompile, which is not supported; train.compile of the recipe compiles '
+        "each layer.": "compile" in resolved,
+        "train.compile=true does not work at stage 3, whose hooks break every graph (DeepSpeed "
+        "issue 6719). Use a stage below, or train.compile=false.": recipe.train.compile
+        and stage == 3,
+        "overlap_comm=true with train.compile=true has lost gradients (DeepSpeed issue 8061). Set "
+        "one of them to false.": recipe.train.compile and bool(zero.get("overlap_comm")),
+        "optim.implementation=deepspeed at stage 0 in fp32 would apply gradients that are not "
+        "finite. Use torch, or a stage above.": recipe.optim.implementation == "deepspeed"
+        and stage == 0
+        and recipe.train.precision == "fp32",
+    }
+    for reason, is_so in bad.items():
+        if is_so:
+            raise UserError(f"{origin}: {reason}")
 
 
 def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:

@@ -137,7 +137,14 @@ def _engine(settings: Settings) -> Engine:
     torch.manual_seed(settings.recipe.train.seed)
     task = Pretrain(settings.recipe)
     groups = parameter_groups(task, settings.recipe.optim.weight_decay)
-    return build_engine(task, groups, settings.deepspeed, betas=settings.recipe.optim.betas)
+    return build_engine(
+        task,
+        groups,
+        settings.deepspeed,
+        betas=settings.recipe.optim.betas,
+        implementation=settings.recipe.optim.implementation,
+        compiled=settings.recipe.train.compile,
+    )
 
 
 def _loader(

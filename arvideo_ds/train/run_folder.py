@@ -38,8 +38,9 @@ SUMMARY = "summary.json"
 _FREE = frozenset(
     """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
     data.max_skipped_share data.shards data.num_videos train.micro_batch train.log_every
-    train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s
-    probe.train_shards probe.test_shards wandb.mode wandb.project wandb.entity""".split()
+    train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s train.compile
+    optim.implementation probe.train_shards probe.test_shards wandb.mode wandb.project
+    wandb.entity""".split()
 )
 
 

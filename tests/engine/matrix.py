@@ -25,8 +25,9 @@ STEPS, BATCH = 50, 8
 RECIPE = validate(
     {
         "model": {"size": "tiny"},
-        "objective": {"cluster": [2, 4, 4]},
-        "data": {"frames": 4, "size": 32},
+        "objective": {"cluster": [2, 2, 2]},
+        "decoder": {"depth": 1},
+        "data": {"frames": 4, "size": 16},
         "train": {"total_batch": BATCH, "micro_batch": BATCH, "max_steps": STEPS},
     },
     "matrix",

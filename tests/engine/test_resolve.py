@@ -179,3 +179,46 @@ def test_a_file_that_cannot_be_used_is_named(
     assert str(path) in str(raised.value)
     assert says in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "wrong gradients"),
+        (
+            {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
+            "offload_param.device=nvme",
+        ),
+        ({"bf16": {"enabled": "auto", "check_grad_overflow": False}}, "not finite"),
+        ({"compile": {}}, "train.compile of the recipe"),
+        ({"activation_checkpointing": {"every": 0}}, "it is 1 or more"),
+        ({"activation_checkpointing": {"evry": 2}}, 'did you mean "every"'),
+        ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "stage 3"),
+    ],
+)
+def test_what_is_known_to_train_wrongly_is_refused_with_the_reason(
+    changes: dict[str, Any], words: str, solve: Resolve
+) -> None:
+    assert words in error_of(solve, {**AUTO, **changes})
+
+
+@pytest.mark.parametrize(
+    ("zero", "recipe", "words"),
+    [
+        ({"stage": 3}, {"train": {"compile": True}}, "does not work at stage 3"),
+        ({"stage": 2, "overlap_comm": True}, {"train": {"compile": True}}, "lost gradients"),
+        (
+            {"stage": 0},
+            {"optim": {"implementation": "deepspeed"}, "train": {"precision": "fp32"}},
+            "Use torch",
+        ),
+    ],
+)
+def test_recipe_and_json_that_do_not_go_together_are_refused(
+    zero: dict[str, Any], recipe: dict[str, Any], words: str, tiny: Callable[..., Recipe]
+) -> None:
+    made = tiny(**recipe)
+    plan = make_plan(made, world_size=1)
+    assert words in error_of(
+        lambda tree: resolve(tree, made, plan, ORIGIN), {**AUTO, "zero_optimization": zero}
+    )

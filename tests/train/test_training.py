@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.train.conftest import Runs, stop
 
 pytestmark = pytest.mark.dist
@@ -62,6 +63,35 @@ def test_half_precision_follows_the_curve_roughly(
     assert largest_difference(runs.losses(name), plain) < 0.1
     weights = runs.folder / name / "model.safetensors"
     assert weights.stat().st_size > 4 * 1_000_000  # fp32, a million parameters
+
+
+def test_every_other_layer_recomputed_changes_nothing(
+    runs: Runs, plain: list[float], tmp_path: Path
+) -> None:
+    tree = json.loads((ROOT / "ds_configs" / "zero2_checkpointing.json").read_text())
+    tree["activation_checkpointing"]["every"] = 2
+    config = tmp_path / "every2.json"
+    config.write_text(json.dumps(tree))
+    runs.run("every2", "train.max_steps=20", f"--deepspeed_config={config}")
+    assert largest_difference(runs.losses("every2"), plain) <= 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["zero0", "zero2_checkpointing"])
+def test_compiled_layers_give_the_curve(runs: Runs, plain: list[float], stage: str) -> None:
+    name = f"compiled-{stage}"
+    runs.run(name, "train.max_steps=20", "train.compile=true", stage=stage)
+    assert largest_difference(runs.losses(name), plain) <= 1e-4
+
+
+@pytest.mark.slow
+def test_the_optimiser_of_deepspeed_gives_the_curve_and_resumes(
+    runs: Runs, plain: list[float]
+) -> None:
+    options = ("train.max_steps=20", "optim.implementation=deepspeed")
+    runs.run("cpu_adam", *options, stage="zero3_offload", fault="interrupt:9:9:0", code=75)
+    runs.run("cpu_adam", *options, stage="zero3_offload")
+    assert largest_difference(runs.losses("cpu_adam"), plain) <= 1e-4
 
 
 def test_fp16_on_a_cpu_is_refused(runs: Runs) -> None:
