@@ -46,6 +46,7 @@ class Strategy:
     reduce_bucket: int = 500_000_000
     prefetch_bucket: int = 50_000_000
     persistence_threshold: int = 100_000
+    max_live: int = 1_000_000_000
     max_reuse_distance: int = 1_000_000_000
     sub_group: int = 1_000_000_000
 
@@ -63,6 +64,7 @@ class Strategy:
             "reduce_bucket": zero.get("reduce_bucket_size"),
             "prefetch_bucket": zero.get("stage3_prefetch_bucket_size"),
             "persistence_threshold": zero.get("stage3_param_persistence_threshold"),
+            "max_live": zero.get("stage3_max_live_parameters"),
             "max_reuse_distance": zero.get("stage3_max_reuse_distance"),
             "sub_group": zero.get("sub_group_size"),
         }
@@ -198,10 +200,12 @@ def kept_gathered(sizes: list[int], strategy: Strategy) -> int:
     """Elements that ZeRO-3 does not release between their forward and their backward pass.
 
     A weight is used again after all that follow it, forward and backward: those with less than
-    half the reuse distance behind them stay.
+    half the reuse distance behind them stay. And DeepSpeed prefetches a bucket at every module, so
+    it runs ahead of the computation until the live limit; what it has run past is not released.
     """
     persistent = sum(size for size in sizes if size <= strategy.persistence_threshold)
-    return max(persistent, min(sum(sizes), strategy.max_reuse_distance // 2))
+    ahead = strategy.max_live if strategy.prefetch_bucket else 0
+    return max(persistent, min(sum(sizes), max(strategy.max_reuse_distance // 2, ahead)))
 
 
 @dataclass(frozen=True)

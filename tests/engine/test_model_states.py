@@ -136,3 +136,16 @@ def test_a_step_sends_what_the_formula_says(
     _, sent = predicted(case, ranks)
     for rank in range(ranks):
         assert found[rank][CASES.index(case)]["sent"] == pytest.approx(sent, rel=0.05, abs=1e5)
+
+
+@pytest.mark.parametrize("case", OFFLOADED, ids=["zero2", "zero3"])
+def test_gpu_and_host_together_hold_what_is_offloaded(
+    case: dict[str, Any], measured: tuple[int, list[list[dict[str, Any]]]]
+) -> None:
+    ranks, found = measured
+    states, _ = predicted(case, ranks)
+    bucket = states.bucket if case["stage"] == 3 else 0
+    for rank in range(ranks):
+        seen = found[rank][len(CASES) + OFFLOADED.index(case)]
+        total = states.rest + states.host + bucket
+        assert sum(seen["update"].values()) == pytest.approx(total, rel=0.05)
