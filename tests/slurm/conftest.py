@@ -52,6 +52,23 @@ class Cluster:
         assert done.returncode == 0 or not check, done.stdout
         return done.stdout
 
+    def fact(self, job: str, name: str) -> str:
+        shown = self.call("scontrol", "show", "job", job)
+        found = re.search(rf"\b{name}=(\S+)", shown)
+        assert found, shown
+        return found.group(1)
+
+    @staticmethod
+    def wait(condition: Callable[[], bool], timeout_s: float, what: str, log: Path) -> float:
+        """Seconds until it held."""
+        started = time.monotonic()
+        while not condition():
+            waited_s = time.monotonic() - started
+            said = log.read_text()[-4000:] if log.is_file() else "no log"
+            assert waited_s < timeout_s, f"no {what} in {timeout_s} s:\n{said}"
+            time.sleep(0.2)
+        return time.monotonic() - started
+
 
 class Job:
     """A run of the demo recipe, started by scripts/slurm/pretrain.sbatch."""
@@ -79,10 +96,7 @@ class Job:
         return int(self.fact("Restarts"))
 
     def fact(self, name: str) -> str:
-        shown = self.cluster.call("scontrol", "show", "job", self.id)
-        found = re.search(rf"\b{name}=(\S+)", shown)
-        assert found, shown
-        return found.group(1)
+        return self.cluster.fact(self.id, name)
 
     def metrics(self) -> list[dict[str, Any]]:
         path = self.run / "metrics.jsonl"
@@ -90,13 +104,7 @@ class Job:
         return [json.loads(line) for line in lines if line.endswith("\n")]
 
     def wait(self, condition: Callable[[], bool], timeout_s: float, what: str) -> float:
-        """Seconds until it held."""
-        started = time.monotonic()
-        while not condition():
-            waited_s = time.monotonic() - started
-            assert waited_s < timeout_s, f"no {what} in {timeout_s} s:\n{self.log[-4000:]}"
-            time.sleep(0.2)
-        return time.monotonic() - started
+        return self.cluster.wait(condition, timeout_s, what, self.log_file)
 
     def wait_for_step(self, step: int, timeout_s: float = 90) -> float:
         """`step` has been logged by the present start; an ended job is not waited for."""

@@ -12,6 +12,7 @@ import pytest
 
 pytestmark = pytest.mark.slurm
 Start = Callable[..., Any]  # -> Job, of conftest.py
+SBATCH = Path(__file__).parent.parent.parent / "scripts" / "slurm" / "pretrain.sbatch"
 
 # Runs the command line that follows it, with the engine's step changed on the way.
 WRAPPER = """
@@ -31,6 +32,15 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 CRASH = """if os.environ["RANK"] == "1" and len(steps) == 3:
         raise ValueError("broken on purpose")"""
+WAITS_FOR_USR1 = """
+import signal, sys
+
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print(sys.argv[1], flush=True)
+signal.sigwait([signal.SIGUSR1])
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+sys.exit(75)
+"""
 # As slow on any machine: Slurm's clock must not come too late.
 SLOW_SECOND_START = 'time.sleep(0.3 * (os.environ.get("SLURM_RESTART_COUNT") == "1"))'
 
@@ -75,8 +85,8 @@ def test_a_signalled_job_saves_and_goes_on_after_each_requeue(
 ) -> None:
     pytest.importorskip("wandb")
     # Slurm looks at time limits every 30 s, and signals early rather than late.
-    limits = ("--time=2", "--signal=B:USR1@75", python_with(SLOW_SECOND_START, tmp_path))
-    job = start_job("train.max_steps=160", "wandb.mode=offline", sbatch=limits)
+    limits = ("--time=2", "--signal=B:USR1@60", python_with(SLOW_SECOND_START, tmp_path))
+    job = start_job("train.max_steps=190", "wandb.mode=offline", sbatch=limits)
     job.wait_for_step(5)
     # To the ranks themselves, past the batch script.
     job.cluster.call("scancel", "--signal=USR1", job.id)
@@ -91,8 +101,8 @@ def test_a_signalled_job_saves_and_goes_on_after_each_requeue(
     print(f"time limit: saved after step {second} and requeued, {seconds:.1f} s later")
     assert "USR1 came" in job.log
     job.wait_for_end()
-    require_one_curve(job, 160)
-    assert re.findall(r"interrupted after (\d+) of 160", job.log) == [str(first), str(second)]
+    require_one_curve(job, 190)
+    assert re.findall(r"interrupted after (\d+) of 190", job.log) == [str(first), str(second)]
     assert re.findall(r"going on after step (\d+)", job.log) == [str(first), str(second)]
     ids = [path.name.rpartition("-")[2] for path in (job.run / "wandb").glob("offline-run-*")]
     assert ids == [(job.run / "wandb_id").read_text()] * 3
@@ -106,6 +116,28 @@ def test_a_cancelled_job_saves_and_stays_cancelled(start_job: Start) -> None:
     assert job.state == "CANCELLED"
     assert job.restarts == 0
     assert f"interrupted after {job.metrics()[-1]['step']} of 2000 steps" in job.log
+
+
+def test_a_task_of_an_array_is_requeued_alone(cluster: Any, tmp_path: Path) -> None:
+    (tmp_path / "scripts").mkdir()
+    (tmp_path / "scripts" / "pretrain.py").write_text(WAITS_FOR_USR1)
+    place = ("--nodes=1", "--ntasks-per-node=1", f"--chdir={tmp_path}", "--output=%a.log")
+    submit = ("sbatch", "--parsable", "--array=0-1", *place, SBATCH, "seed=%a")
+    array = cluster.call(*submit).strip()
+    try:
+        for task in ("0", "1"):
+            log = tmp_path / f"{task}.log"
+            said = f"0: seed={task}\n"
+            cluster.wait(lambda f=log, s=said: f.is_file() and s in f.read_text(), 20, said, log)
+        # The last task has the id of the whole array.
+        last = f"{array}_1"
+        assert cluster.fact(last, "JobId") == array
+        cluster.call("scancel", "--signal=USR1", last)
+        cluster.wait(lambda: cluster.fact(last, "Restarts") == "1", 20, "requeue", log)
+        assert cluster.fact(f"{array}_0", "Restarts") == "0"
+        assert cluster.fact(f"{array}_0", "JobState") == "RUNNING"
+    finally:
+        cluster.call("scancel", array)
 
 
 def test_a_job_that_lost_a_node_goes_on_when_the_node_is_back(start_job: Start) -> None:
