@@ -100,6 +100,7 @@ class ModelStates:
     bucket       communication buffer while the backward pass runs
     bucket_copy  flat copy of gradients that a collective makes beside it
     update       gradients in fp32 and others while AdamW runs
+    cast         ZeRO: flat gradients in half precision, just before, while they become fp32
     """
 
     parameters: int
@@ -110,6 +111,7 @@ class ModelStates:
     bucket: int
     bucket_copy: int
     update: int
+    cast: int = 0
     host: int = 0
 
     @property
@@ -170,6 +172,7 @@ def _zero_1_2(
         bucket=element * buffers * strategy.reduce_bucket,
         bucket_copy=element * min(strategy.reduce_bucket, total),
         update=0 if offload else (element + FP32) * part,
+        cast=0 if offload or element == FP32 else element * part,
         host=host + (element * part if offload and accumulation > 1 else 0),
     )
 
@@ -191,6 +194,7 @@ def _zero_3(sizes: list[int], element: int, strategy: Strategy, world_size: int)
         bucket=element * strategy.reduce_bucket,
         bucket_copy=element * (min(strategy.reduce_bucket, sum(sizes)) + strategy.prefetch_bucket),
         update=optimizer_here * (element * part + FP32 * min(part, strategy.sub_group)),
+        cast=0 if element == FP32 else optimizer_here * element * min(part, strategy.sub_group),
         host=(1 - optimizer_here) * (_ADAMW + FP32 + element) * part
         + (1 - parameters_here) * element * part,
     )
@@ -327,5 +331,5 @@ def footprint(
         start=weights + (states.parameters if strategy.stage else 0),
         forward=always + states.held + states.gathered + passing + kept.saved + kept.workspace,
         backward=always + gradients + passing + states.bucket_copy,
-        update=always + states.update,
+        update=always + states.update + states.cast,
     )

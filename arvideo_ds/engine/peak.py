@@ -78,7 +78,8 @@ class LiveBytes(TorchDispatchMode):
 
     def _follow(self, tensor: torch.Tensor) -> None:
         storage, address = tensor.untyped_storage(), _address(tensor)
-        if address in self._storages:
+        # Tensors on the meta device have a size and no bytes.
+        if address in self._storages or tensor.is_meta:
             return
         size = storage.nbytes()
         self._storages.add(address)

@@ -104,5 +104,7 @@ def test_bytes_of_freed_and_shared_tensors_do_not_count() -> None:
         view.add_(1)
         for _ in range(3):
             kept.add(1)  # freed at once
+        nowhere = torch.zeros(1000, device="meta")
+        assert nowhere.is_meta
     assert live.now == 4000
     assert live.peak == 8000

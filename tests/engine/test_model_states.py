@@ -34,7 +34,7 @@ RECIPE = [
     "data.num_streams=12",
     "data.num_videos=100",
     "train.total_batch=8",
-    "train.micro_batch=1",
+    "train.micro_batch=2",  # accumulated 4 times on 1 rank, twice on 2, not on 4
 ]
 CASES: list[dict[str, Any]] = [
     {"stage": stage, "precision": precision, "zero": SMALL_BUCKETS, "recipe": RECIPE}
@@ -45,7 +45,11 @@ CASES: list[dict[str, Any]] = [
     {
         "stage": 3,
         "precision": "bf16",
-        "zero": {**SMALL_BUCKETS, "stage3_max_reuse_distance": 10_000_000},
+        "zero": {
+            **SMALL_BUCKETS,
+            "stage3_max_live_parameters": 5_000_000,
+            "stage3_max_reuse_distance": 20_000_000,
+        },
         "recipe": RECIPE,
     }
 ]
