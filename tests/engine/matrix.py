@@ -1,4 +1,4 @@
-"""Run by test_matrix.py under `deepspeed`: some steps of a tiny ARVideo for every way of running it.
+"""Run by test_matrix.py under `deepspeed`: a tiny ARVideo, every way of running it.
 
 Prints one line of JSON: the curve of each case, by name.
 """
