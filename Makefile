@@ -35,7 +35,7 @@ check: setup  ## style, types, import rules and the fast tests (minutes)
 	pytest -q -n auto -m "not slow and not dist and not gpu and not slurm"
 
 test: check  ## check, then every other test that this machine can run
-	pytest -q -m "slow or dist or gpu or slurm"
+	pytest -q --durations=25 -m "slow or dist or gpu or slurm"
 
 clean:  ## remove the environment, the demo's data and the runs
 	rm -rf $(VENV) data/demo runs *.egg-info .mypy_cache .ruff_cache .pytest_cache
