@@ -192,7 +192,8 @@ def _zero_3(sizes: list[int], element: int, strategy: Strategy, world_size: int)
         held=optimizer_here * element * part,
         gathered=element * (copies * kept_gathered(sizes, strategy) - persistent),
         bucket=element * strategy.reduce_bucket,
-        bucket_copy=element * (min(strategy.reduce_bucket, sum(sizes)) + strategy.prefetch_bucket),
+        bucket_copy=element * min(strategy.reduce_bucket, sum(sizes))
+        + copies * element * min(strategy.prefetch_bucket, sum(sizes)),
         update=optimizer_here * (element * part + FP32 * min(part, strategy.sub_group)),
         cast=0 if element == FP32 else optimizer_here * element * min(part, strategy.sub_group),
         host=(1 - optimizer_here) * (_ADAMW + FP32 + element) * part
@@ -325,11 +326,14 @@ def footprint(
     # Stage 1 reduces its gradients only when all are there.
     ended = 0 if strategy.offload_optimizer else weights
     gradients = ended if strategy.stage == 1 else states.gradients
+    # Stage 2 makes the room of its gradients whole when it reduces the first bucket.
+    begun = states.gradients if strategy.stage == 2 else 0
+    beside = max(kept.workspace, begun)
     return Footprint(
         states=states,
         activations=kept,
         start=weights + (states.parameters if strategy.stage else 0),
-        forward=always + states.held + states.gathered + passing + kept.saved + kept.workspace,
+        forward=always + states.held + states.gathered + passing + kept.saved + beside,
         backward=always + gradients + passing + states.bucket_copy,
         update=always + states.update + states.cast,
     )
