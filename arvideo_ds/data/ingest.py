@@ -66,6 +66,15 @@ def ingest(path: Path, settings: TranscodeSettings | None, part: Part | None = N
     return _sample(data, "mp4", info)
 
 
+def ingest_bytes(data: bytes, suffix: str) -> Sample:
+    """A video as it is, from memory. Errors: as `ingest`."""
+    if not data:
+        raise RejectedError("empty", "the file has 0 bytes")
+    info = probe(io.BytesIO(data))
+    _require_complete(info)
+    return _copied(data, suffix, info)
+
+
 def _copied(data: bytes, suffix: str, info: VideoInfo) -> Sample:
     if len(info.sizes) > 1:
         raise RejectedError(

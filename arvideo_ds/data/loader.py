@@ -204,6 +204,8 @@ def evaluation_loader(
         batch_size=batch_size,
         num_workers=num_workers,
         collate_fn=collate,
+        # A decoder that hangs ends the evaluation instead of holding it up for ever.
+        timeout=recipe.data.timeout_s if num_workers else 0,
         worker_init_fn=_start_worker,
     )
 
@@ -247,12 +249,11 @@ def _resident_bytes(pid: int) -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def worker_count(recipe: Recipe, *, ranks_on_host: int) -> int:
-    """data.workers, or this host's share of cores per rank, at most 8."""
+def worker_count(recipe: Recipe, *, cores: int) -> int:
+    """data.workers, or as many as this rank has cores, at most 8."""
     if recipe.data.workers != "auto":
         return recipe.data.workers
-    cores = len(os.sched_getaffinity(0))
-    return max(1, min(_MAX_AUTO_WORKERS, cores // ranks_on_host))
+    return max(1, min(_MAX_AUTO_WORKERS, cores))
 
 
 def _start_worker(_worker: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +39,7 @@ def extract(encoder: Encoder, shards: ShardSet, recipe: Recipe, device: torch.de
     if shards.manifest.labels is None:
         raise UserError(f"{shards.name} has no labels; a probe needs class folders or a CSV.")
     encoder = encoder.to(device)
-    workers = worker_count(recipe, ranks_on_host=1)
+    workers = worker_count(recipe, cores=len(os.sched_getaffinity(0)))
     loader = evaluation_loader(shards, recipe, batch_size=_BATCH, num_workers=workers)
     values, labels, skipped = [], [], 0
     for batch in tqdm(loader, desc=f"features of {shards.name}", unit="batch"):

@@ -220,6 +220,14 @@ class Wandb:
             except Exception as error:
                 self._give_up(error)
 
+    def close(self) -> None:
+        """Write what is still under way."""
+        if self._run is not None:
+            try:
+                self._run.finish()
+            except Exception as error:
+                self._give_up(error)
+
     def _give_up(self, error: Exception) -> None:
         self._run = None
         print(f"W&B is off for this run ({error}); metrics.jsonl goes on.", flush=True)

@@ -7,7 +7,6 @@ model and engine -> newest checkpoint -> loader -> loop -> weights and summary.
 from __future__ import annotations
 
 import json
-import os
 import socket
 import time
 from contextlib import ExitStack
@@ -96,7 +95,7 @@ def _pretrain(
                 loader=loader,
                 folder=folder,
                 first_step=first_step,
-                sinks=_sinks(settings, folder, first_step) if world.is_main else [],
+                sinks=_sinks(settings, folder, first_step, held) if world.is_main else [],
                 hosts=gather_names(socket.gethostname()),
                 heartbeat=heartbeat,
                 guard=_guard(settings, loader, world, first_step, folder),
@@ -150,12 +149,11 @@ def _engine(settings: Settings) -> Engine:
 def _loader(
     settings: Settings, shards: ShardSet, world: World, first_step: int, folder: Path
 ) -> TrainLoader:
-    workers = worker_count(settings.recipe, ranks_on_host=world.local_size)
-    cores = len(os.sched_getaffinity(0))
-    if world.is_main and workers * world.local_size > cores:
+    workers = worker_count(settings.recipe, cores=world.cores)
+    if world.is_main and workers > world.cores:
         print(
-            f"note: {world.local_size} rank(s) x {workers} data workers share {cores} cores; "
-            "data.workers sets the workers of a rank.",
+            f"note: {workers} data workers of a rank share its {world.cores} core(s); data.workers "
+            "sets their number.",
             flush=True,
         )
     return TrainLoader(
@@ -183,10 +181,13 @@ def _guard(
     )
 
 
-def _sinks(settings: Settings, folder: Path, first_step: int) -> list[Sink]:
+def _sinks(settings: Settings, folder: Path, first_step: int, held: ExitStack) -> list[Sink]:
     sinks: list[Sink] = [Console(settings.plan.steps), JsonLines(folder, first_step)]
     if settings.recipe.wandb.mode != "disabled":
-        sinks.append(Wandb(folder, settings.recipe.wandb, settings.as_dict()))
+        tracker = Wandb(folder, settings.recipe.wandb, settings.as_dict())
+        # Before the ranks part: srun may end this one as soon as another has left.
+        held.callback(tracker.close)
+        sinks.append(tracker)
     return sinks
 
 

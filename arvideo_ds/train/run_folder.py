@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -33,6 +35,7 @@ MODEL = "model.safetensors"
 QUARANTINE = "quarantine.jsonl"
 RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
+_STALE_LOCK_S = 120
 
 # Settings that may differ between a run and its continuation: none of them changes a number.
 _FREE = frozenset(
@@ -48,13 +51,19 @@ def lock(folder: Path) -> IO[str]:
     """Hold the folder until the returned file closes. Errors: `UserError` if somebody else does."""
     folder.mkdir(parents=True, exist_ok=True)
     file = (folder / ".lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(
-            f"another run is writing to {folder}. Wait for it, or choose another --output."
-        ) from None
-    return file
+    # A file server may hold the lock of a lost node for a while after Slurm started the job anew.
+    limit = time.monotonic() + (_STALE_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > limit:
+                raise UserError(
+                    f"another run is writing to {folder}. Wait for it, or choose another --output."
+                ) from None
+            time.sleep(1)
+        else:
+            return file
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

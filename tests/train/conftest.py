@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_command
 
 PRETRAIN = ROOT / "scripts" / "pretrain.py"
 FAULTY = Path(__file__).parent / "faulty_pretrain.py"
@@ -102,6 +102,18 @@ def stop(process: subprocess.Popen[str]) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def ranks_of(process: subprocess.Popen[str]) -> list[int]:
+    """Process ids of the ranks below a launcher."""
+    found = run_command("ps", "-eo", "pid,ppid,args").stdout.splitlines()[1:]
+    rows = [
+        (int(pid), int(parent), args) for pid, parent, args in (x.split(None, 2) for x in found)
+    ]
+    family = {process.pid}
+    for _ in range(4):
+        family |= {pid for pid, parent, _ in rows if parent in family}
+    return [pid for pid, _, args in rows if pid in family and "--local_rank=" in args]
 
 
 @pytest.fixture(scope="module")

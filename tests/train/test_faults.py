@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tests.train.conftest import Runs, stop
+from tests.train.conftest import Runs, ranks_of, stop
 
 pytestmark = pytest.mark.dist
 
@@ -106,8 +107,9 @@ def test_a_rank_that_hangs_is_named_and_every_stack_written(runs: Runs) -> None:
     try:
         output = "".join(lines_until(process, "stacks of every rank"))
     finally:
-        process.send_signal(signal.SIGTERM)
-        time.sleep(1)
+        # The one that hangs hears no other signal.
+        for rank in ranks_of(process):
+            os.kill(rank, signal.SIGKILL)
         stop(process)
     late = re.search(r"late: rank (\d).*in (\w+) of step (\d+)", output)
     assert late is not None, output[-3000:]

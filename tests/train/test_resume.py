@@ -8,7 +8,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import threading
 import time
 from collections import defaultdict
@@ -18,7 +17,7 @@ import pytest
 
 from arvideo_ds.engine.checkpoints import newest_checkpoint
 from tests.conftest import run_command
-from tests.train.conftest import Runs, stop
+from tests.train.conftest import Runs, ranks_of, stop
 
 pytestmark = pytest.mark.dist
 # make test does a few; the figure of twenty is ARVIDEO_KILLS=20.
@@ -74,18 +73,6 @@ class Watcher(threading.Thread):
             found = newest_checkpoint(self.folder) is not None
             self.missing += self.seen > 0 and not found
             self.seen += found
-
-
-def ranks_of(process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the ranks below a launcher."""
-    found = run_command("ps", "-eo", "pid,ppid,args").stdout.splitlines()[1:]
-    rows = [
-        (int(pid), int(parent), args) for pid, parent, args in (x.split(None, 2) for x in found)
-    ]
-    family = {process.pid}
-    for _ in range(4):
-        family |= {pid for pid, parent, _ in rows if parent in family}
-    return [pid for pid, _, args in rows if pid in family and "--local_rank=" in args]
 
 
 def kill_somewhere(runs: Runs, name: str, how: str, after: float, *options: str) -> None:
