@@ -23,7 +23,7 @@ from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
-from arvideo_ds.train.run_folder import METRICS, QUARANTINE, read_metrics
+from arvideo_ds.train.run_folder import METRICS, QUARANTINE, finite, read_metrics
 
 _GIB = 2**30
 # A rank whose forward pass takes so many times the median is named.
@@ -179,12 +179,12 @@ class JsonLines:
         self._path = folder / METRICS
         kept = [m for m in read_metrics(folder) if m["step"] <= first_step]
         temporary = self._path.with_name(METRICS + ".new")
-        temporary.write_text("".join(json.dumps(m) + "\n" for m in kept))
+        temporary.write_text("".join(json.dumps(finite(m)) + "\n" for m in kept))
         temporary.replace(self._path)
 
     def log(self, metrics: dict[str, Any]) -> None:
         with self._path.open("a") as file:
-            file.write(json.dumps(metrics) + "\n")
+            file.write(json.dumps(finite(metrics)) + "\n")
 
 
 class Wandb:

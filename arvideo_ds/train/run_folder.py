@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -104,13 +105,20 @@ def left_out(folder: Path) -> dict[str, str]:
     return {line["key"]: line["kind"] for line in lines if line["kind"] in ("hang", "crash")}
 
 
+def finite(value: Any) -> Any:
+    """The same facts with null for what is no number: JSON knows no infinity."""
+    if isinstance(value, Mapping):
+        return {key: finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Add facts to summary.json and return the whole."""
     path = folder / SUMMARY
     summary = json.loads(path.read_text()) if path.is_file() else {}
     summary.update(facts)
     temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(summary, indent=1) + "\n")
+    temporary.write_text(json.dumps(finite(summary), indent=1) + "\n")
     temporary.replace(path)
     return dict(summary)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -49,6 +50,13 @@ def test_a_line_that_was_cut_off_does_not_stop_a_resumed_run(tmp_path: Path) -> 
         file.write('{"step": 30, "loss/pre')
     logged(tmp_path, 30, first_step=20)
     assert steps_of(tmp_path) == [10, 20, 30]
+
+
+def test_what_is_no_number_is_null(tmp_path: Path) -> None:
+    JsonLines(tmp_path, 0).log({"step": 1, "loss/pretrain": math.nan, "norm": math.inf, "lr": 0.5})
+    assert (tmp_path / METRICS).read_text() == (
+        '{"step": 1, "loss/pretrain": null, "norm": null, "lr": 0.5}\n'
+    )
 
 
 class StubRun:
