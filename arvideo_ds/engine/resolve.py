@@ -154,7 +154,15 @@ def _check_known_bad(resolved: dict[str, Any], recipe: Recipe, origin: str) -> N
         for key in ("offload_optimizer", "offload_param")
         if zero.get(key, {}).get("device") == "nvme"
     ]
+    checkpointing = resolved.get(ACTIVATION_CHECKPOINTING, {})
     bad = {
+        "activation_checkpointing.partition_activations=true needs model parallelism, and empties "
+        "tensors that decoder layers share. Remove it.": bool(
+            checkpointing.get("partition_activations")
+        ),
+        "activation_checkpointing.cpu_checkpointing=true empties tensors that decoder layers "
+        "share, and no parity test on a GPU has passed. Remove it; every layer recomputed keeps "
+        "least.": bool(checkpointing.get("cpu_checkpointing")),
         f"{nvme[0] if nvme else ''}.device=nvme: our checkpoints do not read what lies there. "
         'Use "cpu".': bool(nvme),
         "zero_hpz_partition_size above 1 has given wrong gradients (DeepSpeed issue 4851). Remove "
