@@ -25,6 +25,7 @@ from arvideo_ds.data.processes import failure, killable_map
 from arvideo_ds.data.shard_writer import complete_index, write_atomically, write_manifest
 from arvideo_ds.errors import UserError
 
+_SETTINGS: dict[str, str | int | None] = {"video": m.AS_FOUND}
 VIDEO_SUFFIXES = ("mp4", "webm", "avi", "mkv", "mov")
 
 
@@ -49,9 +50,11 @@ def index_shards(folder: Path, *, dataset: str, workers: int, timeout_s: float) 
     Goes on after tars that are indexed. Errors: `UserError` where a tar is damaged, holds no video,
     or no video of all is usable.
     """
-    tars = sorted(folder.glob("*.tar"))
+    tars = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not tars:
-        raise UserError(f"{folder} holds no .tar files.")
+        raise UserError(f"{folder} is no folder with .tar files.")
+    if (folder / m.MANIFEST).exists() and m.ShardSet(folder).manifest.settings != _SETTINGS:
+        raise UserError(f"{folder} holds shards of make_shards.py; they need no other index.")
     indices = {}
     for path in tars:
         inputs = _inputs(path)
@@ -70,7 +73,7 @@ def index_shards(folder: Path, *, dataset: str, workers: int, timeout_s: float) 
         split=None,
         # Their names are not known here; their numbers are.
         labels=tuple(str(n) for n in range(max(labelled) + 1)) if labelled else None,
-        settings={"video": "as found"},
+        settings=_SETTINGS,
     )
 
 

@@ -74,6 +74,7 @@ def inspect_shards(folder: Path) -> Inspection:
     Errors: `UserError` without shards, or where one is damaged.
     """
     shards = ShardSet(folder)
+    shards.require_own()
     shards.check_sizes()
     if not shards.num_samples:
         raise UserError(f"the shards in {folder} hold no samples.")

@@ -24,6 +24,8 @@ from arvideo_ds.errors import UserError
 VERSION = 2
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
+# What the manifest of somebody else's tars says of their videos (foreign.py).
+AS_FOUND = "as found"
 # Open files and parsed indices that one reader keeps; a window of the order spans few shards.
 _OPEN_SHARDS = 64
 _BLOCK = 2**20
@@ -157,6 +159,14 @@ class ShardSet:
     def read_bytes(self, shard: int, offset: int, size: int) -> bytes:
         """Bytes of the tar as they are; fewer where it ends before."""
         return os.pread(self._open(shard).fileno(), size, offset)
+
+    def require_own(self) -> None:
+        """Errors: `UserError` for tars of others, which have no facts for tools to work with."""
+        if self.manifest.settings.get("video") == AS_FOUND:
+            raise UserError(
+                f"{self.name} holds tars that index_shards.py made readable for training; this "
+                "tool needs shards of make_shards.py."
+            )
 
     def check_sizes(self) -> None:
         """Compare every shard's size with the manifest, before any work begins."""

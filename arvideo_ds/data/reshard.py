@@ -91,6 +91,8 @@ def open_pool(folders: Sequence[Path], seed: int) -> Pool:
     Errors: `UserError` when a source is no folder of sound shards, or two samples share a key.
     """
     sources = tuple(m.ShardSet(folder) for folder in folders)
+    for source in sources:
+        source.require_own()
     for shards in sources:
         shards.check_sizes()
     by_key: dict[str, Item] = {}

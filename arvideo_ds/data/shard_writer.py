@@ -70,6 +70,8 @@ def write_shards(job: ShardJob) -> ShardReport:
     """
     if job.transcode is None and any(entry.part for entry in job.listing.entries):
         raise UserError("samples that are parts of longer videos need --video transcode.")
+    if job.output.exists() and not job.output.is_dir():
+        raise UserError(f"--output {job.output} is a file; give a folder.")
     job.output.mkdir(parents=True, exist_ok=True)
     inputs = _inputs_hash(job)
     deals = _deal(job)

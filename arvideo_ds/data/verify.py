@@ -74,6 +74,7 @@ def verify(
     timeout_s: per video. Errors: `UserError` when there is no manifest that can be read.
     """
     shards = m.ShardSet(folder)
+    shards.require_own()
     problems = list(_folder_problems(shards))
     started = time.monotonic()
     problems += _check_shards(shards, workers)

@@ -81,6 +81,13 @@ def print_header(
     )
     if plan.warmup_steps >= plan.steps:
         print("note: the warm-up is longer than the run; set optim.warmup_steps.", flush=True)
+    if plan.videos_per_step > plan.num_videos:
+        print(
+            f"note: a step takes {plan.videos_per_step} videos, the shards hold {plan.num_videos}: "
+            f"the run has {plan.steps} steps in all. Lower train.total_batch, or set "
+            "train.max_steps.",
+            flush=True,
+        )
     expected = recipe.data.num_videos
     if expected and abs(plan.num_videos - expected) > _SHARE_OF_WRONG_COUNT * expected:
         print(

@@ -56,6 +56,8 @@ def settle(options: Options, *, world_size: int) -> Settings:
     data.num_videos. Errors: `UserError`.
     """
     recipe = load_recipe(options.recipe, options.overrides)
+    if options.folder.exists() and not options.folder.is_dir():
+        raise UserError(f"--output {options.folder} is a file; give a folder.")
     shards = _open_shards(recipe)
     if shards is None and recipe.data.num_videos is None:
         _require(recipe, shards)

@@ -85,14 +85,23 @@ def test_an_indexed_folder_is_read_like_our_own(tmp_path: Path, videos: list[byt
         assert shards.read(shard, sample) == video
         last = decode("decord", shards.read(shard, sample), np.array([sample.num_frames - 1]))
         assert last.shape[0] == 1
+    for tool in ("verify_shards.py", "inspect_shards.py"):
+        done = run_command(sys.executable, ROOT / "data_tools" / tool, tmp_path)
+        assert (done.returncode, "needs shards of make_shards.py" in done.stderr) == (2, True)
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "rejects.jsonl").open()]
     assert "empty" in reasons
+
+
+def test_our_own_shards_are_left_alone(demo_shards: Path) -> None:
+    done = run_command(sys.executable, SCRIPT, demo_shards / "train")
+    assert done.returncode == 2
+    assert "need no other index" in done.stderr
 
 
 def test_what_is_no_folder_of_tars_is_said(tmp_path: Path) -> None:
     done = run_command(sys.executable, SCRIPT, tmp_path)
     assert done.returncode == 2
-    assert "holds no .tar files" in done.stderr
+    assert "is no folder with .tar files" in done.stderr
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 100)
     done = run_command(sys.executable, SCRIPT, tmp_path)
     assert done.returncode == 2
