@@ -101,9 +101,8 @@ def build_engine(
 def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     """Make transformer layers recompute their inside in the backward pass.
 
-    Applied from outside, so model files know nothing of it; the JSON's section configures it
-    (every k-th layer, partitioning, CPU offload). Names of parameters stay. Returns the
-    configuration without the key that is ours.
+    Applied from outside, so model files know nothing of it; the JSON's section configures it.
+    Names of parameters stay. Returns the configuration without the key that is ours (`every`).
     """
     section = dict(config[ACTIVATION_CHECKPOINTING])
     every = section.pop(EVERY, 1)

@@ -148,40 +148,57 @@ def _check_stage(resolved: dict[str, Any], origin: str) -> None:
 def _check_known_bad(resolved: dict[str, Any], recipe: Recipe, origin: str) -> None:
     """Refuse what is known to train wrongly or not at all, with the reason."""
     zero = resolved.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
-    nvme = [
-        key
-        for key in ("offload_optimizer", "offload_param")
-        if zero.get(key, {}).get("device") == "nvme"
-    ]
+    stage, compiled = zero.get("stage", 0), recipe.train.compile
     checkpointing = resolved.get(ACTIVATION_CHECKPOINTING, {})
-    bad = {
-        "activation_checkpointing.partition_activations=true needs model parallelism, and empties "
-        "tensors that decoder layers share. Remove it.": bool(
-            checkpointing.get("partition_activations")
+    offloads = [zero.get(key) or {} for key in ("offload_optimizer", "offload_param")]
+    own_adamw = recipe.optim.implementation == "deepspeed"
+    bad = [
+        (
+            checkpointing.get("partition_activations"),
+            "activation_checkpointing.partition_activations=true needs model parallelism, and "
+            "empties tensors that decoder layers share. Remove it.",
         ),
-        "activation_checkpointing.cpu_checkpointing=true empties tensors that decoder layers "
-        "share, and no parity test on a GPU has passed. Remove it; every layer recomputed keeps "
-        "least.": bool(checkpointing.get("cpu_checkpointing")),
-        f"{nvme[0] if nvme else ''}.device=nvme: our checkpoints do not read what lies there. "
-        'Use "cpu".': bool(nvme),
-        "zero_hpz_partition_size above 1 has given wrong gradients (DeepSpeed issue 4851). Remove "
-        "it.": zero.get("zero_hpz_partition_size", 1) > 1,
-        "bf16.check_grad_overflow=false would apply gradients that are not finite. Remove "
-        "it.": not resolved["bf16"].get("check_grad_overflow", True),
-        '"compile" is DeepCompile, which is not supported; train.compile of the recipe compiles '
-        "each layer.": "compile" in resolved,
-        "train.compile=true does not work at stage 3, whose hooks break every graph (DeepSpeed "
-        "issue 6719). Use a stage below, or train.compile=false.": recipe.train.compile
-        and stage == 3,
-        "overlap_comm=true with train.compile=true has lost gradients (DeepSpeed issue 8061). Set "
-        "one of them to false.": recipe.train.compile and bool(zero.get("overlap_comm")),
-        "optim.implementation=deepspeed at stage 0 in fp32 would apply gradients that are not "
-        "finite. Use torch, or a stage above.": recipe.optim.implementation == "deepspeed"
-        and stage == 0
-        and recipe.train.precision == "fp32",
-    }
-    for reason, is_so in bad.items():
+        (
+            checkpointing.get("cpu_checkpointing"),
+            "activation_checkpointing.cpu_checkpointing=true empties tensors that decoder layers "
+            "share, and no parity test on a GPU has passed. Remove it; every layer recomputed "
+            "keeps least.",
+        ),
+        (
+            any(offload.get("device") == "nvme" for offload in offloads),
+            'an offload to device "nvme": our checkpoints do not read what lies there. Use "cpu".',
+        ),
+        (
+            zero.get("zero_hpz_partition_size", 1) > 1,
+            "zero_hpz_partition_size above 1 has given wrong gradients (DeepSpeed issue 4851). "
+            "Remove it.",
+        ),
+        (
+            not resolved["bf16"].get("check_grad_overflow", True),
+            "bf16.check_grad_overflow=false would apply gradients that are not finite. Remove it.",
+        ),
+        (
+            "compile" in resolved,
+            '"compile" is DeepCompile, which is not supported; train.compile of the recipe '
+            "compiles each layer.",
+        ),
+        (
+            compiled and stage == 3,
+            "train.compile=true does not work at stage 3, whose hooks break every graph "
+            "(DeepSpeed issue 6719). Use a stage below, or train.compile=false.",
+        ),
+        (
+            compiled and zero.get("overlap_comm"),
+            "overlap_comm=true with train.compile=true has lost gradients (DeepSpeed issue 8061). "
+            "Set one of them to false.",
+        ),
+        (
+            own_adamw and stage == 0 and recipe.train.precision == "fp32",
+            "optim.implementation=deepspeed at stage 0 in fp32 would apply gradients that are not "
+            "finite. Use torch, or a stage above.",
+        ),
+    ]
+    for is_so, reason in bad:
         if is_so:
             raise UserError(f"{origin}: {reason}")
 

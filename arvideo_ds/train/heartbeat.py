@@ -17,8 +17,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import IO
+from typing import IO, Any
 
 FOLDER = "heartbeats"
 # In the order of a step: of two ranks at the same step, the one in the earlier phase is late.
@@ -70,12 +69,7 @@ class Heartbeat:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         faulthandler.cancel_dump_traceback_later()
         self._ended.set()
         self._thread.join()

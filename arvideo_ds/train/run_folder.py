@@ -38,7 +38,8 @@ RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
 _STALE_LOCK_S = 120
 
-# Settings that may differ between a run and its continuation: none of them changes a number.
+# Settings that may differ between a run and its continuation: beyond rounding, none of them
+# changes a number.
 _FREE = frozenset(
     """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
     data.max_skipped_share data.shards data.num_videos train.micro_batch train.log_every

@@ -105,6 +105,7 @@ def main() -> None:
     curves = {"-".join(map(str, case)): curve(case, world) for case in CASES}
     if world.is_main:
         print("RESULT " + json.dumps(curves), flush=True)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Bytes that DeepSpeed really holds: what a rank owns at the instants of a step, for a test.
 
-    deepspeed --num_gpus N tests/engine/measure_model_states.py CASES.json RESULT.json
+    deepspeed --num_gpus N tests/engine/measure_model_states.py CASES.json
 
 CASES: [{"stage": 2, "precision": "bf16", "zero": {...}, "recipe": [NAME, OVERRIDE, ...]}, ...].
 Builds each with the project's engine, makes two steps and walks over all live tensors in the
 second: before its last forward pass ("held"), after that ("forward") and after its backward pass
 ("backward"), within AdamW's update ("update") and after it ("rest"). A storage counts once and
 belongs to the first of parameters, optimizer, gradients (gradients, buckets and whatever else
-lives). What goes through DeepSpeed's collectives in that step is counted too. RESULT: for each
-rank and case, {"held": bytes by owner, ..., "sent": bytes}.
+lives). What goes through DeepSpeed's collectives in that step is counted too. Prints for each rank
+and case {"held": bytes by owner, ..., "sent": bytes}.
 """
 
 from __future__ import annotations
@@ -164,13 +164,14 @@ def measure(case: dict[str, Any], sent: Sent) -> dict[str, Any]:
 
 
 def main() -> None:
-    cases, result = json.loads(Path(sys.argv[-2]).read_text()), Path(sys.argv[-1])
+    cases = json.loads(Path(sys.argv[-1]).read_text())
     sent = Sent()
     world = start_world()
     gathered: list[Any] = [None] * world.size
     dist.all_gather_object(gathered, [measure(case, sent) for case in cases])
     if world.is_main:
-        result.write_text(json.dumps(gathered))
+        print("RESULT " + json.dumps(gathered), flush=True)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

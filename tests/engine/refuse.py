@@ -91,6 +91,7 @@ def main() -> None:
                     )
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(results), flush=True)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from arvideo_ds.engine.build import Engine, build_engine
@@ -71,6 +72,7 @@ def main() -> None:
                 save_checkpoint(engine, target, 3, {}, keep=9)
             step(engine, 3, world.rank, world.size)
             save_checkpoint(engine, target / "next", 4, {}, keep=9)
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":

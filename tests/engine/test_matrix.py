@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
 ALLOWED = {"fp32": 1e-5, "bf16": 1e-2}
 
 
 @pytest.mark.dist
 @pytest.mark.slow
-def test_every_way_of_running_gives_one_curve(run: Run) -> None:
-    script = Path(__file__).parent / "matrix.py"
-    done = run("deepspeed", "--num_gpus=2", "--master_port=29861", script, timeout=1200)
-    assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    curves: dict[str, list[float]] = json.loads(line.removeprefix("RESULT "))
+def test_every_way_of_running_gives_one_curve(
+    on_ranks: Callable[..., dict[str, list[float]]],
+) -> None:
+    curves = on_ranks("matrix.py", 2, timeout=1200)
     assert len(curves) == 4 * 2 * 2 * 2 + 4
     differences = {}
     for name, curve in curves.items():

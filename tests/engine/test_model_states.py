@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from arvideo_ds.config.memory import ModelStates, Strategy, model_states
 
 pytestmark = pytest.mark.dist
 ROOT = Path(__file__).parent.parent.parent
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 BUCKET = 1_000_000
 SMALL_BUCKETS = {
@@ -73,24 +71,12 @@ OFFLOADED: list[dict[str, Any]] = [
 def measured(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    environment: Callable[..., dict[str, str]],
+    on_ranks: Callable[..., list[list[dict[str, Any]]]],
 ) -> tuple[int, list[list[dict[str, Any]]]]:
     """Number of ranks, and for each rank the bytes of every case."""
-    ranks, folder = request.param, tmp_path_factory.mktemp("states")
-    (folder / "cases.json").write_text(json.dumps([*CASES, *OFFLOADED]))
-    command = [
-        "deepspeed",
-        f"--num_gpus={ranks}",
-        f"--master_port={29800 + ranks}",
-        str(Path(__file__).with_name("measure_model_states.py")),
-        str(folder / "cases.json"),
-        str(folder / "result.json"),
-    ]
-    done = subprocess.run(
-        command, env=environment(), capture_output=True, text=True, timeout=900, check=False
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return ranks, json.loads((folder / "result.json").read_text())
+    cases = tmp_path_factory.mktemp("states") / "cases.json"
+    cases.write_text(json.dumps([*CASES, *OFFLOADED]))
+    return request.param, on_ranks("measure_model_states.py", request.param, cases)
 
 
 def predicted(case: dict[str, Any], ranks: int) -> tuple[ModelStates, int]:

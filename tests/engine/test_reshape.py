@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,14 +11,6 @@ from torch import Tensor
 from arvideo_ds.engine.saved_state import SavedState
 
 pytestmark = pytest.mark.dist
-Run = Callable[..., subprocess.CompletedProcess[str]]
-SCRIPT = Path(__file__).parent / "reshape.py"
-
-
-def launch(run: Run, ranks: int, action: str, folder: Path) -> None:
-    port = f"--master_port={29880 + ranks}"
-    done = run("deepspeed", f"--num_gpus={ranks}", port, SCRIPT, action, folder, timeout=600)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
 
 
 def values(folder: Path) -> dict[tuple[str, str], Tensor]:
@@ -46,10 +37,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("reshape")
 
 
-def test_state_is_the_same_bits_at_every_stage_and_number_of_ranks(run: Run, folder: Path) -> None:
-    launch(run, 2, "save", folder)
+def test_state_is_the_same_bits_at_every_stage_and_number_of_ranks(
+    on_ranks: Callable[..., None], folder: Path
+) -> None:
+    on_ranks("reshape.py", 2, "save", folder)
     for ranks in (1, 2, 3):
-        launch(run, ranks, "load", folder)
+        on_ranks("reshape.py", ranks, "load", folder)
     loaded = sorted(folder.glob("*-to-*"))
     assert len(loaded) == 4 * 2 * 4 * 3
     for path in loaded:

@@ -187,7 +187,7 @@ def test_a_file_that_cannot_be_used_is_named(
         ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "wrong gradients"),
         (
             {"zero_optimization": {"stage": 3, "offload_param": {"device": "nvme"}}},
-            "offload_param.device=nvme",
+            'an offload to device "nvme"',
         ),
         ({"bf16": {"enabled": "auto", "check_grad_overflow": False}}, "not finite"),
         ({"compile": {}}, "train.compile of the recipe"),

@@ -1,0 +1,37 @@
+"""Scripts of this folder on several ranks, for tests of what only several ranks can show."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import run_command
+
+OnRanks = Callable[..., Any]
+
+
+@pytest.fixture(scope="session")
+def on_ranks() -> OnRanks:
+    """`run_on_ranks`, for the tests."""
+    return run_on_ranks
+
+
+def run_on_ranks(script: str, ranks: int, *arguments: str | Path, timeout: float = 900) -> Any:
+    """Run a script of this folder under `deepspeed`; returns what it printed after RESULT."""
+    command = ["deepspeed", f"--num_gpus={ranks}", f"--master_port={_free_port()}"]
+    path = Path(__file__).with_name(script)
+    done = run_command(*command, path, *arguments, timeout=timeout)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    return json.loads(found[0].removeprefix("RESULT ")) if found else None
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
