@@ -15,8 +15,7 @@ from arvideo_ds.data.clips import NO_LABEL
 from arvideo_ds.data.loader import evaluation_loader, worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
-from arvideo_ds.models.arvideo import encode_clips
-from arvideo_ds.models.encoder import Encoder
+from arvideo_ds.models.encoder import Encoder, encode_clips
 
 _BATCH = 64
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from arvideo_ds.geometry import num_kept
 from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
 from arvideo_ds.models.decoder import CrossDecoder
 from arvideo_ds.models.draws import random_subsets
-from arvideo_ds.models.encoder import Encoder
+from arvideo_ds.models.encoder import build_encoder
 from arvideo_ds.models.masks import may_see_before, may_see_up_to, step_numbers
 from arvideo_ds.models.objective import Objective
 from arvideo_ds.models.order import cluster_tokens, fixed_order, random_order
@@ -120,22 +119,3 @@ class ARVideo(Objective):
     def _tokens(self, clusters: Tensor, members: Tensor) -> Tensor:
         """Tokens of the given members (B n m, places within a cluster) of clusters B n: B (n m)."""
         return rearrange(self.clusters[clusters].gather(2, members), "b n m -> b (n m)")
-
-
-def build_encoder(recipe: Recipe) -> Encoder:
-    """The encoder of a recipe alone: what transfers, for probing and fine-tuning."""
-    geometry, size = recipe.geometry, recipe.size
-    return Encoder(
-        positions=position_table(recipe.model.positions, geometry.grid, size.width),
-        cube_values=geometry.cube_values,
-        depth=size.depth,
-        heads=size.heads,
-        mlp=size.mlp,
-    )
-
-
-def encode_clips(encoder: Encoder, clips: Tensor, patch: tuple[int, int, int]) -> Tensor:
-    """Whole clips B T H W 3 under full attention, as the encoder is used afterwards: B N D."""
-    cubes = to_cubes(clips, patch)
-    tokens = torch.arange(cubes.shape[1], device=cubes.device).expand(cubes.shape[:2])
-    return encoder(cubes, tokens)

@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import functools
 
+import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from arvideo_ds.models.cubes import standardize
+from arvideo_ds.config.schema import Recipe
+from arvideo_ds.geometry import Triple
+from arvideo_ds.models.cubes import standardize, to_cubes
+from arvideo_ds.models.positions import position_table
 
 layer_norm = functools.partial(nn.LayerNorm, eps=1e-6)
 
@@ -19,21 +23,39 @@ class Encoder(nn.Module):
     """Pre-norm ViT over any subset of a clip's tokens.
 
     `positions` is the table of the whole grid, N D; `cube_values` P; `mlp` the hidden width.
+    `drop_path` is the share of the last block's branches left out while training (stochastic
+    depth); it grows from 0 at the first. Without `final_norm` tokens leave as the last block made
+    them.
     """
 
     positions: Tensor
 
     def __init__(
-        self, *, positions: Tensor, cube_values: int, depth: int, heads: int, mlp: int
+        self,
+        *,
+        positions: Tensor,
+        cube_values: int,
+        depth: int,
+        heads: int,
+        mlp: int,
+        drop_path: float = 0.0,
+        final_norm: bool = True,
     ) -> None:
         super().__init__()
         width = positions.shape[1]
         self.embed = nn.Linear(cube_values, width)
         self.blocks = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp / width, qkv_bias=True, norm_layer=layer_norm)
-            for _ in range(depth)
+            Block(
+                width,
+                heads,
+                mlp_ratio=mlp / width,
+                qkv_bias=True,
+                drop_path=drop_path * number / max(1, depth - 1),
+                norm_layer=layer_norm,
+            )
+            for number in range(depth)
         )
-        self.norm = layer_norm(width)
+        self.norm = layer_norm(width) if final_norm else nn.Identity()
         # Recomputed from the shape, so no checkpoint holds it.
         self.register_buffer("positions", positions, persistent=False)
         initialize(self)
@@ -50,6 +72,27 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x = block(x, attn_mask=mask)
         return self.norm(x)
+
+
+def build_encoder(recipe: Recipe, *, drop_path: float = 0.0, final_norm: bool = True) -> Encoder:
+    """The encoder of a recipe alone: what transfers, for probing and fine-tuning."""
+    geometry, size = recipe.geometry, recipe.size
+    return Encoder(
+        positions=position_table(recipe.model.positions, geometry.grid, size.width),
+        cube_values=geometry.cube_values,
+        depth=size.depth,
+        heads=size.heads,
+        mlp=size.mlp,
+        drop_path=drop_path,
+        final_norm=final_norm,
+    )
+
+
+def encode_clips(encoder: Encoder, clips: Tensor, patch: Triple) -> Tensor:
+    """Whole clips B T H W 3 under full attention, as the encoder is used afterwards: B N D."""
+    cubes = to_cubes(clips, patch)
+    tokens = torch.arange(cubes.shape[1], device=cubes.device).expand(cubes.shape[:2])
+    return encoder(cubes, tokens)
 
 
 def initialize(module: nn.Module) -> None:

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.models.arvideo import ARVideo, encode_clips
+from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.cubes import pick, to_cubes
+from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.randomness import draw_key
 
 Make = Callable[..., Recipe]
