@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from einops import rearrange
 from torch import Tensor
+from torch.nn import functional as F
 
 from arvideo_ds.geometry import Triple
 
@@ -11,6 +13,29 @@ from arvideo_ds.geometry import Triple
 def position_table(scheme: str, grid: Triple, width: int) -> Tensor:
     """Table of `model.positions`; tokens count along (time, row, column) of the grid."""
     return {"sincos_1d": sincos_1d, "sincos_3d": sincos_3d}[scheme](grid, width)
+
+
+def interpolated_positions(
+    scheme: str, pretrained_grid: Triple, grid: Triple, width: int
+) -> Tensor:
+    """Table of `grid` read off that of `pretrained_grid`, for clips of another shape: N x width.
+
+    Bicubic over rows and columns, then linear over time, cells' centres laid on each other. A
+    recomputed table gives most places of another grid columns that pretraining knew as another
+    place: sincos_1d counts through all tokens, sincos_3d scales with the axes. This one gives each
+    place nearly what pretraining knew there; new values lie between old ones, so it does not
+    reach beyond the clip that was pretrained on. Equal grids give the plain table.
+    Source: VideoMAE V2's fine-tuning, for other sizes and frame counts.
+    """
+    table = position_table(scheme, pretrained_grid, width)
+    if grid == pretrained_grid:
+        return table
+    t, h, w = pretrained_grid
+    table = rearrange(table, "(t h w) d -> t d h w", t=t, h=h, w=w)
+    table = F.interpolate(table, size=grid[1:], mode="bicubic", align_corners=False)
+    table = rearrange(table, "t d h w -> (h w) d t")
+    table = F.interpolate(table, size=grid[0], mode="linear", align_corners=False)
+    return rearrange(table, "(h w) d t -> (t h w) d", h=grid[1])
 
 
 def sincos_1d(grid: Triple, width: int) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from arvideo_ds.models.cubes import from_cubes, pick, pixel_targets, standardize, to_cubes
-from arvideo_ds.models.positions import position_table
+from arvideo_ds.models.positions import interpolated_positions, position_table
 
 CLIP, PATCH, GRID = (2, 4, 6, 8, 3), (2, 3, 4), (2, 2, 2)
 
@@ -62,3 +62,33 @@ def test_the_3d_table_keeps_the_axes_apart() -> None:
     table = position_table("sincos_3d", (3, 4, 5), 96).view(3, 4, 5, 96)
     assert torch.equal(table[0, 1, 2, 32:], table[2, 1, 2, 32:])  # another time, same place
     assert torch.equal(table[1, 0, 2, :32], table[1, 3, 4, :32])  # another place, same time
+
+
+@pytest.mark.parametrize("scheme", ["sincos_1d", "sincos_3d"])
+def test_interpolated_positions_of_the_same_grid_are_the_plain_table(scheme: str) -> None:
+    grid = (4, 3, 5)
+    table = interpolated_positions(scheme, grid, grid, 48)
+    assert torch.equal(table, position_table(scheme, grid, 48))
+
+
+@pytest.mark.parametrize("scheme", ["sincos_1d", "sincos_3d"])
+def test_half_the_frames_take_the_mean_of_two_pretrained_times(scheme: str) -> None:
+    whole = position_table(scheme, (8, 3, 5), 48).view(4, 2, 15, 48)
+    half = interpolated_positions(scheme, (8, 3, 5), (4, 3, 5), 48).view(4, 15, 48)
+    assert torch.allclose(half, whole.mean(1), atol=1e-5)
+
+
+def test_interpolation_keeps_places_where_recomputing_moves_them() -> None:
+    """Every place of a finer grid is most like the pretrained place that covers it."""
+    coarse, fine = (2, 4, 4), (4, 8, 8)
+    covering = torch.arange(32).view(coarse)
+    for axis in range(3):
+        covering = covering.repeat_interleave(2, dim=axis)
+    pretrained = position_table("sincos_3d", coarse, 96)
+
+    def share_at_home(table: torch.Tensor) -> float:
+        nearest = torch.cdist(table, pretrained).argmin(1)
+        return (nearest == covering.flatten()).float().mean().item()
+
+    assert share_at_home(interpolated_positions("sincos_3d", coarse, fine, 96)) == 1
+    assert share_at_home(position_table("sincos_3d", fine, 96)) < 0.5

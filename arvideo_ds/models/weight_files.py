@@ -1,0 +1,123 @@
+"""Reading a file of weights, ours or other people's: tensors by name, and nothing in it runs."""
+
+from __future__ import annotations
+
+import argparse
+import pickle
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from arvideo_ds.errors import UserError
+
+State = dict[str, Tensor]
+# A folder's file of weights: ours and Hugging Face's, then Hugging Face's older one.
+_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
+_PICKLED = (".pth", ".pt", ".bin")
+# Where training programs keep the weights beside arguments and optimiser; the first there counts.
+_NESTS = ("model", "module", "state_dict")
+# What wrappers put before every name.
+_WRAPPED = re.compile(r"^((module|model|backbone)\.)+")
+_COMPILED = "_orig_mod."
+
+
+def read_weights(path: Path) -> State:
+    """Tensors by name, on the CPU, names without what wrappers put before them.
+
+    path: .safetensors; .pth, .pt or .bin of torch, read with `weights_only` (of Python's objects
+    only `argparse.Namespace` is let in, which VideoMAE's files hold); or a folder with
+    model.safetensors or pytorch_model.bin. Nothing is downloaded.
+    Errors: `UserError` for what is missing, damaged, holds code or holds no weights.
+    """
+    file = weights_file(path)
+    tree = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickled(file)
+    state = {
+        _WRAPPED.sub("", name.replace(_COMPILED, "")): value
+        for name, value in _unnested(tree).items()
+        if isinstance(value, Tensor)
+    }
+    if not state:
+        raise UserError(f"{file} holds no weights by name; it is no model's state.")
+    return state
+
+
+def weights_file(path: Path) -> Path:
+    """The file of weights that a path means. Errors: `UserError` where there is none."""
+    if path.is_dir():
+        return _file_in(path)
+    if not path.exists():
+        raise UserError(
+            f"there is no {path}. Give a file of weights (.safetensors{', '.join(('', *_PICKLED))})"
+            ", or the folder of a finished run or of a Hugging Face model. Nothing is downloaded: "
+            "a model of a hub has to lie in a folder here."
+        )
+    if path.suffix not in (".safetensors", *_PICKLED):
+        raise UserError(
+            f"{path} is no file of weights: its name must end in .safetensors, "
+            f"{' or '.join(_PICKLED)}."
+        )
+    return path
+
+
+def _file_in(folder: Path) -> Path:
+    for name in _IN_A_FOLDER:
+        if (folder / name).is_file():
+            return folder / name
+    if any(folder.glob("*.index.json")):
+        raise UserError(
+            f"{folder} holds weights in several parts. Open it with transformers and save it whole:"
+            " model.save_pretrained(FOLDER, max_shard_size='100GB')."
+        )
+    if (folder / "recipe.yaml").is_file():
+        raise UserError(
+            f"the run in {folder} is not finished: {_IN_A_FOLDER[0]} is written at its end. "
+            "Go on with the run first."
+        )
+    raise UserError(
+        f"{folder} holds neither {' nor '.join(_IN_A_FOLDER)}. Give a file of weights, or the "
+        "folder of a finished run or of a Hugging Face model."
+    )
+
+
+def _load_safetensors(file: Path) -> Mapping[str, Any]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{file} is damaged ({error}); copy or download it again.") from None
+
+
+def _load_pickled(file: Path) -> Mapping[str, Any]:
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"{file} is not read: beside weights it holds {_refused(str(error))}, and reading that "
+            "could run code. Nothing of it was run. If you trust its source, load it there and "
+            "save the weights alone: torch.save(model.state_dict(), FILE)."
+        ) from None
+    except Exception as error:  # torch and zip have many names for a cut or altered file
+        why = str(error).strip().partition("\n")[0]
+        raise UserError(f"{file} is damaged ({why}); copy or download it again.") from None
+
+
+def _refused(message: str) -> str:
+    """What torch did not let in, by its name where its message has one."""
+    name = re.search(r"GLOBAL (\S+) was not an allowed|Unsupported (?:global|class) (\S+)", message)
+    return "objects of Python" + (f" ({name[1] or name[2]})" if name else "")
+
+
+def _unnested(tree: Any) -> Mapping[str, Any]:
+    """The mapping of names to tensors in what a file held."""
+    while isinstance(tree, Mapping):
+        inside = [tree[nest] for nest in _NESTS if isinstance(tree.get(nest), Mapping)]
+        if not inside:
+            return {str(name): value for name, value in tree.items()}
+        tree = inside[0]
+    return {}
