@@ -30,7 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from arvideo_ds.config import Recipe, load_recipe
+from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.datasets.listing import find_videos
 from arvideo_ds.data.decoders import decode
@@ -137,7 +137,7 @@ class Positions:
 class PeerClips(Dataset[Tensor]):
     """One float clip C F h w per raw file, as VideoMAE's pretraining data set loads it."""
 
-    def __init__(self, videos: Path, recipe: Recipe) -> None:
+    def __init__(self, videos: Path, recipe: PretrainRecipe) -> None:
         self.paths = list(find_videos(videos))
         if not self.paths:
             raise UserError(f"--compare {videos} has no videos.")
@@ -215,7 +215,7 @@ def resident_mib(pid: int) -> float:
     return 0.0
 
 
-def stages(clips: TrainClips, recipe: Recipe) -> dict[str, float]:
+def stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
     """Mean ms of each stage per clip, one thread, no worker: where the time goes."""
     data, shards = recipe.data, clips.shards
     spent: dict[str, float] = {}

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from arvideo_ds.config import Recipe, load_recipe, make_plan
+from arvideo_ds.config import PretrainRecipe, load_recipe, make_plan
 from arvideo_ds.config.memory import Strategy, footprint
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
@@ -90,14 +90,14 @@ def measure(name: str, args: argparse.Namespace, world: World) -> dict[str, Any]
     }
 
 
-def _engine(recipe: Recipe, config: dict[str, Any]) -> Engine:
+def _engine(recipe: PretrainRecipe, config: dict[str, Any]) -> Engine:
     torch.manual_seed(recipe.train.seed)
     task = Pretrain(recipe)
     groups = parameter_groups(task, recipe.optim.weight_decay)
     return build_engine(task, groups, config, betas=recipe.optim.betas)
 
 
-def _batch(recipe: Recipe, size: int, device: torch.device) -> Batch:
+def _batch(recipe: PretrainRecipe, size: int, device: torch.device) -> Batch:
     clips = torch.randint(256, (size, *recipe.geometry.clip, 3), dtype=torch.uint8)
     keys = torch.arange(size)
     return Batch(clips, keys, keys, torch.ones(size, dtype=torch.bool)).to(device)

@@ -19,7 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.config import Recipe, RunPlan
+from arvideo_ds.config import PretrainRecipe, RunPlan
 from arvideo_ds.config.advice import (
     GIB,
     USABLE_SHARE,
@@ -73,7 +73,7 @@ class Advice:
 
     name: str
     json_name: str
-    recipe: Recipe
+    recipe: PretrainRecipe
     plan: RunPlan
     machine: Machine
     given: Option
@@ -89,7 +89,7 @@ def advise(args: argparse.Namespace) -> Advice:
         if value is not None and not value > 0:
             raise UserError(f"--{flag} {value:g} must be more than 0.")
     options = Options(args.recipe, args.deepspeed_config, args.overrides)
-    settings = settle(options, world_size=args.gpus)
+    settings = settle(options, PretrainRecipe, world_size=args.gpus)
     base = Strategy.from_json(settings.deepspeed)
     machine = Machine(
         args.gpus, args.gpu_memory_gib, args.tflops or 100.0, args.bandwidth_gb_s or 20.0

@@ -20,7 +20,7 @@ import signal
 import sys
 from pathlib import Path
 
-from arvideo_ds.config import recipe_names
+from arvideo_ds.config import PretrainRecipe, recipe_names
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.train.settle import Options, settle
@@ -33,9 +33,8 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--recipe", metavar="NAME|PATH", help=f"one of: {', '.join(recipe_names())}; or a YAML file"
-    )
+    names = ", ".join(recipe_names("pretrain"))
+    parser.add_argument("--recipe", metavar="NAME|PATH", help=f"one of: {names}; or a YAML file")
     parser.add_argument("--deepspeed_config", type=Path, default=DEFAULT_JSON)
     parser.add_argument("--output", type=Path, help="folder of the run; default runs/<recipe>")
     parser.add_argument("--resume", type=Path, help="another run's folder to go on from")
@@ -62,7 +61,7 @@ def main() -> int:
         world_size = planned_world_size() if args.world_size is None else args.world_size
         if world_size < 1:
             raise UserError(f"--world_size {world_size} must be 1 or more.")
-        settings = settle(options, world_size=world_size)
+        settings = settle(options, PretrainRecipe, world_size=world_size)
         print(json.dumps(settings.as_dict(), indent=1))
         return EXIT_OK
     if options.recipe == DEMO:
@@ -71,12 +70,12 @@ def main() -> int:
         from arvideo_ds.data.demo_set import ensure_demo_shards
 
         ensure_demo_shards()
-    settings = settle(options, world_size=planned_world_size())
+    settings = settle(options, PretrainRecipe, world_size=planned_world_size())
     shards = settings.require_shards()
     # Only now: torch and DeepSpeed take seconds to load, and settings are wrong more often.
-    from arvideo_ds.train.run import pretrain
+    from arvideo_ds.train.run import start
 
-    code = pretrain(options, settings, shards)
+    code = start(options, settings, shards)
     # The first rank that ends with another code than 0 makes srun end the others with SIGTERM;
     # their code would then be that, and the job would not be requeued.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation.features import extract
@@ -34,7 +34,7 @@ def main() -> None:
     parser.add_argument("--train", help="labelled shards; default: the recipe's probe.train_shards")
     parser.add_argument("--test", help="labelled shards; default: the recipe's probe.test_shards")
     args = parser.parse_args()
-    recipe = run_folder.read_recipe(args.run)
+    recipe = run_folder.read_recipe(args.run, PretrainRecipe)
     train, test = open_shards(args.train, args.test, recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results: dict[str, object] = {}
@@ -54,7 +54,9 @@ def main() -> None:
     print(json.dumps(results, indent=1))
 
 
-def open_shards(train: str | None, test: str | None, recipe: Recipe) -> tuple[ShardSet, ShardSet]:
+def open_shards(
+    train: str | None, test: str | None, recipe: PretrainRecipe
+) -> tuple[ShardSet, ShardSet]:
     folders = (train or recipe.probe.train_shards, test or recipe.probe.test_shards)
     if folders[0] is None or folders[1] is None:
         raise UserError("the recipe names no probe shards; give --train SHARDS and --test SHARDS.")

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.clips import EvaluationClips
 from arvideo_ds.data.manifest import ShardSet
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--shards", help="clips to show; default: probe.test_shards, data.shards")
     parser.add_argument("--clips", type=int, default=3)
     args = parser.parse_args()
-    recipe = run_folder.read_recipe(args.run)
+    recipe = run_folder.read_recipe(args.run, PretrainRecipe)
     metrics = run_folder.read_metrics(args.run)
     if not metrics:
         raise UserError(f"{args.run} has no metrics yet; train it first.")
@@ -58,7 +58,7 @@ def main() -> None:
     print(f"report: {path}")
 
 
-def facts(recipe: Recipe, summary: dict[str, Any]) -> list[tuple[str, Any]]:
+def facts(recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tuple[str, Any]]:
     plan = summary["plan"]
     return [
         ("objective", f"{recipe.objective.name}, order {recipe.objective.order}"),
@@ -75,7 +75,7 @@ def facts(recipe: Recipe, summary: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
 
 
-def predictions(run: Path, recipe: Recipe, shards: str | None, count: int) -> str:
+def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: int) -> str:
     folder = shards or recipe.probe.test_shards or recipe.data.shards
     if folder is None:
         raise UserError("the recipe names no shards to show clips of; give --shards SHARDS.")

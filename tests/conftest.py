@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.demo_set import make_split
 
@@ -36,10 +36,10 @@ def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def tiny() -> Callable[..., Recipe]:
+def tiny() -> Callable[..., PretrainRecipe]:
     """A small recipe; sections given as keyword arguments are laid over it."""
 
-    def make(**sections: dict[str, object]) -> Recipe:
+    def make(**sections: dict[str, object]) -> PretrainRecipe:
         tree: dict[str, dict[str, object]] = {
             "model": {"size": "tiny"},
             "objective": {"cluster": [2, 4, 4]},

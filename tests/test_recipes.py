@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import Recipe, load_recipe, recipe_names
+from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe, recipe_names
 from arvideo_ds.config.load import recipes_dir
 from arvideo_ds.train.settle import Options, settle
 
 ROOT = Path(__file__).parent.parent
 JSONS = sorted((ROOT / "ds_configs").glob("*.json"))
 FILES = sorted(recipes_dir().rglob("*.yaml"))
-REAL = [name for name in recipe_names() if name != "demo"]
+REAL = [name for name in recipe_names("pretrain") if name != "demo"]
 BASE = "ablation_base"
 
 # Tables 1 and 6-10 of the paper (METHOD, section 1): what each variant changes, and nothing else.
@@ -41,8 +41,8 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def flat(recipe: Recipe) -> dict[str, Any]:
-    sections = recipe.model_dump()
+def flat(recipe: PretrainRecipe) -> dict[str, Any]:
+    sections = recipe.model_dump(exclude={"task"})
     return {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
 
 
@@ -53,7 +53,7 @@ def test_every_recipe_resolves_with_every_deepspeed_json(
     monkeypatch.chdir(tmp_path)  # no shards lie here
     assert JSONS
     for path in JSONS:
-        settled = settle(Options(name, path), world_size=1)
+        settled = settle(Options(name, path), Recipe, world_size=1)
         assert settled.shards is None
         # One recipe, one curve: what the JSON may change is memory and speed.
         assert settled.deepspeed["train_batch_size"] == settled.recipe.train.total_batch
@@ -64,7 +64,7 @@ def test_every_recipe_resolves_with_every_deepspeed_json(
 @pytest.mark.parametrize("world_size", [8, 16, 32, 64])
 def test_real_recipes_can_be_dealt_to_whole_nodes(world_size: int) -> None:
     for name in REAL:
-        plan = settle(Options(name, JSONS[0]), world_size=world_size).plan
+        plan = settle(Options(name, JSONS[0]), PretrainRecipe, world_size=world_size).plan
         assert plan.micro_batch * plan.accumulation * world_size == plan.total_batch
 
 

@@ -6,6 +6,14 @@ Must not know torch, files of video, ranks or DeepSpeed: reading a recipe is ins
 
 from arvideo_ds.config.load import load_recipe, recipe_names
 from arvideo_ds.config.plan import RunPlan, make_plan
-from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.schema import FinetuneRecipe, PretrainRecipe, Recipe
 
-__all__ = ["Recipe", "RunPlan", "load_recipe", "make_plan", "recipe_names"]
+__all__ = [
+    "FinetuneRecipe",
+    "PretrainRecipe",
+    "Recipe",
+    "RunPlan",
+    "load_recipe",
+    "make_plan",
+    "recipe_names",
+]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from arvideo_ds.config.cost import arvideo_cost, parameter_sizes
 from arvideo_ds.config.memory import BYTES, Footprint, Strategy, footprint, kept_gathered
 from arvideo_ds.config.plan import make_plan
-from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.schema import PretrainRecipe
 from arvideo_ds.errors import UserError
 
 GIB = 2**30
@@ -64,7 +64,9 @@ class Option:
         return None if self.strategy.offloads else _seconds(self)
 
 
-def sent_bytes(recipe: Recipe, strategy: Strategy, world_size: int, accumulation: int) -> int:
+def sent_bytes(
+    recipe: PretrainRecipe, strategy: Strategy, world_size: int, accumulation: int
+) -> int:
     """Bytes that a rank sends in a step, by ring collectives: an all-reduce is two passes.
 
     Stages 1 and 2 all-reduce their gradients (DeepSpeed 0.19's `use_multi_rank_bucket_allreduce`)
@@ -88,7 +90,7 @@ def sent_bytes(recipe: Recipe, strategy: Strategy, world_size: int, accumulation
     return round(element * passes * (world_size - 1) / world_size)
 
 
-def weigh(recipe: Recipe, strategy: Strategy, micro_batch: int, machine: Machine) -> Option:
+def weigh(recipe: PretrainRecipe, strategy: Strategy, micro_batch: int, machine: Machine) -> Option:
     """What a strategy and a micro-batch, a divisor of the rank's share, cost on a machine."""
     clips = recipe.train.total_batch // machine.num_gpus
     accumulation = clips // micro_batch
@@ -114,14 +116,14 @@ def weigh(recipe: Recipe, strategy: Strategy, micro_batch: int, machine: Machine
     )
 
 
-def micro_batches(recipe: Recipe, num_gpus: int) -> list[int]:
+def micro_batches(recipe: PretrainRecipe, num_gpus: int) -> list[int]:
     """Micro-batches that deal out the rank's share of the batch, largest first."""
     make_plan(recipe, world_size=num_gpus, num_videos=1)  # says what does not divide
     share, repeats = recipe.train.total_batch // num_gpus, recipe.data.repeats
     return [m for m in range(share, 0, -1) if share % m == 0 and m % repeats == 0]
 
 
-def best_micro_batch(recipe: Recipe, strategy: Strategy, machine: Machine) -> Option:
+def best_micro_batch(recipe: PretrainRecipe, strategy: Strategy, machine: Machine) -> Option:
     """The largest micro-batch that fits; the smallest there is where none does."""
     options = [
         weigh(recipe, strategy, micro_batch, machine)
@@ -130,7 +132,7 @@ def best_micro_batch(recipe: Recipe, strategy: Strategy, machine: Machine) -> Op
     return next((option for option in options if option.fits), options[-1])
 
 
-def compare(recipe: Recipe, base: Strategy, machine: Machine) -> list[Option]:
+def compare(recipe: PretrainRecipe, base: Strategy, machine: Machine) -> list[Option]:
     """Every strategy with its largest micro-batch; `base` gives buckets and thresholds."""
     return [best_micro_batch(recipe, s, machine) for s in strategies(base)]
 
@@ -187,12 +189,14 @@ class Scale:
     refused: str | None = None
 
 
-def scaling(recipe: Recipe, base: Strategy, machine: Machine, counts: Sequence[int]) -> list[Scale]:
+def scaling(
+    recipe: PretrainRecipe, base: Strategy, machine: Machine, counts: Sequence[int]
+) -> list[Scale]:
     """The recommendation at each number of GPUs, the total batch and the schedule the same."""
     return [_scale(recipe, base, dataclasses.replace(machine, num_gpus=n)) for n in counts]
 
 
-def _scale(recipe: Recipe, base: Strategy, machine: Machine) -> Scale:
+def _scale(recipe: PretrainRecipe, base: Strategy, machine: Machine) -> Scale:
     # Streams are free to choose before a run starts; the batch is mathematics.
     streams = math.lcm(recipe.data.num_streams, machine.num_gpus)
     data = recipe.data.model_copy(update={"num_streams": streams})
@@ -204,7 +208,7 @@ def _scale(recipe: Recipe, base: Strategy, machine: Machine) -> Scale:
     return Scale(machine.num_gpus, streams, recommend(options))
 
 
-def possible_gpu_counts(recipe: Recipe, largest: int) -> list[int]:
+def possible_gpu_counts(recipe: PretrainRecipe, largest: int) -> list[int]:
     """Numbers of GPUs up to `largest` that the batch and data.num_streams can be dealt to."""
     videos = recipe.train.total_batch // recipe.data.repeats
     common = math.gcd(recipe.data.num_streams, videos)

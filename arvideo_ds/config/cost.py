@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.schema import PretrainRecipe, Recipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO
 
 
@@ -20,16 +20,20 @@ class Cost:
     flops_forward_per_clip: int
 
 
-def arvideo_cost(recipe: Recipe) -> Cost:
+def cost_of(recipe: Recipe) -> Cost:
+    """Cost of a recipe's model; a classifier's head is too small to count."""
+    if isinstance(recipe, PretrainRecipe):
+        return arvideo_cost(recipe)
+    return Cost(sum(encoder_sizes(recipe)), 0, encoder_flops(recipe))
+
+
+def arvideo_cost(recipe: PretrainRecipe) -> Cost:
     """Cost of ARVideo: parameters, and FLOP of one forward pass of one clip."""
     size, values = recipe.size, recipe.geometry.cube_values
     width, depth, _ = recipe.decoder_shape
     tokens, queries = recipe.encoder_tokens, recipe.decoder_queries
     self_attention = recipe.decoder.self_attention
 
-    encoder_flops = _linear(tokens, values, size.width) + size.depth * (
-        _attention(tokens, tokens, size.width) + _mlp(tokens, size.width, size.mlp)
-    )
     layer_flops = _attention(queries, tokens, width) + _mlp(
         queries, width, DECODER_MLP_RATIO * width
     )
@@ -42,17 +46,31 @@ def arvideo_cost(recipe: Recipe) -> Cost:
     return Cost(
         parameters_encoder=sum(encoder),
         parameters_decoder=sum(decoder),
-        flops_forward_per_clip=encoder_flops + decoder_flops,
+        flops_forward_per_clip=encoder_flops(recipe) + decoder_flops,
     )
 
 
-def parameter_sizes(recipe: Recipe) -> tuple[list[int], list[int]]:
+def encoder_flops(recipe: Recipe) -> int:
+    """FLOP of the encoder on one clip's encoded tokens, forward."""
+    size, tokens = recipe.size, recipe.encoder_tokens
+    return _linear(tokens, recipe.geometry.cube_values, size.width) + size.depth * (
+        _attention(tokens, tokens, size.width) + _mlp(tokens, size.width, size.mlp)
+    )
+
+
+def encoder_sizes(recipe: Recipe) -> list[int]:
+    """Elements of every weight and bias of the encoder."""
+    size = recipe.size
+    block = _self_attention(size.width) + _mlp_sizes(size.width, size.mlp)
+    embed = _weights(recipe.geometry.cube_values, size.width)
+    return [*embed, *(size.depth * block), *_norm(size.width)]
+
+
+def parameter_sizes(recipe: PretrainRecipe) -> tuple[list[int], list[int]]:
     """Elements of every weight and bias: of the encoder's and of the decoder's."""
     size, values = recipe.size, recipe.geometry.cube_values
     width, depth, _ = recipe.decoder_shape
     self_attention = recipe.decoder.self_attention
-    block = _self_attention(size.width) + _mlp_sizes(size.width, size.mlp)
-    encoder = [*_weights(values, size.width), *(size.depth * block), *_norm(size.width)]
     layer = _cross_attention(width) + _mlp_sizes(width, DECODER_MLP_RATIO * width)
     if self_attention:
         layer += _self_attention(width)
@@ -64,7 +82,7 @@ def parameter_sizes(recipe: Recipe) -> tuple[list[int], list[int]]:
         *_norm(width),
         *_weights(width, values),
     ]
-    return encoder, decoder
+    return encoder_sizes(recipe), decoder
 
 
 def _linear(rows: int, inputs: int, outputs: int) -> int:

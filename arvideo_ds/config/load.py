@@ -6,18 +6,21 @@ import difflib
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args, overload
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.schema import RECIPES, PretrainRecipe, Recipe
 from arvideo_ds.errors import UserError
 
 # Keys of the file format itself, beside the recipe's sections.
 _BASE = "base"
 # Folder of recipes that only others build on.
 _BASES = "bases"
+_TASK = "task"
+
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
 
 
 def recipes_dir() -> Path:
@@ -25,31 +28,56 @@ def recipes_dir() -> Path:
     return Path(str(resources.files("arvideo_ds"))) / "recipes"
 
 
-def recipe_names() -> list[str]:
-    """Names that `--recipe NAME` takes: all runs, not what they are based on."""
-    return sorted(p.stem for p in recipes_dir().rglob("*.yaml") if p.parent.name != _BASES)
+def recipe_names(task: str | None = None) -> list[str]:
+    """Names that `--recipe NAME` takes (of one task): all runs, not what they are based on."""
+    paths = [path for path in recipes_dir().rglob("*.yaml") if path.parent.name != _BASES]
+    return sorted(p.stem for p in paths if task is None or _task_of(p) == task)
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def _task_of(path: Path) -> str:
+    return str(_read_with_base(path, ()).get(_TASK, "pretrain"))
+
+
+@overload
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe: ...
+@overload
+def load_recipe(
+    name_or_path: str, overrides: Sequence[str], kind: type[AnyRecipe]
+) -> AnyRecipe: ...
+def load_recipe(
+    name_or_path: str, overrides: Sequence[str] = (), kind: type[Recipe] = PretrainRecipe
+) -> Recipe:
     """Read a recipe by name (`recipe_names`) or path, apply `section.key=value` overrides.
 
-    Values of overrides are YAML: `train.precision=bf16`, `objective.cluster=[1,7,7]`.
-    Errors: `UserError` for a missing file, bad YAML, an unknown key, a wrong type or a
-    contradiction.
+    Values of overrides are YAML: `train.precision=bf16`, `objective.cluster=[1,7,7]`. `kind` is the
+    task's recipe; `Recipe` takes any.
+    Errors: `UserError` for a missing file, bad YAML, an unknown key, a wrong type, another task or
+    a contradiction.
     """
     path = find_recipe(name_or_path)
     tree = _read_with_base(path, ())
     for override in overrides:
         _apply_override(tree, override)
-    return validate(tree, f"recipe {path.name}" + (" with overrides" if overrides else ""))
+    return validate(tree, f"recipe {path.name}" + (" with overrides" if overrides else ""), kind)
 
 
-def validate(tree: Mapping[str, Any], origin: str) -> Recipe:
-    """A nested mapping as `Recipe`; `origin` is how error messages call it."""
+@overload
+def validate(tree: Mapping[str, Any], origin: str) -> PretrainRecipe: ...
+@overload
+def validate(tree: Mapping[str, Any], origin: str, kind: type[AnyRecipe]) -> AnyRecipe: ...
+def validate(tree: Mapping[str, Any], origin: str, kind: type[Recipe] = PretrainRecipe) -> Recipe:
+    """A nested mapping as a recipe; `origin` is how error messages call it."""
+    task = tree.get(_TASK, "pretrain")
+    schema = RECIPES.get(task) if isinstance(task, str) else None
+    if schema is None:
+        raise UserError(f"{origin}: task={task!r}; it is one of: {', '.join(RECIPES)}.")
+    if not issubclass(schema, kind):
+        raise UserError(f"{origin} is to {task}; start it with scripts/{task}.py.")
     try:
-        return Recipe.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise UserError("; ".join(_explain(e, origin) for e in error.errors())) from None
+        known = dotted_keys(schema)
+        raise UserError("; ".join(_explain(e, origin, known) for e in error.errors())) from None
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
 
@@ -140,12 +168,12 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     node[keys[-1]] = value
 
 
-def _explain(error: Any, origin: str) -> str:
+def _explain(error: Any, origin: str, known: list[str]) -> str:
     """One pydantic error in words: file, dotted key, value, remedy."""
     loc = [part for part in error["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
     dotted = ".".join(str(part) for part in loc)
     if error["type"] == "extra_forbidden":
-        near = nearest(dotted, dotted_keys())
+        near = nearest(dotted, known)
         hint = f"; did you mean '{near}'?" if near else ""
         return f"{origin}: unknown key '{dotted}'{hint}"
     if error["type"] == "missing":
@@ -169,7 +197,7 @@ def nearest(key: str, known: Iterable[str]) -> str | None:
     return last[part[0]] if part else None
 
 
-def dotted_keys(model: type[BaseModel] = Recipe, prefix: str = "") -> list[str]:
+def dotted_keys(model: type[BaseModel] = PretrainRecipe, prefix: str = "") -> list[str]:
     """Every key that a recipe may hold, as `section.key`."""
     keys = []
     for name, field in model.model_fields.items():

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arvideo_ds.config.cost import parameter_sizes
-from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.schema import PretrainRecipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO
 
 FP32 = 4
@@ -121,7 +121,7 @@ class ModelStates:
 
 
 def model_states(
-    recipe: Recipe, strategy: Strategy, *, world_size: int, accumulation: int = 1
+    recipe: PretrainRecipe, strategy: Strategy, *, world_size: int, accumulation: int = 1
 ) -> ModelStates:
     """Bytes of parameters, gradients and optimiser; ranks differ by less than a weight's part."""
     encoder, decoder = parameter_sizes(recipe)
@@ -222,7 +222,7 @@ class Activations:
     clips: int
 
 
-def activations(recipe: Recipe, micro_batch: int, *, recompute: int = 0) -> Activations:
+def activations(recipe: PretrainRecipe, micro_batch: int, *, recompute: int = 0) -> Activations:
     """Activations of one forward pass; `recompute` as in `Strategy`.
 
     Attention is PyTorch's fused one: no matrix of weights is kept, but the boolean mask becomes
@@ -253,11 +253,11 @@ def _layers(depth: int, full: int, inputs: int, recompute: int) -> int:
     return recomputed * inputs + (depth - recomputed) * full
 
 
-def _element(recipe: Recipe) -> int:
+def _element(recipe: PretrainRecipe) -> int:
     return BYTES[recipe.train.precision]
 
 
-def _encoder_block(recipe: Recipe, tokens: int) -> int:
+def _encoder_block(recipe: PretrainRecipe, tokens: int) -> int:
     size = recipe.size
     return (
         _attended(recipe, tokens, size.width, size.heads, own_keys=True)
@@ -266,7 +266,7 @@ def _encoder_block(recipe: Recipe, tokens: int) -> int:
     )
 
 
-def _decoder_layer(recipe: Recipe, tokens: int, queries: int) -> int:
+def _decoder_layer(recipe: PretrainRecipe, tokens: int, queries: int) -> int:
     width, _, heads = recipe.decoder_shape
     keys_values = 2 * tokens * width
     mask = recipe.decoder_queries * recipe.encoder_tokens
@@ -281,13 +281,13 @@ def _decoder_layer(recipe: Recipe, tokens: int, queries: int) -> int:
     return kept
 
 
-def _attended(recipe: Recipe, rows: int, width: int, heads: int, *, own_keys: bool) -> int:
+def _attended(recipe: PretrainRecipe, rows: int, width: int, heads: int, *, own_keys: bool) -> int:
     """Norm and attention: input, normalised, queries, output [, keys, values]."""
     tensors = 6 if own_keys else 4
     return rows * (_element(recipe) * tensors * width + _NORM_STATISTICS + heads * _SOFTMAX_ROW)
 
 
-def _mlp(recipe: Recipe, rows: int, width: int, hidden: int) -> int:
+def _mlp(recipe: PretrainRecipe, rows: int, width: int, hidden: int) -> int:
     """Norm and MLP: input, normalised, before and after the activation function."""
     return rows * (_element(recipe) * (2 * width + 2 * hidden) + _NORM_STATISTICS)
 
@@ -309,7 +309,12 @@ class Footprint:
 
 
 def footprint(
-    recipe: Recipe, strategy: Strategy, *, world_size: int, micro_batch: int, accumulation: int
+    recipe: PretrainRecipe,
+    strategy: Strategy,
+    *,
+    world_size: int,
+    micro_batch: int,
+    accumulation: int,
 ) -> Footprint:
     """All of a step on one rank's GPU.
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from arvideo_ds.config.cost import arvideo_cost
+from arvideo_ds.config.cost import cost_of
 from arvideo_ds.config.schema import Recipe
 from arvideo_ds.errors import UserError
 
@@ -70,7 +70,7 @@ def make_plan(recipe: Recipe, *, world_size: int, num_videos: int | None = None)
     else:
         warmup_steps = round(optim.warmup_epochs * count / videos_per_step)
     scale = train.total_batch / BASE_BATCH
-    cost = arvideo_cost(recipe)
+    cost = cost_of(recipe)
     return RunPlan(
         world_size=world_size,
         num_videos=count,

@@ -12,6 +12,7 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import Self
 
 from arvideo_ds.config.sizes import SIZES, TUBELET, Size
 from arvideo_ds.errors import UserError
@@ -76,9 +77,19 @@ class DataSettings(Settings):
     stride: Positive = 4
     # "dense": frames with a stride from a random start. "uniform": one frame of each segment.
     sampling: Literal["dense", "uniform"] = "dense"
-    # Crop sides as shares of the largest crop; height and width may differ by one step.
+    # "multi_scale": sides are shares of the largest crop, `crop_scales`; height and width may
+    # differ by one step. "random_resized": a share of the area within `crop_area`, 3:4 to 4:3.
+    crop: Literal["multi_scale", "random_resized"] = "multi_scale"
     crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.875, 0.75, 0.66)
+    crop_area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
+        0.08,
+        1.0,
+    )
     flip: bool = False
+    # timm's RandAugment, such as "rand-m7-n4-mstd0.5-inc1", alike on all frames of a clip.
+    randaugment: str | None = None
+    # Probability that a box of the clip is replaced by noise (random erasing).
+    erase: Share = 0.0
     # Clips cut from each decoded video (repeated augmentation, VideoMAE V2).
     repeats: Positive = 1
     decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
@@ -149,6 +160,39 @@ class TrainSettings(Settings):
     stall_s: Annotated[int, Field(ge=1, le=1500)] = 600
 
 
+class FinetuneSettings(Settings):
+    """How a classifier is trained on labels; defaults of METHOD for ViT-B on Kinetics-400."""
+
+    # Weights to begin with: a run folder, an exported encoder, a public checkpoint (--init-from).
+    # None trains from scratch.
+    init_from: str | None = None
+    # Classes that the plan counts with until the shards are there.
+    num_classes: Positive | None = None
+    # The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i).
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    # Stochastic depth: share of the last block's branches that are left out.
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Clips of a micro-batch are mixed in pairs; the share is drawn from Beta(a, a), 0 = never.
+    # With both, each micro-batch takes one of them.
+    mixup: Annotated[float, Field(ge=0)] = 0.8
+    cutmix: Annotated[float, Field(ge=0)] = 1.0
+    # Moving average of the weights, saved beside them; such as 0.9999.
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+class EvaluationSettings(Settings):
+    """Labelled shards that a fine-tuned model is judged on while training and afterwards."""
+
+    shards: str | None = None
+    # Epochs between validations (one view a video); the best weights so far are kept.
+    every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    # Temporal x spatial views of the test after training.
+    views: tuple[Positive, Positive] = (2, 3)
+    # Clips per rank and forward pass; a video's views stay together.
+    batch: Positive = 48
+
+
 class ProbeSettings(Settings):
     """Labelled shards on which scripts/probe.py judges the frozen encoder, and by what.
 
@@ -168,15 +212,13 @@ class WandbSettings(Settings):
 
 
 class Recipe(Settings):
-    """One run, as its YAML file says it; `load_recipe` reads one."""
+    """What every run says, as its YAML file says it; `load_recipe` reads one."""
 
+    task: str
     model: ModelSettings
-    objective: ObjectiveSettings = ObjectiveSettings()
-    decoder: DecoderSettings = DecoderSettings()
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
     train: TrainSettings
-    probe: ProbeSettings = ProbeSettings()
     wandb: WandbSettings = WandbSettings()
 
     @property
@@ -186,6 +228,40 @@ class Recipe(Settings):
     @property
     def patch(self) -> Triple:
         return self.model.patch or (TUBELET, self.size.patch, self.size.patch)
+
+    @property
+    def geometry(self) -> Geometry:
+        """The whole clip as one cluster, in which every token sees every other."""
+        clip = (self.data.frames, *self.data.size)
+        return Geometry(clip, self.patch, Geometry(clip, self.patch, (1, 1, 1)).grid)
+
+    @property
+    def encoder_tokens(self) -> int:
+        return self.geometry.num_tokens
+
+    @property
+    def decoder_queries(self) -> int:
+        return 0
+
+    @model_validator(mode="after")
+    def _length_and_batch(self) -> Self:
+        if self.train.epochs is None and self.train.max_steps is None:
+            raise UserError("the run has no length: give train.epochs or train.max_steps.")
+        if self.train.total_batch % self.data.repeats:
+            raise UserError(
+                f"train.total_batch={self.train.total_batch} clips is no multiple of "
+                f"data.repeats={self.data.repeats} clips per video."
+            )
+        return self
+
+
+class PretrainRecipe(Recipe):
+    """A run that needs no labels."""
+
+    task: Literal["pretrain"] = "pretrain"
+    objective: ObjectiveSettings = ObjectiveSettings()
+    decoder: DecoderSettings = DecoderSettings()
+    probe: ProbeSettings = ProbeSettings()
 
     @property
     def geometry(self) -> Geometry:
@@ -223,7 +299,7 @@ class Recipe(Settings):
         return self.num_steps_predicted * kept
 
     @model_validator(mode="after")
-    def _consistent(self) -> Recipe:
+    def _consistent(self) -> Self:
         """Contradictions between sections, each said with the keys that hold it."""
         geometry = self.geometry
         if self.num_steps_predicted < 1:
@@ -253,11 +329,27 @@ class Recipe(Settings):
                 f"probe.features=change compares later times with earlier ones, but data.frames="
                 f"{self.data.frames} makes only one. Set probe.features: mean."
             )
-        if self.train.epochs is None and self.train.max_steps is None:
-            raise UserError("the run has no length: give train.epochs or train.max_steps.")
-        if self.train.total_batch % self.data.repeats:
+        return self
+
+
+class FinetuneRecipe(Recipe):
+    """A run that trains a classifier on labels, from pretrained weights or from scratch."""
+
+    task: Literal["finetune"] = "finetune"
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        _ = self.geometry
+        temporal, spatial = self.evaluation.views
+        if self.evaluation.batch < temporal * spatial:
             raise UserError(
-                f"train.total_batch={self.train.total_batch} clips is no multiple of "
-                f"data.repeats={self.data.repeats} clips per video."
+                f"evaluation.batch={self.evaluation.batch} is smaller than evaluation.views="
+                f"{[temporal, spatial]}: the views of a video stay together. Raise it to "
+                f"{temporal * spatial}."
             )
         return self
+
+
+RECIPES: dict[str, type[Recipe]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}

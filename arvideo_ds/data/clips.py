@@ -12,11 +12,12 @@ from torch.utils.data import Dataset
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.config.schema import DataSettings
+from arvideo_ds.data.augment import Augment
 from arvideo_ds.data.decoders import DecodeError, choose_decoder, decode
 from arvideo_ds.data.manifest import AlteredError, IndexedSample, ShardSet
 from arvideo_ds.data.order import Place, SampleOrder
 from arvideo_ds.data.sampling import train_frames, view_frames
-from arvideo_ds.data.transforms import cut, multi_scale_crop, view_crop
+from arvideo_ds.data.transforms import Crop, cut, multi_scale_crop, random_resized_crop, view_crop
 from arvideo_ds.data.watch import Watch
 from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import clip_generator, draw_key
@@ -64,6 +65,7 @@ class TrainClips(Dataset[VideoClips]):
         self.left_out = dict(left_out or {})
         self.watch = Watch(num_workers)
         self.decoder = choose_decoder(data.decoder)
+        self.augment = Augment(data)
         self.order = SampleOrder(
             [shard.samples for shard in shards.manifest.shards],
             seed=self.seed,
@@ -101,9 +103,10 @@ class TrainClips(Dataset[VideoClips]):
         clips = []
         for repeat in range(data.repeats):
             generator = clip_generator(self.seed, place.epoch, place.position, 1 + repeat)
-            crop = multi_scale_crop(height, width, data.size, data.crop_scales, generator)
+            crop = _random_crop(height, width, data, generator)
             flip = data.flip and bool(generator.integers(2))
-            clips.append(cut(frames, crop, data.size, flip=flip))
+            clip = cut(frames, crop, data.size, flip=flip)
+            clips.append(self.augment(clip, int(generator.integers(2**63))))
         return VideoClips(clips, keys, _label(sample))
 
 
@@ -177,6 +180,14 @@ def require_protocol(shards: ShardSet, data: DataSettings) -> None:
             f"data.sampling={data.sampling}, but {shards.name} is {dataset}, whose labels need "
             "the whole video. Set data.sampling: uniform."
         )
+
+
+def _random_crop(
+    height: int, width: int, data: DataSettings, generator: np.random.Generator
+) -> Crop:
+    if data.crop == "random_resized":
+        return random_resized_crop(height, width, data.crop_area, generator)
+    return multi_scale_crop(height, width, data.size, data.crop_scales, generator)
 
 
 def _black(data: DataSettings) -> Tensor:

@@ -44,7 +44,8 @@ class Batch:
     """Clips B F h w 3 (uint8), keys B (int64), labels B (int64, -1 = none), valid B (bool).
 
     A clip whose video did not decode is black and not valid: shapes stay fixed, the loss leaves
-    it out. `num_skipped` counts those clips, `skipped` names their videos.
+    it out. `num_skipped` counts those clips, `skipped` names their videos. `first_key` is the key
+    of the first clip, which the host knows without asking the device.
     """
 
     clips: Tensor
@@ -53,6 +54,7 @@ class Batch:
     valid: Tensor
     num_skipped: int = 0
     skipped: list[Skipped] = field(default_factory=list)
+    first_key: int = 0
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; the copy overlaps when the memory is pinned."""
@@ -69,6 +71,7 @@ class Batch:
             change(self.valid),
             self.num_skipped,
             self.skipped,
+            self.first_key,
         )
 
 
@@ -195,13 +198,26 @@ class TrainLoader:
         self._dataset.watch = Watch(len(self._workers))
 
 
+def evaluation_batches(num_samples: int, batch_size: int) -> list[list[int]]:
+    """All sample numbers in order, so many at a time; the last batch may be smaller."""
+    numbers = list(range(num_samples))
+    return [numbers[start : start + batch_size] for start in range(0, num_samples, batch_size)]
+
+
 def evaluation_loader(
-    shards: ShardSet, recipe: Recipe, *, batch_size: int, num_workers: int
+    shards: ShardSet,
+    recipe: Recipe,
+    batches: list[list[int]],
+    *,
+    views: tuple[int, int] = (1, 1),
+    num_workers: int,
 ) -> DataLoader[VideoClips]:
-    """Batches over every sample of the shards once; `Batch.keys` are the sample numbers."""
+    """The given batches of sample numbers; `Batch.keys` are the sample numbers, once a view."""
+    # torch takes any iterable of lists here, though its types ask for a Sampler.
+    sampler: Any = batches
     return DataLoader(
-        EvaluationClips(shards, recipe),
-        batch_size=batch_size,
+        EvaluationClips(shards, recipe, views=views),
+        batch_sampler=sampler,
         num_workers=num_workers,
         collate_fn=collate,
         # A decoder that hangs ends the evaluation instead of holding it up for ever.
@@ -222,6 +238,7 @@ def collate(videos: list[VideoClips]) -> Batch:
         valid=valid,
         num_skipped=int((~valid).sum()),
         skipped=[video.skipped for video in videos if video.skipped is not None],
+        first_key=videos[0].keys[0],
     )
 
 

@@ -15,6 +15,8 @@ from torchvision.transforms.v2 import functional as F
 
 # Places of a smaller crop: along each axis the start, a quarter, the middle, ... of the free room.
 _QUARTERS = 4
+# Of a random resized crop: tries to fit it in, and the largest ratio of its sides.
+_TRIES, _MOST_ASPECT = 10, 4 / 3
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,27 @@ def multi_scale_crop(
         height=crop_height,
         width=crop_width,
     )
+
+
+def random_resized_crop(
+    height: int, width: int, area: tuple[float, float], generator: np.random.Generator
+) -> Crop:
+    """A box of a uniform share of the area and an aspect of 3:4 to 4:3, log-uniform.
+
+    The central crop of a fitting aspect where ten tries do not fit. Source: Inception's crop, as
+    torchvision's RandomResizedCrop has it.
+    """
+    for _ in range(_TRIES):
+        pixels = height * width * generator.uniform(*area)
+        aspect = np.exp(generator.uniform(-np.log(_MOST_ASPECT), np.log(_MOST_ASPECT)))
+        crop_height, crop_width = round((pixels / aspect) ** 0.5), round((pixels * aspect) ** 0.5)
+        if 0 < crop_height <= height and 0 < crop_width <= width:
+            top = int(generator.integers(height - crop_height + 1))
+            left = int(generator.integers(width - crop_width + 1))
+            return Crop(top, left, crop_height, crop_width)
+    crop_height = min(height, round(width * _MOST_ASPECT))
+    crop_width = min(width, round(height * _MOST_ASPECT))
+    return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 def view_crop(

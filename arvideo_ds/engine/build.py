@@ -11,6 +11,7 @@ import torch
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
+from arvideo_ds.engine.average import Average
 from arvideo_ds.engine.resolve import ACTIVATION_CHECKPOINTING, EVERY, zero_stage
 from arvideo_ds.errors import UserError
 
@@ -26,6 +27,8 @@ class Engine:
         halved = config["bf16"]["enabled"] or config["fp16"]["enabled"]
         self._guards_itself = self.stage == 0 and not halved
         self._norm = torch.zeros(())
+        # Set by fragments.keep_average.
+        self.average: Average | None = None
 
     @property
     def module(self) -> nn.Module:
@@ -46,12 +49,15 @@ class Engine:
         Gradients that are not finite on any rank leave weights and optimiser as they are, for
         every stage and precision.
         """
-        if self._guards_itself and self.deepspeed.is_gradient_accumulation_boundary():
+        updates = self.deepspeed.is_gradient_accumulation_boundary()
+        if self._guards_itself and updates:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(gradients)
             # torch's fused AdamW obeys this on the device, so the host need not know.
             self.deepspeed.optimizer.found_inf = (~self._norm.isfinite()).float()
         self.deepspeed.step()
+        if self.average is not None and updates:
+            self.average.update(self.refused())
 
     def refused(self) -> torch.Tensor:
         """1 if the last step was not applied, else 0; no host sync."""
@@ -60,8 +66,20 @@ class Engine:
         return torch.tensor(float(self.deepspeed.optimizer.overflow), device=self._norm.device)
 
     def set_learning_rate(self, lr: float) -> None:
+        """The schedule's rate; each group takes its `lr_scale` of it."""
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+
+    def evaluate(self, batch: Any) -> Any:
+        """What the module returns in evaluation mode, without gradients.
+
+        Collective at stage 3, where the weights are gathered layer by layer.
+        """
+        self.deepspeed.eval()
+        with torch.no_grad():
+            out = self.deepspeed(batch)
+        self.deepspeed.train()
+        return out
 
     def gradient_norm(self) -> float | None:
         """Norm of the last step's gradient before clipping. A host sync."""

@@ -31,6 +31,7 @@ from safetensors.torch import save_file
 from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.fragments import (
+    AVERAGE,
     WEIGHT,
     fragments,
     make_state,
@@ -101,7 +102,8 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     saved = SavedState(checkpoint.path)
     _require_same_model(engine, saved)
     counters = checkpoint.facts[_ENGINE]
-    make_state(engine, [k for k in saved.kinds if k != WEIGHT], counters["steps_applied"])
+    moments = [kind for kind in saved.kinds if kind not in (WEIGHT, AVERAGE)]
+    make_state(engine, moments, counters["steps_applied"])
     for fragment in fragments(engine):
         for kind, values in state_of(engine, fragment).items():
             values.copy_(saved.read(fragment.name, kind, fragment.start, fragment.length))

@@ -10,9 +10,12 @@ from arvideo_ds.engine.saved_state import SavedState
 from arvideo_ds.errors import UserError
 
 
-def export_weights(checkpoint: Path, path: Path, *, prefix: str) -> None:
-    """Write the fp32 weights below `prefix` as safetensors; `path` appears when it is whole."""
-    weights = SavedState(checkpoint).weights(prefix)
+def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = "weight") -> None:
+    """Write the fp32 weights below `prefix` as safetensors; `path` appears when it is whole.
+
+    kind: "weight", or "average" for their moving average.
+    """
+    weights = SavedState(checkpoint).weights(prefix, kind)
     if not weights:
         raise UserError(f"checkpoint {checkpoint} holds no weights named {prefix}*.")
     temporary = path.with_name(path.name + ".new")

@@ -20,9 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from arvideo_ds.engine.average import Average
 from arvideo_ds.engine.build import Engine
 
-WEIGHT = "weight"
+WEIGHT, AVERAGE = "weight", "average"
 _STEP = "step"
 
 
@@ -55,14 +56,25 @@ def base_optimizer(engine: Engine) -> Any:
 
 
 def state_of(engine: Engine, fragment: Fragment) -> dict[str, Tensor]:
-    """The fragment's weight and moments, as views. Moments are missing before the first step."""
+    """The fragment's weight, average and moments, as views.
+
+    Moments are missing before the first step, the average where none is kept.
+    """
     state = base_optimizer(engine).state.get(fragment.owner, {})
     moments = {
         key: fragment.cut(value)
         for key, value in state.items()
         if torch.is_tensor(value) and value.numel() == fragment.owner.numel() and key != _STEP
     }
-    return {WEIGHT: fragment.cut(fragment.owner), **moments}
+    average = engine.average
+    averaged = {} if average is None else {AVERAGE: fragment.cut(average.of(fragment.owner))}
+    return {WEIGHT: fragment.cut(fragment.owner), **averaged, **moments}
+
+
+def keep_average(engine: Engine, decay: float) -> None:
+    """From now on keep a moving average of the weights, beginning with what they are."""
+    owners = {id(f.owner): f.owner for f in fragments(engine)}
+    engine.average = Average(owners.values(), decay)
 
 
 def steps_applied(engine: Engine) -> int:

@@ -2,7 +2,7 @@
 
 A checkpoint holds one safetensors file per rank that saved (no pickle, so nothing in it can run).
 A file's tensors are flat and named `<parameter>/<start>/<kind>`; its header says how long each
-parameter is. Kinds are "weight" (fp32) and the optimiser's moments.
+parameter is. Kinds are "weight" (fp32), the optimiser's moments, and "average" where one is kept.
 """
 
 from __future__ import annotations
@@ -75,10 +75,10 @@ class SavedState:
             )
         return out
 
-    def weights(self, prefix: str) -> dict[str, Tensor]:
-        """All fp32 weights below a prefix, whole, named without it."""
+    def weights(self, prefix: str, kind: str = "weight") -> dict[str, Tensor]:
+        """All fp32 weights (or their averages) below a prefix, whole, named without it."""
         return {
-            name.removeprefix(prefix): self.read(name, "weight", 0, _count(shape)).view(shape)
+            name.removeprefix(prefix): self.read(name, kind, 0, _count(shape)).view(shape)
             for name, shape in self.shapes.items()
             if name.startswith(prefix)
         }

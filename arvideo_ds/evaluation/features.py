@@ -10,9 +10,9 @@ from einops import reduce
 from torch import Tensor
 from tqdm import tqdm
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.clips import NO_LABEL
-from arvideo_ds.data.loader import evaluation_loader, worker_count
+from arvideo_ds.data.loader import evaluation_batches, evaluation_loader, worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.encoder import Encoder, encode_clips
@@ -30,7 +30,9 @@ class Features:
 
 
 @torch.no_grad()
-def extract(encoder: Encoder, shards: ShardSet, recipe: Recipe, device: torch.device) -> Features:
+def extract(
+    encoder: Encoder, shards: ShardSet, recipe: PretrainRecipe, device: torch.device
+) -> Features:
     """Features of the central clip of every video, pooled as `probe.features` says.
 
     Errors: `UserError` where the shards have no labels.
@@ -39,7 +41,8 @@ def extract(encoder: Encoder, shards: ShardSet, recipe: Recipe, device: torch.de
         raise UserError(f"{shards.name} has no labels; a probe needs class folders or a CSV.")
     encoder = encoder.to(device)
     workers = worker_count(recipe, cores=len(os.sched_getaffinity(0)))
-    loader = evaluation_loader(shards, recipe, batch_size=_BATCH, num_workers=workers)
+    batches = evaluation_batches(shards.num_samples, _BATCH)
+    loader = evaluation_loader(shards, recipe, batches, num_workers=workers)
     values, labels, skipped = [], [], 0
     for batch in tqdm(loader, desc=f"features of {shards.name}", unit="batch"):
         moved = batch.to(device)

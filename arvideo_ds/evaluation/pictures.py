@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.geometry import CHANNELS
 from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.cubes import from_cubes, pick, target_statistics, to_cubes, unit_pixels
@@ -40,7 +40,7 @@ class Prediction:
 
 
 @torch.inference_mode()
-def predict_clip(model: ARVideo, clip: Tensor, key: int, recipe: Recipe) -> Prediction:
+def predict_clip(model: ARVideo, clip: Tensor, key: int, recipe: PretrainRecipe) -> Prediction:
     """Predict every token of a clip T H W 3 (uint8), in the order that `key` draws.
 
     `model` must predict all tokens (target_ratio 1). Normalised targets are shown with the true

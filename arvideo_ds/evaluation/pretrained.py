@@ -8,13 +8,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.objective import Objective
 from arvideo_ds.tasks.pretrain import build_objective
 
 
-def load_pretrained(recipe: Recipe, weights: Path) -> Objective:
+def load_pretrained(recipe: PretrainRecipe, weights: Path) -> Objective:
     """The objective's model with the weights of `weights` (safetensors), in evaluation mode.
 
     Errors: `UserError` when the file is missing, damaged, or of another model.
@@ -36,7 +36,7 @@ def load_pretrained(recipe: Recipe, weights: Path) -> Objective:
     return model.eval()
 
 
-def untrained(recipe: Recipe) -> Objective:
+def untrained(recipe: PretrainRecipe) -> Objective:
     """The same model as the run began with: what training has to beat."""
     torch.manual_seed(recipe.train.seed)
     return build_objective(recipe).eval()

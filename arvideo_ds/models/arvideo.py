@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from einops import rearrange, repeat
 from torch import Tensor
 
-from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.schema import PretrainRecipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO
 from arvideo_ds.geometry import num_kept
 from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
@@ -51,7 +51,7 @@ class ARVideo(Objective):
     cross_mask: Tensor
     self_mask: Tensor | None
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         geometry, size = recipe.geometry, recipe.size
         width, depth, heads = recipe.decoder_shape
@@ -74,7 +74,7 @@ class ARVideo(Objective):
         self._register_clusters(recipe)
         self._register_masks(self_attention=recipe.decoder.self_attention)
 
-    def _register_clusters(self, recipe: Recipe) -> None:
+    def _register_clusters(self, recipe: PretrainRecipe) -> None:
         order = recipe.objective.order
         default = None if order == "random" else fixed_order(recipe.geometry, order)
         self.register_buffer("clusters", cluster_tokens(recipe.geometry), persistent=False)

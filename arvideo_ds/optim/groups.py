@@ -1,22 +1,55 @@
-"""Parameter groups: matrices decay; biases, norms and learned queries do not."""
+"""Parameter groups: what decays, and how fast each layer learns.
+
+Matrices decay; biases, norms and learned queries do not.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+
+_BLOCK = re.compile(r"\bencoder\.blocks\.(\d+)\.")
+_EMBEDDING = re.compile(r"\bencoder\.embed\.")
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Groups for an optimiser, each with `name`, `params` and `weight_decay`; none is empty.
+def parameter_groups(
+    model: nn.Module, weight_decay: float, *, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for an optimiser: `name`, `params`, `weight_decay` and `lr_scale`; none is empty.
 
-    Vectors are excluded from decay, as in VideoMAE's official code.
+    Vectors are excluded from decay, as in VideoMAE's official code. `lr_scale`, which the engine
+    multiplies the learning rate by, is layer_decay^(depth + 1 - layer): layer 0 embeds, layer i is
+    the encoder's i-th block, layer depth + 1 everything above (BEiT's layer-wise decay).
     """
-    trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim > 1]
-    vectors = [p for p in trained if p.ndim <= 1]
-    groups = [
-        {"name": "decayed", "params": matrices, "weight_decay": weight_decay},
-        {"name": "not_decayed", "params": vectors, "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    top = 1 + max((layer_of(name, 0) for name, _ in named), default=0)
+    groups: dict[tuple[int, bool], dict[str, Any]] = {}
+    for name, parameter in named:
+        # One rate for all layers: one group, as few as can be.
+        layer = top if layer_decay == 1 else layer_of(name, top)
+        decays = _is_matrix(parameter)
+        group = groups.setdefault(
+            (layer, decays),
+            {
+                "name": f"layer_{layer}_{'decayed' if decays else 'not_decayed'}",
+                "params": [],
+                "weight_decay": weight_decay if decays else 0.0,
+                "lr_scale": layer_decay ** (top - layer),
+            },
+        )
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups, key=lambda key: (key[0], not key[1]))]
+
+
+def layer_of(name: str, top: int) -> int:
+    """Layer of a parameter by its name: 0 embeds, i is the i-th block, `top` all the rest."""
+    block = _BLOCK.search(name)
+    if block:
+        return int(block.group(1)) + 1
+    return 0 if _EMBEDDING.search(name) else top
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    return parameter.ndim > 1

@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.objective import Objective
 
 # A new objective is one file in models/ and one line here.
-OBJECTIVES: dict[str, Callable[[Recipe], Objective]] = {"arvideo": ARVideo}
+OBJECTIVES: dict[str, Callable[[PretrainRecipe], Objective]] = {"arvideo": ARVideo}
 
 
-def build_objective(recipe: Recipe) -> Objective:
+def build_objective(recipe: PretrainRecipe) -> Objective:
     """The model of `objective.name`, freshly initialised from torch's global generator."""
     return OBJECTIVES[recipe.objective.name](recipe)
 
@@ -26,7 +26,7 @@ class Pretrain(nn.Module):
     # Where the objective's weights stand in this module's state.
     PREFIX = "model."
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.model = build_objective(recipe)
 

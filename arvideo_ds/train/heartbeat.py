@@ -21,7 +21,7 @@ from typing import IO, Any
 
 FOLDER = "heartbeats"
 # In the order of a step: of two ranks at the same step, the one in the earlier phase is late.
-PHASES = ("start", "data", "forward", "backward", "update", "log", "save", "end")
+PHASES = ("start", "data", "forward", "backward", "update", "log", "validate", "save", "end")
 _LONGEST_PERIOD_S = 15.0
 # A rank that has not written for so many periods is silent: dead, or stuck in native code.
 _SILENT_PERIODS = 3

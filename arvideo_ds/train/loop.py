@@ -1,4 +1,4 @@
-"""The training loop, straight down: load, step, log, save."""
+"""The training loop, straight down: load, step, validate, log, save."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
 from arvideo_ds.train.interrupt import Interrupt
 from arvideo_ds.train.metrics import Meter, Reading, quarantine
+from arvideo_ds.train.validation import Validation
 
 
 class Sink(Protocol):
@@ -40,7 +41,9 @@ class Run:
     heartbeat: Heartbeat
     guard: Guard
     interrupt: Interrupt
-    save: Callable[[int], None]
+    validation: Validation | None
+    # Called with the step and its metrics.
+    save: Callable[[int, dict[str, Any]], None]
 
 
 @dataclass
@@ -54,7 +57,7 @@ class Outcome:
 
 def train(run: Run) -> Outcome:
     """Steps first_step..steps-1. Every rank calls it; an interruption ends it after a save."""
-    meter, metrics = Meter(run.world.device), dict[str, Any]()
+    meter, metrics = _meter(run), dict[str, Any]()
     beat, guard = run.heartbeat.beat, run.guard
     # Closed on every way out: data workers ignore signals and would outlive an error.
     with closing(iter(run.loader)) as batches:
@@ -76,21 +79,37 @@ def train(run: Run) -> Outcome:
                 meter.add(loss, batch)
             meter.refused.append(run.engine.refused())
             stop = run.interrupt.agreed()
-            saving = done % run.recipe.train.save_every == 0 or done == run.plan.steps or stop
+            judging = run.validation is not None and run.validation.due(done)
+            saving = judging or stop or _saves(run, done)
             # Whatever is saved was looked at first.
             if saving or done % run.recipe.train.log_every == 0:
                 beat("log", done)
                 reading = meter.read(run.hosts)
-                metrics = _log(run, reading, done, lr)
+                judged = _judge(run, done) if judging else {}
+                metrics = _log(run, reading, done, lr, judged)
                 guard.require_health(done, metrics, reading)
-                meter = Meter(run.world.device)
+                meter = _meter(run)
             if saving:
                 beat("save", done)
-                run.save(done)
+                run.save(done, metrics)
             if stop and done < run.plan.steps:
                 return Outcome(done, metrics, interrupted=True)
     beat("end", run.plan.steps)
     return Outcome(run.plan.steps, metrics, interrupted=False)
+
+
+def _meter(run: Run) -> Meter:
+    return Meter(run.world.device, run.recipe.task)
+
+
+def _saves(run: Run, done: int) -> bool:
+    return done % run.recipe.train.save_every == 0 or done == run.plan.steps
+
+
+def _judge(run: Run, done: int) -> dict[str, float]:
+    assert run.validation is not None
+    run.heartbeat.beat("validate", done)
+    return run.validation.run()
 
 
 def _schedule(plan: RunPlan, step: int) -> float:
@@ -112,7 +131,9 @@ def _next_batch(batches: Iterator[Batch], run: Run, meter: Meter) -> Batch:
     return batch.to(run.world.device)
 
 
-def _log(run: Run, reading: Reading, done: int, lr: float) -> dict[str, Any]:
+def _log(
+    run: Run, reading: Reading, done: int, lr: float, judged: dict[str, float]
+) -> dict[str, Any]:
     """Write what all ranks measured."""
     norm = run.engine.gradient_norm()
     metrics: dict[str, Any] = {
@@ -121,6 +142,7 @@ def _log(run: Run, reading: Reading, done: int, lr: float) -> dict[str, Any]:
         **reading.metrics,
         "lr": lr,
         **({} if norm is None else {"grad_norm_preclip": norm}),
+        **judged,
         **run.guard.count(reading),
         "slowest_host": reading.slowest_host,
         "data/workers_gib": run.loader.workers_resident_gib(),

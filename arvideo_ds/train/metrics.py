@@ -65,6 +65,7 @@ class Meter:
     """One rank's record since the last logged step; losses stay on the device until then."""
 
     device: torch.device
+    task: str
     # One of each micro-step, and of each step: 1 where it was not applied.
     losses: list[torch.Tensor] = field(default_factory=list)
     refused: list[torch.Tensor] = field(default_factory=list)
@@ -97,7 +98,7 @@ class Meter:
         steps, world_size, elapsed_mean_s = len(refused), len(ranks), sum(elapsed) / len(ranks)
         slowest = max(range(world_size), key=forwards_s.__getitem__)
         metrics = {
-            "loss/pretrain": loss_sum / num_finite if num_finite else math.nan,
+            f"loss/{self.task}": loss_sum / num_finite if num_finite else math.nan,
             "throughput/clips_per_s": clips / elapsed_mean_s,
             "throughput/clips_per_s_per_gpu": clips / elapsed_mean_s / world_size,
             "time/step_s": elapsed_mean_s / steps,
@@ -141,8 +142,8 @@ def peak_memory_gib(device: torch.device) -> float:
 class Console:
     """One line a logged step, with rate and time left."""
 
-    def __init__(self, steps: int) -> None:
-        self._steps = steps
+    def __init__(self, steps: int, task: str) -> None:
+        self._steps, self._task = steps, task
 
     def log(self, metrics: dict[str, Any]) -> None:
         step = metrics["step"]
@@ -151,7 +152,7 @@ class Console:
         parts = [
             f"step {step}/{self._steps}",
             f"epoch {metrics['epoch']:.2f}",
-            f"loss {metrics['loss/pretrain']:.4f}",
+            f"loss {metrics[f'loss/{self._task}']:.4f}",
             f"lr {metrics['lr']:.2e}",
             *([f"grad {norm:.3f}"] if norm is not None else []),
             f"{metrics['throughput/clips_per_s']:.1f} clips/s",
@@ -159,6 +160,8 @@ class Console:
             f"{metrics['memory/peak_gib']:.2f} GiB",
             f"left {left}",
         ]
+        if "validation/top1" in metrics:
+            parts.append(f"validation top-1 {metrics['validation/top1']:.2f} %")
         if metrics["data/skipped_total"]:
             parts.append(f"skipped {metrics['data/skipped_total']:.0f}")
         if metrics["guard/refused_total"]:

@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.config import PretrainRecipe, Recipe, RunPlan
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
@@ -20,7 +21,7 @@ _PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "decord", "torchcodec",
 _SHARE_OF_WRONG_COUNT = 0.05
 
 
-def facts(settings: Settings, shards: ShardSet, world_size: int) -> dict[str, Any]:
+def facts(settings: Settings[Any], shards: ShardSet, world_size: int) -> dict[str, Any]:
     """What stands beside every checkpoint: enough to say what it is and whether it fits."""
     return {
         **settings.as_dict(),
@@ -55,7 +56,7 @@ def _git_commit() -> str:
 
 def print_header(
     options: Options,
-    settings: Settings,
+    settings: Settings[Any],
     shards: ShardSet,
     world: World,
     decoder: str,
@@ -64,12 +65,9 @@ def print_header(
     plan, recipe = settings.plan, settings.recipe
     videos = f"{plan.videos_per_step} videos x {plan.repeats} repeat(s)"
     print(
-        f"recipe {options.recipe}: {recipe.objective.name}, ViT-{recipe.model.size}, "
-        f"{plan.parameters_encoder / 1e6:.1f} M encoder + {plan.parameters_decoder / 1e6:.1f} M "
-        f"decoder parameters, {plan.gflops_forward_per_clip:.2f} GFLOP forward per clip\n"
-        f"clip {plan.clip_shape} -> tokens {plan.token_grid} -> {plan.num_clusters} clusters of "
-        f"{plan.cluster_size}; {plan.encoder_tokens} tokens encoded, {plan.decoder_queries} "
-        f"predicted\n"
+        f"recipe {options.recipe}: {_model(recipe, plan)}, {plan.gflops_forward_per_clip:.2f} "
+        f"GFLOP forward per clip\n"
+        f"clip {plan.clip_shape} -> tokens {plan.token_grid}{_tokens(recipe, plan)}\n"
         f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
         f"batch {plan.total_batch} clips ({videos}) = {plan.world_size} rank(s) x "
         f"{plan.micro_batch} x {plan.accumulation} accumulated; lr {plan.lr:.3e}; {plan.steps} "
@@ -96,9 +94,28 @@ def print_header(
         )
 
 
+def _model(recipe: Recipe, plan: RunPlan) -> str:
+    millions = f"{plan.parameters_encoder / 1e6:.1f} M encoder"
+    if isinstance(recipe, PretrainRecipe):
+        return (
+            f"{recipe.objective.name}, ViT-{recipe.model.size}, {millions} + "
+            f"{plan.parameters_decoder / 1e6:.1f} M decoder parameters"
+        )
+    return f"{recipe.task}, ViT-{recipe.model.size}, {millions} parameters"
+
+
+def _tokens(recipe: Recipe, plan: RunPlan) -> str:
+    if not isinstance(recipe, PretrainRecipe):
+        return ", all encoded"
+    return (
+        f" -> {plan.num_clusters} clusters of {plan.cluster_size}; {plan.encoder_tokens} tokens "
+        f"encoded, {plan.decoder_queries} predicted"
+    )
+
+
 def summarize(
     options: Options,
-    settings: Settings,
+    settings: Settings[Any],
     shards: ShardSet,
     outcome: Outcome,
     first_step: int,
@@ -125,5 +142,5 @@ def summarize(
     elif first_step == settings.plan.steps:
         print(f"nothing left to do: {folder} holds the finished run.", flush=True)
     else:
-        loss = outcome.metrics["loss/pretrain"]
+        loss = outcome.metrics[f"loss/{settings.recipe.task}"]
         print(f"finished {done}: loss {loss:.4f}; see {folder / 'summary.json'}", flush=True)

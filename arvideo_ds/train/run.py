@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.agreement import gather_names
@@ -27,9 +28,12 @@ from arvideo_ds.engine.checkpoints import (
     save_checkpoint,
 )
 from arvideo_ds.engine.export import export_weights
+from arvideo_ds.engine.fragments import AVERAGE, keep_average
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_OK, UserError
+from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
 from arvideo_ds.train import record, run_folder
 from arvideo_ds.train.failure import guarded
@@ -39,12 +43,13 @@ from arvideo_ds.train.interrupt import Interrupt
 from arvideo_ds.train.loop import Run, Sink, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.settle import Options, Settings
+from arvideo_ds.train.validation import Validation
 
 # A script that requeues asks for exactly this code (EX_TEMPFAIL).
 EXIT_INTERRUPTED = 75
 
 
-def pretrain(options: Options, settings: Settings, shards: ShardSet) -> int:
+def start(options: Options, settings: Settings[Any], shards: ShardSet) -> int:
     """Run to the end, or to an agreed interruption. Every rank calls it; returns the exit code."""
     folder = options.folder
     shards.check_sizes()
@@ -53,15 +58,15 @@ def pretrain(options: Options, settings: Settings, shards: ShardSet) -> int:
         world = start_world()
         interrupt.connect(world.size)
         return guarded(
-            lambda: _pretrain(options, settings, shards, world, interrupt),
+            lambda: _start(options, settings, shards, world, interrupt),
             folder,
             rank=world.rank,
             size=world.size,
         )
 
 
-def _pretrain(
-    options: Options, settings: Settings, shards: ShardSet, world: World, interrupt: Interrupt
+def _start(
+    options: Options, settings: Settings[Any], shards: ShardSet, world: World, interrupt: Interrupt
 ) -> int:
     folder = options.folder
     if world.device.type == "cpu" and settings.recipe.train.precision == "fp16":
@@ -76,14 +81,17 @@ def _pretrain(
         )
         checkpoint = _checkpoint(options, shards)
         first_step = 0 if checkpoint is None else checkpoint.step
-        engine = _engine(settings)
+        engine = _engine(settings, shards, world, first=checkpoint is None)
         if checkpoint is not None:
             load_checkpoint(engine, checkpoint)
         loader = _loader(settings, shards, world, first_step, folder)
         facts = record.facts(settings, shards, world.size)
+        validation = _validation(settings, engine, world, folder, first_step)
         if world.is_main:
             run_folder.write_recipe(folder, settings.recipe)
             (folder / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
+            if isinstance(settings.recipe, FinetuneRecipe):
+                (folder / run_folder.LABELS).write_text(json.dumps(shards.manifest.labels) + "\n")
             record.print_header(options, settings, shards, world, loader.decoder, first_step)
         started = time.monotonic()
         outcome = train(
@@ -100,12 +108,15 @@ def _pretrain(
                 heartbeat=heartbeat,
                 guard=_guard(settings, loader, world, first_step, folder),
                 interrupt=interrupt,
-                save=lambda step: _save(engine, folder, step, facts, settings),
+                validation=validation,
+                save=lambda step, metrics: _save(
+                    engine, folder, step, metrics, facts, settings, validation
+                ),
             )
         )
         if world.is_main:
             if not outcome.interrupted:
-                _export(folder)
+                _export(folder, settings.recipe)
             elapsed_s = time.monotonic() - started
             record.summarize(options, settings, shards, outcome, first_step, elapsed_s)
     dist.barrier()
@@ -131,23 +142,51 @@ def _checkpoint(options: Options, shards: ShardSet) -> Checkpoint | None:
     return found
 
 
-def _engine(settings: Settings) -> Engine:
+def _engine(settings: Settings[Any], shards: ShardSet, world: World, *, first: bool) -> Engine:
+    recipe = settings.recipe
     # Every rank draws the same initial weights.
-    torch.manual_seed(settings.recipe.train.seed)
-    task = Pretrain(settings.recipe)
-    groups = parameter_groups(task, settings.recipe.optim.weight_decay)
-    return build_engine(
+    torch.manual_seed(recipe.train.seed)
+    task = _task(recipe, shards)
+    if first and isinstance(task, Finetune) and recipe.finetune.init_from is not None:
+        report = load_encoder(task.model.encoder, recipe.finetune.init_from, patch=recipe.patch)
+        if world.is_main:
+            print(report, flush=True)
+    engine = build_engine(
         task,
-        groups,
+        _groups(task, recipe),
         settings.deepspeed,
-        betas=settings.recipe.optim.betas,
-        implementation=settings.recipe.optim.implementation,
-        compiled=settings.recipe.train.compile,
+        betas=recipe.optim.betas,
+        implementation=recipe.optim.implementation,
+        compiled=recipe.train.compile,
     )
+    if isinstance(recipe, FinetuneRecipe) and recipe.finetune.ema_decay is not None:
+        keep_average(engine, recipe.finetune.ema_decay)
+    return engine
+
+
+def _task(recipe: Recipe, shards: ShardSet) -> Pretrain | Finetune:
+    if isinstance(recipe, FinetuneRecipe):
+        return Finetune(recipe, len(shards.manifest.labels or ()))
+    assert isinstance(recipe, PretrainRecipe)
+    return Pretrain(recipe)
+
+
+def _groups(task: Pretrain | Finetune, recipe: Recipe) -> list[dict[str, Any]]:
+    layer_decay = recipe.finetune.layer_decay if isinstance(recipe, FinetuneRecipe) else 1.0
+    return parameter_groups(task, recipe.optim.weight_decay, layer_decay=layer_decay)
+
+
+def _validation(
+    settings: Settings[Any], engine: Engine, world: World, folder: Path, first_step: int
+) -> Validation | None:
+    shards = settings.validation
+    if shards is None:
+        return None
+    return Validation(engine, settings.recipe, settings.plan, shards, world, folder, first_step)
 
 
 def _loader(
-    settings: Settings, shards: ShardSet, world: World, first_step: int, folder: Path
+    settings: Settings[Any], shards: ShardSet, world: World, first_step: int, folder: Path
 ) -> TrainLoader:
     workers = worker_count(settings.recipe, cores=world.cores)
     if world.is_main and workers > world.cores:
@@ -169,7 +208,7 @@ def _loader(
 
 
 def _guard(
-    settings: Settings, loader: TrainLoader, world: World, first_step: int, folder: Path
+    settings: Settings[Any], loader: TrainLoader, world: World, first_step: int, folder: Path
 ) -> Guard:
     return Guard(
         folder,
@@ -181,8 +220,11 @@ def _guard(
     )
 
 
-def _sinks(settings: Settings, folder: Path, first_step: int, held: ExitStack) -> list[Sink]:
-    sinks: list[Sink] = [Console(settings.plan.steps), JsonLines(folder, first_step)]
+def _sinks(settings: Settings[Any], folder: Path, first_step: int, held: ExitStack) -> list[Sink]:
+    sinks: list[Sink] = [
+        Console(settings.plan.steps, settings.recipe.task),
+        JsonLines(folder, first_step),
+    ]
     if settings.recipe.wandb.mode != "disabled":
         tracker = Wandb(folder, settings.recipe.wandb, settings.as_dict())
         # Before the ranks part: srun may end this one as soon as another has left.
@@ -192,14 +234,32 @@ def _sinks(settings: Settings, folder: Path, first_step: int, held: ExitStack) -
 
 
 def _save(
-    engine: Engine, folder: Path, step: int, facts: dict[str, Any], settings: Settings
+    engine: Engine,
+    folder: Path,
+    step: int,
+    metrics: dict[str, Any],
+    facts: dict[str, Any],
+    settings: Settings[Any],
+    validation: Validation | None,
 ) -> None:
     keep = settings.recipe.train.keep_checkpoints
     save_checkpoint(engine, folder / run_folder.CHECKPOINTS, step, facts, keep=keep)
+    best = validation is not None and validation.is_best(step, metrics)
+    if best and validation is not None and dist.get_rank() == 0:
+        export_weights(_newest(folder), folder / run_folder.BEST_MODEL, prefix=Finetune.PREFIX)
+        validation.write_best()
+        run_folder.update_summary(folder, {"best": validation.best})
 
 
-def _export(folder: Path) -> None:
+def _export(folder: Path, recipe: Recipe) -> None:
     """The finished run's weights, out of its last checkpoint."""
+    export_weights(_newest(folder), folder / run_folder.MODEL, prefix=Pretrain.PREFIX)
+    if isinstance(recipe, FinetuneRecipe) and recipe.finetune.ema_decay is not None:
+        path = folder / run_folder.EMA_MODEL
+        export_weights(_newest(folder), path, prefix=Finetune.PREFIX, kind=AVERAGE)
+
+
+def _newest(folder: Path) -> Path:
     checkpoint = newest_checkpoint(folder / run_folder.CHECKPOINTS)
     assert checkpoint is not None, "the loop saves after the last step"
-    export_weights(checkpoint.path, folder / run_folder.MODEL, prefix=Pretrain.PREFIX)
+    return checkpoint.path

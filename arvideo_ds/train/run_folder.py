@@ -9,7 +9,10 @@
   heartbeats/        where each rank stands (heartbeat.py)
   failures/          what ended each rank (failure.py)
   checkpoints/       see engine/checkpoints.py
-  model.safetensors  fp32 weights of the finished run, encoder and decoder
+  model.safetensors  fp32 weights of the finished run, all of the model
+  ema.safetensors    their moving average, where finetune.ema_decay asks for it
+  best.safetensors   the weights that validated best (fine-tuning)
+  labels.json        names of the classes (fine-tuning)
   summary.json       the outcome
 """
 
@@ -27,12 +30,13 @@ from typing import IO, Any
 import yaml
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.config.load import read_yaml, validate
+from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
 from arvideo_ds.errors import UserError
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
-MODEL = "model.safetensors"
+MODEL, EMA_MODEL, BEST_MODEL = "model.safetensors", "ema.safetensors", "best.safetensors"
+LABELS = "labels.json"
 QUARANTINE = "quarantine.jsonl"
 RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
@@ -44,8 +48,9 @@ _FREE = frozenset(
     """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
     data.max_skipped_share data.shards data.num_videos train.micro_batch train.log_every
     train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s train.compile
-    optim.implementation probe.train_shards probe.test_shards wandb.mode wandb.project
-    wandb.entity""".split()
+    optim.implementation evaluation.shards evaluation.every_epochs evaluation.views
+    evaluation.batch finetune.init_from finetune.num_classes probe.train_shards
+    probe.test_shards wandb.mode wandb.project wandb.entity""".split()
 )
 
 
@@ -75,19 +80,19 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     temporary.replace(folder / RECIPE)
 
 
-def read_recipe(folder: Path) -> Recipe:
-    """The recipe of a run. Errors: `UserError` where there is none."""
+def read_recipe(folder: Path, kind: type[AnyRecipe]) -> AnyRecipe:
+    """The recipe of a run. Errors: `UserError` where there is none, or one of another task."""
     path = folder / RECIPE
     if not path.is_file():
         raise UserError(f"{folder} is no run: it has no {RECIPE}. Runs lie in runs/ by default.")
-    return validate(read_yaml(path), str(path))
+    return validate(read_yaml(path), str(path), kind)
 
 
 def require_same_mathematics(folder: Path, recipe: Recipe) -> None:
     """Refuse to go on with another recipe than the folder's, where that would change numbers."""
     if not (folder / RECIPE).is_file():
         return
-    before, now = _flat(read_recipe(folder)), _flat(recipe)
+    before, now = _flat(read_recipe(folder, Recipe)), _flat(recipe)
     changed = [k for k in now if k not in _FREE and before.get(k) != now[k]]
     if changed:
         listed = "; ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed[:5])
@@ -134,5 +139,6 @@ def read_metrics(folder: Path) -> list[dict[str, float]]:
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    sections = recipe.model_dump(mode="json")
-    return {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
+    sections = recipe.model_dump(mode="json", exclude={"task"})
+    flat = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
+    return {"task": recipe.task, **flat}

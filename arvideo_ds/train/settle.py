@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
-from arvideo_ds.config import Recipe, RunPlan, load_recipe, make_plan
+from arvideo_ds.config import FinetuneRecipe, Recipe, RunPlan, load_recipe, make_plan
+from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
 from arvideo_ds.errors import UserError
@@ -15,7 +16,7 @@ from arvideo_ds.errors import UserError
 
 @dataclass(frozen=True)
 class Options:
-    """The command line of a pretraining run."""
+    """The command line of a training run."""
 
     recipe: str
     deepspeed_config: Path
@@ -29,13 +30,15 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Settings:
+class Settings(Generic[AnyRecipe]):
     """A run, decided: `--dry_run` prints it."""
 
-    recipe: Recipe
+    recipe: AnyRecipe
     plan: RunPlan
     deepspeed: dict[str, Any]
     shards: ShardSet | None
+    # What fine-tuning is validated on.
+    validation: ShardSet | None = None
 
     def require_shards(self) -> ShardSet:
         """The shards. Errors: `UserError` with the command that makes them."""
@@ -49,16 +52,16 @@ class Settings:
         }
 
 
-def settle(options: Options, *, world_size: int) -> Settings:
-    """Recipe, plan and DeepSpeed configuration, resolved against each other.
+def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Settings[AnyRecipe]:
+    """Recipe (of `kind`), plan and DeepSpeed configuration, resolved against each other.
 
     Missing shards are no error yet (a dry run needs none): the plan then counts with
     data.num_videos. Errors: `UserError`.
     """
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = load_recipe(options.recipe, options.overrides, kind)
     if options.folder.exists() and not options.folder.is_dir():
         raise UserError(f"--output {options.folder} is a file; give a folder.")
-    shards = _open_shards(recipe)
+    shards = _open(recipe.data.shards)
     if shards is None and recipe.data.num_videos is None:
         _require(recipe, shards)
     plan = make_plan(
@@ -66,11 +69,14 @@ def settle(options: Options, *, world_size: int) -> Settings:
     )
     tree = read_deepspeed_json(options.deepspeed_config)
     config = resolve(tree, recipe, plan, str(options.deepspeed_config))
-    return Settings(recipe, plan, config, shards)
+    validation = None
+    if isinstance(recipe, FinetuneRecipe):
+        validation = _open(recipe.evaluation.shards)
+        _check_labels(recipe, plan, shards, validation)
+    return Settings(recipe, plan, config, shards, validation)
 
 
-def _open_shards(recipe: Recipe) -> ShardSet | None:
-    where = recipe.data.shards
+def _open(where: str | None) -> ShardSet | None:
     if where is None or not ("://" in where or (Path(where) / MANIFEST).exists()):
         return None
     return ShardSet(where)
@@ -86,3 +92,39 @@ def _require(recipe: Recipe, shards: ShardSet | None) -> ShardSet:
         f"VIDEOS --output {where or 'SHARDS'}"
         + ("; then add data.shards=SHARDS to the command." if where is None else "")
     )
+
+
+def _check_labels(
+    recipe: FinetuneRecipe, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None
+) -> None:
+    """Errors: `UserError` where the classes of recipe, shards and validation differ."""
+    settings = recipe.finetune
+    if plan.micro_batch % 2 and (settings.mixup or settings.cutmix):
+        raise UserError(
+            f"finetune.mixup and finetune.cutmix mix the clips of a micro-batch in pairs, but it "
+            f"holds {plan.micro_batch}. Choose train.total_batch and train.micro_batch so that it "
+            "is even, or set both to 0."
+        )
+    if shards is None:
+        return
+    labels = shards.manifest.labels
+    if labels is None:
+        raise UserError(
+            f"{shards.name} has no labels; fine-tuning needs shards made from class folders, a CSV "
+            "with a label column or a labelled data set (docs/datasets.md)."
+        )
+    if settings.num_classes not in (None, len(labels)):
+        raise UserError(
+            f"finetune.num_classes={settings.num_classes}, but {shards.name} has {len(labels)} "
+            "classes. Leave the key out, or point data.shards at the shards that are meant."
+        )
+    if recipe.evaluation.shards is not None and validation is None:
+        raise UserError(
+            f"evaluation.shards={recipe.evaluation.shards} holds no shards (no {MANIFEST}). Make "
+            "them with data_tools/make_shards.py, or leave the key out."
+        )
+    if validation is not None and validation.manifest.labels != labels:
+        raise UserError(
+            f"{shards.name} and {validation.name} have different labels, so their label numbers "
+            "do not mean the same. Make both from one set of class names (--labels)."
+        )

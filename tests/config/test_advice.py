@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from arvideo_ds.config import Recipe, load_recipe, make_plan
+from arvideo_ds.config import PretrainRecipe, load_recipe, make_plan
 from arvideo_ds.config.advice import (
     Machine,
     Option,
@@ -28,7 +28,7 @@ def machine(num_gpus: int = 8, memory_gib: float = 80, bandwidth_gb_s: float = 2
     return Machine(num_gpus, memory_gib, tflops=100, bandwidth_gb_s=bandwidth_gb_s)
 
 
-def best(recipe: Recipe, on: Machine) -> Option:
+def best(recipe: PretrainRecipe, on: Machine) -> Option:
     found = recommend(compare(recipe, BASE, on))
     assert found is not None
     return found
@@ -72,7 +72,9 @@ def test_a_larger_micro_batch_would_not_have_fitted() -> None:
     assert best(recipe, machine(memory_gib=1000)).micro_batch == max(larger)
 
 
-def test_micro_batches_hold_the_repeats_of_a_video_together(tiny: Callable[..., Recipe]) -> None:
+def test_micro_batches_hold_the_repeats_of_a_video_together(
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
     recipe = tiny(
         data={"repeats": 2, "num_streams": 12}, train={"total_batch": 24, "micro_batch": 12}
     )

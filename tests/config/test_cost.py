@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from arvideo_ds.config import Recipe, load_recipe
+from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.cost import arvideo_cost, parameter_sizes
 from arvideo_ds.config.sizes import SIZES
 from arvideo_ds.models.arvideo import ARVideo
@@ -36,7 +36,7 @@ RECIPES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_formulas_equal_what_pytorch_counts(name: str, tiny: Callable[..., Recipe]) -> None:
+def test_formulas_equal_what_pytorch_counts(name: str, tiny: Callable[..., PretrainRecipe]) -> None:
     recipe = tiny(**RECIPES[name])
     cost, num_clips = arvideo_cost(recipe), 2
     # Shapes decide the count; the meta device has nothing else.
@@ -64,7 +64,7 @@ def test_every_size_has_the_parameters_that_the_plan_says(size: str) -> None:
 
 
 def test_a_smaller_share_of_targets_costs_less_and_no_parameter(
-    tiny: Callable[..., Recipe],
+    tiny: Callable[..., PretrainRecipe],
 ) -> None:
     full, half = (arvideo_cost(tiny(decoder={"target_ratio": r})) for r in (1.0, 0.5))
     assert half.flops_forward_per_clip < full.flops_forward_per_clip

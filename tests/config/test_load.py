@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.config import Recipe, load_recipe, recipe_names
+from arvideo_ds.config import PretrainRecipe, load_recipe, recipe_names
 from arvideo_ds.errors import UserError
 
 VIT_B = "pretrain_vit_b_k400"
@@ -207,4 +207,4 @@ def test_a_recipe_cannot_be_changed_after_reading() -> None:
     recipe = load_recipe(VIT_B)
     with pytest.raises(Exception, match="frozen"):
         recipe.train.seed = 3  # type: ignore[misc]
-    assert isinstance(recipe, Recipe)
+    assert isinstance(recipe, PretrainRecipe)

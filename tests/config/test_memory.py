@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.config import Recipe, load_recipe
+from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.cost import parameter_sizes
 from arvideo_ds.config.memory import Strategy, footprint, model_states
 
@@ -20,7 +20,7 @@ def from_file(name: str) -> Strategy:
     return Strategy.from_json(json.loads((ROOT / "ds_configs" / f"{name}.json").read_text()))
 
 
-def parameters(recipe: Recipe) -> int:
+def parameters(recipe: PretrainRecipe) -> int:
     return sum(map(sum, parameter_sizes(recipe)))
 
 
@@ -87,7 +87,9 @@ def test_offloaded_states_are_in_the_host_and_not_on_the_gpu() -> None:
     assert away.parameters < 0.1 * here.parameters
 
 
-def test_zero_3_with_everything_persistent_gathers_nothing(tiny: Callable[..., Recipe]) -> None:
+def test_zero_3_with_everything_persistent_gathers_nothing(
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
     recipe = tiny()
     states = model_states(recipe, Strategy(stage=3, persistence_threshold=10**9), world_size=4)
     assert states.gathered == 0

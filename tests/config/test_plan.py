@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvideo_ds.config import Recipe, RunPlan, load_recipe, make_plan
+from arvideo_ds.config import PretrainRecipe, RunPlan, load_recipe, make_plan
 from arvideo_ds.config.load import validate
 from arvideo_ds.errors import UserError
 
 VIT_B = "pretrain_vit_b_k400"
-Tiny = Callable[..., Recipe]
+Tiny = Callable[..., PretrainRecipe]
 
 
 @functools.cache

@@ -15,15 +15,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from arvideo_ds.config import Recipe, make_plan
+from arvideo_ds.config import PretrainRecipe, make_plan
 from arvideo_ds.data import clips as clips_module
 from arvideo_ds.data.clips import EvaluationClips, TrainClips
 from arvideo_ds.data.decoders import DecodeError, decode
-from arvideo_ds.data.loader import Batch, TrainLoader, evaluation_loader
+from arvideo_ds.data.loader import Batch, TrainLoader, evaluation_batches, evaluation_loader
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
 from arvideo_ds.errors import UserError
 
-MakeRecipe = Callable[..., Recipe]
+MakeRecipe = Callable[..., PretrainRecipe]
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def shards(demo_shards: Path) -> ShardSet:
 
 def train_loader(
     shards: ShardSet,
-    recipe: Recipe,
+    recipe: PretrainRecipe,
     *,
     world: int = 1,
     rank: int = 0,
@@ -56,7 +56,7 @@ def train_loader(
 
 def load(
     shards: ShardSet,
-    recipe: Recipe,
+    recipe: PretrainRecipe,
     *,
     world: int = 1,
     rank: int = 0,
@@ -212,7 +212,7 @@ def test_evaluation_visits_every_sample_once_in_order(
     shards: ShardSet, tiny: MakeRecipe, tmp_path: Path
 ) -> None:
     bad, key = damaged(shards, tmp_path / "bad")
-    loader = evaluation_loader(bad, tiny(), batch_size=10, num_workers=1)
+    loader = evaluation_loader(bad, tiny(), evaluation_batches(bad.num_samples, 10), num_workers=1)
     batches = list(loader)
     assert [len(batch.keys) for batch in batches] == [10, 10, 10, 10, 8]
     assert batches[-1].clips.shape == (8, 8, 32, 32, 3)
@@ -223,7 +223,9 @@ def test_evaluation_visits_every_sample_once_in_order(
     assert torch.cat([batch.labels for batch in batches]).tolist() == [s.label for s in samples]
     valid = torch.cat([batch.valid for batch in batches]).tolist()
     assert valid == [sample.key != key for sample in samples]
-    again = list(evaluation_loader(bad, tiny(), batch_size=10, num_workers=0))
+    again = list(
+        evaluation_loader(bad, tiny(), evaluation_batches(bad.num_samples, 10), num_workers=0)
+    )
     assert_same(batches, again)
 
 
@@ -237,12 +239,12 @@ def test_ssv2_is_never_flipped_and_always_sampled_uniformly(
     right: dict[str, object] = {"flip": False, "sampling": "uniform"}
     assert load(ShardSet(folder), tiny(data=right))
     recipe = tiny(data=right | wrong)
-    for use in (load, partial(evaluation_loader, batch_size=1, num_workers=0)):
+    for use in (load, partial(evaluation_loader, batches=[[0]], num_workers=0)):
         with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
             use(ShardSet(folder), recipe)
 
 
-def key_at(shards: ShardSet, recipe: Recipe, position: int) -> tuple[str, bytes]:
+def key_at(shards: ShardSet, recipe: PretrainRecipe, position: int) -> tuple[str, bytes]:
     """Key and bytes of the video at a run position."""
     place, sample = TrainClips(shards, recipe).sample(position)
     return sample.key, shards.read(place.shard, sample)

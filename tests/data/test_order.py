@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arvideo_ds.config import Recipe, RunPlan, make_plan
+from arvideo_ds.config import PretrainRecipe, RunPlan, make_plan
 from arvideo_ds.data.order import SampleOrder, rank_positions
 from arvideo_ds.errors import UserError
 
@@ -119,7 +119,7 @@ def rank_steps(plan: RunPlan, rank: int, first_step: int = 0) -> list[list[list[
 )
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_ranks_are_disjoint_equal_and_together_the_global_batch(
-    tiny: Callable[..., Recipe],
+    tiny: Callable[..., PretrainRecipe],
     world: int,
     videos: int,
     accumulation: int,
@@ -153,7 +153,7 @@ def test_ranks_are_disjoint_equal_and_together_the_global_batch(
     deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 def test_each_step_takes_the_same_videos_whatever_the_world(
-    tiny: Callable[..., Recipe], sizes: list[int], seed: int, repeats: int
+    tiny: Callable[..., PretrainRecipe], sizes: list[int], seed: int, repeats: int
 ) -> None:
     recipe = tiny(
         data={"repeats": repeats, "num_streams": 24},

@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from arvideo_ds.config import Recipe, load_recipe
+from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.memory import activations
 from arvideo_ds.engine.build import checkpoint_activations
 from arvideo_ds.engine.peak import LiveBytes
@@ -48,7 +48,7 @@ def world() -> Iterator[None]:
     os.environ.update(before)
 
 
-def kept_and_peak(recipe: Recipe, recompute: int) -> tuple[int, int]:
+def kept_and_peak(recipe: PretrainRecipe, recompute: int) -> tuple[int, int]:
     """Bytes alive after a forward pass, and the most alive within it and its backward pass.
 
     Gradients of weights stand in memory before, so they are no part of either.
@@ -89,7 +89,7 @@ def test_activations_of_vit_b_on_a_whole_clip(recompute: int) -> None:
 
 
 def test_recomputing_every_second_layer_lies_between_none_and_all(
-    tiny: Callable[..., Recipe],
+    tiny: Callable[..., PretrainRecipe],
 ) -> None:
     none, all_, half = (activations(tiny(), 4, recompute=k).saved for k in (0, 1, 2))
     assert all_ < half < none

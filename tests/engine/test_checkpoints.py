@@ -15,6 +15,7 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
+from arvideo_ds.engine.average import Average
 from arvideo_ds.engine.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from arvideo_ds.engine.export import export_weights
 from arvideo_ds.errors import UserError
@@ -84,6 +85,7 @@ class PlainEngine:
     """Stands in for DeepSpeed's at stage 0: a module and torch's own optimiser."""
 
     stage = 0
+    average: Average | None = None
     config: ClassVar[dict[str, Any]] = {"fp16": {"enabled": False}}
 
     def __init__(self, seed: int = 0, width: int = 5) -> None:

@@ -6,14 +6,14 @@ import pytest
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
-from arvideo_ds.config import Recipe, load_recipe
+from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.cost import parameter_sizes
 from arvideo_ds.config.memory import ModelStates, Strategy, model_states
 
 RANKS = 8
 
 
-def states(recipe: Recipe, stage: int) -> tuple[ModelStates, list[int]]:
+def states(recipe: PretrainRecipe, stage: int) -> tuple[ModelStates, list[int]]:
     encoder, decoder = parameter_sizes(recipe)
     return model_states(recipe, Strategy(stage=stage), world_size=RANKS), encoder + decoder
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import Recipe, make_plan
+from arvideo_ds.config import PretrainRecipe, make_plan
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, zero_stage
 from arvideo_ds.errors import UserError
 
@@ -37,7 +37,7 @@ DECIDED: dict[str, Any] = {
 
 
 @pytest.fixture
-def solve(tiny: Callable[..., Recipe]) -> Resolve:
+def solve(tiny: Callable[..., PretrainRecipe]) -> Resolve:
     recipe = tiny(
         train={"total_batch": 48, "micro_batch": 8, "precision": "bf16"}, optim={"clip": 0.5}
     )
@@ -69,7 +69,7 @@ def test_auto_absent_and_equal_values_all_resolve_to_the_plan(
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_one_precision_is_on_and_the_others_off(
-    precision: str, tiny: Callable[..., Recipe]
+    precision: str, tiny: Callable[..., PretrainRecipe]
 ) -> None:
     recipe = tiny(train={"precision": precision})
     resolved = resolve(AUTO, recipe, make_plan(recipe, world_size=1), ORIGIN)
@@ -217,7 +217,7 @@ def test_what_is_known_to_train_wrongly_is_refused_with_the_reason(
     ],
 )
 def test_recipe_and_json_that_do_not_go_together_are_refused(
-    zero: dict[str, Any], recipe: dict[str, Any], words: str, tiny: Callable[..., Recipe]
+    zero: dict[str, Any], recipe: dict[str, Any], words: str, tiny: Callable[..., PretrainRecipe]
 ) -> None:
     made = tiny(**recipe)
     plan = make_plan(made, world_size=1)

@@ -13,13 +13,13 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.evaluation import pictures, report
 from arvideo_ds.models.arvideo import ARVideo, Draw
 from arvideo_ds.models.cubes import from_cubes, pick, pixel_targets
 
 KEY = 12345
-Tiny = Callable[..., Recipe]
+Tiny = Callable[..., PretrainRecipe]
 
 
 @pytest.fixture
@@ -29,12 +29,12 @@ def clip() -> Tensor:
     return torch.randint(0, 200, (8, 32, 32, 3), dtype=torch.uint8, generator=generator)
 
 
-def untrained(recipe: Recipe) -> ARVideo:
+def untrained(recipe: PretrainRecipe) -> ARVideo:
     torch.manual_seed(0)
     return ARVideo(recipe).eval()
 
 
-def pixels_of(tokens: Tensor, model: ARVideo, recipe: Recipe) -> np.ndarray:
+def pixels_of(tokens: Tensor, model: ARVideo, recipe: PretrainRecipe) -> np.ndarray:
     """True (T H W) on the pixels of the given tokens."""
     geometry = recipe.geometry
     marks = torch.zeros(1, geometry.num_tokens, geometry.cube_values)

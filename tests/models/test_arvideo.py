@@ -7,13 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.cubes import pick, to_cubes
 from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.randomness import draw_key
 
-Make = Callable[..., Recipe]
+Make = Callable[..., PretrainRecipe]
 
 # Shape of clip, patch and cluster: cubes, whole frames, tubes, single tokens, a rectangle, pixels.
 SHAPES: dict[str, dict[str, dict[str, object]]] = {
@@ -36,7 +36,7 @@ DECODERS: dict[str, dict[str, object]] = {
 }
 
 
-def clips_of(recipe: Recipe, count: int) -> torch.Tensor:
+def clips_of(recipe: PretrainRecipe, count: int) -> torch.Tensor:
     return torch.rand(count, *recipe.geometry.clip, 3)
 
 

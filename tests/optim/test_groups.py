@@ -7,12 +7,14 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.tasks.pretrain import Pretrain
 
 
-def test_every_parameter_of_the_task_stands_in_one_group(tiny: Callable[..., Recipe]) -> None:
+def test_every_parameter_of_the_task_stands_in_one_group(
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
     task = Pretrain(tiny(decoder={"self_attention": True}))
     groups = parameter_groups(task, 0.05)
     listed = [id(p) for group in groups for p in group["params"]]
@@ -20,7 +22,9 @@ def test_every_parameter_of_the_task_stands_in_one_group(tiny: Callable[..., Rec
     torch.optim.AdamW(groups)
 
 
-def test_matrices_decay_and_biases_norms_and_the_query_do_not(tiny: Callable[..., Recipe]) -> None:
+def test_matrices_decay_and_biases_norms_and_the_query_do_not(
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
     task = Pretrain(tiny())
     decay = {id(p): g["weight_decay"] for g in parameter_groups(task, 0.05) for p in g["params"]}
     for module in task.modules():

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.tasks.pretrain import Pretrain
 
 
 @pytest.fixture
-def task(tiny: Callable[..., Recipe]) -> Pretrain:
+def task(tiny: Callable[..., PretrainRecipe]) -> Pretrain:
     torch.manual_seed(0)
     return Pretrain(tiny(data={"frames": 4, "size": 16}, objective={"cluster": [1, 2, 2]}))
 

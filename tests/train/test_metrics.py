@@ -147,9 +147,13 @@ def test_the_console_says_a_step_in_one_line(capsys: pytest.CaptureFixture[str])
         "time/forward_s_max": 0.25,
         "slowest_host": "node2",
     }
-    Console(steps=60).log(metrics)
-    Console(steps=60).log({**metrics, "data/skipped_total": 4.0, "grad_norm_preclip": 0.125})
-    Console(steps=60).log({**metrics, "guard/refused_total": 2.0, "time/forward_s_max": 0.5})
+    Console(steps=60, task="pretrain").log(metrics)
+    Console(steps=60, task="pretrain").log(
+        {**metrics, "data/skipped_total": 4.0, "grad_norm_preclip": 0.125}
+    )
+    Console(steps=60, task="pretrain").log(
+        {**metrics, "guard/refused_total": 2.0, "time/forward_s_max": 0.5}
+    )
     first, second, third = capsys.readouterr().out.splitlines()
     assert "step 30/60" in first
     assert "left 0:01:00" in first

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.config import Recipe, load_recipe, recipe_names
+from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe, recipe_names
 from arvideo_ds.errors import UserError
 from arvideo_ds.train import run_folder
 
-Tiny = Callable[..., Recipe]
+Tiny = Callable[..., PretrainRecipe]
 
 
 def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_path: Path) -> None:
@@ -46,9 +46,10 @@ def test_another_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Pa
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_comes_back_from_its_folder_as_it_was(name: str, tmp_path: Path) -> None:
-    recipe = load_recipe(name, ["data.size=[224, 224]"] if name != "demo" else [])
+    overrides = [] if name.endswith("demo") else ["data.size=[224, 224]"]
+    recipe = load_recipe(name, overrides, Recipe)
     run_folder.write_recipe(tmp_path, recipe)
-    assert run_folder.read_recipe(tmp_path) == recipe
+    assert run_folder.read_recipe(tmp_path, Recipe) == recipe
     run_folder.require_same_mathematics(tmp_path, recipe)
 
 
@@ -96,7 +97,7 @@ def test_a_folder_without_a_run_takes_any_recipe_and_has_none_to_read(
 ) -> None:
     run_folder.require_same_mathematics(tmp_path, tiny())
     with pytest.raises(UserError, match="is no run"):
-        run_folder.read_recipe(tmp_path)
+        run_folder.read_recipe(tmp_path, PretrainRecipe)
 
 
 def test_facts_are_added_to_the_summary(tmp_path: Path) -> None:

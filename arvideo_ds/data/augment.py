@@ -1,0 +1,92 @@
+"""Augmentation that fine-tuning adds, by timm and torchvision; all frames of a clip alike.
+
+Those libraries draw from global generators. `seeded` makes their draws a function of a number and
+leaves the generators as they were.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data.auto_augment import rand_augment_transform
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+from torchvision.transforms import v2
+
+from arvideo_ds.config.schema import DataSettings
+from arvideo_ds.errors import UserError
+
+# How far RandAugment shifts a clip at most, as a share of its shorter side (timm's own default).
+_SHIFT = 0.45
+_COLOUR = 255
+
+
+@contextmanager
+def seeded(number: int) -> Iterator[None]:
+    """Within, Python's, NumPy's and torch's CPU generators start from `number` (63 bits)."""
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
+    random.seed(number)
+    np.random.seed(number % 2**32)
+    torch.default_generator.manual_seed(number)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.random.set_rng_state(states[2])
+
+
+class Augment:
+    """RandAugment and random erasing of a clip, as `data.randaugment` and `data.erase` say.
+
+    RandAugment works on the cropped clip: fewer pixels than the whole frame, which VideoMAE's code
+    augments before it crops. Errors: `UserError` where timm does not know the configuration.
+    """
+
+    def __init__(self, data: DataSettings) -> None:
+        self._randaugment = _randaugment(data)
+        # On a canvas of zeros, since it must not see that pixels are bytes.
+        self._erase = v2.RandomErasing(data.erase, value="random") if data.erase else None
+
+    def __call__(self, clip: Tensor, number: int) -> Tensor:
+        """Clip F h w 3 (uint8) -> the same, augmented; `number` decides all draws."""
+        if self._randaugment is not None:
+            clip = torch.stack([self._augmented(frame, number) for frame in clip])
+        return clip if self._erase is None else self._erased(clip, number)
+
+    def _augmented(self, frame: Tensor, number: int) -> Tensor:
+        assert self._randaugment is not None
+        with seeded(number):  # so that every frame is drawn the same
+            return torch.from_numpy(np.array(self._randaugment(Image.fromarray(frame.numpy()))))
+
+    def _erased(self, clip: Tensor, number: int) -> Tensor:
+        """A box of every frame becomes noise with ImageNet's mean and deviation."""
+        assert self._erase is not None
+        frames, height, width, _ = clip.shape
+        with seeded(number):
+            noise = self._erase(torch.zeros(3 * frames, height, width))
+        noise = noise.unflatten(0, (frames, 3)).permute(0, 2, 3, 1)
+        pixels = noise * torch.tensor(IMAGENET_DEFAULT_STD) + torch.tensor(IMAGENET_DEFAULT_MEAN)
+        erased = (_COLOUR * pixels).round().clamp(0, _COLOUR).to(torch.uint8)
+        return torch.where(noise == 0, clip, erased)
+
+
+def _randaugment(data: DataSettings) -> v2.Transform | None:
+    if data.randaugment is None:
+        return None
+    options = {
+        "translate_const": int(_SHIFT * min(data.size)),
+        "img_mean": tuple(round(_COLOUR * value) for value in IMAGENET_DEFAULT_MEAN),
+    }
+    try:
+        return rand_augment_transform(data.randaugment, options)
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UserError(
+            f"data.randaugment={data.randaugment!r} is no configuration of timm's RandAugment "
+            f"({type(error).__name__}: {error}). An example: rand-m7-n4-mstd0.5-inc1."
+        ) from None

@@ -1,0 +1,79 @@
+"""How good the classifier is by now: scored while training; the best weights so far are kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.config import FinetuneRecipe, RunPlan
+from arvideo_ds.data.loader import worker_count
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.engine.build import Engine
+from arvideo_ds.engine.world import World
+from arvideo_ds.evaluation.scores import score_videos
+from arvideo_ds.train.run_folder import finite
+
+BEST = "best.json"
+
+
+class Validation:
+    """Top-1 and top-5 on the central clip of every video of `evaluation.shards`."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        recipe: FinetuneRecipe,
+        plan: RunPlan,
+        shards: ShardSet,
+        world: World,
+        folder: Path,
+        first_step: int,
+    ) -> None:
+        self._engine, self._recipe, self._shards, self._world = engine, recipe, shards, world
+        self._steps = plan.steps
+        steps_per_epoch = plan.num_videos / plan.videos_per_step
+        self._every = max(1, round(recipe.evaluation.every_epochs * steps_per_epoch))
+        self._path = folder / BEST
+        self.best = _best_until(self._path, first_step)
+
+    def due(self, done: int) -> bool:
+        return done % self._every == 0 or done == self._steps
+
+    def run(self) -> dict[str, float]:
+        """Metrics of the weights as they are now. Collective."""
+        scores = score_videos(
+            self._engine.evaluate,
+            self._shards,
+            self._recipe,
+            views=(1, 1),
+            batch=self._recipe.evaluation.batch,
+            num_workers=worker_count(self._recipe, cores=self._world.cores),
+            device=self._world.device,
+        )
+        return {
+            "validation/top1": 100 * scores.accuracy(),
+            "validation/top5": 100 * scores.accuracy(5),
+            "validation/loss": scores.loss(),
+            "validation/videos": len(scores.labels),
+            "validation/unreadable": len(scores.skipped),
+        }
+
+    def is_best(self, done: int, metrics: dict[str, Any]) -> bool:
+        """Whether these are the best weights so far; if so, they are remembered as such."""
+        top1 = metrics.get("validation/top1")
+        if top1 is None or (self.best and top1 <= self.best["top1"]):
+            return False
+        self.best = {"step": done, "top1": top1}
+        return True
+
+    def write_best(self) -> None:
+        temporary = self._path.with_name(BEST + ".new")
+        temporary.write_text(json.dumps(finite(self.best)))
+        temporary.replace(self._path)
+
+
+def _best_until(path: Path, first_step: int) -> dict[str, float]:
+    """What an earlier start found best, unless it lies ahead of where this one begins."""
+    best = json.loads(path.read_text()) if path.is_file() else {}
+    return best if best.get("step", first_step + 1) <= first_step else {}
