@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.demo_set import make_split
 
@@ -64,6 +64,29 @@ def tiny() -> Callable[..., PretrainRecipe]:
         for name, values in sections.items():
             tree[name] = {**tree.get(name, {}), **values}
         return validate(tree, "test recipe")
+
+    return make
+
+
+@pytest.fixture
+def tiny_finetune() -> Callable[..., FinetuneRecipe]:
+    """A small fine-tuning recipe; sections given as keyword arguments are laid over it."""
+
+    def make(**sections: dict[str, object]) -> FinetuneRecipe:
+        tree: dict[str, dict[str, object]] = {
+            "model": {"size": "tiny"},
+            "data": {"frames": 4, "size": 16, "stride": 1, "num_videos": 48, "num_streams": 12},
+            "train": {
+                "max_steps": 4,
+                "total_batch": 8,
+                "micro_batch": 8,
+                "precision": "fp32",
+                "log_every": 1,
+            },
+        }
+        for name, values in sections.items():
+            tree[name] = {**tree.get(name, {}), **values}
+        return validate({"task": "finetune", **tree}, "test recipe", FinetuneRecipe)
 
     return make
 

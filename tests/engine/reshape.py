@@ -15,6 +15,7 @@ from torch import nn
 
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from arvideo_ds.engine.fragments import keep_average
 from arvideo_ds.engine.world import start_world
 
 BATCH = 12
@@ -39,7 +40,9 @@ def make_engine(stage: int, precision: str, size: int) -> Engine:
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 10},
         "steps_per_print": 2**31,
     }
-    return build_engine(model, groups, config, betas=(0.9, 0.95))
+    engine = build_engine(model, groups, config, betas=(0.9, 0.95))
+    keep_average(engine, 0.9)
+    return engine
 
 
 def step(engine: Engine, number: int, rank: int, size: int) -> None:

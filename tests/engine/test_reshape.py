@@ -16,7 +16,7 @@ pytestmark = pytest.mark.dist
 def values(folder: Path) -> dict[tuple[str, str], Tensor]:
     (checkpoint,) = folder.glob("step-*")
     saved = SavedState(checkpoint)
-    assert saved.kinds == ["exp_avg", "exp_avg_sq", "weight"]
+    assert saved.kinds == ["average", "exp_avg", "exp_avg_sq", "weight"]
     return {
         (name, kind): saved.read(
             name, kind, 0, shape[0] if len(shape) == 1 else shape[0] * shape[1]

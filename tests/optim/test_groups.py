@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import nn
 
-from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
 
 
@@ -34,6 +36,32 @@ def test_matrices_decay_and_biases_norms_and_the_query_do_not(
         if isinstance(module, nn.LayerNorm):
             assert decay[id(module.weight)] == decay[id(module.bias)] == 0
     assert decay[id(task.model.decoder.query)] == 0
+
+
+@pytest.mark.parametrize("decay", [0.75, 0.9])
+def test_each_layer_learns_slower_than_the_one_above(
+    decay: float, tiny_finetune: Callable[..., FinetuneRecipe]
+) -> None:
+    task = Finetune(tiny_finetune(), 3)
+    groups = parameter_groups(task, 0.05, layer_decay=decay)
+    assert all(group["params"] for group in groups)
+    scale = {id(p): group["lr_scale"] for group in groups for p in group["params"]}
+    depth = 4
+    for name, parameter in task.named_parameters():
+        layer = depth + 1
+        if "blocks." in name:
+            layer = 1 + int(name.split("blocks.")[1].split(".")[0])
+        elif "embed" in name:
+            layer = 0
+        assert scale[id(parameter)] == pytest.approx(decay ** (depth + 1 - layer)), name
+    assert len(scale) == len(list(task.parameters()))
+
+
+def test_one_rate_for_all_needs_two_groups(
+    tiny_finetune: Callable[..., FinetuneRecipe],
+) -> None:
+    groups = parameter_groups(Finetune(tiny_finetune(), 3), 0.05)
+    assert [group["lr_scale"] for group in groups] == [1, 1]
 
 
 def test_no_group_is_empty() -> None:

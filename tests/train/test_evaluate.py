@@ -72,6 +72,7 @@ def test_any_number_of_ranks_gives_the_same_scores(finetuned: Path, run: Run) ->
     assert {key: found[3][0][key] for key in ("ranks", "views")} == {"ranks": 3, "views": [2, 3]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -89,6 +90,7 @@ def test_wrong_input_is_one_paragraph(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_pretraining_run_is_refused(tmp_path: Path, run: Run) -> None:
     run_folder.write_recipe(tmp_path, load_recipe("demo"))
     done = run("python", ROOT / "scripts" / "evaluate.py", tmp_path)

@@ -1,0 +1,186 @@
+"""Real runs of scripts/finetune.py: they learn, resume exactly, and refuse what does not fit."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from arvideo_ds.config import FinetuneRecipe, load_recipe
+from arvideo_ds.engine.export import export_weights
+from arvideo_ds.models.encoder import build_encoder
+from tests.conftest import ROOT
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+SCRIPT = ROOT / "scripts" / "finetune.py"
+
+
+def command(shards: Path, output: Path, *overrides: str) -> list[str]:
+    return [
+        sys.executable,
+        str(SCRIPT),
+        "--recipe=finetune_demo",
+        f"--output={output}",
+        f"data.shards={shards / 'train'}",
+        f"evaluation.shards={shards / 'test'}",
+        "data.num_streams=12",
+        "data.workers=1",
+        "train.total_batch=16",
+        "train.micro_batch=16",
+        "train.log_every=1",
+        *overrides,
+    ]
+
+
+# 3 epochs of 48 videos, everything that draws switched on.
+DRAWS = (
+    "train.epochs=3",
+    "train.save_every=2",
+    "finetune.ema_decay=0.9",
+    "finetune.mixup=0.8",
+    "finetune.cutmix=1.0",
+    "finetune.drop_path=0.1",
+    "data.randaugment=rand-m7-n4-mstd0.5-inc1",
+    "data.erase=0.25",
+)
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_to_the_same_weights_average_and_best(
+    demo_shards: Path, tmp_path: Path, run: Run, environment: Callable[..., dict[str, str]]
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    done = run(*command(demo_shards, whole, *DRAWS))
+    assert done.returncode == 0, done.stderr[-3000:]
+    process = subprocess.Popen(
+        command(demo_shards, cut, *DRAWS),
+        env=environment(),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    again = run(*command(demo_shards, cut, *DRAWS))
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "going on after step" in again.stdout
+    for name in ("model", "ema", "best"):
+        first, second = (load_file(folder / f"{name}.safetensors") for folder in (whole, cut))
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+    assert not torch.equal(
+        load_file(whole / "ema.safetensors")["head.weight"],
+        load_file(whole / "model.safetensors")["head.weight"],
+    )
+    lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (whole, cut)]
+    curves = [[json.loads(line)["loss/finetune"] for line in file] for file in lines]
+    assert curves[0] == curves[1]
+
+
+@pytest.mark.slow
+def test_the_best_weights_are_those_of_the_best_validation(
+    demo_shards: Path, tmp_path: Path, run: Run
+) -> None:
+    folder = tmp_path / "run"
+    options = ("train.epochs=3", "evaluation.every_epochs=1", "train.keep_checkpoints=9")
+    done = run(*command(demo_shards, folder, *options))
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    judged = {m["step"]: m["validation/top1"] for m in metrics if "validation/top1" in m}
+    assert list(judged) == [3, 6, 9]
+    best = json.loads((folder / "best.json").read_text())
+    assert best["top1"] == max(judged.values())
+    assert best["step"] == max(judged, key=lambda step: (judged[step], -step))
+    checkpoint = folder / "checkpoints" / f"step-{best['step']:08d}"
+    export_weights(checkpoint, tmp_path / "expected.safetensors", prefix="model.")
+    expected, kept = (
+        load_file(tmp_path / "expected.safetensors"),
+        load_file(folder / "best.safetensors"),
+    )
+    assert all(torch.equal(expected[key], kept[key]) for key in expected)
+    assert json.loads((folder / "labels.json").read_text())[0]
+    assert json.loads((folder / "summary.json").read_text())["best"] == best
+
+
+def encoder_file(folder: Path, *overrides: str) -> Path:
+    recipe = load_recipe("finetune_demo", overrides, FinetuneRecipe)
+    torch.manual_seed(5)
+    state = build_encoder(recipe).state_dict()
+    save_file({f"encoder.{key}": value for key, value in state.items()}, folder / "e.safetensors")
+    return folder / "e.safetensors"
+
+
+@pytest.mark.slow
+def test_it_begins_with_the_given_encoder_and_only_at_the_start(
+    demo_shards: Path, tmp_path: Path, run: Run
+) -> None:
+    path, folder = encoder_file(tmp_path), tmp_path / "run"
+    options = ("train.max_steps=2", "optim.base_lr=1e-30", f"--init-from={path}")
+    done = run(*command(demo_shards, folder, *options))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "50 of 50 tensors" in done.stdout
+    given, trained = load_file(path), load_file(folder / "model.safetensors")
+    for key in given:
+        if key in trained:
+            torch.testing.assert_close(trained[key], given[key], rtol=0, atol=1e-4)
+    # The finished run needs the file no more.
+    path.unlink()
+    assert "nothing left to do" in run(*command(demo_shards, folder, *options)).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--init-from=nowhere"], "there is no nowhere"),
+        (["finetune.num_classes=7"], "finetune.num_classes=7"),
+        (["evaluation.shards=nowhere"], "evaluation.shards=nowhere"),
+        (["--recipe=demo"], "is to pretrain; start it with scripts/pretrain.py"),
+        (["finetune.mixup=1", "train.micro_batch=1"], "in pairs"),
+        (["evaluation.batch=1", "evaluation.views=[2,3]"], "evaluation.batch=1"),
+        (["data.randaugment=nonsense"], "data.randaugment"),
+        (["finetune.layer_decai=1"], "finetune.layer_decay"),
+    ],
+)
+def test_what_does_not_fit_is_one_paragraph(
+    options: list[str], words: str, demo_shards: Path, tmp_path: Path, run: Run
+) -> None:
+    done = run(*command(demo_shards, tmp_path / "run", *options))
+    assert done.returncode == 2, done.stdout[-2000:]
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_shards_without_labels_or_with_others_are_refused(
+    demo_shards: Path, tmp_path: Path, run: Run
+) -> None:
+    for name, labels in (("none", None), ("other", ["x", "y"])):
+        shards = tmp_path / name
+        shutil.copytree(demo_shards, shards)
+        path = shards / "test" / "manifest.json" if labels else shards / "train" / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
+        done = run(*command(shards, tmp_path / "run"))
+        assert done.returncode == 2
+        assert ("different labels" if labels else "has no labels") in done.stderr
+
+
+def test_a_dry_run_says_what_it_would_do(run: Run) -> None:
+    done = run(sys.executable, SCRIPT, "--recipe=finetune_vit_b_k400", "--dry_run")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)["plan"]
+    assert plan["encoder_tokens"] == 1568
+    assert plan["decoder_queries"] == 0
+    assert 86e6 < plan["parameters_encoder"] < 88e6
+    assert plan["lr"] == pytest.approx(5e-4 * 512 / 256)
