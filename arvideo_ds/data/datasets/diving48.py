@@ -30,6 +30,7 @@ def read_diving48(source: Source) -> Listing:
         try:
             name, label = _row(row, labels)
             video = tree.find(name)
+            bad_rows.require_new(number, name)
         except ValueError as error:
             bad_rows.add(number, error)
             continue

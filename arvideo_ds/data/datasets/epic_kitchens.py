@@ -47,6 +47,7 @@ def read_epic_kitchens(source: Source) -> Listing:
             if part[0] >= part[1]:
                 raise ValueError("the action stops before it starts")
             label, facts = _classes(row, verbs) if labelled else (None, {})
+            bad_rows.require_new(line, row["narration_id"])
         except ValueError as error:
             bad_rows.add(line, error)
             continue
@@ -86,7 +87,7 @@ def _classes(row: dict[str, str], verbs: list[str]) -> tuple[str, dict[str, obje
 
 
 def _seconds(text: str) -> float:
-    match = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", text)
+    match = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)", text)
     if match is None:
         raise ValueError(f"'{text}' is no time HH:MM:SS.ss")
     return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])

@@ -64,6 +64,7 @@ def _class_entries(
         elif found_flag == flag:
             try:
                 video = tree.find(Path(name).stem, folder=label)
+                bad_rows.require_new(line, Path(name).stem)
             except ValueError as error:
                 bad_rows.add(line, error)
                 continue

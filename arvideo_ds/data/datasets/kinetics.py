@@ -46,7 +46,7 @@ def read_kinetics(num_classes: int) -> Callable[[Source], Listing]:
         rows = 0
         names: set[str | None] = set()
         splits = _SPLIT_NAMES.get(source.split or "", (source.split,))
-        used: set[Path] = set()
+        used: dict[Path, int] = {}
         for line, row in csv_rows(path, ["youtube_id", "time_start", "time_end"], bad_rows):
             if source.split and row.get("split", source.split) not in splits:
                 continue
@@ -60,12 +60,12 @@ def read_kinetics(num_classes: int) -> Callable[[Source], Listing]:
             if entry is None:
                 rejects.append(missing(_name(row), line))
             elif entry.path in used:
-                message = f"line {line} names the file again"
+                message = f"line {line} names the file of line {used[entry.path]} again"
                 rejects.append(
                     Reject(source_path=entry.source_path, reason="duplicate", message=message)
                 )
             else:
-                used.add(entry.path)
+                used[entry.path] = line
                 entries.append(entry)
         rejects += bad_rows.finish()
         labels, notes = _labels(source, names - {""}, num_classes)

@@ -86,6 +86,13 @@ class BadRows:
     def __init__(self, path: Path, *, skip: bool, unit: str = "line") -> None:
         self._path, self._skip, self._unit = path, skip, unit
         self._problems: list[str] = []
+        self._first: dict[str, int] = {}
+
+    def require_new(self, line: int, video_id: str) -> None:
+        """Errors: `ValueError` where a row before has the same id."""
+        first = self._first.setdefault(video_id, line)
+        if first != line:
+            raise ValueError(f"'{video_id}' stands in {self._unit} {first} already")
 
     def add(self, line: int, message: object) -> None:
         self._problems.append(f"{self._unit} {line}: {message}")

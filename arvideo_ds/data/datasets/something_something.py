@@ -37,6 +37,7 @@ def read_ssv2(source: Source) -> Listing:
             video_id = _video_id(row)
             label = _label(row, numbers) if labelled else None
             found = tree.find(video_id)
+            bad_rows.require_new(number, video_id)
         except ValueError as error:
             bad_rows.add(number, error)
             continue

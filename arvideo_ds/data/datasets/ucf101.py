@@ -40,6 +40,7 @@ def read_ucf101(source: Source) -> Listing:
         try:
             name, label = _row(text, labels)
             video = tree.find(name.stem, folder=label)
+            bad_rows.require_new(line, name.stem)
         except ValueError as error:
             bad_rows.add(line, error)
             continue

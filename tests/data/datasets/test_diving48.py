@@ -90,9 +90,11 @@ def test_two_files_of_one_name_are_a_bad_row(make_videos: MakeVideos) -> None:
     assert len(read(videos, skip_bad_rows=True).entries) == 2
 
 
-def test_a_clip_named_twice_is_refused(make_videos: MakeVideos) -> None:
-    with pytest.raises(UserError, match="share the video id 'c_00003'"):
-        read(make_videos(*FILES), [*ROWS, ROWS[2]])
+def test_a_clip_named_twice_is_a_bad_row_with_both_entries(make_videos: MakeVideos) -> None:
+    videos, rows = make_videos(*FILES), [*ROWS, ROWS[2]]
+    with pytest.raises(UserError, match=r"entry 4: 'c_00003' stands in entry 3 already"):
+        read(videos, rows)
+    assert len(read(videos, rows, skip_bad_rows=True).entries) == 3
 
 
 def test_no_vocabulary_and_files_of_another_kind_are_refused(make_videos: MakeVideos) -> None:

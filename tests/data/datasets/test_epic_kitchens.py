@@ -131,6 +131,8 @@ def test_actions_of_a_video_that_is_not_there_are_missing(make_videos: MakeVideo
         row("x", stop="00:03.25"),
         row("x", stop="-0:00:03.25"),
         row("x", stop="00:00:nan"),
+        row("x", stop="00:60:04.00"),
+        row("x", stop="00:00:60.00"),
         row("x", verb="97"),
         row("x", verb="-1"),
         row("x", verb=""),
@@ -161,9 +163,13 @@ def test_two_files_of_one_video_are_a_bad_row(make_videos: MakeVideos) -> None:
     assert [entry.video_id for entry in listing.entries] == ["P03_02_0"]
 
 
-def test_an_action_named_twice_is_refused(make_videos: MakeVideos) -> None:
-    with pytest.raises(UserError, match="share the video id 'P02_11_0'"):
-        read(make_videos("P02_11.mp4"), row(), row())
+def test_an_action_named_twice_is_a_bad_row_with_both_lines(make_videos: MakeVideos) -> None:
+    videos = make_videos("P02_11.mp4")
+    with pytest.raises(UserError, match=r"1 bad row.*line 3: 'P02_11_0' stands in line 2 already"):
+        read(videos, row(), row())
+    listing = read(videos, row(), row(), skip_bad_rows=True)
+    assert [entry.video_id for entry in listing.entries] == ["P02_11_0"]
+    assert [reject.reason for reject in listing.rejects] == ["bad_row"]
 
 
 @pytest.mark.parametrize(

@@ -218,7 +218,7 @@ def test_a_clip_named_twice_is_one_entry_and_one_duplicate(make_videos: MakeVide
     listing = read(make_videos(*FILES), *ROWS, ROWS[0])
     assert len(listing.entries) == 3
     assert [(r.source_path, r.reason) for r in listing.rejects] == [(FILES[0], "duplicate")]
-    assert "line 5" in listing.rejects[0].message
+    assert "line 5 names the file of line 2" in listing.rejects[0].message
 
 
 def test_a_label_may_be_quoted_and_hold_a_comma(make_videos: MakeVideos) -> None:

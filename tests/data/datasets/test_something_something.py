@@ -129,9 +129,11 @@ def test_two_files_of_one_id_are_a_bad_row(make_videos: MakeVideos) -> None:
     assert [e.video_id for e in listing.entries] == ["100", "74"]
 
 
-def test_an_id_named_twice_is_refused(make_videos: MakeVideos) -> None:
-    with pytest.raises(UserError, match="share the video id '9'"):
-        read(make_videos(*FILES), [*ROWS, ROWS[1]])
+def test_an_id_named_twice_is_a_bad_row_with_both_entries(make_videos: MakeVideos) -> None:
+    videos, rows = make_videos(*FILES), [*ROWS, ROWS[1]]
+    with pytest.raises(UserError, match=r"entry 4: '9' stands in entry 2 already"):
+        read(videos, rows)
+    assert len(read(videos, rows, skip_bad_rows=True).entries) == 3
 
 
 @pytest.mark.parametrize(
