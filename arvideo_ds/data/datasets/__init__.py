@@ -39,19 +39,31 @@ READERS: dict[str, Callable[[Source], Listing]] = {
     "epic_kitchens": read_epic_kitchens,
 }
 
+_KINETICS = ("kinetics400", "kinetics600", "kinetics700")
+# Options that only some data sets read; with the others they would change nothing, unsaid.
+_ONLY_FOR = {
+    "labels": ("folder", "csv", "jsonl", *_KINETICS, "ssv2", "diving48", "epic_kitchens"),
+    "replacement": _KINETICS,
+    "excluded": ("ava",),
+    "first_second": ("ava",),
+    "window_s": ("ava",),
+}
+
 
 def read_listing(dataset: str, source: Source) -> Listing:
     """What a data set holds here, entries in a fixed order (by video id).
 
     Errors: `UserError` for missing folders, malformed rows, paths outside the videos folder,
-    videos named twice, or no video at all.
+    videos named twice, options that this data set does not read, or no video at all.
     """
     if not source.videos.is_dir():
         raise UserError(f"--videos {source.videos} is no folder.")
+    _require_options_in_use(dataset, source)
     listing = READERS[dataset](source)
     entries = sorted(listing.entries, key=lambda entry: entry.video_id)
     if not entries:
-        missing = f" ({len(listing.rejects)} rows name no file there)" if listing.rejects else ""
+        first = f"such as {listing.rejects[0].source_path}" if listing.rejects else ""
+        missing = f" ({len(listing.rejects)} rows name no file there, {first})" if first else ""
         raise UserError(
             f"no videos found for --dataset {dataset} below {source.videos}"
             + (f", split '{source.split}'" if source.split else "")
@@ -65,3 +77,13 @@ def read_listing(dataset: str, source: Source) -> Listing:
                 f"{second.source_path}. Ids are paths without suffix and must be unique."
             )
     return replace(listing, entries=tuple(entries))
+
+
+def _require_options_in_use(dataset: str, source: Source) -> None:
+    plain = Source(source.videos)
+    for option, datasets in _ONLY_FOR.items():
+        if dataset not in datasets and getattr(source, option) != getattr(plain, option):
+            raise UserError(
+                f"--dataset {dataset} does not read --{option}; leave it out. It is for "
+                f"{', '.join(datasets)}."
+            )

@@ -16,9 +16,11 @@ from arvideo_ds.data.datasets.listing import (
     csv_rows,
     file_entry,
     find_videos,
-    sorted_labels,
+    missing,
+    number_labels,
     text_lines,
 )
+from arvideo_ds.data.manifest import Reject
 from arvideo_ds.errors import UserError
 
 
@@ -48,7 +50,7 @@ def read_folder(source: Source) -> Listing:
     entries = [
         file_entry(source.videos, path, label) for path, label in zip(paths, labels, strict=True)
     ]
-    return Listing(tuple(entries), sorted_labels(entries))
+    return Listing(tuple(entries), number_labels(source, entries))
 
 
 def read_csv(source: Source) -> Listing:
@@ -90,15 +92,27 @@ def read_jsonl(source: Source) -> Listing:
 def _listing(
     source: Source, rows: Iterable[tuple[int, dict[str, Any]]], bad_rows: BadRows
 ) -> Listing:
-    entries = []
+    entries: list[Entry] = []
+    absent: list[Entry] = []
+    rejects: list[Reject] = []
     for line, row in rows:
+        if source.split is not None and row.get("split") != source.split:
+            continue
         try:
-            if source.split is None or row.get("split") == source.split:
-                entries.append(_row_entry(source.videos, row))
+            entry = _row_entry(source.videos, row)
+            bad_rows.require_new(line, entry.video_id)
         except ValueError as error:
             bad_rows.add(line, error)
-    rejects = bad_rows.finish()
-    return Listing(tuple(entries), sorted_labels(entries), tuple(rejects))
+            continue
+        if entry.path.exists():
+            entries.append(entry)
+        else:
+            absent.append(entry)
+            rejects.append(missing(entry.source_path, line))
+    rejects += bad_rows.finish()
+    # Labels of all rows: which files are there must not change the numbers.
+    labels = number_labels(source, [*entries, *absent])
+    return Listing(tuple(entries), labels, tuple(rejects))
 
 
 def _row_entry(videos: Path, row: dict[str, Any]) -> Entry:
@@ -113,10 +127,10 @@ def _row_entry(videos: Path, row: dict[str, Any]) -> Entry:
     try:
         if not path.resolve().is_relative_to(videos.resolve()):
             raise ValueError(f"path {row['path']} leads out of --videos {videos}")
-        if not path.is_file():
-            raise ValueError(f"there is no file {path}")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"path {row['path']} is no file")
     except (OSError, RuntimeError) as error:  # such as a name too long, a circle of links
-        raise ValueError(f"there is no file {path} ({error})") from None
+        raise ValueError(f"path {row['path']} cannot be read ({error})") from None
     label = None if label is None else str(label)
     part = _part(row)
     if part is None:

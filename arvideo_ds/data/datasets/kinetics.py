@@ -17,10 +17,10 @@ from arvideo_ds.data.datasets.listing import (
     Listing,
     Source,
     VideoTree,
+    class_names,
     compare_count,
     csv_rows,
     missing,
-    text_lines,
 )
 from arvideo_ds.data.manifest import Reject
 from arvideo_ds.errors import UserError
@@ -148,8 +148,5 @@ def _labels(
             f"the rows have {len(found)} of {num_classes} classes, numbered here by their sorted "
             "names; give --labels FILE, a name a line, where other splits must agree"
         ]
-    names = [line for _, line in text_lines(source.labels)]
-    unknown = sorted(set(found) - set(names))
-    if unknown:
-        raise UserError(f"{source.labels} lacks the label '{unknown[0]}' of the annotations.")
-    return tuple(names), compare_count(f"classes in {source.labels.name}", len(names), num_classes)
+    names = class_names(source.labels, found)
+    return names, compare_count(f"classes in {source.labels.name}", len(names), num_classes)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -221,10 +221,35 @@ def json_file(path: Path, kind: type) -> Any:
     return content
 
 
-def sorted_labels(entries: Sequence[Entry]) -> tuple[str, ...] | None:
-    """Sorted names of the entries' labels, whose places are the numbers; None if there are none."""
+def number_labels(source: Source, entries: Sequence[Entry]) -> tuple[str, ...] | None:
+    """Names in the order of their numbers: of --labels, else the entries' own, sorted.
+
+    None where the entries have no labels. Errors: `UserError` where --labels does not fit them.
+    """
     names = {entry.label_name for entry in entries}
-    return tuple(sorted(str(name) for name in names)) if None not in names else None
+    if source.labels is None:
+        return tuple(sorted(str(name) for name in names)) if None not in names else None
+    if None in names:
+        raise UserError(
+            f"--labels {source.labels} is given, but the videos have no labels: those come from "
+            "class folders, or from `label` in the rows."
+        )
+    return class_names(source.labels, (str(name) for name in names))
+
+
+def class_names(path: Path, used: Iterable[str]) -> tuple[str, ...]:
+    """Names of classes, one a line, in the order of their numbers.
+
+    Errors: `UserError` where one stands twice, or a label in use is not among them.
+    """
+    names = tuple(line for _, line in text_lines(path))
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{path} has the label '{twice[0]}' twice; each line is one class.")
+    unknown = sorted(set(used) - set(names))
+    if unknown:
+        raise UserError(f"{path} lacks the label '{unknown[0]}' that is in use.")
+    return names
 
 
 def compare_count(what: str, found: int, published: int | None) -> list[str]:

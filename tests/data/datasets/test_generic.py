@@ -95,7 +95,7 @@ def test_a_csv_without_labels_gives_none(videos: Path) -> None:
 
 @pytest.mark.parametrize(
     "row",
-    ["a/missing.mp4,run", ",run", "a/2.webm,", "a/2.webm", "a/2.webm,run,more", "a,run"],
+    [",run", "a/2.webm,", "a/2.webm", "a/2.webm,run,more", "a,run", "a/1.mp4,run"],
 )
 def test_a_bad_row_is_named_with_file_and_line(videos: Path, row: str) -> None:
     source = csv_source(videos, f"path,label\na/1.mp4,run\n{row}\nb/x/3.MP4,run\n")
@@ -104,7 +104,7 @@ def test_a_bad_row_is_named_with_file_and_line(videos: Path, row: str) -> None:
 
 
 def test_every_bad_row_is_counted(videos: Path) -> None:
-    source = csv_source(videos, "path\n" + "missing.mp4\n" * 7)
+    source = csv_source(videos, "path\n" + "../1.mp4\n" * 7)
     with pytest.raises(UserError, match=r"7 bad row.*line 2.*2 more"):
         read_entries("csv", source)
 
@@ -125,9 +125,60 @@ def test_paths_and_links_that_lead_out_of_the_folder_are_refused(videos: Path) -
 
 
 @pytest.mark.parametrize("again", ["a/1.mp4", "./a/1.mp4", "a/../a/1.mp4"])
-def test_a_video_named_twice_is_refused(videos: Path, again: str) -> None:
-    with pytest.raises(UserError, match="'a/1'"):
+def test_a_video_named_twice_is_a_bad_row_with_both_lines(videos: Path, again: str) -> None:
+    with pytest.raises(UserError, match=r"line 3: 'a/1' stands in line 2 already"):
         read_entries("csv", csv_source(videos, f"path\na/1.mp4\n{again}\n"))
+
+
+def test_a_file_that_is_not_there_is_missing_and_its_label_keeps_its_number(videos: Path) -> None:
+    text = "path,label\na/1.mp4,run\na/gone.mp4,jump\nb/x/3.MP4,walk\n"
+    listing = read_listing("csv", csv_source(videos, text))
+    assert [entry.video_id for entry in listing.entries] == ["a/1", "b/x/3"]
+    assert [(r.source_path, r.reason) for r in listing.rejects] == [("a/gone.mp4", "missing")]
+    assert "line 3" in listing.rejects[0].message
+    assert listing.labels == ("jump", "run", "walk")
+    with pytest.raises(UserError, match=r"1 rows name no file there, such as gone\.mp4"):
+        read_listing("csv", csv_source(videos, "path\ngone.mp4\n"))
+
+
+@pytest.mark.parametrize("dataset", ["folder", "csv", "jsonl"])
+def test_a_file_of_labels_sets_their_numbers(videos: Path, dataset: str) -> None:
+    names, lists = videos.parent / "classes.txt", {}
+    lists["csv"], lists["jsonl"] = videos.parent / "list.csv", videos.parent / "list.jsonl"
+    lists["csv"].write_text("path,label\na/1.mp4,a\nb/x/3.MP4,b\n")
+    lists["jsonl"].write_text(
+        '{"path": "a/1.mp4", "label": "a"}\n{"path": "a/2.webm", "label": "b"}'
+    )
+    source = Source(videos, lists.get(dataset), labels=names)
+    names.write_text("z\nb\na\n")
+    assert read_listing(dataset, source).labels == ("z", "b", "a")
+    for text, message in (("z\nb\n", "lacks the label 'a'"), ("a\nb\na\n", "'a' twice")):
+        names.write_text(text)
+        with pytest.raises(UserError, match=rf"classes\.txt .*{message}"):
+            read_listing(dataset, source)
+
+
+def test_a_file_of_labels_for_videos_without_any_is_refused(videos: Path) -> None:
+    (videos.parent / "classes.txt").write_text("a\n")
+    with pytest.raises(UserError, match=r"classes\.txt is given, but the videos have no labels"):
+        read_listing("folder", Source(videos / "a", labels=videos.parent / "classes.txt"))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "option", "value"),
+    [
+        ("hmdb51", "labels", Path("classes.txt")),
+        ("ava", "labels", Path("classes.txt")),
+        ("csv", "replacement", Path("better")),
+        ("folder", "excluded", Path("excluded.csv")),
+        ("csv", "window_s", 5.0),
+    ],
+)
+def test_an_option_that_the_data_set_does_not_read_is_refused(
+    videos: Path, dataset: str, option: str, value: object
+) -> None:
+    with pytest.raises(UserError, match=f"--dataset {dataset} does not read --{option}"):
+        read_listing(dataset, Source(videos, **{option: value}))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("text", ["file\na/1.mp4\n", "path;label\na/1.mp4;run\n"])

@@ -102,7 +102,6 @@ def test_a_line_ends_at_a_newline_alone(videos: Path, end: str) -> None:
         '{"path": "a/2.webm"}',
         '{"path": "a/2.webm", "label": ["run"]}',
         '{"path": "a/2.webm", "label": {"name": "run"}}',
-        '{"path": "a/missing.mp4", "label": "run"}',
         '{"path": "a", "label": "run"}',
         '{"path": "../list.jsonl", "label": "run"}',
         '{"path": "a/\\u0000.mp4", "label": "run"}',
@@ -143,15 +142,13 @@ def test_rows_of_other_splits_need_no_label_and_no_file(videos: Path) -> None:
 
 
 @READ
-def test_files_outside_and_links_that_lead_out_or_in_a_circle_are_refused(
+def test_files_outside_and_links_that_lead_out_are_refused(
     make_videos: MakeVideos, videos: Path, read: Callable[..., Listing]
 ) -> None:
     outside = make_videos("4.mp4", folder="outside")
     (videos / "link.mp4").symlink_to(outside / "4.mp4")
     (videos / "folder").symlink_to(outside)
-    (videos / "circle.mp4").symlink_to(videos / "circle.mp4")
-    (videos / "gone.mp4").symlink_to(videos / "missing.mp4")
-    wrong = ("link.mp4", "folder/4.mp4", "../outside/4.mp4", "circle.mp4", "gone.mp4")
+    wrong = ("link.mp4", "folder/4.mp4", "../outside/4.mp4")
     for path in (*wrong, str(outside / "4.mp4")):
         with pytest.raises(UserError, match="has 1 bad row"):
             read(videos, {"path": "a/1.mp4"}, {"path": path})
@@ -209,10 +206,30 @@ def test_a_wrong_part_is_named_or_counted(
 
 
 @READ
-def test_the_same_part_twice_is_refused(videos: Path, read: Callable[..., Listing]) -> None:
+def test_the_same_part_twice_is_a_bad_row(videos: Path, read: Callable[..., Listing]) -> None:
     row = {"path": "a/1.mp4", "start_s": 0, "stop_s": 1}
-    with pytest.raises(UserError, match=r"share the video id 'a/1_0\.000_1\.000'"):
+    with pytest.raises(
+        UserError, match=r"1 bad row.*'a/1_0\.000_1\.000' stands in line \d already"
+    ):
         read(videos, row, row)
+
+
+@READ
+def test_a_file_that_is_not_there_is_missing(videos: Path, read: Callable[..., Listing]) -> None:
+    (videos / "dead.mp4").symlink_to(videos / "no.mp4")
+    listing = read(videos, {"path": "a/1.mp4"}, {"path": "gone.mp4"}, {"path": "dead.mp4"})
+    assert [entry.video_id for entry in listing.entries] == ["a/1"]
+    found = [(reject.source_path, reject.reason) for reject in listing.rejects]
+    assert found == [("gone.mp4", "missing"), ("dead.mp4", "missing")]
+
+
+@READ
+def test_a_circle_of_links_is_left_out_and_counted(
+    videos: Path, read: Callable[..., Listing]
+) -> None:
+    (videos / "circle.mp4").symlink_to(videos / "circle.mp4")
+    listing = read(videos, {"path": "a/1.mp4"}, {"path": "circle.mp4"}, skip_bad_rows=True)
+    assert ([entry.video_id for entry in listing.entries], len(listing.rejects)) == (["a/1"], 1)
 
 
 def test_null_in_json_is_no_part_and_a_list_or_one_side_alone_is_wrong(videos: Path) -> None:
