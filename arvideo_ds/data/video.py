@@ -18,6 +18,9 @@ Part = tuple[float, float]
 
 # Where the header counts no frames, duration x rate promises some, roughly.
 _ROUGH_PROMISE = 0.75
+# A part may reach beyond the video's end by this share of its frames, or by one: annotated times
+# are rounded. The sample then ends with the video.
+_BEYOND_END = 0.1
 
 
 # FFmpeg filters that undo a rotation of so many quarter turns (counter-clockwise).
@@ -69,7 +72,7 @@ class VideoInfo:
 def probe(source: BinaryIO, part: Part | None = None) -> VideoInfo:
     """Decode every frame (of the part) and say what was there.
 
-    Errors: `RejectedError` when nothing decodes.
+    Errors: `RejectedError` when nothing decodes, or the part lies beyond the video's end.
     """
     with _open(source) as container:
         stream = _video_stream(container)
@@ -90,6 +93,8 @@ def probe(source: BinaryIO, part: Part | None = None) -> VideoInfo:
             info.sizes.add((frame.width, frame.height))
             info.rotation = frame.rotation
             info.width, info.height = frame.width, frame.height
+        if part is not None and part[1] > (length_s := _length_s(container, stream)):
+            _require_within(length_s, part, info)
     if not info.num_frames:
         where = "" if part is None else f" from {part[0]:g} to {part[1]:g} s"
         raise RejectedError("no_frames", f"the file opens but not one frame decodes{where}")
@@ -100,6 +105,22 @@ def probe(source: BinaryIO, part: Part | None = None) -> VideoInfo:
 def _rough_promise(container: av.container.InputContainer, fps: float) -> int:
     duration_s = (container.duration or 0) / av.time_base
     return math.floor(_ROUGH_PROMISE * duration_s * fps)
+
+
+def _length_s(container: av.container.InputContainer, stream: av.VideoStream) -> float:
+    """What the header says; infinite where it says nothing."""
+    if stream.duration and stream.time_base:
+        return float(stream.duration * stream.time_base)
+    return container.duration / av.time_base if container.duration else math.inf
+
+
+def _require_within(length_s: float, part: Part, info: VideoInfo) -> None:
+    """A part that stops after the video's end; hardly after it, no frame behind is promised."""
+    lost = info.promised_frames - info.num_frames
+    if lost > max(1, _BEYOND_END * info.promised_frames):
+        where = f"the part is {part[0]:g} to {part[1]:g} s of a video of {length_s:.2f} s"
+        raise RejectedError("past_end", where)
+    info.promised_frames = info.num_frames
 
 
 def transcode(source: BinaryIO, settings: TranscodeSettings, part: Part | None = None) -> bytes:

@@ -121,6 +121,49 @@ def test_a_file_cut_behind_its_index_is_called_truncated(tmp_path: Path) -> None
     assert rejection(tmp_path / "x.mp4", whole[: len(whole) // 2]) == "truncated"
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    ("part", "found"),
+    [
+        ((0.0, 1.1), 11),
+        ((0.5, 1.1), 6),
+        # One frame, or a tenth of the part, beyond the end: the sample ends with the video.
+        ((0.9, 1.2), 2),
+        ((0.1, 1.2), 10),
+        ((0.0, 1.3), "past_end"),
+        ((0.9, 1.4), "past_end"),
+        ((5.0, 6.0), "past_end"),
+    ],
+)
+def test_a_part_ends_with_the_video_or_is_said_to_lie_past_its_end(
+    tmp_path: Path, suffix: str, part: tuple[float, float], found: int | str
+) -> None:
+    data, path = h264(gray_frames()), tmp_path / f"x.{suffix}"
+    path.write_bytes(data)
+    with av.open(io.BytesIO(data)) as source, av.open(str(path), "w") as output:
+        stream = output.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                output.mux(packet)
+    if isinstance(found, int):
+        assert ingest(path, SMALL, part).facts["num_frames"] == found
+        return
+    with pytest.raises(RejectedError) as caught:
+        ingest(path, SMALL, part)
+    assert caught.value.reason == found
+    assert "of a video of 1.1" in caught.value.message
+
+
+def test_a_part_of_a_cut_file_is_truncated_and_not_past_its_end(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), dtype=np.uint8)
+    whole = with_index_first(h264(noise), tmp_path)
+    (tmp_path / "x.mp4").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RejectedError) as caught:
+        ingest(tmp_path / "x.mp4", SMALL, (0.0, 1.1))
+    assert caught.value.reason == "truncated"
+
+
 def test_probe_counts_the_frames_that_decode_not_the_promised_ones(
     tmp_path: Path,
 ) -> None:
