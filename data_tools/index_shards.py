@@ -5,9 +5,10 @@
     python scripts/pretrain.py ... data.shards=TARS
 
 Every video (mp4, webm, avi, mkv, mov) is decoded once, in processes with a time limit; what
-training could not read stands in rejects.jsonl. Labels are the number in `<key>.cls`, or `label` in
-`<key>.json`. Run again to go on after an interruption.
-Exit codes: 0 done; 2 wrong input, such as a damaged tar; 130 interrupted.
+training could not read stands in rejects.jsonl. Labels are the number or name in `<key>.cls`, or
+`label` in `<key>.json`; names are numbered in sorted order, or as in --labels.
+Exit codes: 0 done; 2 wrong input, such as a damaged tar, or nothing usable; 3 done, but more than
+--max_reject_share of the videos were left out; 130 interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from pathlib import Path
 from arvideo_ds.data.foreign import index_shards
 from arvideo_ds.errors import EXIT_OK, UserError, command
 
-EXIT_INTERRUPTED = 130
+EXIT_MANY_REJECTS, EXIT_INTERRUPTED = 3, 130
 
 
 @command
@@ -29,25 +30,45 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("shards", type=Path, help="folder of the tars")
-    parser.add_argument("--dataset", default="webdataset", help="ssv2 is never flipped, and so on")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--timeout_s", type=float, default=120, help="per video")
+    parser.add_argument(
+        "--dataset",
+        default="webdataset",
+        help="ssv2 is never flipped, and so on; default %(default)s",
+    )
+    parser.add_argument("--labels", type=Path, help="file of class names, in order")
+    parser.add_argument(
+        "--workers", type=int, default=os.cpu_count() or 1, help="processes; default %(default)s"
+    )
+    parser.add_argument(
+        "--timeout_s", type=float, default=120, help="per video; default %(default)s"
+    )
+    parser.add_argument(
+        "--max_reject_share", type=float, default=0.05, help="see exit code 3; default %(default)s"
+    )
     args = parser.parse_args()
     for name in ("workers", "timeout_s"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)} must be above 0.")
     try:
-        manifest = index_shards(
-            args.shards, dataset=args.dataset, workers=args.workers, timeout_s=args.timeout_s
+        report = index_shards(
+            args.shards,
+            dataset=args.dataset,
+            workers=args.workers,
+            timeout_s=args.timeout_s,
+            labels=args.labels,
         )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on after the last indexed tar", flush=True)
         return EXIT_INTERRUPTED
+    manifest = report.manifest
+    labels = f"{len(manifest.labels)} labels" if manifest.labels else "no labels"
+    kept = f", {report.shards_kept} of them indexed before" if report.shards_kept else ""
     print(
-        f"{args.shards}: {manifest.num_samples} videos in {len(manifest.shards)} tars, "
-        f"{manifest.num_rejects} left out (rejects.jsonl)"
+        f"{args.shards}: {manifest.num_samples} videos in {len(manifest.shards)} tars{kept}, "
+        f"{labels}"
     )
-    return EXIT_OK
+    report.print_left_out(args.shards)
+    return EXIT_MANY_REJECTS if report.share_left_out > args.max_reject_share else EXIT_OK
 
 
 if __name__ == "__main__":

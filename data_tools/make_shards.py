@@ -7,7 +7,7 @@
     python data_tools/make_shards.py --dataset kinetics400 --videos k400/train \\
         --annotations k400/annotations/train.csv --output SHARDS
 
-docs/data.md says what each data set needs.
+docs/datasets.md says what each data set needs, docs/data.md what becomes of the videos.
 Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
 videos were left out (rejects.jsonl says which and why); 130 interrupted, the same command goes on.
 """
@@ -34,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--dataset", required=True, choices=list(READERS))
+    parser.add_argument("--dataset", required=True, choices=list(READERS), help="kind of data set")
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     parser.add_argument("--annotations", type=Path, help="file or folder of the data set")
     parser.add_argument(
@@ -45,28 +45,43 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--replacement", type=Path, help="kinetics: folder of better copies")
     parser.add_argument("--excluded", type=Path, help="ava: file of seconds to leave out")
     parser.add_argument(
-        "--first_second", type=float, default=0.0, help="ava: second of the film where files begin"
+        "--first_second",
+        type=float,
+        default=0.0,
+        help="ava: second of the film where files begin; default %(default)s",
     )
-    parser.add_argument("--window_s", type=float, default=3.0, help="ava: length of a sample")
+    parser.add_argument(
+        "--window_s", type=float, default=3.0, help="ava: length of a sample; default %(default)s"
+    )
     parser.add_argument(
         "--skip_bad_rows",
         action="store_true",
-        help="count wrong rows as rejects",
+        help="count wrong rows as rejects; without it they stop the work",
     )
     parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
-    parser.add_argument("--video", choices=("copy", "transcode"), default="transcode")
     parser.add_argument(
-        "--short_side", type=int, default=defaults.short_side, help="pixels; 0 keeps"
+        "--video",
+        choices=("copy", "transcode"),
+        default="transcode",
+        help="store files as they are, or make H.264 of them; default %(default)s",
     )
-    parser.add_argument("--gop", type=int, default=defaults.gop, help="frames between key frames")
+    for name, value, words in (
+        ("short_side", defaults.short_side, "pixels, 0 keeps"),
+        ("gop", defaults.gop, "frames between key frames"),
+        ("crf", defaults.crf, "x264 quality, lower is better"),
+        ("samples_per_shard", 500, "videos"),
+        ("seed", 0, "order of the videos over the shards"),
+        ("workers", os.cpu_count() or 1, "processes"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=value, help=f"{words}; default %(default)s"
+        )
     parser.add_argument(
-        "--crf", type=int, default=defaults.crf, help="x264 quality, lower is better"
+        "--timeout_s", type=float, default=120, help="per video; default %(default)s"
     )
-    parser.add_argument("--samples_per_shard", type=int, default=500)
-    parser.add_argument("--seed", type=int, default=0, help="order of the videos over the shards")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--timeout_s", type=float, default=120, help="per video")
-    parser.add_argument("--max_reject_share", type=float, default=0.05)
+    parser.add_argument(
+        "--max_reject_share", type=float, default=0.05, help="see exit code 3; default %(default)s"
+    )
     return parser.parse_args()
 
 
@@ -98,8 +113,7 @@ def main() -> int:
         print("\ninterrupted; the same command goes on after the last complete shard", flush=True)
         return EXIT_INTERRUPTED
     print_summary(args.output, report)
-    share = report.manifest.num_rejects / (len(listing.entries) + len(listing.rejects))
-    return EXIT_MANY_REJECTS if share > args.max_reject_share else EXIT_OK
+    return EXIT_MANY_REJECTS if report.share_left_out > args.max_reject_share else EXIT_OK
 
 
 def source(args: argparse.Namespace) -> Source:
@@ -126,9 +140,7 @@ def print_summary(output: Path, report: ShardReport) -> None:
         f"{output}: {manifest.num_samples} videos in {len(manifest.shards)} shards{kept}, "
         f"{size_mib:.1f} MiB, {labels}"
     )
-    if manifest.num_rejects:
-        reasons = ", ".join(f"{n} {reason}" for reason, n in report.rejects_by_reason.items())
-        print(f"left out: {manifest.num_rejects} ({reasons}); see {output / 'rejects.jsonl'}")
+    report.print_left_out(output)
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def ingest(path: Path, settings: TranscodeSettings | None, part: Part | None = N
             _require_complete(info)
             if settings is None:
                 file.seek(0)
-                return _copied(file.read(), path.suffix.lower().removeprefix("."), info)
+                return _copied_or_advised(file.read(), path.suffix.lower().removeprefix("."), info)
             file.seek(0)
             data = transcode(file, settings, part)
     except OSError as error:
@@ -75,15 +75,19 @@ def ingest_bytes(data: bytes, suffix: str) -> Sample:
     return _copied(data, suffix, info)
 
 
+def _copied_or_advised(data: bytes, suffix: str, info: VideoInfo) -> Sample:
+    try:
+        return _copied(data, suffix, info)
+    except RejectedError as error:
+        message = f"{error.message}; use --video transcode"
+        raise RejectedError(error.reason, message) from None
+
+
 def _copied(data: bytes, suffix: str, info: VideoInfo) -> Sample:
     if len(info.sizes) > 1:
-        raise RejectedError(
-            "size_changes", f"frames of {sorted(info.sizes)}; use --video transcode"
-        )
+        raise RejectedError("size_changes", f"frames of {sorted(info.sizes)}")
     if info.rotation:
-        raise RejectedError(
-            "rotated", f"shown rotated by {info.rotation} degrees; use --video transcode"
-        )
+        raise RejectedError("rotated", f"shown rotated by {info.rotation} degrees")
     info.num_frames = _frames_for_all_decoders(data, info)
     return _sample(data, suffix, info)
 
@@ -110,7 +114,7 @@ def _frames_for_all_decoders(data: bytes, info: VideoInfo) -> int:
         num_frames = _readable(names, data, counts)
         _require_same_frames(names, data, num_frames)
     except DecodeError as error:
-        raise RejectedError("decoder_fails", f"{error.message}; use --video transcode") from None
+        raise RejectedError("decoder_fails", error.message) from None
     return num_frames
 
 
@@ -123,7 +127,7 @@ def _readable(names: list[str], data: bytes, counts: dict[str, int]) -> int:
         if all(_reads(name, data, num_frames - 1) for name in names):
             return num_frames
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
-    raise RejectedError("decoders_disagree", f"frames: {listed}; use --video transcode")
+    raise RejectedError("decoders_disagree", f"frames: {listed}")
 
 
 def _reads(name: str, data: bytes, number: int) -> bool:
@@ -144,8 +148,7 @@ def _require_same_frames(names: list[str], data: bytes, num_frames: int) -> None
             if not same_shape or _difference(found, reference) > _LARGEST_DIFFERENCE:
                 raise RejectedError(
                     "decoders_disagree",
-                    f"{name} and {names[0]} show other pictures under the same frame numbers; use "
-                    "--video transcode",
+                    f"{name} and {names[0]} show other pictures under the same frame numbers",
                 )
 
 

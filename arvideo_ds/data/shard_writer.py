@@ -61,6 +61,18 @@ class ShardReport:
     rejects_by_reason: dict[str, int]
     shards_kept: int
 
+    @property
+    def share_left_out(self) -> float:
+        manifest = self.manifest
+        return manifest.num_rejects / (manifest.num_samples + manifest.num_rejects)
+
+    def print_left_out(self, folder: Path) -> None:
+        """A line for people, where anything was left out."""
+        if self.manifest.num_rejects:
+            reasons = by_reason(self.rejects_by_reason)
+            where = folder / m.REJECTS
+            print(f"left out: {self.manifest.num_rejects} ({reasons}); see {where}", flush=True)
+
 
 def write_shards(job: ShardJob) -> ShardReport:
     """Write what is missing of the job's shards, then manifest and rejects.
@@ -99,7 +111,7 @@ def write_shards(job: ShardJob) -> ShardReport:
     reasons = Counter(reject.reason for reject in rejects)
     if not manifest.num_samples:
         raise UserError(
-            f"none of the {len(job.listing.entries)} videos is usable ({_by_reason(reasons)}); the "
+            f"none of the {len(job.listing.entries)} videos is usable ({by_reason(reasons)}); the "
             f"reasons stand in {job.output / m.REJECTS}."
         )
     return ShardReport(manifest, dict(reasons.most_common()), len(deals) - len(missing))
@@ -377,5 +389,6 @@ def write_atomically(path: Path, data: bytes) -> None:
     partial.rename(path)
 
 
-def _by_reason(reasons: Counter[str]) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+def by_reason(reasons: Mapping[str, int]) -> str:
+    """Such as '3 truncated, 1 empty', the commonest first."""
+    return ", ".join(f"{count} {name}" for name, count in Counter(reasons).most_common())

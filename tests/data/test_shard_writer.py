@@ -57,6 +57,13 @@ def videos(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_help_says_every_default_and_where_the_data_sets_are_described() -> None:
+    said = " ".join(run_command(sys.executable, SCRIPT, "--help").stdout.split())
+    assert "docs/datasets.md" in said
+    for default in ("transcode", 256, 8, 23, 500, 0, 120, 0.05, 3.0):
+        assert f"default {default}" in said
+
+
 @pytest.fixture(scope="module")
 def one_worker(
     videos: Path, tmp_path_factory: pytest.TempPathFactory

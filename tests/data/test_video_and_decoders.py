@@ -13,7 +13,7 @@ import pytest
 
 from arvideo_ds.data import decoders
 from arvideo_ds.data.decoders import DecodeError, available_decoders, choose_decoder, decode
-from arvideo_ds.data.ingest import ingest
+from arvideo_ds.data.ingest import ingest, ingest_bytes
 from arvideo_ds.data.video import RejectedError, TranscodeSettings, VideoInfo, encode
 from arvideo_ds.data.video import probe as probe_file
 from arvideo_ds.data.video import transcode as transcode_file
@@ -232,6 +232,11 @@ def test_rotated_videos_become_upright_and_are_not_copied(tmp_path: Path) -> Non
     frames[:, :, :32], frames[:, :, 32:] = 220, 30
     turned = with_matrix(h264(frames), QUARTER_TURN)
     assert rejection(tmp_path / "x.mp4", turned) == "rotated"
+    with pytest.raises(RejectedError, match="use --video transcode"):
+        ingest(tmp_path / "x.mp4", None)
+    # Where there is nothing to transcode with, nobody is told to.
+    with pytest.raises(RejectedError, match=r"rotated by -?90 degrees'"):
+        ingest_bytes(turned, "mp4")
     upright = decode("pyav", transcode(turned, TranscodeSettings(short_side=0)), np.array([0]))[0]
     assert upright.shape == (64, 48, 3)
     # A clockwise quarter turn takes the bright left half to the top.

@@ -62,8 +62,9 @@ def read_listing(dataset: str, source: Source) -> Listing:
     listing = READERS[dataset](source)
     entries = sorted(listing.entries, key=lambda entry: entry.video_id)
     if not entries:
-        first = f"such as {listing.rejects[0].source_path}" if listing.rejects else ""
-        missing = f" ({len(listing.rejects)} rows name no file there, {first})" if first else ""
+        missing = ""
+        if lost := listing.rejects:
+            missing = f" ({len(lost)} rows name no file there, such as {lost[0].source_path})"
         raise UserError(
             f"no videos found for --dataset {dataset} below {source.videos}"
             + (f", split '{source.split}'" if source.split else "")
