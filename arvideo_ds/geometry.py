@@ -104,7 +104,7 @@ def _require_division(
             raise UserError(
                 f"the {part_name} {_by(part)} ({part_key}) does not divide the {whole_name} "
                 f"{_by(whole)} ({whole_keys}): {axis} {size} is no multiple of {step}. "
-                f"Use a {part_name} {axis} out of {fits}, or change {whole_keys}."
+                f"The {part_name}'s {axis} may be one of {fits}; or change {whole_keys}."
             )
 
 

@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.inspection import format_rows, inspect_shards, table, thumbnails
 from arvideo_ds.errors import UserError, command
 
@@ -27,20 +28,26 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("shards", type=Path, help="folder of the shards")
     parser.add_argument("--output", type=Path, help="folder of the pictures; without it, none")
-    parser.add_argument("--num_videos", type=int, default=24, help="on the contact sheet")
-    parser.add_argument("--seed", type=int, default=0, help="chooses those videos")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    for name, value, words in (
+        ("num_videos", 24, "on the contact sheet"),
+        ("seed", 0, "chooses those videos"),
+        ("workers", os.cpu_count() or 1, "processes"),
+        ("clip_frames", DataSettings().frames, "data.frames: shorter videos are counted"),
+    ):
+        parser.add_argument(
+            f"--{name}", type=int, default=value, help=f"{words}; default %(default)s"
+        )
     return parser.parse_args()
 
 
 @command
 def main() -> None:
     args = parse_arguments()
-    for name in ("num_videos", "workers"):
+    for name in ("num_videos", "workers", "clip_frames"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)} must be above 0.")
     found = inspect_shards(args.shards)
-    print(format_rows(table(found)))
+    print(format_rows(table(found, clip_frames=args.clip_frames)))
     if args.output is None:
         return
     # matplotlib takes its time; a table alone should not wait for it.

@@ -101,5 +101,14 @@ def test_missing_shards_are_answered_with_the_command_that_makes_them(
     assert f"--output {where or 'SHARDS'}" in message
 
 
+def test_a_folder_of_videos_is_no_place_for_shards(
+    refused: Callable[..., str], tmp_path: Path
+) -> None:
+    (tmp_path / "mine" / "run").mkdir(parents=True)
+    (tmp_path / "mine" / "run" / "1.MP4").write_bytes(b"x")
+    message = refused(*VIT_B, "data.shards=mine")
+    assert "--videos mine --output SHARDS" in message
+
+
 def test_an_impossible_number_of_ranks(refused: Callable[..., str]) -> None:
     assert "world_size" in refused(*VIT_B, "--dry_run", "--world_size", "-8")

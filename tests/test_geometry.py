@@ -55,7 +55,7 @@ def test_an_axis_that_does_not_divide_is_named_with_both_numbers_and_its_setting
 def test_the_numbers_offered_instead_do_divide() -> None:
     with pytest.raises(UserError) as raised:
         Geometry((16, 224, 224), (2, 15, 16), (1, 1, 1))
-    offered = str(raised.value).split("out of [")[1].split("]")[0]
+    offered = str(raised.value).split("one of [")[1].split("]")[0]
     for height in map(int, offered.split(", ")):
         Geometry((16, 224, 224), (2, height, 16), (1, 1, 1))
 

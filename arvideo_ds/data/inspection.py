@@ -119,8 +119,8 @@ def _rejects_by_reason(path: Path) -> dict[str, int]:
     return dict(reasons.most_common())
 
 
-def table(found: Inspection) -> list[tuple[str, str]]:
-    """Rows of a name and a value, for people."""
+def table(found: Inspection, *, clip_frames: int) -> list[tuple[str, str]]:
+    """Rows of a name and a value, for people; videos shorter than a clip are counted."""
     name = found.dataset + (f", split {found.split}" if found.split else "")
     size = found.shard_bytes
     readable = f"{size / _GIB:,.2f} GiB" if size >= _GIB else f"{size / _MIB:,.1f} MiB"
@@ -131,6 +131,7 @@ def table(found: Inspection) -> list[tuple[str, str]]:
         ("shards", f"{found.num_shards:,}, {readable}"),
         ("length", f"{found.duration_s.sum() / 3600:,.2f} h, {found.num_frames.sum():,} frames"),
         ("frames", _spread(found.num_frames)),
+        *_short_row(found, clip_frames),
         ("seconds", _spread(found.duration_s)),
         ("short side", _spread(found.short_side)),
         ("sizes", _commonest({f"{w} x {h}": n for (w, h), n in sizes.most_common()})),
@@ -142,6 +143,11 @@ def table(found: Inspection) -> list[tuple[str, str]]:
     if found.rejects:
         left_out += ": " + ", ".join(f"{reason} {n:,}" for reason, n in found.rejects.items())
     return [*rows, ("left out", left_out)]
+
+
+def _short_row(found: Inspection, clip_frames: int) -> Iterator[tuple[str, str]]:
+    if count := int((found.num_frames < clip_frames).sum()):
+        yield "short", f"{count:,} have fewer than {clip_frames} frames: their last is repeated"
 
 
 def _spread(values: np.ndarray) -> str:

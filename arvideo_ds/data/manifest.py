@@ -18,6 +18,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.store import Store, open_store
 from arvideo_ds.errors import UserError
 
@@ -233,6 +234,5 @@ def _read_manifest(folder: str, store: Store) -> bytes:
         return store.path(MANIFEST, fresh=True).read_bytes()
     except OSError:
         raise UserError(
-            f"there are no shards in {folder} (no {MANIFEST}). Make them with: "
-            f"python data_tools/make_shards.py --dataset folder --videos VIDEOS --output {folder}"
+            f"there are no shards in {folder} (no {MANIFEST}). {how_to_make_shards(folder)}"
         ) from None

@@ -9,6 +9,7 @@ from typing import Any, Generic
 
 from arvideo_ds.config import FinetuneRecipe, Recipe, RunPlan, load_recipe, make_plan
 from arvideo_ds.config.load import AnyRecipe
+from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
 from arvideo_ds.errors import UserError
@@ -86,12 +87,12 @@ def _require(recipe: Recipe, shards: ShardSet | None) -> ShardSet:
     if shards is not None:
         return shards
     where = recipe.data.shards
-    missing = "the recipe names no shards" if where is None else f"there are no shards in {where}"
-    raise UserError(
-        f"{missing}. Make them with: python data_tools/make_shards.py --dataset folder --videos "
-        f"VIDEOS --output {where or 'SHARDS'}"
-        + ("; then add data.shards=SHARDS to the command." if where is None else "")
-    )
+    if where is None:
+        raise UserError(
+            f"the recipe names no shards. {how_to_make_shards('SHARDS')}; then add "
+            "data.shards=SHARDS to the command."
+        )
+    raise UserError(f"there are no shards in {where}. {how_to_make_shards(where)}")
 
 
 def _check_labels(

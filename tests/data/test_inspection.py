@@ -95,13 +95,13 @@ def test_rejects_are_counted_by_reason(folder: Path) -> None:
     reasons = ("empty", "truncated", "empty")
     rejects = [Reject(source_path="a.mp4", reason=reason, message="") for reason in reasons]
     (folder / REJECTS).write_text("".join(r.model_dump_json() + "\n" for r in rejects))
-    rows = dict(table(inspect_shards(folder)))
+    rows = dict(table(inspect_shards(folder), clip_frames=8))
     assert rows["left out"] == "3: empty 2, truncated 1"
 
 
 def test_the_table_counts_everything_and_shows_both_ends_of_the_labels() -> None:
     found = random_inspection(2000, 40)
-    text = format_rows(table(found))
+    text = format_rows(table(found, clip_frames=8))
     assert f"{found.num_frames.sum():,} frames" in text
     assert f"{found.duration_s.sum() / 3600:,.2f} h" in text
     by_count = sorted(found.label_counts, key=lambda name: found.label_counts[name])
@@ -111,12 +111,19 @@ def test_the_table_counts_everything_and_shows_both_ends_of_the_labels() -> None
     assert found.label_counts[shown[0]] == found.label_counts[most]
     assert found.label_counts[shown[-1]] == found.label_counts[fewest]
     assert "4: truncated 3, empty 1" in text
-    assert dict(table(random_inspection(20, 0)))["labels"] == "none"
+    assert dict(table(random_inspection(20, 0), clip_frames=8))["labels"] == "none"
+
+
+def test_videos_shorter_than_a_clip_are_counted_where_there_are_any() -> None:
+    found = replace(random_inspection(4, 0), num_frames=np.array([15, 16, 3, 300]))
+    rows = dict(table(found, clip_frames=16))
+    assert rows["short"] == "2 have fewer than 16 frames: their last is repeated"
+    assert "short" not in dict(table(found, clip_frames=3))
 
 
 def test_few_labels_are_all_shown_also_those_without_samples() -> None:
     found = replace(random_inspection(9, 3), label_counts={"a": 9, "b": 0, "c": 0})
-    text = format_rows(table(found))
+    text = format_rows(table(found, clip_frames=8))
     assert all(f"  {name}" in text for name in "abc")
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from arvideo_ds.data.datasets.listing import VIDEO_SUFFIXES
 from arvideo_ds.data.decoders import available_decoders, decode
+from arvideo_ds.data.files import VIDEO_SUFFIXES
 from arvideo_ds.data.manifest import REJECTS, ShardSet
 from tests.conftest import ROOT, run_command
 

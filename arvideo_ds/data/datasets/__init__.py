@@ -17,9 +17,10 @@ from arvideo_ds.data.datasets.epic_kitchens import read_epic_kitchens
 from arvideo_ds.data.datasets.generic import read_csv, read_folder, read_jsonl
 from arvideo_ds.data.datasets.hmdb51 import read_hmdb51
 from arvideo_ds.data.datasets.kinetics import read_kinetics
-from arvideo_ds.data.datasets.listing import VIDEO_SUFFIXES, Entry, Listing, Source, safe_key
+from arvideo_ds.data.datasets.listing import Entry, Listing, Source, safe_key
 from arvideo_ds.data.datasets.something_something import read_ssv2
 from arvideo_ds.data.datasets.ucf101 import read_ucf101
+from arvideo_ds.data.files import VIDEO_SUFFIXES
 from arvideo_ds.errors import UserError
 
 __all__ = ["READERS", "Entry", "Listing", "Source", "read_listing", "safe_key"]

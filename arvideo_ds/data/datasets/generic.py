@@ -15,11 +15,11 @@ from arvideo_ds.data.datasets.listing import (
     Source,
     csv_rows,
     file_entry,
-    find_videos,
     missing,
     number_labels,
     text_lines,
 )
+from arvideo_ds.data.files import find_videos
 from arvideo_ds.data.manifest import Reject
 from arvideo_ds.errors import UserError
 

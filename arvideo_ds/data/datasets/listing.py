@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,12 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.data.files import find_videos
 from arvideo_ds.data.manifest import Reject
 from arvideo_ds.errors import UserError
 
-VIDEO_SUFFIXES = frozenset(
-    ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv .m2ts".split()
-)
 _SHOWN = 5
 _LONGEST_KEY = 80
 
@@ -158,15 +155,6 @@ def file_entry(root: Path, path: Path, label: str | None, **details: Any) -> Ent
     relative = path.relative_to(root)
     details.setdefault("video_id", relative.with_suffix("").as_posix())
     return Entry(path=path, source_path=relative.as_posix(), label_name=label, **details)
-
-
-def find_videos(root: Path) -> Iterator[Path]:
-    """Files with a video's suffix, at any depth, sorted within each folder."""
-    for folder, folders, names in os.walk(root):
-        folders.sort()
-        for name in sorted(names):
-            if Path(name).suffix.lower() in VIDEO_SUFFIXES:
-                yield Path(folder, name)
 
 
 def missing(name: str, line: int | None = None) -> Reject:
