@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.config import FinetuneRecipe, recipe_names
+from arvideo_ds.config.plan import notes
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.train.settle import Options, settle
@@ -66,6 +67,8 @@ def main() -> int:
     settings = settle(options, FinetuneRecipe, world_size=world_size)
     if args.dry_run:
         print(json.dumps(settings.as_dict(), indent=1))
+        for note in notes(settings.recipe, settings.plan):
+            print(f"note: {note}", file=sys.stderr, flush=True)
         return EXIT_OK
     shards = settings.require_shards()
     # Only now: torch and DeepSpeed take seconds to load, and settings are wrong more often.

@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.config import PretrainRecipe, recipe_names
+from arvideo_ds.config.plan import notes
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.train.settle import Options, settle
@@ -39,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, help="folder of the run; default runs/<recipe>")
     parser.add_argument("--resume", type=Path, help="another run's folder to go on from")
     parser.add_argument(
-        "--dry_run", action="store_true", help="print recipe, plan and DeepSpeed dict"
+        "--dry_run", action="store_true", help="print recipe, plan and DeepSpeed dict as JSON"
     )
     parser.add_argument("--world_size", type=int, help="with --dry_run: ranks to plan for")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
@@ -63,6 +64,8 @@ def main() -> int:
             raise UserError(f"--world_size {world_size} must be 1 or more.")
         settings = settle(options, PretrainRecipe, world_size=world_size)
         print(json.dumps(settings.as_dict(), indent=1))
+        for note in notes(settings.recipe, settings.plan):
+            print(f"note: {note}", file=sys.stderr, flush=True)
         return EXIT_OK
     if options.recipe == DEMO:
         if args.recipe is None and os.environ.get("RANK", "0") == "0":

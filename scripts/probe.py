@@ -4,7 +4,8 @@
     python scripts/probe.py runs/demo
     python scripts/probe.py runs/my_run --train SHARDS --test SHARDS
 
-The same encoder before training stands beside it. Results are added to the run's summary.json.
+Without --train and --test, on the probe shards of the run's recipe (also those of its `base:`). The
+same encoder before training stands beside it. Results are added to the run's summary.json.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, PretrainRecipe)
     train, test = open_shards(args.train, args.test, recipe)
+    print(f"probing {args.run}: train {train.name}, test {test.name}", file=sys.stderr, flush=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results: dict[str, object] = {}
     for prefix, model in (

@@ -69,6 +69,13 @@ def test_a_dry_run_prints_one_document_of_recipe_plan_and_deepspeed(pretrain: Pr
     assert "auto" not in json.dumps(said["deepspeed"])
 
 
+def test_a_dry_run_says_on_the_side_what_is_hardly_meant(pretrain: Pretrain) -> None:
+    done = pretrain("--dry_run", *VIT_B, "data.num_videos=100")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["plan"]["num_videos"] == 100
+    assert "note: a step takes 1024 videos, and there are 100" in done.stderr
+
+
 def test_an_unknown_key(refused: Callable[..., str]) -> None:
     assert "train.total_batch'" in refused(*VIT_B, "train.total_batchs=64", "--dry_run")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -77,7 +78,9 @@ def validate(tree: Mapping[str, Any], origin: str, kind: type[Recipe] = Pretrain
         return schema.model_validate(tree)
     except ValidationError as error:
         known = dotted_keys(schema)
-        raise UserError("; ".join(_explain(e, origin, known) for e in error.errors())) from None
+        # A square size is checked for both of its sides: one sentence is enough.
+        said = dict.fromkeys(_explain(e, origin, known) for e in error.errors())
+        raise UserError("; ".join(said)) from None
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
 
@@ -170,17 +173,43 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
 
 def _explain(error: Any, origin: str, known: list[str]) -> str:
     """One pydantic error in words: file, dotted key, value, remedy."""
-    loc = [part for part in error["loc"] if not (isinstance(part, str) and part in _UNION_TAGS)]
-    dotted = ".".join(str(part) for part in loc)
-    if error["type"] == "extra_forbidden":
+    names = [part for part in error["loc"] if isinstance(part, str) and part not in _UNION_TAGS]
+    dotted, kind, value = ".".join(names), error["type"], error["input"]
+    # Of a list's value its place, counted from 1.
+    places = [part + 1 for part in error["loc"] if isinstance(part, int)]
+    if kind == "extra_forbidden":
         near = nearest(dotted, known)
         hint = f"; did you mean '{near}'?" if near else ""
         return f"{origin}: unknown key '{dotted}'{hint}"
-    if error["type"] == "missing":
+    if kind == "missing" and not places:
         return f"{origin}: '{dotted}' is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{origin}: {dotted}={error['input']!r}: {message}"
+    return f"{origin}: {dotted}={value!r}: {_remedy(error, dotted, places)}"
 
+
+def _remedy(error: Any, dotted: str, places: list[int]) -> str:
+    kind, value = error["type"], error["input"]
+    if kind == "missing":
+        return f"value {places[-1]} of the list is missing"
+    if kind == "model_type":
+        return f"this is a section; write {dotted}.KEY=VALUE"
+    numbers = re.findall(r"[\d.]+", value) if isinstance(value, str) else []
+    if kind == "tuple_type" or (kind in _EXAMPLES and len(numbers) > 1):
+        listed = ",".join(numbers) if len(numbers) > 1 else "2,7,7"
+        return f"must be a list in brackets, such as {dotted}=[{listed}]"
+    place = f"value {places[-1]} " if places else ""
+    if kind in _EXAMPLES:
+        what, example = _EXAMPLES[kind]
+        return f"{place}must be {what}, such as {example if places else f'{dotted}={example}'}"
+    message = error["msg"].removeprefix("Value error, ")
+    return place + message.replace("Input should be", "must be")
+
+
+# Kinds of pydantic's errors: what is wanted, and an example.
+_EXAMPLES = {
+    **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), ("a whole number", "16")),
+    **dict.fromkeys(("float_type", "float_parsing"), ("a number", "0.5")),
+    **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "true")),
+}
 
 # Branches of `int | "auto"` appear in pydantic's locations; people did not write them.
 _UNION_TAGS = {"int", "constrained-int", "literal['auto']"}

@@ -12,6 +12,7 @@ from arvideo_ds.errors import UserError
 
 # The batch that base learning rates are quoted for (linear scaling rule).
 BASE_BATCH = 256
+_SHARE_OF_WRONG_COUNT = 0.05
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,22 @@ def make_plan(recipe: Recipe, *, world_size: int, num_videos: int | None = None)
         parameters_decoder=cost.parameters_decoder,
         gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
     )
+
+
+def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
+    """What is allowed and hardly meant, for people."""
+    found = []
+    if plan.warmup_steps >= plan.steps:
+        found.append("the warm-up is longer than the run; set optim.warmup_steps.")
+    if plan.videos_per_step > plan.num_videos:
+        found.append(
+            f"a step takes {plan.videos_per_step} videos, and there are {plan.num_videos}: the "
+            f"run has {plan.steps} steps in all. Lower train.total_batch, or set train.max_steps."
+        )
+    expected = recipe.data.num_videos
+    if expected and abs(plan.num_videos - expected) > _SHARE_OF_WRONG_COUNT * expected:
+        found.append(f"the recipe expects {expected} videos, the shards hold {plan.num_videos}.")
+    return found
 
 
 def _check_streams(recipe: Recipe, world_size: int) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.config import PretrainRecipe, Recipe, RunPlan
+from arvideo_ds.config.plan import notes
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
@@ -18,7 +19,6 @@ from arvideo_ds.train.run_folder import update_summary
 from arvideo_ds.train.settle import Options, Settings
 
 _PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "decord", "torchcodec", "av", "numpy")
-_SHARE_OF_WRONG_COUNT = 0.05
 
 
 def facts(settings: Settings[Any], shards: ShardSet, world_size: int) -> dict[str, Any]:
@@ -77,21 +77,8 @@ def print_header(
         + (f"; going on after step {first_step}" if first_step else ""),
         flush=True,
     )
-    if plan.warmup_steps >= plan.steps:
-        print("note: the warm-up is longer than the run; set optim.warmup_steps.", flush=True)
-    if plan.videos_per_step > plan.num_videos:
-        print(
-            f"note: a step takes {plan.videos_per_step} videos, the shards hold {plan.num_videos}: "
-            f"the run has {plan.steps} steps in all. Lower train.total_batch, or set "
-            "train.max_steps.",
-            flush=True,
-        )
-    expected = recipe.data.num_videos
-    if expected and abs(plan.num_videos - expected) > _SHARE_OF_WRONG_COUNT * expected:
-        print(
-            f"note: the recipe expects {expected} videos, the shards hold {plan.num_videos}.",
-            flush=True,
-        )
+    for note in notes(recipe, plan):
+        print(f"note: {note}", flush=True)
 
 
 def _model(recipe: Recipe, plan: RunPlan) -> str:

@@ -87,6 +87,37 @@ def test_a_wrong_value_is_named_with_its_dotted_key(override: str, key: str) -> 
     assert re.search(rf"(?<![\w.]){re.escape(key)}(?!\w)", error_of(VIT_B, override))
 
 
+@pytest.mark.parametrize(
+    ("override", "advice"),
+    [
+        ("train.max_steps=ten", "train.max_steps='ten': must be a whole number, such as"),
+        ("train.max_steps=1.5", "train.max_steps=1.5: must be a whole number, such as"),
+        ("optim.base_lr=fast", "optim.base_lr='fast': must be a number, such as optim.base_lr=0.5"),
+        ("data.flip=maybe", "data.flip='maybe': must be true or false"),
+        ("objective.cluster=2,4,4", "'2,4,4': must be a list in brackets, such as "),
+        ("objective.cluster=2,4,4", "such as objective.cluster=[2,4,4]"),
+        ("objective.cluster=2x4x4", "such as objective.cluster=[2,4,4]"),
+        ("objective.cluster=(2, 4, 4)", "such as objective.cluster=[2,4,4]"),
+        ("objective.cluster=7", "such as objective.cluster=[2,7,7]"),
+        ("objective.cluster=[2,x,4]", "objective.cluster='x': value 2 must be a whole number"),
+        ("model.patch=[2,16]", "model.patch=[2, 16]: value 3 of the list is missing"),
+        (
+            "data.size=112,224",
+            "data.size='112,224': must be a list in brackets, such as data.size=[1",
+        ),
+        ("optim.betas=0.9,0.95", "such as optim.betas=[0.9,0.95]"),
+        ("train=5", "train.KEY=VALUE"),
+        ("train.micro_batch=0", "train.micro_batch=0: must be greater than or equal to 1"),
+    ],
+)
+def test_a_wrong_value_is_answered_with_what_to_write(override: str, advice: str) -> None:
+    message = error_of(VIT_B, override)
+    assert advice in message
+    assert "Input" not in message
+    assert "parse" not in message
+    assert message.count("data.size=") <= 2
+
+
 def test_a_missing_section_is_named(tmp_path: Path) -> None:
     write(tmp_path, mine="model: {size: B}\n")
     assert "'train' is missing" in error_of(tmp_path / "mine.yaml")
