@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.data.clips import TrainClips
-from arvideo_ds.data.datasets.listing import find_videos
 from arvideo_ds.data.decoders import decode
+from arvideo_ds.data.files import find_videos
 from arvideo_ds.data.loader import collate
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.sampling import train_frames
