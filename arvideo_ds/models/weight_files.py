@@ -25,6 +25,8 @@ _NESTS = ("model", "module", "state_dict")
 # What wrappers put before every name.
 _WRAPPED = re.compile(r"^((module|model|backbone)\.)+")
 _COMPILED = "_orig_mod."
+# How torch names what it does not let in.
+_FOREIGN = re.compile(r"GLOBAL (\S+)")
 
 
 def read_weights(path: Path) -> State:
@@ -96,21 +98,17 @@ def _load_pickled(file: Path) -> Mapping[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except Exception as error:  # torch, pickle and zip have many names for what they cannot read
+        foreign = _FOREIGN.search(str(error))
+        if foreign is None:
+            why = str(error).strip().partition("\n")[0].partition(". ")[0] or "it is cut short"
+            why = why if type(error) is not pickle.UnpicklingError else "torch did not write it"
+            raise UserError(f"{file} is damaged ({why}); copy or download it again.") from None
         raise UserError(
-            f"{file} is not read: beside weights it holds {_refused(str(error))}, and reading that "
-            "could run code. Nothing of it was run. If you trust its source, load it there and "
-            "save the weights alone: torch.save(model.state_dict(), FILE)."
+            f"{file} is not read: beside weights it holds an object of Python ({foreign[1]}), and "
+            "reading that could run code. Nothing of it was run. If you trust its source, load it "
+            "there and save the weights alone: torch.save(model.state_dict(), FILE)."
         ) from None
-    except Exception as error:  # torch and zip have many names for a cut or altered file
-        why = str(error).strip().partition("\n")[0]
-        raise UserError(f"{file} is damaged ({why}); copy or download it again.") from None
-
-
-def _refused(message: str) -> str:
-    """What torch did not let in, by its name where its message has one."""
-    name = re.search(r"GLOBAL (\S+) was not an allowed|Unsupported (?:global|class) (\S+)", message)
-    return "objects of Python" + (f" ({name[1] or name[2]})" if name else "")
 
 
 def _unnested(tree: Any) -> Mapping[str, Any]:

@@ -320,7 +320,7 @@ def test_a_damaged_file_is_said_to_be_damaged(name: str, damage: str, tmp_path: 
         torch.save(PRETRAINED, path)
     whole = path.read_bytes()
     path.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"<html>"}[damage])
-    assert name in refused(path)
+    assert f"{name} is damaged" in refused(path)
 
 
 class Code:
@@ -333,6 +333,7 @@ class Code:
         return os.mkdir, (str(self.marker),)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize("how", ["torch", "torch, older format", "pickle"])
 def test_a_file_with_code_is_refused_and_nothing_of_it_runs(how: str, tmp_path: Path) -> None:
     path, marker = tmp_path / "weights.pth", tmp_path / "ran"
@@ -342,7 +343,7 @@ def test_a_file_with_code_is_refused_and_nothing_of_it_runs(how: str, tmp_path: 
     else:
         torch.save(tree, path, _use_new_zipfile_serialization=how == "torch")
     message = refused(path)
-    assert "could run code" in message or "damaged" in message
+    assert ("did not write it" if how == "pickle" else "(posix.mkdir)") in message
     assert not marker.exists()
 
 
