@@ -46,6 +46,8 @@ setup(
         "wandb": ["wandb"],
         # Fastest decoder; needs FFmpeg's libraries and the torch that it was built for.
         "torchcodec": ["torchcodec"],
+        # scripts/export.py: other programs' formats, and holding what was exported against them.
+        "export": ["transformers", "onnx", "onnxscript", "onnxruntime"],
         "dev": [
             "pytest",
             "pytest-xdist",

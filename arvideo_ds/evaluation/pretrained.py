@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,8 +11,15 @@ from safetensors.torch import load_file
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.errors import UserError
+from arvideo_ds.models.classifier import Classifier
+from arvideo_ds.models.encoder import Encoder, build_encoder
+from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.models.objective import Objective
+from arvideo_ds.models.weight_files import read_weights
 from arvideo_ds.tasks.pretrain import build_objective
+
+# Names of the classes of a fine-tuned run, in the order of its logits.
+LABELS = "labels.json"
 
 
 def load_pretrained(recipe: PretrainRecipe, weights: Path) -> Objective:
@@ -40,3 +48,50 @@ def untrained(recipe: PretrainRecipe) -> Objective:
     """The same model as the run began with: what training has to beat."""
     torch.manual_seed(recipe.train.seed)
     return build_objective(recipe).eval()
+
+
+def read_labels(folder: Path) -> list[str] | None:
+    """Class names beside a model; none beside one that was not fine-tuned.
+
+    Errors: `UserError` where the file holds no list of names.
+    """
+    path = folder / LABELS
+    if not path.is_file():
+        return None
+    try:
+        labels = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}.") from None
+    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
+        raise UserError(f"{path} must hold a list of class names.")
+    return labels
+
+
+def load_trained_encoder(recipe: Recipe, folder: Path) -> Encoder:
+    """The encoder alone of a pretraining run or of its export, whole, in evaluation mode."""
+    encoder = build_encoder(recipe)
+    load_encoder(encoder, folder, patch=recipe.patch, min_match=1.0)
+    return encoder.eval()
+
+
+def load_classifier(recipe: Recipe, folder: Path) -> tuple[Classifier, list[str]]:
+    """The classifier of a fine-tuned run or of its export, in evaluation mode, and its classes.
+
+    Errors: `UserError` where there are no labels, or the weights are not the recipe's classifier.
+    """
+    labels = read_labels(folder)
+    if labels is None:
+        raise UserError(
+            f"{folder} holds no {LABELS}, so it classifies nothing: it is no fine-tuned run. Give "
+            "the folder of one, or of its export."
+        )
+    model = Classifier(recipe, len(labels))
+    try:
+        model.load_state_dict(read_weights(folder))
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(
+            f"the weights in {folder} are not the classifier of its recipe and its {len(labels)} "
+            f"labels: {first}"
+        ) from None
+    return model.eval(), labels

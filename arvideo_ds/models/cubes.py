@@ -14,7 +14,7 @@ from torch import Tensor
 from arvideo_ds.geometry import CHANNELS, Triple
 
 # Mean and deviation of ImageNet's channels, on pixels of 0..1, as VideoMAE uses them.
-_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TARGET_EPSILON = 1e-6
 
 
@@ -80,4 +80,4 @@ def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     # Not buffers: DeepSpeed casts every floating buffer to the run's precision, and pixels are
     # normalised in float32 whatever that is.
     with torch.inference_mode(False):  # or a first call under it would spoil all later training
-        return torch.tensor(_MEAN, device=device), torch.tensor(_STD, device=device)
+        return torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)

@@ -16,7 +16,8 @@ from arvideo_ds.geometry import Triple
 from arvideo_ds.models.cubes import standardize, to_cubes
 from arvideo_ds.models.positions import position_table
 
-layer_norm = functools.partial(nn.LayerNorm, eps=1e-6)
+NORM_EPSILON = 1e-6
+layer_norm = functools.partial(nn.LayerNorm, eps=NORM_EPSILON)
 
 
 class Encoder(nn.Module):

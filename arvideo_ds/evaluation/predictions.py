@@ -1,0 +1,61 @@
+"""Labels for any video file, by its central clip."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import av
+import torch
+from torch import Tensor
+
+from arvideo_ds.config.schema import DataSettings
+from arvideo_ds.data.decoders import DecodeError, choose_decoder, count_frames, decode
+from arvideo_ds.data.sampling import view_frames
+from arvideo_ds.data.transforms import cut, view_crop
+from arvideo_ds.data.video import RejectedError, TranscodeSettings, transcode
+from arvideo_ds.errors import UserError
+from arvideo_ds.models.classifier import Classifier
+
+
+def central_clip(path: Path, data: DataSettings) -> Tensor:
+    """The clip T H W 3, uint8, that a test with one view would see of the video.
+
+    Errors: `UserError` for a file that is missing or does not decode.
+    """
+    decoder = choose_decoder(data.decoder)
+    try:
+        video = _upright(path.read_bytes())
+        num_frames = count_frames(decoder, video)
+        wanted = view_frames(num_frames, data.frames, data.stride, data.sampling)
+        frames = decode(decoder, video, wanted)
+    except OSError as error:  # PyAV's too
+        raise UserError(f"cannot read {path}: {error.strerror or error}.") from None
+    except (DecodeError, RejectedError, av.FFmpegError, StopIteration, IndexError) as error:
+        why = " ".join(str(part) for part in error.args[-1:]) or "no frame in it"
+        raise UserError(f"{path} does not decode as a video ({why}).") from None
+    crop = view_crop(frames.shape[1], frames.shape[2], data.size)
+    return cut(frames, crop, data.size, flip=False)
+
+
+@torch.no_grad()
+def top_labels(
+    model: Classifier, labels: list[str], clip: Tensor, count: int
+) -> list[tuple[str, float]]:
+    """The likeliest labels of a clip T H W 3 with their probabilities, best first."""
+    device = next(model.parameters()).device
+    scores = model(clip[None].to(device))[0].float().softmax(0)
+    best = scores.topk(min(count, len(labels)))
+    return [
+        (labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+    ]
+
+
+def _upright(video: bytes) -> bytes:
+    """Turned and with square pixels, as making shards does it; most videos are so already."""
+    with av.open(io.BytesIO(video), "r", options={"protocol_whitelist": "none"}) as container:
+        stream = container.streams.video[0]
+        frame = next(container.decode(stream))
+        if not frame.rotation and stream.sample_aspect_ratio in (None, 0, 1):
+            return video
+    return transcode(io.BytesIO(video), TranscodeSettings(short_side=0))

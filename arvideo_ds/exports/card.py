@@ -1,0 +1,102 @@
+"""The model card: what a model is, what it was trained on, how good it is, how to open it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+import yaml
+
+from arvideo_ds.exports.opened import Opened
+from arvideo_ds.exports.source import Source, architecture, public_recipe
+
+# Of the summary, what describes the run or its machine and is no result.
+_NO_RESULTS = re.compile(
+    r"(recipe|manifest|plan|commit|interrupted|resumed_from_step|train_seconds)|"
+    r".*(throughput|time|memory|data)/"
+)
+
+
+def model_card(source: Source, name: str, opened: Opened, parity: Mapping[str, Any]) -> str:
+    """README.md of an exported folder, Markdown.
+
+    name: of the folder. Numbers are those of the run's summary.json and of parity.json; what the
+    run did not write down is said to be unknown.
+    """
+    parts = [
+        _front_matter(opened),
+        f"# {name}",
+        _what_it_is(source),
+        f"## How to open it\n\n```python\n{opened.how_to.replace('FOLDER', name)}\n```",
+        *(remark.replace("FOLDER", name) for remark in opened.remarks),
+        "## Results\n\n" + _table(("result", "value"), _results(source.summary)),
+        "## Parity\n\nLargest difference from the model as it was trained, on "
+        f"{parity['clips']}:\n\n"
+        + _table(
+            ("output", "difference", "largest value"),
+            [
+                (output, f"{difference:.2e}", f"{parity['largest_value'][output]:.3g}")
+                for output, difference in parity["max_abs_difference"].items()
+            ],
+        ),
+        "## Origin\n\n" + _table(("", ""), _origin(source, opened)),
+        "## Recipe\n\n```yaml\n"
+        + yaml.safe_dump(public_recipe(source.recipe), sort_keys=False)
+        + "```",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front_matter(opened: Opened) -> str:
+    return f"---\n{yaml.safe_dump(opened.tags)}---" if opened.tags else ""
+
+
+def _what_it_is(source: Source) -> str:
+    facts = architecture(source)
+    parameters = sum(p.numel() for p in source.model.parameters()) / 1e6
+    clip = " x ".join(str(n) for n in source.clip_shape)
+    what = "video encoder" if source.labels is None else f"classifier of {facts['classes']} classes"
+    return (
+        f"A {what}, ViT-{facts['model_size']} ({parameters:.1f} M parameters), for clips of {clip} "
+        f"(frames, rows, columns), trained with arvideo_ds."
+    )
+
+
+def _results(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Numbers of the run's summary, those of its last step too."""
+    flat: dict[str, Any] = {}
+    for key, value in summary.items():
+        parts = value.items() if isinstance(value, Mapping) else [("", value)]
+        flat |= {f"{key}: {name}".removesuffix(": "): part for name, part in parts}
+    rows = [
+        (key, f"{value:.6g}")
+        for key, value in flat.items()
+        if not _NO_RESULTS.match(key) and type(value) in (int, float)
+    ]
+    return rows or [("none written down", "")]
+
+
+def _origin(source: Source, opened: Opened) -> list[tuple[str, str]]:
+    run, summary = source.run, source.summary
+    trained = run.get("versions") or {}
+    return [
+        ("recipe", PurePath(str(summary.get("recipe", "unknown"))).name),
+        (
+            "data (hash of the manifest)",
+            str(summary.get("manifest", run.get("manifest", "unknown"))),
+        ),
+        ("commit", str(summary.get("commit", run.get("commit", "unknown")))),
+        ("trained with", _versions(trained) or "unknown"),
+        ("exported with", _versions(opened.versions)),
+    ]
+
+
+def _versions(versions: Mapping[str, Any]) -> str:
+    return ", ".join(f"{package} {version}" for package, version in versions.items())
+
+
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, ("---",) * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)

@@ -1,0 +1,53 @@
+"""A run to a folder in one of the formats: written whole, opened anew, compared, described.
+
+DIR/
+  ...            the model in the format's own files (a module of this room each)
+  parity.json    how far its outputs are from ours, on which clips, with which versions
+  README.md      model card
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from arvideo_ds.errors import UserError
+from arvideo_ds.exports import huggingface, onnx_graph, own, timm_vit
+from arvideo_ds.exports.card import model_card
+from arvideo_ds.exports.opened import Opened
+from arvideo_ds.exports.parity import Clips, compare
+from arvideo_ds.exports.source import Source
+
+# Write the model into a folder and open it from there.
+FORMATS: dict[str, Callable[[Source, Path], Opened]] = {
+    "encoder": own.export,
+    "huggingface": huggingface.export,
+    "onnx": onnx_graph.export,
+    "timm": timm_vit.export,
+}
+
+
+def export(source: Source, format_name: str, output: Path, clips: Clips) -> dict[str, object]:
+    """Export into `output`, which appears when the model is there and does what ours does.
+
+    Returns what parity.json holds. Errors: `UserError` where the folder is in use, the format
+    cannot hold this model, or what was exported computes something else.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output} is there already; choose another --output, or remove it.")
+    partial = output.parent / f".partial-{output.name}"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        opened = FORMATS[format_name](source, partial)
+        parity = compare(source, opened, clips)
+        (partial / "parity.json").write_text(json.dumps(parity, indent=1) + "\n")
+        (partial / "README.md").write_text(model_card(source, output.name, opened, parity))
+        partial.replace(output)
+    except OSError as error:
+        raise UserError(f"cannot write {output}: {error}.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return parity

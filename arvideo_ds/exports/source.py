@@ -1,0 +1,112 @@
+"""What is exported: a finished run's model, and what the run says about itself.
+
+B clips, T H W frames and pixels, N tokens, D width.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from arvideo_ds.config import Recipe
+from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder, read_labels
+from arvideo_ds.models.classifier import Classifier
+from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
+from arvideo_ds.models.encoder import NORM_EPSILON, Encoder, encode_clips
+
+# Tensors by what they are: "tokens" B N D, "features" B D (their mean), "logits" B x classes.
+Outputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A run to export; `labels` are there where it was fine-tuned, then `model` classifies."""
+
+    recipe: Recipe
+    model: Encoder | Classifier
+    labels: list[str] | None
+    summary: Mapping[str, Any]
+    run: Mapping[str, Any]
+
+    @property
+    def encoder(self) -> Encoder:
+        return self.model.encoder if isinstance(self.model, Classifier) else self.model
+
+    @property
+    def clip_shape(self) -> tuple[int, int, int]:
+        """T H W."""
+        return self.recipe.geometry.clip
+
+
+def read_source(folder: Path, recipe: Recipe) -> Source:
+    """The finished run in a folder. Errors: `UserError` where its weights are not its recipe's."""
+    labels = read_labels(folder)
+    model: Encoder | Classifier
+    if labels is None:
+        model = load_trained_encoder(recipe, folder)
+    else:
+        model, labels = load_classifier(recipe, folder)
+    return Source(
+        recipe, model, labels, _facts(folder / "summary.json"), _facts(folder / "run.json")
+    )
+
+
+@torch.no_grad()
+def outputs(source: Source, clips: Tensor) -> Outputs:
+    """What the trained model makes of clips B T H W 3; exports are held against it."""
+    tokens = encode_clips(source.encoder, clips, source.recipe.patch)
+    out = {"tokens": tokens, "features": tokens.mean(1)}
+    if isinstance(source.model, Classifier):
+        out["logits"] = source.model(clips)
+    return out
+
+
+def architecture(source: Source) -> dict[str, Any]:
+    """Shape and preprocessing in plain facts: enough to build the model anywhere."""
+    recipe, size = source.recipe, source.recipe.size
+    return {
+        "frames": recipe.data.frames,
+        "size": list(recipe.data.size),
+        "stride": recipe.data.stride,
+        "sampling": recipe.data.sampling,
+        "patch": list(recipe.patch),
+        "token_grid": list(recipe.geometry.grid),
+        "positions": recipe.model.positions,
+        "model_size": recipe.model.size,
+        "width": size.width,
+        "depth": size.depth,
+        "heads": size.heads,
+        "mlp": size.mlp,
+        "norm_epsilon": NORM_EPSILON,
+        "pixel_mean": list(PIXEL_MEAN),
+        "pixel_std": list(PIXEL_STD),
+        "classes": None if source.labels is None else len(source.labels),
+    }
+
+
+def public_recipe(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as it may leave the machine: of paths only the last name."""
+    tree: dict[str, Any] = _without_folders(recipe.model_dump(mode="json"))
+    return tree
+
+
+def _without_folders(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_folders(part) for key, part in value.items()}
+    return PurePath(value).name if isinstance(value, str) and "/" in value else value
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    """A JSON file of the run; a run copied without it exports all the same."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}.") from None
+    return dict(facts)

@@ -1,0 +1,115 @@
+"""The weights under the names of timm's VisionTransformer.
+
+Everything matches but the patch embedding: timm's is a convolution over an image, ours over frames
+as well, so patch_embed.proj.weight has five axes. `open_timm` puts one in its place; the rest is
+timm's own model.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from arvideo_ds.exports.opened import Opened, save_weights, versions
+from arvideo_ds.exports.source import Outputs, Source, architecture
+from arvideo_ds.geometry import Triple
+from arvideo_ds.models.classifier import Classifier
+from arvideo_ds.models.layouts import to_videomae
+
+_FILE = "model.safetensors"
+
+
+class CubeEmbed(nn.Module):
+    """What timm's patch embedding is to images, for clips B 3 T H W; to tokens B N D."""
+
+    def __init__(self, *, patch: Triple, grid: Triple, embed_dim: int, **_of_images: Any) -> None:
+        super().__init__()
+        self.patch_size, self.grid_size, self.num_patches = patch, grid, math.prod(grid)
+        self.proj = nn.Conv3d(3, embed_dim, kernel_size=patch, stride=patch)
+
+    def forward(self, clips: Tensor) -> Tensor:
+        return self.proj(clips).flatten(2).transpose(1, 2)
+
+
+def open_timm(folder: str | Path) -> VisionTransformer:
+    """timm's model of an exported folder, in evaluation mode.
+
+    It takes clips B 3 T H W, pixels of 0..1 less `pixel_mean` over `pixel_std` of config.json;
+    `forward_features` gives tokens B N D, and the whole logits where there is a head.
+    """
+    folder = Path(folder)
+    facts = json.loads((folder / "config.json").read_text())
+    classes = facts["classes"]
+    model = VisionTransformer(
+        img_size=facts["size"],
+        patch_size=facts["patch"][1:],
+        num_classes=classes or 0,
+        # Mean pooling with a norm after it, and none before, is timm's "avg".
+        global_pool="avg" if classes else "",
+        embed_dim=facts["width"],
+        depth=facts["depth"],
+        num_heads=facts["heads"],
+        mlp_ratio=facts["mlp"] / facts["width"],
+        class_token=False,
+        norm_layer=functools.partial(nn.LayerNorm, eps=facts["norm_epsilon"]),
+        embed_layer=functools.partial(
+            CubeEmbed, patch=tuple(facts["patch"]), grid=tuple(facts["token_grid"])
+        ),
+    )
+    model.load_state_dict(load_file(folder / _FILE))
+    return model.eval()
+
+
+def export(source: Source, folder: Path) -> Opened:
+    save_weights(_state(source), folder / _FILE)
+    facts = architecture(source)
+    (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n")
+    model = open_timm(folder)
+    mean, std = torch.tensor(facts["pixel_mean"]), torch.tensor(facts["pixel_std"])
+    return Opened(
+        run=lambda clips: _run(model, ((clips / 255 - mean) / std).permute(0, 4, 1, 2, 3)),
+        how_to=(
+            "from arvideo_ds.exports.timm_vit import open_timm\n"
+            'model = open_timm("FOLDER")  # a timm VisionTransformer\n'
+            "tokens = model.forward_features(pixels)  # B 3 T H W, normalised as in config.json"
+        ),
+        versions=versions("timm"),
+        remarks=[
+            "All names are those of timm's VisionTransformer(class_token=False). What cannot "
+            "match: patch_embed.proj.weight has five axes (cubes of frames, not patches of an "
+            "image), and pos_embed one row for each token of all times. A timm model takes them "
+            "with `CubeEmbed` of this module as its embed_layer; `open_timm` does that."
+        ],
+    )
+
+
+def _state(source: Source) -> dict[str, Tensor]:
+    ours = source.encoder.state_dict()
+    state = {
+        name: value
+        for name, value in to_videomae(ours, source.recipe.patch).items()
+        if not name.endswith(("q_bias", "v_bias"))
+    }
+    state |= {name: value for name, value in ours.items() if name.endswith("qkv.bias")}
+    state["pos_embed"] = source.encoder.positions[None]
+    if isinstance(source.model, Classifier):
+        for part, name in ((source.model.norm, "fc_norm"), (source.model.head, "head")):
+            state |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+    return state
+
+
+@torch.no_grad()
+def _run(model: VisionTransformer, pixels: Tensor) -> Outputs:
+    tokens = model.forward_features(pixels)
+    out = {"tokens": tokens, "features": tokens.mean(1)}
+    if model.num_classes:
+        out["logits"] = model(pixels)
+    return out

@@ -1,0 +1,45 @@
+#!/usr/bin/env python3
+"""Export a finished run for other programs, with a model card and a measured comparison.
+
+    python scripts/export.py runs/my_run --format huggingface --output exports/my_model
+    python scripts/export.py runs/my_run --format onnx --output exports/my_onnx --shards SHARDS
+
+Formats: encoder (safetensors, ours), huggingface (transformers' VideoMAE), onnx, timm (names).
+What was exported is opened anew and compared with the run's model before the folder appears.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.errors import command
+from arvideo_ds.exports.export import FORMATS, export
+from arvideo_ds.exports.parity import clips_of, random_clips
+from arvideo_ds.exports.source import read_source
+from arvideo_ds.train import run_folder
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a finished run, pretrained or fine-tuned")
+    parser.add_argument("--format", required=True, choices=FORMATS, help="see above")
+    parser.add_argument("--output", required=True, type=Path, help="new folder")
+    parser.add_argument("--shards", help="real clips to compare on; default: seeded random pixels")
+    args = parser.parse_args()
+    recipe = run_folder.read_recipe(args.run)
+    source = read_source(args.run, recipe)
+    clips = clips_of(ShardSet(args.shards), recipe) if args.shards else random_clips(recipe)
+    parity = export(source, args.format, args.output, clips)
+    print(json.dumps(parity, indent=1))
+    print(f"{args.output} is there; how to open it: {args.output / 'README.md'}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

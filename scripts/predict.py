@@ -1,0 +1,52 @@
+#!/usr/bin/env python3
+"""Label videos with a fine-tuned model: a line for each, likeliest labels first.
+
+    python scripts/predict.py a.mp4 b.mp4 --model runs/my_finetuning
+    a.mp4   wave 0.912   clap 0.044   nod 0.017
+
+The model is a fine-tuned run, or its export with --format encoder. Scores are probabilities.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from arvideo_ds.errors import UserError, command
+from arvideo_ds.evaluation.predictions import central_clip, top_labels
+from arvideo_ds.evaluation.pretrained import load_classifier
+from arvideo_ds.train import run_folder
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO")
+    parser.add_argument("--model", type=Path, required=True, help="folder, see above")
+    parser.add_argument("--top", type=int, default=5, help="labels for each video (default 5)")
+    args = parser.parse_args()
+    if args.top < 1:
+        raise UserError(f"--top {args.top} must be 1 or more.")
+    recipe = run_folder.read_recipe(args.model)
+    model, labels = load_classifier(recipe, args.model)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    failed = 0
+    for path in args.videos:
+        try:
+            best = top_labels(model, labels, central_clip(path, recipe.data), args.top)
+        except UserError as error:
+            failed += 1
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
+        else:
+            print("   ".join([str(path), *(f"{name} {p:.3f}" for name, p in best)]), flush=True)
+    if failed:
+        raise UserError(f"{failed} of {len(args.videos)} videos could not be read; see above.")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+"""Exports: other programs compute what was trained, and the folder says what it is."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import stat
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from arvideo_ds.config import Recipe
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.errors import UserError
+from arvideo_ds.exports import export as exporting
+from arvideo_ds.exports.export import FORMATS, export
+from arvideo_ds.exports.parity import Clips, clips_of, random_clips
+from arvideo_ds.exports.source import Source, outputs, read_source
+from arvideo_ds.models.arvideo import ARVideo
+from arvideo_ds.models.classifier import Classifier
+from arvideo_ds.models.encoder import build_encoder, encode_clips
+from arvideo_ds.models.layouts import load_encoder
+from arvideo_ds.train import run_folder
+
+NEEDS = {"huggingface": ["transformers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
+LABELS = ["north", "north-east", "east", "west / left"]
+MakeSource = Callable[..., Source]
+
+
+@pytest.fixture
+def make_source(tiny: Callable[..., Recipe], tmp_path: Path) -> MakeSource:
+    """A finished run's folder with random weights, pretrained or fine-tuned, read back."""
+
+    def make(kind: str = "pretrained", **sections: dict[str, object]) -> Source:
+        folder = tmp_path / "run"
+        folder.mkdir()
+        recipe = tiny(**sections)
+        tuned = kind == "fine-tuned"
+        model = Classifier(recipe, len(LABELS)) if tuned else ARVideo(recipe)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in model.parameters():
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+        save_file(model.state_dict(), folder / "model.safetensors")
+        run_folder.write_recipe(folder, recipe)
+        if tuned:
+            (folder / "labels.json").write_text(json.dumps(LABELS))
+        summary = {"recipe": "/home/me/mine.yaml", "manifest": "abc123", "knn_accuracy": 0.75}
+        final = {"loss/pretrain": 0.5, "time/step_s": 3.0}
+        run_folder.update_summary(folder, {**summary, "final": final, "commit": "c0ffee"})
+        (folder / "run.json").write_text(json.dumps({"versions": {"torch": "2.0"}}))
+        return read_source(folder, run_folder.read_recipe(folder))
+
+    return make
+
+
+@pytest.fixture
+def demo_clips(demo_shards: Path, tiny: Callable[..., Recipe]) -> Clips:
+    return clips_of(ShardSet(str(demo_shards / "train")), tiny())
+
+
+def require(format_name: str) -> None:
+    for library in NEEDS.get(format_name, []):
+        pytest.importorskip(library)
+
+
+@pytest.mark.parametrize("kind", ["pretrained", "fine-tuned"])
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_what_was_exported_computes_what_was_trained_on_real_clips(
+    format_name: str, kind: str, make_source: MakeSource, demo_clips: Clips, tmp_path: Path
+) -> None:
+    require(format_name)
+    source = make_source(kind)
+    parity: Any = export(source, format_name, tmp_path / "out", demo_clips)
+    assert parity == json.loads((tmp_path / "out" / "parity.json").read_text())
+    compared = set(parity["max_abs_difference"])
+    assert {"features"} | ({"logits"} if kind == "fine-tuned" else set()) <= compared
+    limit = 1e-3 if format_name == "onnx" else 1e-4
+    assert all(value <= limit for value in parity["max_abs_difference"].values()), parity
+    # The outputs are no constants that would agree whatever the weights.
+    assert outputs(source, demo_clips.values)["features"].std(0).mean() > 100 * limit
+    assert parity["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert "abs" not in parity["clips"] and "4 videos" in parity["clips"]
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_clips_need_not_be_square_nor_patches(
+    format_name: str, make_source: MakeSource, tmp_path: Path
+) -> None:
+    require(format_name)
+    data = {"frames": 6, "size": [32, 48]}
+    source = make_source(
+        model={"size": "tiny", "patch": [3, 4, 8]}, objective={"cluster": [1, 4, 3]}, data=data
+    )
+    export(source, format_name, tmp_path / "out", random_clips(source.recipe))
+
+
+@pytest.mark.parametrize("format_name", ["encoder", "huggingface", "timm"])
+def test_an_exported_encoder_loads_again(
+    format_name: str, make_source: MakeSource, tmp_path: Path
+) -> None:
+    require(format_name)
+    source = make_source()
+    clips = random_clips(source.recipe)
+    export(source, format_name, tmp_path / "out", clips)
+    encoder = build_encoder(source.recipe).eval()
+    report = load_encoder(encoder, tmp_path / "out", patch=source.recipe.patch)
+    assert report.match == 1 and not report.notes
+    with torch.no_grad():
+        tokens = encode_clips(encoder, clips.values, source.recipe.patch)
+    torch.testing.assert_close(tokens, outputs(source, clips.values)["tokens"])
+
+
+def test_transformers_opens_a_classifier_with_its_labels_and_preprocessing(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    transformers = pytest.importorskip("transformers")
+    source = make_source("fine-tuned")
+    export(source, "huggingface", tmp_path / "out", random_clips(source.recipe))
+    model = transformers.AutoModelForVideoClassification.from_pretrained(tmp_path / "out")
+    assert [model.config.id2label[n] for n in range(len(LABELS))] == LABELS
+    processor = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    assert processor["image_mean"] == [0.485, 0.456, 0.406]
+    assert processor["size"] == {"shortest_edge": 32}
+    assert processor["crop_size"] == {"height": 32, "width": 32}
+    # Names of the published files: versions 4 and 5 of transformers know them.
+    names = load_file(tmp_path / "out" / "model.safetensors")
+    assert "videomae.encoder.layer.0.attention.attention.q_bias" in names
+    assert not [name for name in names if "key.bias" in name]
+
+
+def test_an_onnx_model_takes_any_number_of_clips(make_source: MakeSource, tmp_path: Path) -> None:
+    require("onnx")
+    import onnxruntime
+
+    source = make_source("fine-tuned")
+    export(source, "onnx", tmp_path / "out", random_clips(source.recipe))
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    for count in (1, 5):
+        clips = random_clips(source.recipe, count).values
+        logits = session.run(["logits"], {"clips": clips.numpy()})[0]
+        difference = torch.from_numpy(logits) - outputs(source, clips)["logits"]
+        assert difference.abs().max() <= 1e-3
+
+
+def test_positions_that_videomae_does_not_have_are_refused_there_and_kept_elsewhere(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    source = make_source(model={"size": "tiny", "positions": "sincos_3d"})
+    clips = random_clips(source.recipe)
+    for format_name in ("encoder", "timm"):
+        export(source, format_name, tmp_path / format_name, clips)
+    require("huggingface")
+    with pytest.raises(UserError, match=r"sincos_3d.*--format encoder, onnx or timm"):
+        export(source, "huggingface", tmp_path / "out", clips)
+    assert {path.name for path in tmp_path.iterdir()} == {"run", "encoder", "timm"}
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_the_card_says_what_the_model_is_and_its_lines_of_python_run(
+    format_name: str, make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    require(format_name)
+    source = make_source("fine-tuned", data={"shards": "/home/me/secret/shards"})
+    clips = random_clips(source.recipe)
+    export(source, format_name, tmp_path / "out", clips)
+    card = (tmp_path / "out" / "README.md").read_text()
+    for fact in ("mine.yaml", "abc123", "c0ffee", "knn_accuracy | 0.75", "torch 2.0", "size: tiny"):
+        assert fact in card
+    assert "loss/pretrain | 0.5" in card and "time/step_s" not in card
+    written = [p for p in (tmp_path / "out").iterdir() if p.suffix in (".md", ".json", ".yaml")]
+    assert not [path for path in written if re.search("/home/me|secret", path.read_text())]
+    python = re.search(r"```python\n(.*?)```", card, re.DOTALL)
+    assert python is not None and len(python[1].splitlines()) == 3
+    monkeypatch.chdir(tmp_path)
+    names = {
+        "folder": tmp_path / "out",
+        "frames": list(clips.values[0].numpy()),
+        "clips": clips.values.numpy(),
+        "pixels": torch.zeros(1, 3, *source.clip_shape),
+    }
+    exec(python[1], names)
+
+
+def test_a_folder_in_use_is_left_alone(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source()
+    with pytest.raises(UserError, match="is there already"):
+        export(source, "encoder", tmp_path / "run", random_clips(source.recipe))
+
+
+def test_an_export_that_computes_something_else_is_refused_and_leaves_nothing(
+    make_source: MakeSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = make_source()
+
+    def wrong(source: Source, folder: Path) -> object:
+        right = FORMATS["encoder"](source, folder)
+        off = {"features": torch.full((4, 128), torch.nan)}
+        return dataclasses.replace(right, run=lambda clips: off)
+
+    monkeypatch.setattr(exporting, "FORMATS", {"wrong": wrong})
+    with pytest.raises(UserError, match="features differ from ours by nan"):
+        export(source, "wrong", tmp_path / "out", random_clips(source.recipe))
+    assert {path.name for path in tmp_path.iterdir()} == {"run"}
+
+
+@pytest.mark.parametrize(("format_name", "library"), [(f, lib) for f in NEEDS for lib in NEEDS[f]])
+def test_a_missing_library_is_answered_with_how_to_install_it(
+    format_name: str,
+    library: str,
+    make_source: MakeSource,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = make_source()
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(UserError, match=re.escape("pip install -e '.[export]'")):
+        export(source, format_name, tmp_path / "out", random_clips(source.recipe))
+
+
+def test_exported_weights_are_readable_like_any_file(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    source = make_source()
+    export(source, "encoder", tmp_path / "out", random_clips(source.recipe))
+    weights, card = (tmp_path / "out" / name for name in ("model.safetensors", "README.md"))
+    assert stat.S_IMODE(weights.stat().st_mode) == stat.S_IMODE(card.stat().st_mode)
+
+
+def test_weights_of_another_recipe_are_refused(make_source: MakeSource, tmp_path: Path) -> None:
+    source = make_source("fine-tuned")
+    (tmp_path / "run" / "labels.json").write_text(json.dumps(LABELS[:2]))
+    with pytest.raises(UserError, match="2 labels"):
+        read_source(tmp_path / "run", source.recipe)
+    (tmp_path / "run" / "labels.json").write_text("{}")
+    with pytest.raises(UserError, match="list of class names"):
+        read_source(tmp_path / "run", source.recipe)
