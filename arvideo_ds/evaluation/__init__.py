@@ -1,4 +1,4 @@
-"""Judging a frozen encoder: features, probes, pictures, reports.
+"""Judging and using a trained model: features, probes, pictures, reports, predictions.
 
 Owns what is measured and drawn after training. Must not know DeepSpeed or how a run was trained:
 it reads a run's recipe and weights.

@@ -109,4 +109,4 @@ def _facts(path: Path) -> dict[str, Any]:
         facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
-    return dict(facts)
+    return facts if isinstance(facts, dict) else {}

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import re
 import stat
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,7 @@ from arvideo_ds.models.encoder import build_encoder, encode_clips
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.train import run_folder
 
+SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "export.py"
 NEEDS = {"huggingface": ["transformers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
 LABELS = ["north", "north-east", "east", "west / left"]
 MakeSource = Callable[..., Source]
@@ -240,3 +242,29 @@ def test_weights_of_another_recipe_are_refused(make_source: MakeSource, tmp_path
     (tmp_path / "run" / "labels.json").write_text("{}")
     with pytest.raises(UserError, match="list of class names"):
         read_source(tmp_path / "run", source.recipe)
+
+
+def test_the_script_exports_a_run_and_says_what_it_measured(
+    run: Callable[..., subprocess.CompletedProcess[str]],
+    make_source: MakeSource,
+    demo_shards: Path,
+    tmp_path: Path,
+) -> None:
+    make_source("fine-tuned")
+    where = ("--output", tmp_path / "out", "--shards", demo_shards / "test")
+    done = run(sys.executable, SCRIPT, tmp_path / "run", "--format", "timm", *where)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["max_abs_difference"]["logits"] <= 1e-4
+    assert (tmp_path / "out" / "README.md").is_file()
+
+
+def test_a_run_that_is_not_finished_is_refused_in_one_paragraph(
+    run: Callable[..., subprocess.CompletedProcess[str]], make_source: MakeSource, tmp_path: Path
+) -> None:
+    make_source()
+    (tmp_path / "run" / "model.safetensors").unlink()
+    where = ("--output", tmp_path / "out")
+    done = run(sys.executable, SCRIPT, tmp_path / "run", "--format", "encoder", *where)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "not finished" in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()

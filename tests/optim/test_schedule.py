@@ -50,7 +50,8 @@ def test_no_step_is_larger_than_the_slope_allows(schedule: dict[str, Any]) -> No
     if warmup:
         steepest = max(steepest, (schedule["peak"] - schedule["start"]) / warmup)
     jumps = [abs(b - a) for a, b in itertools.pairwise(rates)]
-    assert max(jumps) <= steepest * (1 + 1e-9)
+    # Rates next to each other are rounded, too.
+    assert max(jumps) <= steepest * (1 + 1e-9) + 1e-15 * schedule["peak"]
 
 
 def test_the_warm_up_is_a_line_and_the_rest_a_half_cosine() -> None:
