@@ -15,6 +15,7 @@ import json
 import sys
 from pathlib import Path
 
+from arvideo_ds.config import Recipe
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import command
 from arvideo_ds.exports.export import FORMATS, export
@@ -33,7 +34,7 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="new folder")
     parser.add_argument("--shards", help="real clips to compare on; default: seeded random pixels")
     args = parser.parse_args()
-    recipe = run_folder.read_recipe(args.run)
+    recipe = run_folder.read_recipe(args.run, Recipe)
     source = read_source(args.run, recipe)
     clips = clips_of(ShardSet(args.shards), recipe) if args.shards else random_clips(recipe)
     parity = export(source, args.format, args.output, clips)

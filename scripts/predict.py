@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from arvideo_ds.config import Recipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation.predictions import central_clip, top_labels
 from arvideo_ds.evaluation.pretrained import load_classifier
@@ -32,7 +33,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.top < 1:
         raise UserError(f"--top {args.top} must be 1 or more.")
-    recipe = run_folder.read_recipe(args.model)
+    recipe = run_folder.read_recipe(args.model, Recipe)
     model, labels = load_classifier(recipe, args.model)
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     failed = 0

@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config import PretrainRecipe, Recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, build_encoder
@@ -74,10 +74,13 @@ def load_trained_encoder(recipe: Recipe, folder: Path) -> Encoder:
     return encoder.eval()
 
 
-def load_classifier(recipe: Recipe, folder: Path) -> tuple[Classifier, list[str]]:
+def load_classifier(
+    recipe: Recipe, folder: Path, weights: str | None = None
+) -> tuple[Classifier, list[str]]:
     """The classifier of a fine-tuned run or of its export, in evaluation mode, and its classes.
 
-    Errors: `UserError` where there are no labels, or the weights are not the recipe's classifier.
+    weights: name of their file in the folder; by default that of the finished run. Errors:
+    `UserError` where there are no labels, or the weights are not the recipe's classifier.
     """
     labels = read_labels(folder)
     if labels is None:
@@ -87,7 +90,7 @@ def load_classifier(recipe: Recipe, folder: Path) -> tuple[Classifier, list[str]
         )
     model = Classifier(recipe, len(labels))
     try:
-        model.load_state_dict(read_weights(folder))
+        model.load_state_dict(read_weights(folder if weights is None else folder / weights))
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise UserError(

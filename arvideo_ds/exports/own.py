@@ -28,16 +28,18 @@ def export(source: Source, folder: Path) -> Opened:
         again = dataclasses.replace(source, model=load_trained_encoder(source.recipe, folder))
         how_to = (
             "from arvideo_ds.evaluation.pretrained import load_trained_encoder\n"
+            "from arvideo_ds.config import Recipe\n"
             "from arvideo_ds.train.run_folder import read_recipe\n"
-            "encoder = load_trained_encoder(read_recipe(folder), folder)"
+            "encoder = load_trained_encoder(read_recipe(folder, Recipe), folder)"
         )
     else:
         (folder / LABELS).write_text(json.dumps(source.labels, indent=1) + "\n")
         again = dataclasses.replace(source, model=load_classifier(source.recipe, folder)[0])
         how_to = (
             "from arvideo_ds.evaluation.pretrained import load_classifier\n"
+            "from arvideo_ds.config import Recipe\n"
             "from arvideo_ds.train.run_folder import read_recipe\n"
-            "classifier, labels = load_classifier(read_recipe(folder), folder)"
+            "classifier, labels = load_classifier(read_recipe(folder, Recipe), folder)"
         )
     return Opened(
         run=lambda clips: outputs(again, clips),

@@ -18,10 +18,9 @@ from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.world import start_world
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.confusion import draw_confusion
-from arvideo_ds.evaluation.finetuned import load_finetuned, read_labels
+from arvideo_ds.evaluation.pretrained import load_classifier
 from arvideo_ds.evaluation.scores import Scores, score_videos
 from arvideo_ds.train import run_folder
-from arvideo_ds.train.run_folder import LABELS
 
 FOLDER = "evaluation"
 _MOST_LISTED = 100
@@ -41,14 +40,15 @@ def evaluate(
     name: how files and result call the weights; the main rank writes them. Errors: `UserError`,
     also for other labels.
     """
-    shards, labels = ShardSet(where), read_labels(folder / LABELS)
+    shards = ShardSet(where)
+    model, labels = load_classifier(recipe, folder, file)
     if list(shards.manifest.labels or ()) != labels:
         raise UserError(
             f"{shards.name} has other labels than {folder} was trained on, so their numbers do "
             "not mean the same. Make the shards with the same class names (--labels)."
         )
     world = start_world()
-    model = load_finetuned(recipe, folder / LABELS, folder / file).to(world.device)
+    model = model.to(world.device)
     with torch.no_grad():
         scores = score_videos(
             lambda batch: model(batch.clips),
