@@ -53,7 +53,7 @@ def ingest(path: Path, settings: TranscodeSettings | None, part: Part | None = N
                 raise RejectedError("empty", "the file has 0 bytes")
             file.seek(0)
             info = probe(file, part)
-            _require_complete(info)
+            require_complete(info)
             if settings is None:
                 file.seek(0)
                 return _copied_or_advised(file.read(), path.suffix.lower().removeprefix("."), info)
@@ -71,7 +71,7 @@ def ingest_bytes(data: bytes, suffix: str) -> Sample:
     if not data:
         raise RejectedError("empty", "the file has 0 bytes")
     info = probe(io.BytesIO(data))
-    _require_complete(info)
+    require_complete(info)
     return _copied(data, suffix, info)
 
 
@@ -92,7 +92,8 @@ def _copied(data: bytes, suffix: str, info: VideoInfo) -> Sample:
     return _sample(data, suffix, info)
 
 
-def _require_complete(info: VideoInfo) -> None:
+def require_complete(info: VideoInfo) -> None:
+    """Errors: `RejectedError` where far fewer frames decode than the header promises."""
     promised = info.promised_frames - info.hidden_packets
     if info.num_frames < MIN_DECODABLE * promised:
         there = info.packets - info.hidden_packets

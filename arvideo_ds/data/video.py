@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -62,6 +64,8 @@ class VideoInfo:
     duration_s: float
     codec: str
     rotation: int
+    # What the header says, of the whole video; infinite where it says nothing.
+    length_s: float = math.inf
     sizes: set[tuple[int, int]] = field(default_factory=set)
     packets: int = 0
     damaged_packets: int = 0
@@ -73,6 +77,22 @@ def probe(source: BinaryIO, part: Part | None = None) -> VideoInfo:
     """Decode every frame (of the part) and say what was there.
 
     Errors: `RejectedError` when nothing decodes, or the part lies beyond the video's end.
+    """
+    with read_frames(source, part) as (info, frames):
+        for _ in frames:
+            pass
+    require_frames(info, part)
+    return info
+
+
+@contextlib.contextmanager
+def read_frames(
+    source: BinaryIO, part: Part | None = None, *, upright: bool = False
+) -> Iterator[tuple[VideoInfo, Iterator[av.VideoFrame]]]:
+    """Every frame (of the part) that decodes, one at a time, and the facts, which grow with them.
+
+    The file is read as it goes and never held whole. upright: frames as they are to be shown
+    (rotation and pixel aspect undone), not as they are stored. Errors: `RejectedError`.
     """
     with _open(source) as container:
         stream = _video_stream(container)
@@ -87,19 +107,29 @@ def probe(source: BinaryIO, part: Part | None = None) -> VideoInfo:
             duration_s=0.0,
             codec=stream.codec_context.name,
             rotation=0,
+            length_s=_length_s(container, stream),
         )
-        for frame in _frames(container, stream, part, info):
-            info.num_frames += 1
-            info.sizes.add((frame.width, frame.height))
-            info.rotation = frame.rotation
-            info.width, info.height = frame.width, frame.height
-        if part is not None and part[1] > (length_s := _length_s(container, stream)):
-            _require_within(length_s, part, info)
+        frames = _counted(_frames(container, stream, part, info), info)
+        yield info, _shown(frames, stream.sample_aspect_ratio) if upright else frames
+
+
+def _counted(frames: Iterator[av.VideoFrame], info: VideoInfo) -> Iterator[av.VideoFrame]:
+    for frame in frames:
+        info.num_frames += 1
+        info.sizes.add((frame.width, frame.height))
+        info.rotation = frame.rotation
+        info.width, info.height = frame.width, frame.height
+        info.duration_s = round(info.num_frames / info.fps, 4)
+        yield frame
+
+
+def require_frames(info: VideoInfo, part: Part | None = None) -> None:
+    """Errors: `RejectedError` when nothing decoded, or the part lies beyond the video's end."""
+    if part is not None and part[1] > info.length_s:
+        _require_within(part, info)
     if not info.num_frames:
         where = "" if part is None else f" from {part[0]:g} to {part[1]:g} s"
         raise RejectedError("no_frames", f"the file opens but not one frame decodes{where}")
-    info.duration_s = round(info.num_frames / info.fps, 4)
-    return info
 
 
 def _rough_promise(container: av.container.InputContainer, fps: float) -> int:
@@ -108,17 +138,16 @@ def _rough_promise(container: av.container.InputContainer, fps: float) -> int:
 
 
 def _length_s(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    """What the header says; infinite where it says nothing."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     return container.duration / av.time_base if container.duration else math.inf
 
 
-def _require_within(length_s: float, part: Part, info: VideoInfo) -> None:
+def _require_within(part: Part, info: VideoInfo) -> None:
     """A part that stops after the video's end; hardly after it, no frame behind is promised."""
     lost = info.promised_frames - info.num_frames
     if lost > max(1, _BEYOND_END * info.promised_frames):
-        where = f"the part is {part[0]:g} to {part[1]:g} s of a video of {length_s:.2f} s"
+        where = f"the part is {part[0]:g} to {part[1]:g} s of a video of {info.length_s:.2f} s"
         raise RejectedError("past_end", where)
     info.promised_frames = info.num_frames
 
@@ -263,6 +292,17 @@ def _time(frame: av.VideoFrame, stream: av.VideoStream) -> float:
     """Seconds since the first frame of the stream."""
     assert stream.time_base is not None
     return float(((frame.pts or 0) - (stream.start_time or 0)) * stream.time_base)
+
+
+def _shown(frames: Iterator[av.VideoFrame], aspect: Fraction | None) -> Iterator[av.VideoFrame]:
+    """Frames as they are to be shown; those that are stored so already pass untouched."""
+    first = next(frames, None)
+    if first is None:
+        return iter(())
+    frames = itertools.chain([first], frames)
+    if not first.rotation % 360 and (aspect or 1) == 1:
+        return frames
+    return _upright(frames, aspect or Fraction(1), short_side=0)
 
 
 def _upright(
