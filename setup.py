@@ -48,6 +48,8 @@ setup(
         "torchcodec": ["torchcodec"],
         # scripts/export.py: other programs' formats, and holding what was exported against them.
         "export": ["transformers", "onnx", "onnxscript", "onnxruntime"],
+        # scripts/extract_features.py --format parquet
+        "parquet": ["pyarrow"],
         "dev": [
             "pytest",
             "pytest-xdist",
