@@ -1,0 +1,251 @@
+"""Features of videos of any length: windows -> the frozen encoder -> one file per video.
+
+The same command goes on after the videos that are done; those that were left out are tried again.
+A batch holds windows of one video, so a file depends on its video and the settings alone, not on
+when a run was cut off or which other videos there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import reduce
+from torch import Tensor
+from tqdm import tqdm
+
+from arvideo_ds.config import Recipe
+from arvideo_ds.data.inputs import Video, VideoList
+from arvideo_ds.data.manifest import REJECTS, sha256_of
+from arvideo_ds.data.streams import Failed, Finished, stream_all
+from arvideo_ds.data.windows import Windows, WindowShape, read_windows
+from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.feature_files import require_format
+from arvideo_ds.evaluation.feature_folder import FeatureFolder
+from arvideo_ds.evaluation.pretrained import load_pretrained
+from arvideo_ds.models.encoder import Encoder, encode_clips
+from arvideo_ds.version import git_commit
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_VERSION = 1
+
+
+def _mean(tokens: Tensor, _times: int) -> Tensor:
+    return tokens.mean(1)
+
+
+def _whole(tokens: Tensor, _times: int) -> Tensor:
+    return tokens
+
+
+def _by_time(tokens: Tensor, times: int) -> Tensor:
+    return reduce(tokens, "b (t s) d -> b t d", "mean", t=times)
+
+
+# Tokens B (t s) D of windows -> B D, B (t s) D, B t D.
+FEATURES: dict[str, Callable[[Tensor, int], Tensor]] = {
+    "clip": _mean,
+    "token": _whole,
+    "time": _by_time,
+}
+
+
+@dataclass(frozen=True)
+class ExtractionJob:
+    """What `extract_features` is to do.
+
+    hop: frames between windows, None for windows that touch. batch: windows per forward pass.
+    workers: processes that decode. timeout_s: longest time for one batch of one video.
+    """
+
+    listing: VideoList
+    output: Path
+    features: str = "clip"
+    format: str = "npz"
+    hop: int | None = None
+    batch: int = 16
+    precision: str = "fp32"
+    workers: int = 0
+    timeout_s: float = 120.0
+
+
+@dataclass(frozen=True)
+class ExtractionReport:
+    """Counts over all runs in the folder; `new` videos were done in this one."""
+
+    videos: int
+    new: int
+    windows: int
+    seconds: float
+    rejects: dict[str, int]
+    interrupted: bool
+
+
+def extract_features(
+    recipe: Recipe,
+    weights: Path,
+    job: ExtractionJob,
+    device: torch.device,
+    *,
+    stop: Callable[[], bool] = lambda: False,
+) -> ExtractionReport:
+    """Write the features of every video of the job that is not done yet.
+
+    stop: once true, the videos under way are finished and no other is begun. Errors: `UserError`
+    when the folder holds features of other settings, the disk or the GPU's memory is full, or no
+    video is usable.
+    """
+    require_format(job.format)
+    shape = window_shape(recipe, job.hop)
+    encoder = load_encoder(recipe, weights).to(device)
+    config = _config(recipe, weights, job, shape)
+    listing = job.listing
+    folder = FeatureFolder(job.output, config, listing.videos, listing.rejects, kind=job.format)
+    pending = [video for video in listing.videos if video.key not in folder.done]
+    with _explained(job, shape), folder:
+        items = _decoded(shape, job, pending, stop)
+        encode = functools.partial(_encode, encoder, recipe, job, device)
+        ended = _collect(folder, items, encode, total=len(listing.videos))
+    return _report(folder, job, new=pending, interrupted=ended < len(pending))
+
+
+def load_encoder(recipe: Recipe, weights: Path) -> Encoder:
+    """The encoder of a run. Errors: `UserError` when the weights are missing or do not fit."""
+    return load_pretrained(recipe, weights).encoder
+
+
+def window_shape(recipe: Recipe, hop: int | None) -> WindowShape:
+    """Windows as the recipe's clips. Errors: `UserError` for a hop below 1."""
+    data = recipe.data
+    if hop is not None and hop < 1:
+        raise UserError(f"--hop {hop} must be at least one frame.")
+    return WindowShape(
+        frames=data.frames,
+        stride=data.stride,
+        hop=hop or data.frames * data.stride,
+        size=data.size,
+        sampling=data.sampling,
+    )
+
+
+def _config(
+    recipe: Recipe, weights: Path, job: ExtractionJob, shape: WindowShape
+) -> dict[str, Any]:
+    """Contents of config.json; `settings` decide the features, and a folder has one set of them."""
+    settings = {
+        "version": _VERSION,
+        "input": job.listing.identity,
+        "weights_sha256": sha256_of(weights),
+        "features": job.features,
+        "format": job.format,
+        "precision": job.precision,
+        **asdict(shape),
+    }
+    return {"settings": settings, "commit": git_commit(), "recipe": recipe.model_dump(mode="json")}
+
+
+def _decoded(
+    shape: WindowShape, job: ExtractionJob, videos: list[Video], stop: Callable[[], bool]
+) -> Iterator[tuple[Video, Any]]:
+    return stream_all(
+        functools.partial(_clips, shape, job.batch),
+        videos,
+        workers=min(job.workers, len(videos)),
+        timeout_s=job.timeout_s,
+        stop=stop,
+    )
+
+
+def _clips(shape: WindowShape, batch: int, video: Video) -> Iterator[np.ndarray | Windows]:
+    """What a decoding process does with a video."""
+    with video.open() as source:
+        yield from read_windows(source, video.part, shape, batch=batch)
+
+
+@torch.no_grad()
+def _encode(
+    encoder: Encoder, recipe: Recipe, job: ExtractionJob, device: torch.device, clips: np.ndarray
+) -> Tensor:
+    """Clips B F h w 3 -> features B ..., float32."""
+    moved = torch.from_numpy(clips).to(device)
+    kind = PRECISIONS[job.precision]
+    with torch.autocast(device.type, dtype=kind, enabled=kind != torch.float32):
+        tokens = encode_clips(encoder, moved, recipe.patch)
+    return FEATURES[job.features](tokens.float(), recipe.data.frames // recipe.patch[0])
+
+
+def _collect(
+    folder: FeatureFolder,
+    items: Iterable[tuple[Video, Any]],
+    encode: Callable[[np.ndarray], Tensor],
+    *,
+    total: int,
+) -> int:
+    """Encode and write what the decoders give; how many videos came to an end."""
+    ended = windows = 0
+    done = len(folder.done)
+    # miniters=0: one long video shows its windows as they come.
+    with tqdm(desc="features", unit="video", total=total, initial=done, miniters=0) as bar:
+        for video, item in items:
+            if isinstance(item, np.ndarray):
+                folder.append(video, encode(item))
+                windows += len(item)
+                bar.set_postfix(windows=windows, refresh=False)
+                bar.update(0)
+            elif isinstance(item, Windows):
+                folder.finish(video, item)
+            elif isinstance(item, Failed):
+                folder.reject(video, item.reason, item.message)
+                tqdm.write(f"left out: {video.key!r}: {item.reason} ({item.message})")
+            if isinstance(item, Finished | Failed):
+                ended += 1
+                bar.update()
+    return ended
+
+
+def _report(
+    folder: FeatureFolder, job: ExtractionJob, *, new: list[Video], interrupted: bool
+) -> ExtractionReport:
+    reasons = Counter(reject.reason for reject in folder.rejects)
+    if not folder.done and not interrupted:
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        raise UserError(
+            f"none of the {len(job.listing.videos)} videos is usable ({listed}); the reasons stand "
+            f"in {job.output / REJECTS}."
+        )
+    lines = folder.done.values()
+    return ExtractionReport(
+        videos=len(lines),
+        new=sum(video.key in folder.done for video in new),
+        windows=sum(line["windows"] for line in lines),
+        seconds=sum(line["frames"] / line["fps"] for line in lines),
+        rejects=dict(reasons.most_common()),
+        interrupted=interrupted,
+    )
+
+
+@contextlib.contextmanager
+def _explained(job: ExtractionJob, shape: WindowShape) -> Iterator[None]:
+    """A full disk and a full GPU become `UserError`s."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{job.output} is full ({error.strerror}). Free some space; the same command goes on "
+            "with the videos that are not done."
+        ) from None
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the GPU's memory is too small for --batch {job.batch} windows of {shape.frames} "
+            "frames; halve --batch."
+        ) from None

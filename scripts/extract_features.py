@@ -1,0 +1,146 @@
+#!/usr/bin/env python3
+"""Features of your own videos, of any length, from a trained encoder: one file per video.
+
+    python scripts/extract_features.py VIDEOS --model runs/my_run --output FEATURES
+    python scripts/extract_features.py clips.csv --videos VIDEOS --model runs/my_run \\
+        --output FEATURES --features time --hop 16
+
+INPUT is a folder of videos (searched at any depth), a .csv or .jsonl with a column `path`, a folder
+of shards, or one video. docs/features.md says what is written and how to read it.
+Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
+videos were left out (rejects.jsonl says which and why); 130 interrupted, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+
+import torch
+
+from arvideo_ds.data.inputs import list_videos
+from arvideo_ds.errors import EXIT_OK, UserError, command
+from arvideo_ds.evaluation.extraction import (
+    FEATURES,
+    PRECISIONS,
+    ExtractionJob,
+    ExtractionReport,
+    extract_features,
+)
+from arvideo_ds.evaluation.feature_files import WRITERS
+from arvideo_ds.train import run_folder
+
+EXIT_MANY_REJECTS, EXIT_INTERRUPTED = 3, 130
+_MAX_WORKERS = 16
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("input", metavar="INPUT")
+    parser.add_argument("--model", required=True, type=Path, help="folder of a finished run")
+    parser.add_argument("--output", required=True, type=Path, help="folder of the features")
+    parser.add_argument("--videos", type=Path, help="where a list's paths begin; default: its own")
+    parser.add_argument(
+        "--skip_bad_rows", action="store_true", help="count a list's wrong rows as rejects"
+    )
+    parser.add_argument(
+        "--features",
+        choices=list(FEATURES),
+        default="clip",
+        help="per window: the mean of its tokens, every token, or one mean per time",
+    )
+    parser.add_argument("--format", choices=list(WRITERS), default="npz")
+    parser.add_argument(
+        "--hop", type=int, help="frames between windows; default: windows that touch"
+    )
+    parser.add_argument("--batch", type=int, default=16, help="windows per forward pass")
+    parser.add_argument("--precision", choices=list(PRECISIONS), default="fp32")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=min(_MAX_WORKERS, len(os.sched_getaffinity(0))),
+        help="processes that decode, a video each; 0: the main one",
+    )
+    parser.add_argument("--timeout_s", type=float, default=120, help="per batch of a video")
+    parser.add_argument("--max_reject_share", type=float, default=0.05)
+    return parser.parse_args()
+
+
+@command
+def main() -> int:
+    args = parse_arguments()
+    for name, least in (("batch", 1), ("workers", 0), ("timeout_s", 1)):
+        if getattr(args, name) < least:
+            raise UserError(f"--{name} {getattr(args, name)} must be at least {least}.")
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output} is a file; give a folder.")
+    recipe = run_folder.read_recipe(args.model)
+    listing = list_videos(args.input, videos=args.videos, skip_bad_rows=args.skip_bad_rows)
+    print(f"{args.input}: {len(listing.videos):,} videos", flush=True)
+    job = ExtractionJob(
+        listing=listing,
+        output=args.output,
+        features=args.features,
+        format=args.format,
+        hop=args.hop,
+        batch=args.batch,
+        precision=args.precision,
+        workers=args.workers,
+        timeout_s=args.timeout_s,
+    )
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    stop = Stop()
+    with run_folder.lock(args.output):
+        try:
+            report = extract_features(
+                recipe, args.model / run_folder.MODEL, job, device, stop=stop.asked
+            )
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+    print_summary(args.output, report)
+    if report.interrupted:
+        print("interrupted; the same command goes on with the other videos", flush=True)
+        return EXIT_INTERRUPTED
+    rejects = sum(report.rejects.values())
+    share = rejects / (len(listing.videos) + len(listing.rejects))
+    return EXIT_MANY_REJECTS if share > args.max_reject_share else EXIT_OK
+
+
+class Stop:
+    """The first Ctrl-C or SIGTERM raises a flag, the second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        # Not print: a signal may come in the middle of one.
+        os.write(2, b"\nfinishing the videos under way; Ctrl-C again ends at once\n")
+
+
+def print_summary(output: Path, report: ExtractionReport) -> None:
+    print(
+        f"{output}: {report.videos:,} videos ({report.new:,} of them new), {report.windows:,} "
+        f"windows, {report.seconds / 3600:,.2f} h"
+    )
+    if report.rejects:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejects.items())
+        total = sum(report.rejects.values())
+        print(f"left out: {total} ({reasons}); see {output / 'rejects.jsonl'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
