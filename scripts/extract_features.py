@@ -22,6 +22,7 @@ from types import FrameType
 
 import torch
 
+from arvideo_ds.config import Recipe
 from arvideo_ds.data.inputs import list_videos
 from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.evaluation.extraction import (
@@ -80,7 +81,7 @@ def main() -> int:
             raise UserError(f"--{name} {getattr(args, name)} must be at least {least}.")
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder.")
-    recipe = run_folder.read_recipe(args.model)
+    recipe = run_folder.read_recipe(args.model, Recipe)
     listing = list_videos(args.input, videos=args.videos, skip_bad_rows=args.skip_bad_rows)
     print(f"{args.input}: {len(listing.videos):,} videos", flush=True)
     job = ExtractionJob(

@@ -14,14 +14,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from arvideo_ds.data.datasets.generic import read_csv, read_jsonl
-from arvideo_ds.data.datasets.listing import (
-    VIDEO_SUFFIXES,
-    Entry,
-    Source,
-    file_entry,
-    find_videos,
-    missing,
-)
+from arvideo_ds.data.datasets.listing import Entry, Source, file_entry, missing
+from arvideo_ds.data.files import VIDEO_SUFFIXES, find_videos
 from arvideo_ds.data.manifest import MANIFEST, IndexedSample, Reject, ShardSet
 from arvideo_ds.data.video import Part, RejectedError
 from arvideo_ds.errors import UserError

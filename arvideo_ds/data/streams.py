@@ -6,6 +6,7 @@ under way stays bounded. One that hangs or dies is replaced; what it worked on h
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import signal
 import time
@@ -82,7 +83,9 @@ class _Worker:
 
     def begin(self, task: Any) -> None:
         self.task, self.heard = task, time.monotonic()
-        self.pipe.send(task)
+        # One that has just died is found by its pipe's end.
+        with contextlib.suppress(OSError):
+            self.pipe.send(task)
 
     def receive(self) -> Any:
         """The next item. Errors: EOFError or OSError when the process is gone."""

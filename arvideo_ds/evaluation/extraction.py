@@ -22,7 +22,7 @@ from einops import reduce
 from torch import Tensor
 from tqdm import tqdm
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe, Recipe
 from arvideo_ds.data.inputs import Video, VideoList
 from arvideo_ds.data.manifest import REJECTS, sha256_of
 from arvideo_ds.data.streams import Failed, Finished, stream_all
@@ -30,7 +30,7 @@ from arvideo_ds.data.windows import Windows, WindowShape, read_windows
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import require_format
 from arvideo_ds.evaluation.feature_folder import FeatureFolder
-from arvideo_ds.evaluation.pretrained import load_pretrained
+from arvideo_ds.evaluation.pretrained import load_classifier, load_pretrained
 from arvideo_ds.models.encoder import Encoder, encode_clips
 from arvideo_ds.version import git_commit
 
@@ -118,8 +118,13 @@ def extract_features(
 
 
 def load_encoder(recipe: Recipe, weights: Path) -> Encoder:
-    """The encoder of a run. Errors: `UserError` when the weights are missing or do not fit."""
-    return load_pretrained(recipe, weights).encoder
+    """The encoder of a run. Errors: `UserError` when the weights are missing or do not fit.
+
+    A fine-tuned one has no last norm: what was pooled there were the plain tokens.
+    """
+    if isinstance(recipe, PretrainRecipe):
+        return load_pretrained(recipe, weights).encoder
+    return load_classifier(recipe, weights.parent, weights.name)[0].encoder
 
 
 def window_shape(recipe: Recipe, hop: int | None) -> WindowShape:

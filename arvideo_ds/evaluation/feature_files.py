@@ -20,7 +20,8 @@ from typing import IO
 import numpy as np
 from torch import Tensor
 
-from arvideo_ds.data.datasets.listing import VIDEO_SUFFIXES, safe_key
+from arvideo_ds.data.datasets.listing import safe_key
+from arvideo_ds.data.files import VIDEO_SUFFIXES
 from arvideo_ds.errors import UserError
 
 TEMPORARY = ".partial"

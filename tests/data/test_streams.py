@@ -72,3 +72,17 @@ def test_a_stop_finishes_what_is_under_way(workers: int) -> None:
     ):
         seen.append((task, item))
     assert seen == [(("good", 3), item) for item in (0, 1, 2, Finished())]
+
+
+class DiesAsItStarts:
+    def __call__(self, task: int) -> Iterator[int]:
+        yield task
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os._exit, (3,)
+
+
+@pytest.mark.slow
+def test_processes_that_do_not_start_end_in_advice() -> None:
+    with pytest.raises(UserError, match=r"exit code 3.*fewer --workers"):
+        list(stream_all(DiesAsItStarts(), [1], workers=1, timeout_s=60))
