@@ -75,7 +75,7 @@ def tiny_finetune() -> Callable[..., FinetuneRecipe]:
     def make(**sections: dict[str, object]) -> FinetuneRecipe:
         tree: dict[str, dict[str, object]] = {
             "model": {"size": "tiny"},
-            "data": {"frames": 4, "size": 16, "stride": 1, "num_videos": 48, "num_streams": 12},
+            "data": {"frames": 8, "size": 32, "stride": 1, "num_videos": 48, "num_streams": 12},
             "train": {
                 "max_steps": 4,
                 "total_batch": 8,

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import subprocess
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 from arvideo_ds.config import PretrainRecipe, Recipe, RunPlan
@@ -17,6 +15,7 @@ from arvideo_ds.engine.world import World
 from arvideo_ds.train.loop import Outcome
 from arvideo_ds.train.run_folder import update_summary
 from arvideo_ds.train.settle import Options, Settings
+from arvideo_ds.version import git_commit
 
 _PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "decord", "torchcodec", "av", "numpy")
 
@@ -28,7 +27,7 @@ def facts(settings: Settings[Any], shards: ShardSet, world_size: int) -> dict[st
         "world_size": world_size,
         "zero_stage": zero_stage(settings.deepspeed),
         "manifest": shards.hash,
-        "commit": _git_commit(),
+        "commit": git_commit(),
         "versions": {"python": platform.python_version(), **_versions()},
     }
 
@@ -41,17 +40,6 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             versions[package] = "absent"
     return versions
-
-
-def _git_commit() -> str:
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
-    try:
-        done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return done.stdout.strip()
 
 
 def print_header(
@@ -120,7 +108,7 @@ def summarize(
             **({"final": outcome.metrics} if outcome.metrics else {}),
             "manifest": shards.hash,
             "plan": dataclasses.asdict(settings.plan),
-            "commit": _git_commit(),
+            "commit": git_commit(),
         },
     )
     done = f"{outcome.steps} of {settings.plan.steps} steps, {elapsed_s / 60:.1f} min"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.clips import EvaluationClips
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
@@ -40,43 +40,45 @@ def videos(demo_shards: Path, tmp_path: Path) -> list[Path]:
 
 
 @pytest.fixture
-def model(tiny: Callable[..., Recipe], tmp_path: Path) -> Path:
+def model(tiny_finetune: Callable[..., FinetuneRecipe], tmp_path: Path) -> Path:
     """The folder of a fine-tuned run with random weights."""
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(0)
-    classifier = Classifier(tiny(), len(LABELS))
+    classifier = Classifier(tiny_finetune(), len(LABELS))
     torch.nn.init.normal_(classifier.head.weight)
     save_file(classifier.state_dict(), folder / "model.safetensors")
-    run_folder.write_recipe(folder, tiny())
+    run_folder.write_recipe(folder, tiny_finetune())
     (folder / "labels.json").write_text(json.dumps(LABELS))
     return folder
 
 
 def test_the_clip_of_a_file_is_the_one_that_an_evaluation_sees(
-    videos: list[Path], demo_shards: Path, tiny: Callable[..., Recipe]
+    videos: list[Path], demo_shards: Path, tiny_finetune: Callable[..., FinetuneRecipe]
 ) -> None:
-    evaluation = EvaluationClips(ShardSet(str(demo_shards / "test")), tiny())
+    evaluation = EvaluationClips(ShardSet(str(demo_shards / "test")), tiny_finetune())
     for number, path in enumerate(videos):
-        assert torch.equal(central_clip(path, tiny().data), evaluation[number].clips[0])
+        assert torch.equal(central_clip(path, tiny_finetune().data), evaluation[number].clips[0])
 
 
 def test_a_video_stored_on_its_side_is_seen_upright(
-    videos: list[Path], tiny: Callable[..., Recipe]
+    videos: list[Path], tiny_finetune: Callable[..., FinetuneRecipe]
 ) -> None:
-    upright = central_clip(videos[0], tiny().data)
+    upright = central_clip(videos[0], tiny_finetune().data)
     before, track, after = videos[0].read_bytes().partition(b"tkhd")
     assert PLAIN in after
     videos[0].write_bytes(before + track + after.replace(PLAIN, QUARTER_TURN, 1))
-    seen = central_clip(videos[0], tiny().data).float()
+    seen = central_clip(videos[0], tiny_finetune().data).float()
     turned = upright.rot90(-1, dims=(1, 2)).float()
     # It is encoded once more on the way.
     assert (seen - turned).abs().mean() < 0.25 * (seen - upright.float()).abs().mean()
 
 
-def test_labels_come_best_first_with_probabilities(tiny: Callable[..., Recipe]) -> None:
+def test_labels_come_best_first_with_probabilities(
+    tiny_finetune: Callable[..., FinetuneRecipe],
+) -> None:
     torch.manual_seed(0)
-    classifier = Classifier(tiny(), len(LABELS)).eval()
+    classifier = Classifier(tiny_finetune(), len(LABELS)).eval()
     torch.nn.init.normal_(classifier.head.weight)
     clip = torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8)
     ranked = top_labels(classifier, LABELS, clip, count=100)
@@ -88,13 +90,15 @@ def test_labels_come_best_first_with_probabilities(tiny: Callable[..., Recipe]) 
     assert top_labels(classifier, LABELS, clip, count=2) == ranked[:2]
 
 
-def test_what_is_no_video_is_said_to_be(tmp_path: Path, tiny: Callable[..., Recipe]) -> None:
+def test_what_is_no_video_is_said_to_be(
+    tmp_path: Path, tiny_finetune: Callable[..., FinetuneRecipe]
+) -> None:
     with pytest.raises(UserError, match=r"cannot read .*there\.mp4: No such file"):
-        central_clip(tmp_path / "there.mp4", tiny().data)
+        central_clip(tmp_path / "there.mp4", tiny_finetune().data)
     for content in (b"", b"<html>", bytes(5000)):
         (tmp_path / "page.mp4").write_bytes(content)
         with pytest.raises(UserError, match=r"page\.mp4 does not decode as a video"):
-            central_clip(tmp_path / "page.mp4", tiny().data)
+            central_clip(tmp_path / "page.mp4", tiny_finetune().data)
 
 
 def test_the_script_prints_a_line_for_each_video_and_passes_over_what_it_cannot_read(

@@ -36,14 +36,16 @@ MakeSource = Callable[..., Source]
 
 
 @pytest.fixture
-def make_source(tiny: Callable[..., Recipe], tmp_path: Path) -> MakeSource:
+def make_source(
+    tiny: Callable[..., Recipe], tiny_finetune: Callable[..., Recipe], tmp_path: Path
+) -> MakeSource:
     """A finished run's folder with random weights, pretrained or fine-tuned, read back."""
 
     def make(kind: str = "pretrained", **sections: dict[str, object]) -> Source:
         folder = tmp_path / "run"
         folder.mkdir()
-        recipe = tiny(**sections)
         tuned = kind == "fine-tuned"
+        recipe = (tiny_finetune if tuned else tiny)(**sections)
         model = Classifier(recipe, len(LABELS)) if tuned else ARVideo(recipe)
         generator = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
@@ -56,7 +58,7 @@ def make_source(tiny: Callable[..., Recipe], tmp_path: Path) -> MakeSource:
         final = {"loss/pretrain": 0.5, "time/step_s": 3.0}
         run_folder.update_summary(folder, {**summary, "final": final, "commit": "c0ffee"})
         (folder / "run.json").write_text(json.dumps({"versions": {"torch": "2.0"}}))
-        return read_source(folder, run_folder.read_recipe(folder))
+        return read_source(folder, run_folder.read_recipe(folder, Recipe))
 
     return make
 
@@ -178,7 +180,7 @@ def test_the_card_says_what_the_model_is_and_its_lines_of_python_run(
     written = [p for p in (tmp_path / "out").iterdir() if p.suffix in (".md", ".json", ".yaml")]
     assert not [path for path in written if re.search("/home/me|secret", path.read_text())]
     python = re.search(r"```python\n(.*?)```", card, re.DOTALL)
-    assert python is not None and len(python[1].splitlines()) == 3
+    assert python is not None and len(python[1].splitlines()) == 4
     monkeypatch.chdir(tmp_path)
     names = {
         "folder": tmp_path / "out",

@@ -32,7 +32,7 @@ def batch_of(
     valid: list[bool] | None = None,
 ) -> Batch:
     generator = torch.Generator().manual_seed(0)
-    clips = torch.randint(0, 256, (count, 4, 16, 16, 3), dtype=torch.uint8, generator=generator)
+    clips = torch.randint(0, 256, (count, 8, 32, 32, 3), dtype=torch.uint8, generator=generator)
     return Batch(
         clips,
         torch.arange(count) + key,
