@@ -180,7 +180,7 @@ def test_the_card_says_what_the_model_is_and_its_lines_of_python_run(
     written = [p for p in (tmp_path / "out").iterdir() if p.suffix in (".md", ".json", ".yaml")]
     assert not [path for path in written if re.search("/home/me|secret", path.read_text())]
     python = re.search(r"```python\n(.*?)```", card, re.DOTALL)
-    assert python is not None and len(python[1].splitlines()) == 4
+    assert python is not None and len(python[1].splitlines()) <= 4
     monkeypatch.chdir(tmp_path)
     names = {
         "folder": tmp_path / "out",

@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from arvideo_ds.config import FinetuneRecipe, load_recipe
 from arvideo_ds.engine.export import export_weights
+from arvideo_ds.errors import UserError
 from arvideo_ds.models.encoder import build_encoder
+from arvideo_ds.train.settle import Options, Settings, settle
 from tests.conftest import ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -139,41 +141,53 @@ def test_it_begins_with_the_given_encoder_and_only_at_the_start(
     assert "nothing left to do" in run(*command(demo_shards, folder, *options)).stdout
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("overrides", "words"),
     [
-        (["--init-from=nowhere"], "there is no nowhere"),
         (["finetune.num_classes=7"], "finetune.num_classes=7"),
         (["evaluation.shards=nowhere"], "evaluation.shards=nowhere"),
-        (["--recipe=demo"], "is to pretrain; start it with scripts/pretrain.py"),
         (["finetune.mixup=1", "train.micro_batch=1"], "in pairs"),
         (["evaluation.batch=1", "evaluation.views=[2,3]"], "evaluation.batch=1"),
-        (["data.randaugment=nonsense"], "data.randaugment"),
         (["finetune.layer_decai=1"], "finetune.layer_decay"),
+        (["task=pretrain"], "is to pretrain; start it with scripts/pretrain.py"),
     ],
 )
-def test_what_does_not_fit_is_one_paragraph(
-    options: list[str], words: str, demo_shards: Path, tmp_path: Path, run: Run
+def test_what_does_not_fit_is_refused_before_anything_starts(
+    overrides: list[str], words: str, demo_shards: Path
 ) -> None:
-    done = run(*command(demo_shards, tmp_path / "run", *options))
-    assert done.returncode == 2, done.stdout[-2000:]
-    assert words in done.stderr
-    assert "Traceback" not in done.stderr
+    with pytest.raises(UserError) as refused:
+        settled(demo_shards, *overrides)
+    assert words in str(refused.value)
+
+
+def settled(shards: Path, *overrides: str) -> Settings[FinetuneRecipe]:
+    where = (f"data.shards={shards / 'train'}", f"evaluation.shards={shards / 'test'}")
+    options = Options("finetune_demo", ROOT / "ds_configs/zero1.json", [*where, *overrides])
+    return settle(options, FinetuneRecipe, world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("split", "labels", "words"),
+    [("train", None, "has no labels"), ("test", ["x", "y"], "different labels")],
+)
+def test_shards_without_labels_or_with_others_are_refused(
+    split: str, labels: list[str] | None, words: str, demo_shards: Path, tmp_path: Path
+) -> None:
+    shards = shutil.copytree(demo_shards, tmp_path / "shards")
+    path = shards / split / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
+    with pytest.raises(UserError, match=words):
+        settled(shards)
 
 
 @pytest.mark.slow
-def test_shards_without_labels_or_with_others_are_refused(
+def test_weights_that_are_not_there_are_one_paragraph(
     demo_shards: Path, tmp_path: Path, run: Run
 ) -> None:
-    for name, labels in (("none", None), ("other", ["x", "y"])):
-        shards = tmp_path / name
-        shutil.copytree(demo_shards, shards)
-        path = shards / "test" / "manifest.json" if labels else shards / "train" / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
-        done = run(*command(shards, tmp_path / "run"))
-        assert done.returncode == 2
-        assert ("different labels" if labels else "has no labels") in done.stderr
+    done = run(*command(demo_shards, tmp_path / "run", "--init-from=nowhere"))
+    assert done.returncode == 2, done.stdout[-2000:]
+    assert "there is no nowhere" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_dry_run_says_what_it_would_do(run: Run) -> None:
