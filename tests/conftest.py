@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
+from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.demo_set import make_split
+from tests.ava_set import AvaSet, make_ava
 
 ROOT = Path(__file__).parent.parent
 # Real videos of the developers' machines; the project passes without them.
@@ -33,6 +34,46 @@ def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "test"):
         make_split(folder, split, 48)
     return folder
+
+
+@pytest.fixture(scope="session")
+def ava(tmp_path_factory: pytest.TempPathFactory) -> AvaSet:
+    """Two films of moving squares with boxes and actions, as shards: 16 keyframes."""
+    return make_ava(tmp_path_factory.mktemp("ava"), "train", seconds=10)
+
+
+@pytest.fixture
+def ava_recipe(ava: AvaSet) -> Callable[..., DetectRecipe]:
+    """A small recipe of detection on `ava`; sections given are laid over it."""
+
+    def make(**sections: dict[str, object]) -> DetectRecipe:
+        files = {"annotations": str(ava.annotations), "detections": str(ava.detections)}
+        tree: dict[str, object] = {
+            "task": "detect",
+            "model": {"size": "tiny"},
+            "data": {
+                "shards": str(ava.shards),
+                "frames": 8,
+                "size": 32,
+                "stride": 1,
+                "crop_scales": [1.0, 0.875],
+                "flip": True,
+                "num_streams": 4,
+            },
+            "train": {"max_steps": 4, "total_batch": 4, "micro_batch": 4, "precision": "fp32"},
+            "detect": {"num_actions": 3, **files},
+            "evaluation": {
+                "shards": str(ava.shards),
+                "action_list": str(ava.action_list),
+                "views": 2,
+                **files,
+            },
+        }
+        for name, values in sections.items():
+            tree[name] = {**tree.get(name, {}), **values}  # type: ignore[dict-item]
+        return validate(tree, "test recipe", DetectRecipe)
+
+    return make
 
 
 @pytest.fixture

@@ -6,9 +6,10 @@ Must not know torch, files of video, ranks or DeepSpeed: reading a recipe is ins
 
 from arvideo_ds.config.load import load_recipe, recipe_names
 from arvideo_ds.config.plan import RunPlan, make_plan
-from arvideo_ds.config.schema import FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config.schema import DetectRecipe, FinetuneRecipe, PretrainRecipe, Recipe
 
 __all__ = [
+    "DetectRecipe",
     "FinetuneRecipe",
     "PretrainRecipe",
     "Recipe",

@@ -160,25 +160,47 @@ class TrainSettings(Settings):
     stall_s: Annotated[int, Field(ge=1, le=1500)] = 600
 
 
-class FinetuneSettings(Settings):
-    """How a classifier is trained on labels; defaults of METHOD for ViT-B on Kinetics-400."""
+class TransferSettings(Settings):
+    """How a pretrained encoder is taken over and trained on; defaults of METHOD for ViT-B."""
 
     # Weights to begin with: a run folder, an exported encoder, a public checkpoint (--init-from).
     # None trains from scratch.
     init_from: str | None = None
-    # Classes that the plan counts with until the shards are there.
-    num_classes: Positive | None = None
     # The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i).
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     # Stochastic depth: share of the last block's branches that are left out.
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Moving average of the weights, saved beside them; such as 0.9999.
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+class FinetuneSettings(TransferSettings):
+    """How a classifier is trained on labels; defaults of METHOD for ViT-B on Kinetics-400."""
+
+    # Classes that the plan counts with until the shards are there.
+    num_classes: Positive | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     # Clips of a micro-batch are mixed in pairs; the share is drawn from Beta(a, a), 0 = never.
     # With both, each micro-batch takes one of them.
     mixup: Annotated[float, Field(ge=0)] = 0.8
     cutmix: Annotated[float, Field(ge=0)] = 1.0
-    # Moving average of the weights, saved beside them; such as 0.9999.
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+class DetectSettings(TransferSettings):
+    """How the actions in boxes are learnt; defaults of METHOD for ViT-B on AVA v2.2."""
+
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2
+    # Actions are numbered 1..num_actions; one logit each.
+    num_actions: Positive = 80
+    # The file of boxes that the shards were made from (ava_train_v2.2.csv).
+    annotations: str | None = None
+    # Boxes of a person detector, which are trained on beside those of the annotations: a CSV of
+    # video_id, second, x1, y1, x2, y2, [anything,] score. Those below min_score are left out.
+    detections: str | None = None
+    min_score: Share = 0.9
+    # A detected box has the actions of the annotated one that it overlaps most, from this IoU on;
+    # below, it has none.
+    match_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
 
 
 class EvaluationSettings(Settings):
@@ -191,6 +213,26 @@ class EvaluationSettings(Settings):
     views: tuple[Positive, Positive] = (2, 3)
     # Clips per rank and forward pass; a video's views stay together.
     batch: Positive = 48
+
+
+class DetectEvaluationSettings(Settings):
+    """What frame mAP is measured on, while training and afterwards."""
+
+    shards: str | None = None
+    # The file of boxes that these shards were made from (ava_val_v2.2.csv): the ground truth.
+    annotations: str | None = None
+    # Detected boxes, as in `detect`; None judges the actions in the boxes of the ground truth.
+    detections: str | None = None
+    min_score: Share = 0.8
+    # Seconds that do not count (ava_val_excluded_timestamps_v2.2.csv).
+    excluded: str | None = None
+    # Label map of the evaluated actions (.pbtxt); None are AVA's 60.
+    action_list: str | None = None
+    every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    # Crops along the longer side; a box is judged in the one that shows most of it.
+    views: Positive = 3
+    # Clips per rank and forward pass.
+    batch: Positive = 24
 
 
 class ProbeSettings(Settings):
@@ -234,6 +276,11 @@ class Recipe(Settings):
         """The whole clip as one cluster, in which every token sees every other."""
         clip = (self.data.frames, *self.data.size)
         return Geometry(clip, self.patch, Geometry(clip, self.patch, (1, 1, 1)).grid)
+
+    @property
+    def transfer(self) -> TransferSettings | None:
+        """How pretrained weights are taken over, where the task does."""
+        return None
 
     @property
     def encoder_tokens(self) -> int:
@@ -339,6 +386,10 @@ class FinetuneRecipe(Recipe):
     finetune: FinetuneSettings = FinetuneSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
 
+    @property
+    def transfer(self) -> FinetuneSettings:
+        return self.finetune
+
     @model_validator(mode="after")
     def _divides(self) -> Self:
         _ = self.geometry
@@ -352,4 +403,36 @@ class FinetuneRecipe(Recipe):
         return self
 
 
-RECIPES: dict[str, type[Recipe]] = {"pretrain": PretrainRecipe, "finetune": FinetuneRecipe}
+class DetectRecipe(Recipe):
+    """A run that trains a detector of actions in boxes around keyframes."""
+
+    task: Literal["detect"] = "detect"
+    detect: DetectSettings = DetectSettings()
+    evaluation: DetectEvaluationSettings = DetectEvaluationSettings()
+
+    @property
+    def transfer(self) -> DetectSettings:
+        return self.detect
+
+    @model_validator(mode="after")
+    def _boxes_stay_right(self) -> Self:
+        _ = self.geometry
+        if self.data.randaugment is not None:
+            raise UserError(
+                f"data.randaugment={self.data.randaugment} turns and shifts the picture, and boxes "
+                "would stay behind. Set data.randaugment: null."
+            )
+        if self.evaluation.batch < self.evaluation.views:
+            raise UserError(
+                f"evaluation.batch={self.evaluation.batch} is smaller than evaluation.views="
+                f"{self.evaluation.views}: the views of a keyframe stay together. Raise it to "
+                f"{self.evaluation.views}."
+            )
+        return self
+
+
+RECIPES: dict[str, type[Recipe]] = {
+    "pretrain": PretrainRecipe,
+    "finetune": FinetuneRecipe,
+    "detect": DetectRecipe,
+}

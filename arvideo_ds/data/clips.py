@@ -97,13 +97,13 @@ class TrainClips(Dataset[VideoClips]):
                 raise DecodeError(self.left_out[sample.key], "left out: see an earlier start")
             frames = decoded(self.shards, self.decoder, place.shard, sample, wanted)
         except DecodeError as error:
-            black = [_black(data)] * data.repeats
+            black = [black_clip(data)] * data.repeats
             return VideoClips(black, keys, _label(sample), _skipped(sample, error))
         height, width = frames.shape[1:3]
         clips = []
         for repeat in range(data.repeats):
             generator = clip_generator(self.seed, place.epoch, place.position, 1 + repeat)
-            crop = _random_crop(height, width, data, generator)
+            crop = random_crop(height, width, data, generator)
             flip = data.flip and bool(generator.integers(2))
             clip = cut(frames, crop, data.size, flip=flip)
             clips.append(self.augment(clip, int(generator.integers(2**63))))
@@ -145,7 +145,7 @@ class EvaluationClips(Dataset[VideoClips]):
             frames = decoded(self.shards, self.decoder, shard, sample, np.concatenate(wanted))
         except DecodeError as error:
             return VideoClips(
-                [_black(data)] * len(keys), keys, _label(sample), _skipped(sample, error)
+                [black_clip(data)] * len(keys), keys, _label(sample), _skipped(sample, error)
             )
         height, width = frames.shape[1:3]
         crops = [view_crop(height, width, data.size, view, spatial) for view in range(spatial)]
@@ -182,15 +182,17 @@ def require_protocol(shards: ShardSet, data: DataSettings) -> None:
         )
 
 
-def _random_crop(
+def random_crop(
     height: int, width: int, data: DataSettings, generator: np.random.Generator
 ) -> Crop:
+    """The training crop of a frame, as data.crop says."""
     if data.crop == "random_resized":
         return random_resized_crop(height, width, data.crop_area, generator)
     return multi_scale_crop(height, width, data.size, data.crop_scales, generator)
 
 
-def _black(data: DataSettings) -> Tensor:
+def black_clip(data: DataSettings) -> Tensor:
+    """What stands for a clip that did not decode."""
     return torch.zeros(data.frames, *data.size, 3, dtype=torch.uint8)
 
 

@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from arvideo_ds.config import Recipe, RunPlan
 from arvideo_ds.config.schema import DataSettings
@@ -89,6 +89,7 @@ class TrainLoader:
     A worker that hangs for data.timeout_s or dies is named with the video it was on, all workers
     are replaced, and the order goes on where it was. A video that hung, or on which a worker died
     twice, is left out as one that does not decode; `left_out` are those of earlier starts.
+    clips and together: what a position is and what makes a batch, where a task has its own.
     """
 
     def __init__(
@@ -102,16 +103,19 @@ class TrainLoader:
         num_workers: int,
         pin_memory: bool,
         left_out: Mapping[str, str] | None = None,
+        clips: Callable[..., TrainClips] | None = None,
+        together: Callable[..., Batch] | None = None,
     ) -> None:
         self._timeout_s = recipe.data.timeout_s
-        self._dataset = TrainClips(shards, recipe, num_workers=num_workers, left_out=left_out)
+        make_clips = clips or TrainClips
+        self._dataset = make_clips(shards, recipe, num_workers=num_workers, left_out=left_out)
         self._crashes: Counter[str | None] = Counter()
         self.decoder = self._dataset.decoder
         self._positions = partial(rank_positions, plan, rank=rank, first_step=first_step)
         batch_bytes = plan.micro_batch * math.prod(recipe.geometry.clip) * 3
         self._options: dict[str, Any] = {
             "num_workers": num_workers,
-            "collate_fn": collate,
+            "collate_fn": together or collate,
             "pin_memory": pin_memory,
             "timeout": min(_POLL_S, self._timeout_s) if num_workers else 0,
             "prefetch_factor": _prefetch(recipe.data, num_workers, batch_bytes),
@@ -213,13 +217,26 @@ def evaluation_loader(
     num_workers: int,
 ) -> DataLoader[VideoClips]:
     """The given batches of sample numbers; `Batch.keys` are the sample numbers, once a view."""
+    clips = EvaluationClips(shards, recipe, views=views)
+    return loader_of(clips, recipe, batches, num_workers=num_workers, together=collate)
+
+
+def loader_of(
+    clips: Dataset[Any],
+    recipe: Recipe,
+    batches: list[list[int]],
+    *,
+    num_workers: int,
+    together: Callable[..., Batch],
+) -> DataLoader[Any]:
+    """The given batches of a data set's samples, in their order."""
     # torch takes any iterable of lists here, though its types ask for a Sampler.
     sampler: Any = batches
     return DataLoader(
-        EvaluationClips(shards, recipe, views=views),
+        clips,
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=together,
         # A decoder that hangs ends the evaluation instead of holding it up for ever.
         timeout=recipe.data.timeout_s if num_workers else 0,
         worker_init_fn=_start_worker,

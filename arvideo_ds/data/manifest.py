@@ -161,6 +161,15 @@ class ShardSet:
         """Bytes of the tar as they are; fewer where it ends before."""
         return os.pread(self._open(shard).fileno(), size, offset)
 
+    def path(self, shard: int) -> Path:
+        """The tar of a shard on this machine, fetched if it lies behind a URL."""
+        self._require_size(shard)
+        name = self.manifest.shards[shard].name
+        try:
+            return self._store.path(name)
+        except OSError as error:
+            raise UserError(f"cannot open shard {self.name}/{name}: {error}.") from None
+
     def require_own(self) -> None:
         """Errors: `UserError` for tars of others, which have no facts for tools to work with."""
         if self.manifest.settings.get("video") == AS_FOUND:
@@ -176,13 +185,7 @@ class ShardSet:
 
     @functools.lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019
     def _open(self, shard: int) -> _File:
-        self._require_size(shard)
-        name = self.manifest.shards[shard].name
-        try:
-            path = self._store.path(name)
-        except OSError as error:
-            raise UserError(f"cannot open shard {self.name}/{name}: {error}.") from None
-        return _File(path)
+        return _File(self.path(shard))
 
     def _require_size(self, shard: int) -> None:
         entry = self.manifest.shards[shard]

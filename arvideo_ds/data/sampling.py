@@ -32,6 +32,16 @@ def view_frames(
     return dense_frames(num_frames, frames, stride, view / (views - 1) if views > 1 else 0.5)
 
 
+def keyframe_frames(num_frames: int, frames: int, stride: int, keyframe: int) -> np.ndarray:
+    """Frame numbers of the clip around a keyframe, which is its frame number `frames // 2`.
+
+    Places before the first or after the last frame of the video repeat that frame. Source:
+    SlowFast's and VideoMAE's clips of AVA.
+    """
+    places = keyframe + stride * (np.arange(frames) - frames // 2)
+    return places.clip(0, num_frames - 1)
+
+
 def dense_frames(num_frames: int, frames: int, stride: int, start: float) -> np.ndarray:
     """`start` in 0..1 says where, among all starts that fit; 1 is the last."""
     fitting = max(1, (num_frames - 1) // max(1, frames - 1))

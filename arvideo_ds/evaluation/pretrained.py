@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import nn
 
 from arvideo_ds.config import PretrainRecipe, Recipe
 from arvideo_ds.errors import UserError
@@ -20,6 +22,7 @@ from arvideo_ds.tasks.pretrain import build_objective
 
 # Names of the classes of a fine-tuned run, in the order of its logits.
 LABELS = "labels.json"
+AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
 def load_pretrained(recipe: PretrainRecipe, weights: Path) -> Objective:
@@ -27,7 +30,14 @@ def load_pretrained(recipe: PretrainRecipe, weights: Path) -> Objective:
 
     Errors: `UserError` when the file is missing, damaged, or of another model.
     """
-    model = build_objective(recipe)
+    return with_weights(build_objective(recipe), weights)
+
+
+def with_weights(model: AnyModel, weights: Path) -> AnyModel:
+    """A model of a run's recipe with the weights of a file, in evaluation mode.
+
+    Errors: as `load_pretrained`.
+    """
     try:
         state = load_file(weights)
     except FileNotFoundError:

@@ -162,6 +162,8 @@ class Console:
         ]
         if "validation/top1" in metrics:
             parts.append(f"validation top-1 {metrics['validation/top1']:.2f} %")
+        if "validation/map" in metrics:
+            parts.append(f"validation mAP {metrics['validation/map']:.2f} %")
         if metrics["data/skipped_total"]:
             parts.append(f"skipped {metrics['data/skipped_total']:.0f}")
         if metrics["guard/refused_total"]:

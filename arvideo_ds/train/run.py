@@ -16,7 +16,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.data.detection import TrainKeyframes, collate_keyframes
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.agreement import gather_names
@@ -33,6 +34,7 @@ from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.tasks.detect import Detect
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
 from arvideo_ds.train import record, run_folder
@@ -43,7 +45,7 @@ from arvideo_ds.train.interrupt import Interrupt
 from arvideo_ds.train.loop import Run, Sink, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.settle import Options, Settings
-from arvideo_ds.train.validation import Validation
+from arvideo_ds.train.validation import DetectionValidation, Validation
 
 # A script that requeues asks for exactly this code (EX_TEMPFAIL).
 EXIT_INTERRUPTED = 75
@@ -146,9 +148,9 @@ def _engine(settings: Settings[Any], shards: ShardSet, world: World, *, first: b
     recipe = settings.recipe
     # Every rank draws the same initial weights.
     torch.manual_seed(recipe.train.seed)
-    task = _task(recipe, shards)
-    if first and isinstance(task, Finetune) and recipe.finetune.init_from is not None:
-        report = load_encoder(task.model.encoder, recipe.finetune.init_from, patch=recipe.patch)
+    task, transfer = _task(recipe, shards), recipe.transfer
+    if first and not isinstance(task, Pretrain) and transfer and transfer.init_from is not None:
+        report = load_encoder(task.model.encoder, transfer.init_from, patch=recipe.patch)
         if world.is_main:
             print(report, flush=True)
     engine = build_engine(
@@ -159,20 +161,22 @@ def _engine(settings: Settings[Any], shards: ShardSet, world: World, *, first: b
         implementation=recipe.optim.implementation,
         compiled=recipe.train.compile,
     )
-    if isinstance(recipe, FinetuneRecipe) and recipe.finetune.ema_decay is not None:
-        keep_average(engine, recipe.finetune.ema_decay)
+    if transfer and transfer.ema_decay is not None:
+        keep_average(engine, transfer.ema_decay)
     return engine
 
 
-def _task(recipe: Recipe, shards: ShardSet) -> Pretrain | Finetune:
+def _task(recipe: Recipe, shards: ShardSet) -> Pretrain | Finetune | Detect:
     if isinstance(recipe, FinetuneRecipe):
         return Finetune(recipe, len(shards.manifest.labels or ()))
+    if isinstance(recipe, DetectRecipe):
+        return Detect(recipe)
     assert isinstance(recipe, PretrainRecipe)
     return Pretrain(recipe)
 
 
-def _groups(task: Pretrain | Finetune, recipe: Recipe) -> list[dict[str, Any]]:
-    layer_decay = recipe.finetune.layer_decay if isinstance(recipe, FinetuneRecipe) else 1.0
+def _groups(task: Pretrain | Finetune | Detect, recipe: Recipe) -> list[dict[str, Any]]:
+    layer_decay = 1.0 if recipe.transfer is None else recipe.transfer.layer_decay
     return parameter_groups(task, recipe.optim.weight_decay, layer_decay=layer_decay)
 
 
@@ -182,7 +186,8 @@ def _validation(
     shards = settings.validation
     if shards is None:
         return None
-    return Validation(engine, settings.recipe, settings.plan, shards, world, folder, first_step)
+    kind = DetectionValidation if isinstance(settings.recipe, DetectRecipe) else Validation
+    return kind(engine, settings.recipe, settings.plan, shards, world, folder, first_step)
 
 
 def _loader(
@@ -204,7 +209,15 @@ def _loader(
         num_workers=workers,
         pin_memory=world.device.type == "cuda",
         left_out=run_folder.left_out(folder),
+        **_own_clips(settings.recipe),
     )
+
+
+def _own_clips(recipe: Recipe) -> dict[str, Any]:
+    """What a task loads instead of clips alone."""
+    if isinstance(recipe, DetectRecipe):
+        return {"clips": TrainKeyframes, "together": collate_keyframes}
+    return {}
 
 
 def _guard(
@@ -254,7 +267,7 @@ def _save(
 def _export(folder: Path, recipe: Recipe) -> None:
     """The finished run's weights, out of its last checkpoint."""
     export_weights(_newest(folder), folder / run_folder.MODEL, prefix=Pretrain.PREFIX)
-    if isinstance(recipe, FinetuneRecipe) and recipe.finetune.ema_decay is not None:
+    if recipe.transfer and recipe.transfer.ema_decay is not None:
         path = folder / run_folder.EMA_MODEL
         export_weights(_newest(folder), path, prefix=Finetune.PREFIX, kind=AVERAGE)
 

@@ -10,8 +10,8 @@
   failures/          what ended each rank (failure.py)
   checkpoints/       see engine/checkpoints.py
   model.safetensors  fp32 weights of the finished run, all of the model
-  ema.safetensors    their moving average, where finetune.ema_decay asks for it
-  best.safetensors   the weights that validated best (fine-tuning)
+  ema.safetensors    their moving average, where ema_decay asks for it
+  best.safetensors   the weights that validated best (fine-tuning, detection)
   labels.json        names of the classes (fine-tuning)
   summary.json       the outcome
 """
@@ -49,8 +49,10 @@ _FREE = frozenset(
     data.max_skipped_share data.shards data.num_videos train.micro_batch train.log_every
     train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s train.compile
     optim.implementation evaluation.shards evaluation.every_epochs evaluation.views
-    evaluation.batch finetune.init_from finetune.num_classes probe.train_shards
-    probe.test_shards wandb.mode wandb.project wandb.entity""".split()
+    evaluation.batch evaluation.annotations evaluation.detections evaluation.min_score
+    evaluation.excluded evaluation.action_list finetune.init_from finetune.num_classes
+    detect.init_from detect.annotations probe.train_shards probe.test_shards
+    wandb.mode wandb.project wandb.entity""".split()
 )
 
 

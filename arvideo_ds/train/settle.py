@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-from arvideo_ds.config import FinetuneRecipe, Recipe, RunPlan, load_recipe, make_plan
+from arvideo_ds.config import DetectRecipe, FinetuneRecipe, Recipe, RunPlan, load_recipe, make_plan
 from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
 from arvideo_ds.errors import UserError
+
+_BOX_FILES = ("annotations", "detections", "excluded", "action_list")
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Settings(Generic[AnyRecipe]):
     plan: RunPlan
     deepspeed: dict[str, Any]
     shards: ShardSet | None
-    # What fine-tuning is validated on.
+    # What fine-tuning and detection are validated on.
     validation: ShardSet | None = None
 
     def require_shards(self) -> ShardSet:
@@ -74,6 +76,9 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     if isinstance(recipe, FinetuneRecipe):
         validation = _open(recipe.evaluation.shards)
         _check_labels(recipe, plan, shards, validation)
+    elif isinstance(recipe, DetectRecipe):
+        validation = _open(recipe.evaluation.shards)
+        _check_boxes(recipe, shards, validation)
     return Settings(recipe, plan, config, shards, validation)
 
 
@@ -119,13 +124,36 @@ def _check_labels(
             f"finetune.num_classes={settings.num_classes}, but {shards.name} has {len(labels)} "
             "classes. Leave the key out, or point data.shards at the shards that are meant."
         )
-    if recipe.evaluation.shards is not None and validation is None:
-        raise UserError(
-            f"evaluation.shards={recipe.evaluation.shards} holds no shards (no {MANIFEST}). Make "
-            "them with data_tools/make_shards.py, or leave the key out."
-        )
+    _require_validation(recipe.evaluation.shards, validation)
     if validation is not None and validation.manifest.labels != labels:
         raise UserError(
             f"{shards.name} and {validation.name} have different labels, so their label numbers "
             "do not mean the same. Make both from one set of class names (--labels)."
+        )
+
+
+def _check_boxes(
+    recipe: DetectRecipe, shards: ShardSet | None, validation: ShardSet | None
+) -> None:
+    """Errors: `UserError` where files of boxes are not given or not there."""
+    _require_validation(recipe.evaluation.shards, validation)
+    for section, files, opened in (
+        ("detect", recipe.detect, shards),
+        ("evaluation", recipe.evaluation, validation),
+    ):
+        if opened is not None and files.annotations is None:
+            raise UserError(
+                f"{section}.annotations is not given: the file of boxes that {opened.name} was "
+                "made from, such as ava_train_v2.2.csv."
+            )
+        for key, value in files:
+            if key in _BOX_FILES and value is not None and not Path(value).is_file():
+                raise UserError(f"{section}.{key}={value}: there is no such file.")
+
+
+def _require_validation(where: str | None, validation: ShardSet | None) -> None:
+    if where is not None and validation is None:
+        raise UserError(
+            f"evaluation.shards={where} holds no shards (no {MANIFEST}). Make them with "
+            "data_tools/make_shards.py, or leave the key out."
         )

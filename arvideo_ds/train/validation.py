@@ -1,4 +1,4 @@
-"""How good the classifier is by now: scored while training; the best weights so far are kept."""
+"""How good the model is by now: scored while training; the best weights so far are kept."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.config import FinetuneRecipe, RunPlan
+from arvideo_ds.config import DetectRecipe, FinetuneRecipe, RunPlan
 from arvideo_ds.data.loader import worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.world import World
+from arvideo_ds.evaluation.detection import Judge
 from arvideo_ds.evaluation.scores import score_videos
 from arvideo_ds.train.run_folder import finite
 
@@ -20,10 +21,13 @@ BEST = "best.json"
 class Validation:
     """Top-1 and top-5 on the central clip of every video of `evaluation.shards`."""
 
+    # The metric whose highest value is the best.
+    BEST_BY = "top1"
+
     def __init__(
         self,
         engine: Engine,
-        recipe: FinetuneRecipe,
+        recipe: FinetuneRecipe | DetectRecipe,
         plan: RunPlan,
         shards: ShardSet,
         world: World,
@@ -61,16 +65,40 @@ class Validation:
 
     def is_best(self, done: int, metrics: dict[str, Any]) -> bool:
         """Whether these are the best weights so far; if so, they are remembered as such."""
-        top1 = metrics.get("validation/top1")
-        if top1 is None or (self.best and top1 <= self.best["top1"]):
+        value = metrics.get(f"validation/{self.BEST_BY}")
+        if value is None or (self.best and value <= self.best[self.BEST_BY]):
             return False
-        self.best = {"step": done, "top1": top1}
+        self.best = {"step": done, self.BEST_BY: value}
         return True
 
     def write_best(self) -> None:
         temporary = self._path.with_name(BEST + ".new")
         temporary.write_text(json.dumps(finite(self.best)))
         temporary.replace(self._path)
+
+
+class DetectionValidation(Validation):
+    """Frame mAP on every keyframe of `evaluation.shards`."""
+
+    BEST_BY = "map"
+
+    def __init__(self, engine: Engine, recipe: DetectRecipe, *others: Any) -> None:
+        super().__init__(engine, recipe, *others)
+        self._judge = Judge(self._shards, recipe)
+
+    def run(self) -> dict[str, float]:
+        found = self._judge.find(
+            self._engine.evaluate,
+            num_workers=worker_count(self._recipe, cores=self._world.cores),
+            device=self._world.device,
+        )
+        report = self._judge.report(found)
+        return {
+            "validation/map": 100 * report.mean,
+            "validation/keyframes": report.keyframes,
+            "validation/boxes": report.boxes,
+            "validation/unreadable": report.unreadable,
+        }
 
 
 def _best_until(path: Path, first_step: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ import csv
 import hashlib
 from collections import defaultdict
 from pathlib import Path
+from typing import NamedTuple
 
 from arvideo_ds.data.datasets.listing import (
     BadRows,
@@ -36,7 +37,7 @@ def read_ava(source: Source) -> Listing:
     left_out = 0
     for line, text in text_lines(path):
         try:
-            keyframe = _row(next(csv.reader([text])))
+            keyframe = parse_row(text).keyframe
         except ValueError as error:
             bad_rows.add(line, error)
             continue
@@ -63,7 +64,12 @@ def read_ava(source: Source) -> Listing:
             raise UserError(
                 f"second {second} of {video_id} lies before --first_second {source.first_second:g}."
             )
-        facts = {"second": second, "boxes": {**reference, "lines": own}}
+        facts = {
+            "second": second,
+            # Where in the sample that is: its window may begin with the film.
+            "keyframe_s": middle - part[0],
+            "boxes": {**reference, "lines": own},
+        }
         entries.append(
             tree.entry(video, None, video_id=f"{video_id}_{second:04d}", part=part, facts=facts)
         )
@@ -72,7 +78,17 @@ def read_ava(source: Source) -> Listing:
     return Listing(tuple(entries), None, (*rejects, *lost.values()), tuple(notes))
 
 
-def _row(fields: list[str]) -> tuple[str, int]:
+class Row(NamedTuple):
+    """A box (x1 y1 x2 y2, 0..1) and one action in it, at a second of a film."""
+
+    keyframe: tuple[str, int]
+    box: tuple[float, float, float, float]
+    action: int
+
+
+def parse_row(text: str) -> Row:
+    """A line of an annotations file. Errors: `ValueError` that says what is wrong."""
+    fields = next(csv.reader([text]))
     if len(fields) != 8:
         raise ValueError(f"{len(fields)} fields, expected 8")
     if not fields[0]:
@@ -87,7 +103,7 @@ def _row(fields: list[str]) -> tuple[str, int]:
         raise ValueError(f"box {fields[2:6]} is not within 0..1 or is empty")
     if not 1 <= action <= _ACTIONS:
         raise ValueError(f"action {action} is not in 1..{_ACTIONS}")
-    return fields[0], second
+    return Row((fields[0], second), (left, top, right, bottom), action)
 
 
 def _second(text: str) -> int:
@@ -102,9 +118,14 @@ def _excluded(path: Path | None, *, skip: bool) -> tuple[set[tuple[str, int]], l
     bad_rows = BadRows(path, skip=skip)
     found = set()
     for line, text in text_lines(path):
-        video_id, _, second = text.partition(",")
         try:
-            found.add((video_id, _second(second.strip())))
+            found.add(parse_excluded(text))
         except ValueError as error:
             bad_rows.add(line, error)
     return found, bad_rows.finish()
+
+
+def parse_excluded(text: str) -> tuple[str, int]:
+    """A line of a file of excluded seconds. Errors: `ValueError` that says what is wrong."""
+    video_id, _, second = text.partition(",")
+    return video_id, _second(second.strip())

@@ -1,0 +1,233 @@
+"""Keyframes to batches with boxes: the loader's side of action detection.
+
+The order, the workers and what happens to lost ones are those of clips.py and loader.py; only what
+a position is differs: the clip around a keyframe, with the boxes that its crop shows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from arvideo_ds.config import DetectRecipe
+from arvideo_ds.data.boxes import is_there, to_clip, visible
+from arvideo_ds.data.clips import (
+    Skipped,
+    TrainClips,
+    VideoClips,
+    black_clip,
+    decoded,
+    random_crop,
+    require_protocol,
+)
+from arvideo_ds.data.decoders import DecodeError, choose_decoder
+from arvideo_ds.data.keyframes import (
+    BoxSource,
+    Keyframe,
+    KeyframeBoxes,
+    read_annotations,
+    read_detections,
+)
+from arvideo_ds.data.loader import Batch, collate
+from arvideo_ds.data.manifest import IndexedSample, ShardSet
+from arvideo_ds.data.order import Place
+from arvideo_ds.data.sampling import keyframe_frames
+from arvideo_ds.data.transforms import cut, view_crop
+from arvideo_ds.randomness import clip_generator, draw_key
+
+_NO_LABEL = -1
+
+
+@dataclass(frozen=True)
+class ClipBoxes:
+    """Boxes of one clip: boxes n 4 in its pixels (x1 y1 x2 y2), targets n A (bool), and as shares
+    of the whole frame n 4 (float64)."""
+
+    boxes: Tensor
+    targets: Tensor
+    in_frame: Tensor
+
+
+@dataclass(frozen=True)
+class KeyframeClips(VideoClips):
+    """Clips of one keyframe and the boxes of each; none where the video did not decode."""
+
+    keyframe: Keyframe = ("", 0)
+    boxes: list[ClipBoxes] = field(default_factory=list)
+
+
+@dataclass(kw_only=True)
+class DetectionBatch(Batch):
+    """A `Batch` with the boxes of its clips, all in one list of R.
+
+    boxes: R 4, pixels of the clip (float32). clip_of: R, the clip's place in the batch (int64).
+    targets: R A (bool). in_frame: R 4, shares of the frame (float64, stays on the host).
+    keyframes: of each clip, film and second.
+    """
+
+    boxes: Tensor
+    clip_of: Tensor
+    targets: Tensor
+    in_frame: Tensor
+    keyframes: list[Keyframe]
+
+    def _map(self, change: Any) -> DetectionBatch:
+        names = ("clips", "keys", "labels", "valid", "boxes", "clip_of", "targets")
+        return dataclasses.replace(self, **{name: change(getattr(self, name)) for name in names})
+
+
+class TrainKeyframes(TrainClips):
+    """Run position -> clips around a keyframe and their boxes, cropped and flipped alike.
+
+    Boxes of the annotations and detected ones, as recipe.detect says. Those that the crop leaves
+    outside are not of that clip. All draws are functions of the position.
+    """
+
+    def __init__(
+        self,
+        shards: ShardSet,
+        recipe: DetectRecipe,
+        *,
+        num_workers: int = 0,
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(shards, recipe, num_workers=num_workers, left_out=left_out)
+        self.boxes = training_boxes(shards, recipe)
+
+    def _clips(self, run_position: int) -> KeyframeClips:
+        place, sample = self.sample(run_position)
+        data, known = self.data, self.boxes(place.shard, place.member)
+        keys = [
+            draw_key(self.seed, place.epoch, place.position, repeat)
+            for repeat in range(data.repeats)
+        ]
+        wanted = keyframe_frames(sample.num_frames, data.frames, data.stride, known.frame)
+        try:
+            if sample.key in self.left_out:
+                raise DecodeError(self.left_out[sample.key], "left out: see an earlier start")
+            frames = decoded(self.shards, self.decoder, place.shard, sample, wanted)
+        except DecodeError as error:
+            return _undecoded(sample, known, keys, black_clip(data), error)
+        made = [self._cropped(frames, known, place, repeat) for repeat in range(data.repeats)]
+        clips, boxes = zip(*made, strict=True)
+        return KeyframeClips(list(clips), keys, _NO_LABEL, None, known.keyframe, list(boxes))
+
+    def _cropped(
+        self, frames: np.ndarray, known: KeyframeBoxes, place: Place, repeat: int
+    ) -> tuple[Tensor, ClipBoxes]:
+        height, width = frames.shape[1:3]
+        generator = clip_generator(self.seed, place.epoch, place.position, 1 + repeat)
+        crop = random_crop(height, width, self.data, generator)
+        flip = self.data.flip and bool(generator.integers(2))
+        clip = cut(frames, crop, self.data.size, flip=flip)
+        clip = self.augment(clip, int(generator.integers(2**63)))
+        moved = to_clip(known.boxes, (height, width), crop, self.data.size, flip=flip)
+        inside, _ = visible(moved, self.data.size)
+        return clip, _clip_boxes(known, inside, is_there(inside))
+
+
+class EvaluationKeyframes(Dataset[KeyframeClips]):
+    """Sample number -> crops of one keyframe along its longer side, every keyframe once.
+
+    Each box belongs to the crop that shows most of it (the first of equals), so it is judged once.
+    """
+
+    def __init__(self, shards: ShardSet, recipe: DetectRecipe, boxes: BoxSource) -> None:
+        require_protocol(shards, recipe.data)
+        self.shards, self.data, self.boxes = shards, recipe.data, boxes
+        self.views = recipe.evaluation.views
+        self.decoder = choose_decoder(recipe.data.decoder)
+        self.places = [
+            (number, member)
+            for number, shard in enumerate(shards.manifest.shards)
+            for member in range(shard.samples)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def keyframe(self, number: int) -> tuple[KeyframeBoxes, np.ndarray]:
+        """What is known of a keyframe, and its picture H W 3. Errors: `DecodeError`."""
+        shard, member = self.places[number]
+        sample, known = self.shards.index(shard).samples[member], self.boxes(shard, member)
+        wanted = np.array([known.frame])
+        return known, decoded(self.shards, self.decoder, shard, sample, wanted)[0]
+
+    def __getitem__(self, number: int) -> KeyframeClips:
+        shard, member = self.places[number]
+        sample, known = self.shards.index(shard).samples[member], self.boxes(shard, member)
+        data, keys = self.data, [number] * self.views
+        wanted = keyframe_frames(sample.num_frames, data.frames, data.stride, known.frame)
+        try:
+            frames = decoded(self.shards, self.decoder, shard, sample, wanted)
+        except DecodeError as error:
+            return _undecoded(sample, known, keys, black_clip(data), error)
+        height, width = frames.shape[1:3]
+        crops = [
+            view_crop(height, width, data.size, view, self.views) for view in range(self.views)
+        ]
+        clips = [cut(frames, crop, data.size, flip=False) for crop in crops]
+        moved = [to_clip(known.boxes, (height, width), c, data.size, flip=False) for c in crops]
+        inside, shares = zip(*(visible(boxes, data.size) for boxes in moved), strict=True)
+        best = torch.stack(shares).argmax(dim=0)
+        boxes = [_clip_boxes(known, own, best == view) for view, own in enumerate(inside)]
+        return KeyframeClips(clips, keys, _NO_LABEL, None, known.keyframe, boxes)
+
+
+def training_boxes(shards: ShardSet, recipe: DetectRecipe) -> BoxSource:
+    """Boxes that are trained on: annotated ones, and detected ones where there is a file of them.
+
+    Errors: `UserError` for files that are missing, wrong or of other shards.
+    """
+    settings = recipe.detect
+    detections = None
+    if settings.detections is not None:
+        detections = read_detections(settings.detections, "detect.detections", settings.min_score)
+    return BoxSource(
+        shards,
+        read_annotations(settings.annotations, "detect.annotations"),
+        detections=detections,
+        truth=True,
+        num_actions=settings.num_actions,
+        match_iou=settings.match_iou,
+    )
+
+
+def collate_keyframes(videos: list[KeyframeClips]) -> DetectionBatch:
+    """Clips of several keyframes as one batch; the clips of a keyframe stay together."""
+    batch = collate(list(videos))
+    boxes = [own for video in videos for own in video.boxes]
+    counts = torch.tensor([len(own.boxes) for own in boxes], dtype=torch.int64)
+    return DetectionBatch(
+        **{f.name: getattr(batch, f.name) for f in dataclasses.fields(batch)},
+        boxes=torch.cat([own.boxes for own in boxes]),
+        clip_of=torch.arange(len(boxes)).repeat_interleave(counts),
+        targets=torch.cat([own.targets for own in boxes]),
+        in_frame=torch.cat([own.in_frame for own in boxes]),
+        keyframes=[video.keyframe for video in videos for _ in video.keys],
+    )
+
+
+def _clip_boxes(known: KeyframeBoxes, inside: Tensor, which: Tensor) -> ClipBoxes:
+    return ClipBoxes(
+        inside[which],
+        torch.as_tensor(known.targets)[which],
+        torch.as_tensor(known.boxes, dtype=torch.float64).reshape(-1, 4)[which],
+    )
+
+
+def _undecoded(
+    sample: IndexedSample, known: KeyframeBoxes, keys: list[int], black: Tensor, error: DecodeError
+) -> KeyframeClips:
+    none = torch.zeros(len(known.boxes), dtype=torch.bool)
+    boxes = _clip_boxes(known, torch.zeros(len(known.boxes), 4), none)
+    skipped = Skipped(sample.key, error.kind, error.message)
+    count = len(keys)
+    return KeyframeClips([black] * count, keys, _NO_LABEL, skipped, known.keyframe, [boxes] * count)

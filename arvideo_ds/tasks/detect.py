@@ -1,0 +1,43 @@
+"""Action detection: binary cross-entropy of every action in every box."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arvideo_ds.config import DetectRecipe
+from arvideo_ds.data.augment import seeded
+from arvideo_ds.data.detection import DetectionBatch
+from arvideo_ds.models.detector import Detector
+
+
+class Detect(nn.Module):
+    """While training the loss per clip that decoded, else logits R x A of the batch's boxes.
+
+    A box's loss is the mean over the actions, a clip's the sum over its boxes: so every box weighs
+    the same, however the clips are dealt to micro-batches and ranks. Which branches drop out is a
+    function of the key of the micro-batch's first clip, so a resumed run draws it again.
+    """
+
+    # Where the detector's weights stand in this module's state.
+    PREFIX = "model."
+
+    def __init__(self, recipe: DetectRecipe) -> None:
+        super().__init__()
+        self.model = Detector(recipe, drop_path=recipe.detect.drop_path)
+
+    def forward(self, batch: DetectionBatch) -> Tensor:
+        if not self.training:
+            return self._logits(batch)
+        with seeded(batch.first_key):
+            if batch.clips.is_cuda:
+                torch.cuda.manual_seed(batch.first_key)
+            logits = self._logits(batch).float()
+        losses = F.binary_cross_entropy_with_logits(
+            logits, batch.targets.to(logits.dtype), reduction="none"
+        )
+        return losses.mean(dim=1).sum() / batch.valid.sum().clamp(min=1)
+
+    def _logits(self, batch: DetectionBatch) -> Tensor:
+        return self.model(batch.clips, batch.boxes, batch.clip_of)

@@ -1,0 +1,70 @@
+#!/usr/bin/env python3
+"""Frame mAP of a detector that scripts/detect.py trained, by AVA's official rules, and a picture.
+
+    python scripts/evaluate_detection.py runs/detect_vit_b_ava
+    python scripts/evaluate_detection.py RUN --csv found.csv evaluation.shards=VAL \\
+        evaluation.annotations=ava_val_v2.2.csv evaluation.detections=VAL_PERSONS.csv
+
+Writes RUN/detection.json (mAP, average precision of each action, what was left out) and
+RUN/detections.png; --csv the rows that the official script get_ava_performance.py reads.
+Exit codes: 0 done; 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from arvideo_ds.config import DetectRecipe, load_recipe
+from arvideo_ds.errors import UserError, command
+
+RECIPE, REPORT, PICTURE = "recipe.yaml", "detection.json", "detections.png"
+WEIGHTS = ("best.safetensors", "model.safetensors")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run", type=Path, help="folder of a run of scripts/detect.py")
+    parser.add_argument(
+        "--weights", type=Path, help=f"file of weights; default {' or '.join(WEIGHTS)} of the run"
+    )
+    parser.add_argument("--csv", type=Path, help="write all detections there, official format")
+    parser.add_argument("--pictures", type=int, default=6, help="keyframes in the picture")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_intermixed_args()
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    if not (args.run / RECIPE).is_file():
+        raise UserError(f"{args.run} is no run: it has no {RECIPE}. Runs lie in runs/ by default.")
+    recipe = load_recipe(str(args.run / RECIPE), args.overrides, DetectRecipe)
+    if recipe.evaluation.shards is None:
+        raise UserError("evaluation.shards is not given: the shards of the keyframes to judge on.")
+    weights = args.weights or next(
+        (args.run / name for name in WEIGHTS if (args.run / name).is_file()), args.run / WEIGHTS[-1]
+    )
+    # Only now: torch takes seconds to load.
+    from arvideo_ds.evaluation.detection import as_json, evaluate_run, write_official_csv
+    from arvideo_ds.evaluation.detection_pictures import draw_detections, pick_keyframes
+
+    judge, found, report = evaluate_run(recipe, weights)
+    facts = {"weights": str(weights), **as_json(judge, report)}
+    (args.run / REPORT).write_text(json.dumps(facts, indent=1) + "\n")
+    pictured = pick_keyframes(judge, found, args.pictures)
+    draw_detections(pictured, judge.actions).savefig(args.run / PICTURE, dpi=110)
+    if args.csv is not None:
+        write_official_csv(args.csv, found, judge.actions)
+    for note in report.notes():
+        print(f"note: {note}")
+    mean = f"{100 * report.mean:.2f} % over {report.classes} actions with ground truth"
+    print(f"frame mAP {mean}, {facts['boxes_of']} boxes; see {args.run / REPORT} and {PICTURE}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
