@@ -63,7 +63,7 @@ def main() -> None:
     for note in report.notes():
         print(f"note: {note}")
     mean = f"{100 * report.mean:.2f} % over {report.classes} actions with ground truth"
-    print(f"frame mAP {mean}, {facts['boxes_of']} boxes; see {args.run / REPORT} and {PICTURE}")
+    print(f"frame mAP {mean} (boxes: {facts['boxes_of']}); {args.run / REPORT}, {PICTURE}")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class BoxSource:
         detections: Mapping[Keyframe, np.ndarray] | None,
         truth: bool,
         num_actions: int,
-        match_iou: float = 1.0,
+        match_iou: float = 0.5,
     ) -> None:
         shards.require_own()
         most = int(annotations.actions.max(initial=0))

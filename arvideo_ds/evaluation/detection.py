@@ -28,6 +28,7 @@ from arvideo_ds.data.keyframes import (
 )
 from arvideo_ds.data.loader import evaluation_batches, loader_of, worker_count
 from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.actions import read_actions
 from arvideo_ds.evaluation.detection_map import (
     LEAST_IOU,
@@ -109,7 +110,7 @@ class Judge:
         settings = recipe.evaluation
         self.shards, self.recipe = shards, recipe
         self.annotations = read_annotations(settings.annotations, "evaluation.annotations")
-        self.actions = read_actions(_path(settings.action_list))
+        self.actions = _evaluated(recipe)
         self.excluded = read_excluded(settings.excluded)
         self.detections = None
         if settings.detections is not None:
@@ -122,6 +123,7 @@ class Judge:
             detections=self.detections,
             truth=self.detections is None,
             num_actions=recipe.detect.num_actions,
+            match_iou=recipe.detect.match_iou,
         )
         self.truth = ground_truth(self.annotations)
 
@@ -237,8 +239,16 @@ def write_official_csv(path: Path, found: Found, actions: Mapping[int, str]) -> 
                 file.write(f"{film},{second:04d},{corners},{action},{score:.6f}\n")
 
 
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
+def _evaluated(recipe: DetectRecipe) -> dict[int, str]:
+    named = recipe.evaluation.action_list
+    actions = read_actions(None if named is None else Path(named))
+    if max(actions) > recipe.detect.num_actions:
+        raise UserError(
+            f"{named or 'AVA'} evaluates action {max(actions)}, above detect.num_actions="
+            f"{recipe.detect.num_actions}. Give the label map of these actions "
+            "(evaluation.action_list)."
+        )
+    return actions
 
 
 def _by_keyframe(

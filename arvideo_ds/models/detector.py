@@ -45,8 +45,9 @@ class Detector(nn.Module):
         t, h, w = self.grid
         maps = rearrange(tokens, "b (t h w) d -> b d t h w", t=t, h=h, w=w).mean(2)
         _, tall, wide = self.patch
-        in_tokens = boxes.float() / boxes.new_tensor([wide, tall, wide, tall]).float()
-        places = torch.cat([clip_of[:, None].float(), in_tokens], dim=1)
+        left, top, right, bottom = boxes.float().unbind(1)
+        sides = left / wide, top / tall, right / wide, bottom / tall
+        places = torch.stack([clip_of.float(), *sides], dim=1)
         # In float32: a CPU's kernel knows no bfloat16, and boxes need the digits.
         cells = roi_align(maps.float(), places, output_size=_CELLS, aligned=True)
         return cells.amax(dim=(2, 3)).to(tokens.dtype)

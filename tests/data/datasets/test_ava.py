@@ -112,6 +112,8 @@ def test_the_window_lies_around_the_second_and_never_before_the_film(
 ) -> None:
     listing = read(make_videos("film-a.mp4"), ROWS[0], first_second=first_second, window_s=window_s)
     assert listing.entries[0].part == part
+    # Where in the window the second is: in its middle, unless it begins with the film.
+    assert part[0] + listing.entries[0].facts["keyframe_s"] == 910 - first_second
 
 
 def test_a_second_before_the_film_s_first_is_refused(make_videos: MakeVideos) -> None:

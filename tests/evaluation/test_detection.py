@@ -1,0 +1,156 @@
+"""A detector judged from shards to mAP: every keyframe once, nothing left out without a word."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from arvideo_ds.config import DetectRecipe
+from arvideo_ds.data.detection import DetectionBatch
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.detection import Found, Judge, Scored, as_json, write_official_csv
+from arvideo_ds.evaluation.detection_pictures import draw_detections, pick_keyframes
+from tests.ava_set import AvaSet
+
+MakeRecipe = Callable[..., DetectRecipe]
+CPU = torch.device("cpu")
+
+
+def right(batch: DetectionBatch) -> Tensor:
+    """Logits of a detector that knows."""
+    return 20.0 * batch.targets - 10
+
+
+def judge_of(recipe: DetectRecipe) -> Judge:
+    return Judge(ShardSet(str(recipe.evaluation.shards)), recipe)
+
+
+def found_by(judge: Judge, predict: Callable[[DetectionBatch], Tensor] = right) -> Found:
+    return judge.find(predict, num_workers=0, device=CPU)
+
+
+@pytest.mark.parametrize("views", [1, 3])
+@pytest.mark.parametrize("batch", [3, 8])
+@pytest.mark.parametrize("detected", [False, True])
+def test_a_detector_that_knows_is_perfect(
+    views: int, batch: int, detected: bool, ava_recipe: MakeRecipe
+) -> None:
+    options = {} if detected else {"detections": None}
+    judge = judge_of(ava_recipe(evaluation={"views": views, "batch": batch, **options}))
+    found = found_by(judge)
+    report = judge.report(found)
+    assert report.mean == 1.0
+    assert (report.classes, report.keyframes, report.boxes, report.notes()) == (3, 16, 16, [])
+    said = as_json(judge, report)
+    assert said["map"] == 100.0
+    assert said["boxes_of"].startswith("detected" if detected else "ground truth")
+    assert set(said["average_precision"]) == {"red", "blue", "down"}
+    json.dumps(said, allow_nan=False)
+
+
+def test_a_detector_that_is_always_wrong_is_worse_than_one_that_guesses(
+    ava_recipe: MakeRecipe,
+) -> None:
+    judge = judge_of(ava_recipe())
+    wrong = judge.report(found_by(judge, lambda batch: -right(batch))).mean
+    guessed = judge.report(found_by(judge, lambda batch: torch.zeros(len(batch.boxes), 3))).mean
+    assert wrong < guessed < 1
+
+
+def test_boxes_that_miss_find_nothing(ava_recipe: MakeRecipe) -> None:
+    judge = judge_of(ava_recipe())
+    found = found_by(judge)
+    aside = {k: Scored(own.boxes + 0.5, own.probabilities) for k, own in found.scored.items()}
+    assert judge.report(Found(aside, [])).mean == 0.0
+
+
+def test_what_is_not_there_counts_as_missed_and_is_said(
+    ava: AvaSet, ava_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    persons = tmp_path / "persons.csv"
+    persons.write_text(ava.detections.read_text() + "elsewhere,0999,0.1,0.1,0.5,0.5,0.9\n")
+    recipe = ava_recipe(evaluation={"detections": str(persons)})
+    judge = judge_of(recipe)
+    found = found_by(judge)
+    gone = sorted(found.scored)[0]
+    kept = {keyframe: own for keyframe, own in found.scored.items() if keyframe != gone}
+    report = judge.report(Found(kept, []))
+    assert report.mean < 1
+    # Its boxes count as missed, and its detections are lost as well.
+    assert (report.missed, report.unscored) == (1, 2)
+    assert [note.split()[0] for note in report.notes()] == ["1", "2"]
+    excluded = tmp_path / "excluded.csv"
+    excluded.write_text(f"{gone[0]},{gone[1]:04d}\n")
+    judge = judge_of(ava_recipe(evaluation={"excluded": str(excluded)}))
+    report = judge.report(Found(kept, []))
+    assert (report.mean, report.missed, report.notes()) == (1.0, 0, [])
+
+
+def test_videos_that_do_not_decode_count_as_missed(
+    ava_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from arvideo_ds.data import detection
+    from arvideo_ds.data.decoders import DecodeError
+
+    judge = judge_of(ava_recipe())
+    bad = judge.shards.index(0).samples[2].key
+
+    def decoded(*arguments: object) -> np.ndarray:
+        if arguments[3].key == bad:  # type: ignore[attr-defined]
+            raise DecodeError("broken", "it is")
+        return real(*arguments)  # type: ignore[arg-type]
+
+    real = detection.decoded
+    monkeypatch.setattr(detection, "decoded", decoded)
+    found = found_by(judge)
+    report = judge.report(found)
+    assert (report.keyframes, report.unreadable, report.missed) == (15, 1, 1)
+    assert [skipped.key for skipped in found.skipped] == [bad]
+    assert report.mean < 1
+    pictured = pick_keyframes(judge, found, 99)
+    assert len(pictured) == 15
+
+
+def test_the_rows_for_the_official_script_are_what_was_judged(
+    ava_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    judge = judge_of(ava_recipe())
+    found = found_by(judge)
+    write_official_csv(tmp_path / "found.csv", found, judge.actions)
+    rows = [line.split(",") for line in (tmp_path / "found.csv").read_text().splitlines()]
+    assert len(rows) == 16 * 3
+    for film, second, left, top, right_, bottom, action, score in rows:
+        own = found.scored[film, int(second)]
+        sides = [float(side) for side in (left, top, right_, bottom)]
+        np.testing.assert_allclose(own.boxes[0], sides, atol=1e-4)
+        assert float(score) == pytest.approx(own.probabilities[0, int(action) - 1], abs=1e-6)
+
+
+def test_a_picture_shows_found_and_true_boxes_with_their_actions(ava_recipe: MakeRecipe) -> None:
+    judge = judge_of(ava_recipe())
+    pictured = pick_keyframes(judge, found_by(judge), 4)
+    figure = draw_detections(pictured, judge.actions)
+    for axis, own in zip(figure.axes, pictured, strict=False):
+        found_box, true_box = sorted(axis.patches, key=lambda patch: patch.get_linestyle())
+        width, height = 80, 48
+        left, top, right_, bottom = own.found.boxes[0] * (width, height, width, height)
+        edges = [box.get_bbox().extents for box in (found_box, true_box)]  # type: ignore
+        assert any(np.allclose(edge, (left, top, right_, bottom)) for edge in edges)
+        assert own.truth is not None
+        names = {judge.actions[action] for action in own.truth.actions.tolist()}
+        texts = [text.get_text() for text in axis.texts]
+        assert set(texts[0].split("\n")) == names
+        assert {line.rsplit(" ", 1)[0] for line in texts[1].split("\n")[: len(names)]} == names
+    assert draw_detections([], judge.actions) is not None
+
+
+def test_an_action_list_of_other_actions_is_refused(ava_recipe: MakeRecipe) -> None:
+    with pytest.raises(UserError, match=r"AVA evaluates action 80, above detect\.num_actions=3"):
+        judge_of(ava_recipe(evaluation={"action_list": None}))

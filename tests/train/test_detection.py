@@ -1,0 +1,106 @@
+"""scripts/detect.py and evaluate_detection.py for real: a tiny detector learns a tiny AVA."""
+
+from __future__ import annotations
+
+import json
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from arvideo_ds.config import load_recipe
+from arvideo_ds.config.schema import DetectRecipe
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.evaluation.detection import Judge
+from arvideo_ds.tasks.detect import Detect
+from tests.ava_set import AvaSet, make_ava
+from tests.conftest import ROOT, run_command
+
+DETECT, EVALUATE = ROOT / "scripts" / "detect.py", ROOT / "scripts" / "evaluate_detection.py"
+
+
+def write_recipe(folder: Path, train: AvaSet, test: AvaSet, **overrides: Any) -> Path:
+    def files(own: AvaSet) -> dict[str, str]:
+        return {"annotations": str(own.annotations), "detections": str(own.detections)}
+
+    tree = {
+        "task": "detect",
+        "model": {"size": "tiny", "positions": "sincos_3d"},
+        "data": {
+            "shards": str(train.shards),
+            "frames": 8,
+            "size": 32,
+            "stride": 1,
+            "crop_scales": [1.0, 0.875],
+            "num_streams": 4,
+            "workers": 1,
+        },
+        "optim": {"base_lr": 8e-3, "warmup_steps": 10, "betas": [0.9, 0.999]},
+        "train": {"total_batch": 16, "micro_batch": 16, "precision": "fp32", **overrides},
+        "detect": {"num_actions": 3, "drop_path": 0.0, **files(train)},
+        "evaluation": {
+            "shards": str(test.shards),
+            "action_list": str(test.action_list),
+            "every_epochs": 100,
+            "views": 2,
+            **files(test),
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return path
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_it_learns_and_frame_map_rises(tmp_path: Path) -> None:
+    train = make_ava(tmp_path, "train", seconds=62)
+    test = make_ava(tmp_path, "val", seconds=22, seed=1)
+    path = write_recipe(tmp_path, train, test, max_steps=120, log_every=20)
+    recipe = load_recipe(str(path), (), DetectRecipe)
+    judge = Judge(ShardSet(test.shards), recipe)
+    torch.manual_seed(0)
+    untrained = Detect(recipe).eval()
+    with torch.inference_mode():
+        found = judge.find(untrained, num_workers=0, device=torch.device("cpu"))
+    before = judge.report(found).mean
+    done = run_command(sys.executable, DETECT, f"--recipe={path}", f"--output={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    assert "validation mAP" in done.stdout
+    done = run_command(sys.executable, EVALUATE, tmp_path / "run", "--csv", tmp_path / "found.csv")
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = json.loads((tmp_path / "run" / "detection.json").read_text())
+    assert said["map"] > 85 > 100 * before
+    assert said["map"] == pytest.approx(metrics_of(tmp_path / "run")[-1]["validation/map"], abs=0.1)
+    assert said["notes"] == []
+    assert (tmp_path / "run" / "detections.png").stat().st_size > 10_000
+    assert len((tmp_path / "found.csv").read_text().splitlines()) == 3 * said["boxes"]
+
+
+@pytest.mark.dist
+def test_two_ranks_train_and_judge_as_one(tmp_path: Path, ava: AvaSet) -> None:
+    path = write_recipe(tmp_path, ava, ava, max_steps=5, log_every=1)
+    start = [str(DETECT), f"--recipe={path}", f"--deepspeed_config={ROOT}/ds_configs/zero2.json"]
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    curves = []
+    for name, launcher in (
+        ("one", [sys.executable]),
+        ("two", ["deepspeed", "--num_gpus=2", f"--master_port={port}"]),
+    ):
+        done = run_command(*launcher, *start, f"--output={tmp_path / name}", cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+        curves.append(metrics_of(tmp_path / name))
+    one, two = curves
+    losses = [[m["loss/detect"] for m in curve] for curve in curves]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert one[-1]["validation/keyframes"] == two[-1]["validation/keyframes"] == 16
+    assert one[-1]["validation/map"] == pytest.approx(two[-1]["validation/map"], abs=2)
