@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from arvideo_ds.config import DetectRecipe
 from arvideo_ds.data.boxes import is_there, to_clip, visible
 from arvideo_ds.data.clips import (
+    NO_LABEL,
     Skipped,
     TrainClips,
     VideoClips,
@@ -41,8 +42,6 @@ from arvideo_ds.data.order import Place
 from arvideo_ds.data.sampling import keyframe_frames
 from arvideo_ds.data.transforms import cut, view_crop
 from arvideo_ds.randomness import clip_generator, draw_key
-
-_NO_LABEL = -1
 
 
 @dataclass(frozen=True)
@@ -117,7 +116,7 @@ class TrainKeyframes(TrainClips):
             return _undecoded(sample, known, keys, black_clip(data), error)
         made = [self._cropped(frames, known, place, repeat) for repeat in range(data.repeats)]
         clips, boxes = zip(*made, strict=True)
-        return KeyframeClips(list(clips), keys, _NO_LABEL, None, known.keyframe, list(boxes))
+        return KeyframeClips(list(clips), keys, NO_LABEL, None, known.keyframe, list(boxes))
 
     def _cropped(
         self, frames: np.ndarray, known: KeyframeBoxes, place: Place, repeat: int
@@ -178,7 +177,7 @@ class EvaluationKeyframes(Dataset[KeyframeClips]):
         inside, shares = zip(*(visible(boxes, data.size) for boxes in moved), strict=True)
         best = torch.stack(shares).argmax(dim=0)
         boxes = [_clip_boxes(known, own, best == view) for view, own in enumerate(inside)]
-        return KeyframeClips(clips, keys, _NO_LABEL, None, known.keyframe, boxes)
+        return KeyframeClips(clips, keys, NO_LABEL, None, known.keyframe, boxes)
 
 
 def training_boxes(shards: ShardSet, recipe: DetectRecipe) -> BoxSource:
@@ -230,4 +229,4 @@ def _undecoded(
     boxes = _clip_boxes(known, torch.zeros(len(known.boxes), 4), none)
     skipped = Skipped(sample.key, error.kind, error.message)
     count = len(keys)
-    return KeyframeClips([black] * count, keys, _NO_LABEL, skipped, known.keyframe, [boxes] * count)
+    return KeyframeClips([black] * count, keys, NO_LABEL, skipped, known.keyframe, [boxes] * count)

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torchvision.ops import box_iou
 
-# Film and second.
-Keyframe = tuple[str, int]
+from arvideo_ds.data.keyframes import Keyframe
+
 LEAST_IOU = 0.5
 MOST_ROWS = 50
 

@@ -17,8 +17,9 @@ from matplotlib.patches import Rectangle
 
 from arvideo_ds.data.decoders import DecodeError
 from arvideo_ds.data.detection import EvaluationKeyframes
+from arvideo_ds.data.keyframes import Keyframe
 from arvideo_ds.evaluation.detection import Found, Judge, Scored
-from arvideo_ds.evaluation.detection_map import Keyframe, Rows
+from arvideo_ds.evaluation.detection_map import Rows
 
 _FOUND, _TRUE = "#ff8c1a", "#27c46b"
 _TOP = 3

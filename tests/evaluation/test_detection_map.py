@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from arvideo_ds.data.keyframes import Keyframe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.actions import AVA_ACTIONS, read_actions
 from arvideo_ds.evaluation.detection_map import (
-    Keyframe,
     Rows,
     average_precision,
     average_precisions,
