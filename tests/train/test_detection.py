@@ -71,7 +71,8 @@ def test_it_learns_and_frame_map_rises(tmp_path: Path) -> None:
     with torch.inference_mode():
         found = judge.find(untrained, num_workers=0, device=torch.device("cpu"))
     before = judge.report(found).mean
-    done = run_command(sys.executable, DETECT, f"--recipe={path}", f"--output={tmp_path / 'run'}")
+    start = (DETECT, f"--recipe={path}", f"--output={tmp_path / 'run'}")
+    done = run_command(sys.executable, *start, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "validation mAP" in done.stdout
     done = run_command(sys.executable, EVALUATE, tmp_path / "run", "--csv", tmp_path / "found.csv")
