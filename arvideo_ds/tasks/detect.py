@@ -20,9 +20,6 @@ class Detect(nn.Module):
     function of the key of the micro-batch's first clip, so a resumed run draws it again.
     """
 
-    # Where the detector's weights stand in this module's state.
-    PREFIX = "model."
-
     def __init__(self, recipe: DetectRecipe) -> None:
         super().__init__()
         self.model = Detector(recipe, drop_path=recipe.detect.drop_path)

@@ -21,9 +21,6 @@ class Finetune(nn.Module):
     first clip, so a resumed run makes them again.
     """
 
-    # Where the classifier's weights stand in this module's state.
-    PREFIX = "model."
-
     def __init__(self, recipe: FinetuneRecipe, num_classes: int) -> None:
         super().__init__()
         settings = recipe.finetune

@@ -23,9 +23,6 @@ def build_objective(recipe: PretrainRecipe) -> Objective:
 class Pretrain(nn.Module):
     """Mean loss over the clips of a batch that decoded; 0 if none did."""
 
-    # Where the objective's weights stand in this module's state.
-    PREFIX = "model."
-
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.model = build_objective(recipe)

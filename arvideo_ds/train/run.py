@@ -34,6 +34,7 @@ from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.tasks import PREFIX
 from arvideo_ds.tasks.detect import Detect
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
@@ -187,7 +188,12 @@ def _validation(
     if shards is None:
         return None
     kind = DetectionValidation if isinstance(settings.recipe, DetectRecipe) else Validation
-    return kind(engine, settings.recipe, settings.plan, shards, world, folder, first_step)
+    validation = kind(engine, settings.recipe, settings.plan, shards, world, folder, first_step)
+    if world.is_main:
+        # An earlier start may have been killed between its last save and this.
+        last = {m["step"]: m for m in run_folder.read_metrics(folder)}.get(first_step, {})
+        validation.keep_best(first_step, last)
+    return validation
 
 
 def _loader(
@@ -257,22 +263,15 @@ def _save(
 ) -> None:
     keep = settings.recipe.train.keep_checkpoints
     save_checkpoint(engine, folder / run_folder.CHECKPOINTS, step, facts, keep=keep)
-    best = validation is not None and validation.is_best(step, metrics)
-    if best and validation is not None and dist.get_rank() == 0:
-        export_weights(_newest(folder), folder / run_folder.BEST_MODEL, prefix=Finetune.PREFIX)
-        validation.write_best()
-        run_folder.update_summary(folder, {"best": validation.best})
+    if validation is not None and dist.get_rank() == 0:
+        validation.keep_best(step, metrics)
 
 
 def _export(folder: Path, recipe: Recipe) -> None:
     """The finished run's weights, out of its last checkpoint."""
-    export_weights(_newest(folder), folder / run_folder.MODEL, prefix=Pretrain.PREFIX)
-    if recipe.transfer and recipe.transfer.ema_decay is not None:
-        path = folder / run_folder.EMA_MODEL
-        export_weights(_newest(folder), path, prefix=Finetune.PREFIX, kind=AVERAGE)
-
-
-def _newest(folder: Path) -> Path:
     checkpoint = newest_checkpoint(folder / run_folder.CHECKPOINTS)
     assert checkpoint is not None, "the loop saves after the last step"
-    return checkpoint.path
+    export_weights(checkpoint.path, folder / run_folder.MODEL, prefix=PREFIX)
+    if recipe.transfer and recipe.transfer.ema_decay is not None:
+        path = folder / run_folder.EMA_MODEL
+        export_weights(checkpoint.path, path, prefix=PREFIX, kind=AVERAGE)

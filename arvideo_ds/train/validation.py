@@ -10,10 +10,13 @@ from arvideo_ds.config import DetectRecipe, FinetuneRecipe, RunPlan
 from arvideo_ds.data.loader import worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.build import Engine
+from arvideo_ds.engine.checkpoints import newest_checkpoint
+from arvideo_ds.engine.export import export_weights
 from arvideo_ds.engine.world import World
 from arvideo_ds.evaluation.detection import Judge
 from arvideo_ds.evaluation.scores import score_videos
-from arvideo_ds.train.run_folder import finite
+from arvideo_ds.tasks import PREFIX
+from arvideo_ds.train import run_folder
 
 BEST = "best.json"
 
@@ -38,8 +41,8 @@ class Validation:
         self._steps = plan.steps
         steps_per_epoch = plan.num_videos / plan.videos_per_step
         self._every = max(1, round(recipe.evaluation.every_epochs * steps_per_epoch))
-        self._path = folder / BEST
-        self.best = _best_until(self._path, first_step)
+        self._folder = folder
+        self.best = _best_until(folder / BEST, first_step)
 
     def due(self, done: int) -> bool:
         return done % self._every == 0 or done == self._steps
@@ -63,18 +66,23 @@ class Validation:
             "validation/unreadable": len(scores.skipped),
         }
 
-    def is_best(self, done: int, metrics: dict[str, Any]) -> bool:
-        """Whether these are the best weights so far; if so, they are remembered as such."""
+    def keep_best(self, done: int, metrics: dict[str, Any]) -> None:
+        """Export the checkpoint of `done`, the newest one, if its weights are the best so far.
+
+        One rank does it. metrics: of that step; without a validation nothing happens.
+        """
         value = metrics.get(f"validation/{self.BEST_BY}")
         if value is None or (self.best and value <= self.best[self.BEST_BY]):
-            return False
+            return
+        checkpoint = newest_checkpoint(self._folder / run_folder.CHECKPOINTS)
+        assert checkpoint is not None and checkpoint.step == done, "saved before it is kept"
+        weights = self._folder / run_folder.BEST_MODEL
+        export_weights(checkpoint.path, weights, prefix=PREFIX)
         self.best = {"step": done, self.BEST_BY: value}
-        return True
-
-    def write_best(self) -> None:
-        temporary = self._path.with_name(BEST + ".new")
-        temporary.write_text(json.dumps(finite(self.best)))
-        temporary.replace(self._path)
+        temporary = self._folder / (BEST + ".new")
+        temporary.write_text(json.dumps(run_folder.finite(self.best)))
+        temporary.replace(self._folder / BEST)
+        run_folder.update_summary(self._folder, {"best": self.best})
 
 
 class DetectionValidation(Validation):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
+from arvideo_ds.tasks import PREFIX
 from arvideo_ds.tasks.pretrain import Pretrain
 
 
@@ -63,5 +64,5 @@ def test_a_batch_without_any_clip_gives_zero_and_a_gradient_of_zeros(task: Pretr
 
 
 def test_weights_of_the_objective_stand_below_the_prefix(task: Pretrain) -> None:
-    names = [name.removeprefix(Pretrain.PREFIX) for name in task.state_dict()]
+    names = [name.removeprefix(PREFIX) for name in task.state_dict()]
     assert names == list(task.model.state_dict())

@@ -1,0 +1,109 @@
+#!/usr/bin/env python3
+"""Average the weights of several fine-tuned runs that began with the same pretrained weights.
+
+    python scripts/soup.py runs/a runs/b runs/c --output runs/soup
+    python scripts/soup.py runs/a runs/b runs/c --output runs/soup --greedy --shards VALIDATION
+
+Greedy: from the best run on, each is added where the mean is no worse with it on --shards (central
+clips). The output is a run folder for scripts/evaluate.py, predict.py and export.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.config import FinetuneRecipe
+from arvideo_ds.errors import UserError, command
+from arvideo_ds.train import run_folder
+
+
+@command
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help="folders of fine-tuned runs")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+    parser.add_argument("--greedy", action="store_true", help="only what improves the mean")
+    parser.add_argument("--shards", help="labelled shards that --greedy judges on")
+    args = parser.parse_args()
+    if len(args.runs) < 2:
+        raise UserError("one run is no soup; give two or more.")
+    if args.output.exists():
+        raise UserError(f"--output {args.output} is there already; give a new folder.")
+    if args.greedy != (args.shards is not None):
+        raise UserError("--greedy and --shards go together.")
+    recipes = [run_folder.read_recipe(run, FinetuneRecipe) for run in args.runs]
+    _require_same_start(args.runs, recipes)
+    # Only now: torch takes seconds to load.
+    from safetensors.torch import save_file
+
+    from arvideo_ds.evaluation.pretrained import load_classifier
+    from arvideo_ds.evaluation.soup import greedy_soup, uniform_soup
+
+    loaded = [load_classifier(r, run) for r, run in zip(recipes, args.runs, strict=True)]
+    if any(labels != loaded[0][1] for _, labels in loaded):
+        raise UserError("the runs have different classes; a soup needs the same ones.")
+    states = [model.state_dict() for model, _ in loaded]
+    facts: dict[str, Any] = {"runs": [run.name for run in args.runs], "kind": "uniform"}
+    if args.greedy:
+        score = _scorer(loaded[0][0], recipes[0], args.shards)
+        state, members, best = greedy_soup(states, score)
+        names = [args.runs[number].name for number in members]
+        facts |= {"kind": "greedy", "members": names, "judged_on": args.shards, "top1": best}
+    else:
+        state = uniform_soup(states)
+    args.output.mkdir(parents=True)
+    run_folder.write_recipe(args.output, recipes[0])
+    shutil.copyfile(args.runs[0] / run_folder.LABELS, args.output / run_folder.LABELS)
+    save_file(state, args.output / run_folder.MODEL)
+    run_folder.update_summary(args.output, {"soup": facts})
+    print(json.dumps(facts, indent=1))
+
+
+def _require_same_start(runs: list[Path], recipes: list[FinetuneRecipe]) -> None:
+    for run, recipe in zip(runs, recipes, strict=True):
+        if recipe.finetune.init_from != recipes[0].finetune.init_from:
+            raise UserError(
+                f"{run} began with {recipe.finetune.init_from}, {runs[0]} with "
+                f"{recipes[0].finetune.init_from}: the mean of their weights means nothing."
+            )
+
+
+def _scorer(model: Any, recipe: FinetuneRecipe, where: str) -> Any:
+    import torch
+
+    from arvideo_ds.data.loader import worker_count
+    from arvideo_ds.data.manifest import ShardSet
+    from arvideo_ds.evaluation.scores import score_videos
+
+    shards = ShardSet(where)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model.to(device)
+
+    @torch.no_grad()
+    def score(state: dict[str, torch.Tensor]) -> float:
+        model.load_state_dict(state)
+        scores = score_videos(
+            lambda batch: model(batch.clips),
+            shards,
+            recipe,
+            views=(1, 1),
+            batch=recipe.evaluation.batch,
+            num_workers=worker_count(recipe, cores=len(os.sched_getaffinity(0))),
+            device=device,
+            progress=f"judging on {shards.name}",
+        )
+        return 100 * scores.accuracy()
+
+    return score
+
+
+if __name__ == "__main__":
+    sys.exit(main())
