@@ -13,6 +13,13 @@ import pytest
 from arvideo_ds.data.streams import Failed, Finished, stream_all
 from arvideo_ds.data.video import RejectedError
 from arvideo_ds.errors import UserError
+from tests.conftest import ROOT
+
+
+@pytest.fixture(autouse=True)
+def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New processes import `count` by its module's name; they get the search path of this one."""
+    monkeypatch.syspath_prepend(str(ROOT))
 
 
 def count(task: tuple[str, int]) -> Iterator[int]:

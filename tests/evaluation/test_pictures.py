@@ -117,7 +117,7 @@ def test_figures_render(tiny: Tiny, clip: Tensor) -> None:
 
 
 def test_a_report_shows_names_as_text_and_needs_no_other_file(tmp_path: Path) -> None:
-    evil = "<script>alert('{x}')</script>&"
+    evil, before = "<script>alert('{x}')</script>&", plt.get_fignums()
     parts = [
         report.table([(evil, evil)]),
         report.section(
@@ -130,4 +130,4 @@ def test_a_report_shows_names_as_text_and_needs_no_other_file(tmp_path: Path) ->
     assert page.count("&lt;script&gt;") == 7  # title twice, row twice, heading, note, alt text
     assert page.count('src="data:image/png;base64,') == page.count("src=") == 1
     assert "href" not in page
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
