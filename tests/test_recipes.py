@@ -14,7 +14,8 @@ from arvideo_ds.train.settle import Options, settle
 ROOT = Path(__file__).parent.parent
 JSONS = sorted((ROOT / "ds_configs").glob("*.json"))
 FILES = sorted(recipes_dir().rglob("*.yaml"))
-REAL = [name for name in recipe_names("pretrain") if name != "demo"]
+SMALL = {"demo", "pretrain_weizmann"}  # for one machine
+REAL = [name for name in recipe_names("pretrain") if name not in SMALL]
 BASE = "ablation_base"
 
 # Tables 1 and 6-10 of the paper (METHOD, section 1): what each variant changes, and nothing else.

@@ -245,6 +245,8 @@ class ProbeSettings(Settings):
     features: Literal["mean", "change"] = "mean"
     train_shards: str | None = None
     test_shards: str | None = None
+    # Epochs between nearest-neighbour probes while training, on both shards; None = never.
+    every_epochs: Annotated[float, Field(gt=0)] | None = None
 
 
 class WandbSettings(Settings):

@@ -1,4 +1,4 @@
-"""Every video once, over all ranks: class probabilities, averaged over its test views."""
+"""Every video once, over all ranks: what a model says of it, averaged over its test views."""
 
 from __future__ import annotations
 
@@ -19,12 +19,21 @@ from arvideo_ds.data.manifest import ShardSet
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Of all videos, in the order of the shards: probabilities V x classes, labels V.
+class Outputs:
+    """Of all videos, in the order of the shards: values V x K, labels V (-1 = none), valid V.
 
-    Videos that did not decode have no probabilities (zeros), are not `valid`, and stand in
-    `skipped`.
+    Videos that did not decode have zeros, are not `valid`, and stand in `skipped`.
     """
+
+    values: Tensor
+    labels: Tensor
+    valid: Tensor
+    skipped: list[Skipped]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """`Outputs` that are class probabilities, V x classes."""
 
     probabilities: Tensor
     labels: Tensor
@@ -63,11 +72,39 @@ def score_videos(
     device: torch.device,
     progress: str | None = None,
 ) -> Scores:
-    """Score all videos; every rank calls it and gets the whole. Collective.
+    """Score all videos as `outputs_of`; views are averaged after the softmax. Collective.
 
-    predict: logits (clips x classes) of a batch. Batches are cut before they are dealt to ranks, so
-    a video's score does not depend on their number, and all ranks predict equally often (ZeRO-3
-    gathers weights within). Views are averaged after the softmax.
+    predict: logits (clips x classes) of a batch.
+    """
+    found = outputs_of(
+        lambda loaded: predict(loaded).float().softmax(dim=1),
+        shards,
+        recipe,
+        views=views,
+        batch=batch,
+        num_workers=num_workers,
+        device=device,
+        progress=progress,
+    )
+    return Scores(found.values, found.labels, found.valid, found.skipped)
+
+
+def outputs_of(
+    compute: Callable[[Batch], Tensor],
+    shards: ShardSet,
+    recipe: Recipe,
+    *,
+    views: tuple[int, int],
+    batch: int,
+    num_workers: int,
+    device: torch.device,
+    progress: str | None = None,
+) -> Outputs:
+    """Compute something of all videos; every rank calls it and gets the whole. Collective.
+
+    compute: values (clips x K) of a batch, averaged over the views of a video. Batches are cut
+    before they are dealt to ranks, so a video's values do not depend on their number, and all ranks
+    compute equally often (ZeRO-3 gathers weights within).
     """
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     num_views = math.prod(views)
@@ -81,9 +118,9 @@ def score_videos(
     shown = tqdm(loader, desc=progress, unit="batch", disable=progress is None or rank > 0)
     for number, loaded in enumerate(shown):
         moved = loaded.to(device)
-        probabilities = predict(moved).float().softmax(dim=1).unflatten(0, (-1, num_views))
+        values = compute(moved).float().unflatten(0, (-1, num_views))
         if number < len(mine):
-            rows.update(_rows(loaded, probabilities.mean(1).cpu(), num_views))
+            rows.update(_rows(loaded, values.mean(1).cpu(), num_views))
             skipped += loaded.skipped
     return _together(rows, skipped, shards.num_samples)
 
@@ -91,7 +128,7 @@ def score_videos(
 def _rows(
     batch: Batch, means: Tensor, views: int
 ) -> Iterator[tuple[int, tuple[Tensor, int, bool]]]:
-    """Of each video of a batch its number, probabilities, label, and whether it decoded."""
+    """Of each video of a batch its number, values, label, and whether it decoded."""
     keys, labels = batch.keys[::views].tolist(), batch.labels[::views].tolist()
     for number, mean, label, valid in zip(
         keys, means, labels, batch.valid[::views].tolist(), strict=True
@@ -101,17 +138,17 @@ def _rows(
 
 def _together(
     rows: dict[int, tuple[Tensor, int, bool]], skipped: list[Skipped], num_samples: int
-) -> Scores:
+) -> Outputs:
     shares: list[Any] = [(rows, skipped)]
     if dist.is_initialized():
         shares = [None] * dist.get_world_size()
         dist.all_gather_object(shares, (rows, skipped))
     merged = {number: row for share, _ in shares for number, row in share.items()}
     if sorted(merged) != list(range(num_samples)):
-        raise AssertionError(f"{len(merged)} of {num_samples} videos were scored")
-    probabilities, labels, valid = zip(*(merged[n] for n in range(num_samples)), strict=True)
-    return Scores(
-        torch.stack(probabilities),
+        raise AssertionError(f"{len(merged)} of {num_samples} videos were seen")
+    values, labels, valid = zip(*(merged[n] for n in range(num_samples)), strict=True)
+    return Outputs(
+        torch.stack(values),
         torch.tensor(labels),
         torch.tensor(valid),
         [video for _, share in shares for video in share],

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.models.arvideo import ARVideo
+from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.models.objective import Objective
 
 # A new objective is one file in models/ and one line here.
@@ -21,13 +22,16 @@ def build_objective(recipe: PretrainRecipe) -> Objective:
 
 
 class Pretrain(nn.Module):
-    """Mean loss over the clips of a batch that decoded; 0 if none did."""
+    """While training the mean loss over clips that decoded (0 if none did), else tokens B N D."""
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.model = build_objective(recipe)
+        self.patch = recipe.patch
 
     def forward(self, batch: Batch) -> Tensor:
+        if not self.training:
+            return encode_clips(self.model.encoder, batch.clips, self.patch)
         per_clip = self.model(batch.clips, batch.keys)
         valid = batch.valid.to(per_clip.dtype)
         return (per_clip * valid).sum() / valid.sum().clamp(min=1)

@@ -162,6 +162,8 @@ class Console:
         ]
         if "validation/top1" in metrics:
             parts.append(f"validation top-1 {metrics['validation/top1']:.2f} %")
+        if "validation/knn" in metrics:
+            parts.append(f"nearest neighbours {metrics['validation/knn']:.2f} %")
         if "validation/map" in metrics:
             parts.append(f"validation mAP {metrics['validation/map']:.2f} %")
         if metrics["data/skipped_total"]:

@@ -46,7 +46,7 @@ from arvideo_ds.train.interrupt import Interrupt
 from arvideo_ds.train.loop import Run, Sink, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.settle import Options, Settings
-from arvideo_ds.train.validation import DetectionValidation, Validation
+from arvideo_ds.train.validation import DetectionValidation, OnlineProbe, Validation
 
 # A script that requeues asks for exactly this code (EX_TEMPFAIL).
 EXIT_INTERRUPTED = 75
@@ -181,13 +181,20 @@ def _groups(task: Pretrain | Finetune | Detect, recipe: Recipe) -> list[dict[str
     return parameter_groups(task, recipe.optim.weight_decay, layer_decay=layer_decay)
 
 
+_VALIDATIONS: dict[str, type[Validation]] = {
+    "pretrain": OnlineProbe,
+    "finetune": Validation,
+    "detect": DetectionValidation,
+}
+
+
 def _validation(
     settings: Settings[Any], engine: Engine, world: World, folder: Path, first_step: int
 ) -> Validation | None:
     shards = settings.validation
     if shards is None:
         return None
-    kind = DetectionValidation if isinstance(settings.recipe, DetectRecipe) else Validation
+    kind = _VALIDATIONS[settings.recipe.task]
     validation = kind(engine, settings.recipe, settings.plan, shards, world, folder, first_step)
     if world.is_main:
         # An earlier start may have been killed between its last save and this.

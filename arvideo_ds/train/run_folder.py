@@ -51,7 +51,7 @@ _FREE = frozenset(
     optim.implementation evaluation.shards evaluation.every_epochs evaluation.views
     evaluation.batch evaluation.annotations evaluation.detections evaluation.min_score
     evaluation.excluded evaluation.action_list finetune.init_from finetune.num_classes
-    detect.init_from detect.annotations probe.train_shards probe.test_shards
+    detect.init_from detect.annotations probe.train_shards probe.test_shards probe.every_epochs
     wandb.mode wandb.project wandb.entity""".split()
 )
 

@@ -7,7 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic
 
-from arvideo_ds.config import DetectRecipe, FinetuneRecipe, Recipe, RunPlan, load_recipe, make_plan
+from arvideo_ds.config import (
+    DetectRecipe,
+    FinetuneRecipe,
+    PretrainRecipe,
+    Recipe,
+    RunPlan,
+    load_recipe,
+    make_plan,
+)
 from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
@@ -40,7 +48,7 @@ class Settings(Generic[AnyRecipe]):
     plan: RunPlan
     deepspeed: dict[str, Any]
     shards: ShardSet | None
-    # What fine-tuning and detection are validated on.
+    # What a run is judged on while it trains.
     validation: ShardSet | None = None
 
     def require_shards(self) -> ShardSet:
@@ -73,7 +81,9 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     tree = read_deepspeed_json(options.deepspeed_config)
     config = resolve(tree, recipe, plan, str(options.deepspeed_config))
     validation = None
-    if isinstance(recipe, FinetuneRecipe):
+    if isinstance(recipe, PretrainRecipe):
+        validation = _probe_shards(recipe)
+    elif isinstance(recipe, FinetuneRecipe):
         validation = _open(recipe.evaluation.shards)
         _check_labels(recipe, plan, shards, validation)
     elif isinstance(recipe, DetectRecipe):
@@ -98,6 +108,25 @@ def _require(recipe: Recipe, shards: ShardSet | None) -> ShardSet:
             "data.shards=SHARDS to the command."
         )
     raise UserError(f"there are no shards in {where}. {how_to_make_shards(where)}")
+
+
+def _probe_shards(recipe: PretrainRecipe) -> ShardSet | None:
+    """What the online probe asks about. Errors: `UserError` where its shards do not go together."""
+    if recipe.probe.every_epochs is None:
+        return None
+    known, asked = _open(recipe.probe.train_shards), _open(recipe.probe.test_shards)
+    if known is None or asked is None:
+        raise UserError(
+            f"probe.every_epochs={recipe.probe.every_epochs:g} needs labelled shards in "
+            f"probe.train_shards ({recipe.probe.train_shards}) and probe.test_shards "
+            f"({recipe.probe.test_shards}). Make them, or leave probe.every_epochs out."
+        )
+    if known.manifest.labels is None or known.manifest.labels != asked.manifest.labels:
+        raise UserError(
+            f"{known.name} and {asked.name} have no labels or different ones; a probe needs the "
+            "same class names in both."
+        )
+    return asked
 
 
 def _check_labels(

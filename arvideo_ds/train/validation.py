@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.config import DetectRecipe, FinetuneRecipe, RunPlan
+from arvideo_ds.config import DetectRecipe, RunPlan
 from arvideo_ds.data.loader import worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.build import Engine
@@ -14,7 +14,9 @@ from arvideo_ds.engine.checkpoints import newest_checkpoint
 from arvideo_ds.engine.export import export_weights
 from arvideo_ds.engine.world import World
 from arvideo_ds.evaluation.detection import Judge
-from arvideo_ds.evaluation.scores import score_videos
+from arvideo_ds.evaluation.features import POOLING, Features
+from arvideo_ds.evaluation.probe import nearest_neighbours
+from arvideo_ds.evaluation.scores import outputs_of, score_videos
 from arvideo_ds.tasks import PREFIX
 from arvideo_ds.train import run_folder
 
@@ -30,7 +32,7 @@ class Validation:
     def __init__(
         self,
         engine: Engine,
-        recipe: FinetuneRecipe | DetectRecipe,
+        recipe: Any,
         plan: RunPlan,
         shards: ShardSet,
         world: World,
@@ -40,9 +42,13 @@ class Validation:
         self._engine, self._recipe, self._shards, self._world = engine, recipe, shards, world
         self._steps = plan.steps
         steps_per_epoch = plan.num_videos / plan.videos_per_step
-        self._every = max(1, round(recipe.evaluation.every_epochs * steps_per_epoch))
+        self._every = max(1, round(self._every_epochs(recipe) * steps_per_epoch))
         self._folder = folder
         self.best = _best_until(folder / BEST, first_step)
+
+    @staticmethod
+    def _every_epochs(recipe: Any) -> float:
+        return float(recipe.evaluation.every_epochs)
 
     def due(self, done: int) -> bool:
         return done % self._every == 0 or done == self._steps
@@ -107,6 +113,44 @@ class DetectionValidation(Validation):
             "validation/boxes": report.boxes,
             "validation/unreadable": report.unreadable,
         }
+
+
+class OnlineProbe(Validation):
+    """Nearest-neighbour accuracy of the encoder as it is now, on the recipe's probe shards.
+
+    No weights are chosen by it: pretraining has seen no labels, and shall not.
+    """
+
+    BEST_BY = "none"
+
+    @staticmethod
+    def _every_epochs(recipe: Any) -> float:
+        return float(recipe.probe.every_epochs)
+
+    def run(self) -> dict[str, float]:
+        known, asked = (
+            self._features(ShardSet(self._recipe.probe.train_shards)),
+            self._features(self._shards),
+        )
+        return {
+            "validation/knn": 100 * nearest_neighbours(known, asked),
+            "validation/unreadable": known.skipped + asked.skipped,
+        }
+
+    def _features(self, shards: ShardSet) -> Features:
+        times = self._recipe.geometry.grid[0]
+        pool = POOLING[self._recipe.probe.features]
+        found = outputs_of(
+            lambda batch: pool(self._engine.evaluate(batch), times),
+            shards,
+            self._recipe,
+            views=(1, 1),
+            batch=self._recipe.train.micro_batch,
+            num_workers=worker_count(self._recipe, cores=self._world.cores),
+            device=self._world.device,
+        )
+        usable = found.valid & (found.labels >= 0)
+        return Features(found.values[usable], found.labels[usable], len(found.skipped))
 
 
 def _best_until(path: Path, first_step: int) -> dict[str, float]:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
+from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.tasks import PREFIX
 from arvideo_ds.tasks.pretrain import Pretrain
 
@@ -54,6 +55,12 @@ def test_the_loss_is_the_mean_over_the_clips_that_decoded(task: Pretrain) -> Non
     batch = batch_of(noise(3), [True, False, True])
     per_clip = task.model(batch.clips, batch.keys)
     torch.testing.assert_close(task(batch), (per_clip[0] + per_clip[2]) / 2)
+
+
+def test_in_evaluation_it_gives_all_tokens(task: Pretrain) -> None:
+    batch = batch_of(noise(2), [True, True])
+    tokens = task.eval()(batch)
+    assert torch.equal(tokens, encode_clips(task.model.encoder, batch.clips, task.patch))
 
 
 def test_a_batch_without_any_clip_gives_zero_and_a_gradient_of_zeros(task: Pretrain) -> None:

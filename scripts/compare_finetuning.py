@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Is the pretraining worth something? The same fine-tuning with and without it, over seeds.
+
+    python scripts/compare_finetuning.py --recipe finetune_weizmann --init-from RUN --seeds 3 \\
+        --output runs/weizmann data.shards=SHARDS/train evaluation.shards=SHARDS/test
+
+Runs scripts/finetune.py and scripts/evaluate.py for each seed, with the last weights, so that none
+are chosen on the test videos; the same command goes on where it was interrupted. Writes
+OUTPUT/comparison.json, prints a table, and draws the confusion matrices summed over the seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.errors import UserError, command
+
+SCRIPTS = Path(__file__).parent
+STARTS = ("pretrained", "scratch")
+
+
+@command
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", required=True)
+    parser.add_argument("--init-from", "--init_from", required=True, help="pretrained weights")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    args = parser.parse_intermixed_args()
+    if args.seeds < 1:
+        raise UserError(f"--seeds {args.seeds} must be 1 or more.")
+    results: dict[str, list[dict[str, Any]]] = {start: [] for start in STARTS}
+    for seed in range(args.seeds):
+        for start in STARTS:
+            folder = args.output / f"{start}-{seed}"
+            more = [f"--init-from={args.init_from}"] if start == "pretrained" else []
+            options = [f"--recipe={args.recipe}", f"--output={folder}", f"train.seed={seed}"]
+            _run("finetune.py", *options, *more, *args.overrides)
+            _run("evaluate.py", str(folder), "--weights=last")
+            results[start].append(_result(folder))
+    table = {start: _spread(found) for start, found in results.items()}
+    _write(args, table, results)
+    return 0
+
+
+def _run(script: str, *arguments: str) -> None:
+    done = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], check=False)
+    if done.returncode:
+        raise UserError(f"{script} ended with code {done.returncode}; its own words stand above.")
+
+
+def _result(folder: Path) -> dict[str, Any]:
+    newest = max((folder / "evaluation").glob("*-last-*.json"), key=lambda p: p.stat().st_mtime)
+    result: dict[str, Any] = json.loads(newest.read_text())
+    return result | {"scores": str(newest.with_suffix(".safetensors"))}
+
+
+def _spread(found: list[dict[str, Any]]) -> dict[str, Any]:
+    top1 = [result["top1"] for result in found]
+    return {
+        "top1": top1,
+        "mean": statistics.mean(top1),
+        # Of the seeds, as a sample of all seeds.
+        "deviation": statistics.stdev(top1) if len(top1) > 1 else None,
+        "videos": found[0]["videos"],
+    }
+
+
+def _write(
+    args: argparse.Namespace, table: dict[str, Any], results: dict[str, list[dict[str, Any]]]
+) -> None:
+    # Only now: torch takes seconds to load.
+    from matplotlib import pyplot as plt
+    from safetensors.torch import load_file
+
+    from arvideo_ds.evaluation.confusion import draw_confusion
+    from arvideo_ds.evaluation.scores import Scores
+
+    for start, found in results.items():
+        total: Any = 0
+        for result in found:
+            held = load_file(result["scores"])
+            scores = Scores(held["probabilities"], held["labels"], held["valid"], [])
+            total = total + scores.confusion()
+        figure = draw_confusion(total, list(found[0]["per_class"]))
+        figure.savefig(args.output / f"confusion-{start}.png", dpi=110)
+        plt.close(figure)
+    document = {
+        "recipe": args.recipe,
+        "seeds": args.seeds,
+        "overrides": args.overrides,
+        "manifest": results["scratch"][0]["manifest"],
+        "starts": table,
+    }
+    (args.output / "comparison.json").write_text(json.dumps(document, indent=1) + "\n")
+    print("| start | top-1 of each seed, % | mean | deviation |\n|---|---|---|---|")
+    for start, row in table.items():
+        each = ", ".join(f"{value:.1f}" for value in row["top1"])
+        deviation = "" if row["deviation"] is None else f"{row['deviation']:.1f}"
+        print(f"| {start} | {each} | {row['mean']:.1f} | {deviation} |")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

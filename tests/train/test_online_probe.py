@@ -1,0 +1,64 @@
+"""The online probe: judged while pretraining as afterwards, at every stage, without any effect."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from arvideo_ds.config import PretrainRecipe, load_recipe
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.features import extract
+from arvideo_ds.evaluation.pretrained import load_pretrained
+from arvideo_ds.evaluation.probe import nearest_neighbours
+from arvideo_ds.train.settle import Options, settle
+from tests.conftest import ROOT
+from tests.train.conftest import Runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "ranks"), [("zero0", 1), ("zero3", 2)])
+def test_it_says_what_the_probe_says_afterwards_and_changes_nothing(
+    stage: str, ranks: int, runs: Runs, demo_shards: Path
+) -> None:
+    def launcher() -> tuple[str, ...]:
+        return runs.deepspeed(ranks) if ranks > 1 else ()
+
+    probe = (
+        f"probe.train_shards={demo_shards / 'train'}",
+        f"probe.test_shards={demo_shards / 'test'}",
+    )
+    name = f"probed-{stage}"
+    options = ("train.max_steps=6", *probe)
+    runs.run(name, *options, "probe.every_epochs=0.5", launcher=launcher(), stage=stage)
+    runs.run(f"un{name}", *options, launcher=launcher(), stage=stage)
+    assert runs.losses(name) == runs.losses(f"un{name}")
+    judged = {m["step"]: m["validation/knn"] for m in runs.metrics(name) if "validation/knn" in m}
+    # 48 videos, 16 clips of 2 repeats: 8 videos a step, so every 3 steps.
+    assert list(judged) == [3, 6]
+    recipe = load_recipe(str(runs.folder / name / "recipe.yaml"))
+    encoder = load_pretrained(recipe, runs.folder / name / "model.safetensors").encoder
+    features = [
+        extract(encoder, ShardSet(demo_shards / split), recipe, torch.device("cpu"))
+        for split in ("train", "test")
+    ]
+    assert judged[6] == pytest.approx(100 * nearest_neighbours(*features), abs=2.1)
+    assert not (runs.folder / name / "best.safetensors").exists()
+
+
+@pytest.mark.parametrize("missing", ["train", "test"])
+def test_shards_that_are_not_there_are_said_before_anything_starts(
+    missing: str, demo_shards: Path, tmp_path: Path
+) -> None:
+    shards = {split: str(demo_shards / split) for split in ("train", "test")}
+    shards[missing] = str(tmp_path / "nowhere")
+    overrides = [f"probe.{split}_shards={folder}" for split, folder in shards.items()]
+    options = Options(
+        "demo",
+        ROOT / "ds_configs/zero1.json",
+        [f"data.shards={demo_shards / 'train'}", *overrides, "probe.every_epochs=1"],
+    )
+    with pytest.raises(UserError, match=r"probe\.every_epochs=1 needs labelled shards"):
+        settle(options, PretrainRecipe, world_size=1)
