@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
@@ -18,6 +19,12 @@ from tests.ava_set import AvaSet, make_ava
 ROOT = Path(__file__).parent.parent
 # Real videos of the developers' machines; the project passes without them.
 REAL_VIDEOS = ROOT.parent / "shared" / "data"
+
+
+# The same examples in every run: what one sees, all can repeat. To look for others:
+# pytest --hypothesis-profile=default.
+settings.register_profile("repeatable", derandomize=True)
+settings.load_profile("repeatable")
 
 
 @pytest.fixture(scope="session")

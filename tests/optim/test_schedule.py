@@ -38,8 +38,10 @@ def test_it_starts_peaks_and_ends_where_it_is_told(schedule: dict[str, Any]) -> 
 @given(SCHEDULES)
 def test_it_rises_then_falls(schedule: dict[str, Any]) -> None:
     rates, warmup = curve(schedule), schedule["warmup_steps"]
-    assert rates[: warmup + 1] == sorted(rates[: warmup + 1])
-    assert rates[warmup:] == sorted(rates[warmup:], reverse=True)
+    # Rates next to each other are rounded.
+    slack = 1e-15 * schedule["peak"]
+    assert all(b >= a - slack for a, b in itertools.pairwise(rates[: warmup + 1]))
+    assert all(b <= a + slack for a, b in itertools.pairwise(rates[warmup:]))
 
 
 @given(SCHEDULES)
