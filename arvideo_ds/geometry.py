@@ -44,6 +44,11 @@ class Geometry:
             "objective.cluster",
         )
 
+    @classmethod
+    def whole(cls, clip: Triple, patch: Triple) -> Geometry:
+        """The whole clip as one cluster."""
+        return cls(clip, patch, cls(clip, patch, (1, 1, 1)).grid)
+
     @property
     def grid(self) -> Triple:
         """Tokens along time, height and width."""

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Draw a finished run: loss, probes, and clips predicted cluster by cluster, in one report.html.
+"""Draw a finished run: loss, probes, and clips as it predicts them, in one report.html.
 
 python scripts/report.py runs/demo
 python scripts/report.py runs/my_run --shards SHARDS --clips 4
@@ -20,13 +20,20 @@ from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation import pictures, report
 from arvideo_ds.evaluation.pretrained import load_pretrained
-from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.randomness import draw_key
 from arvideo_ds.train import run_folder
 
 FEATURES = {
     "mean": "mean of the tokens",
     "change": "mean of the tokens of the later times less that of the earlier times",
+}
+HOW_PREDICTED = {
+    "arvideo": (
+        "Each step predicts one more cluster (outlined) from the kept tokens of the clusters "
+        "before it in the sampled order; the first cluster is given. The newest cluster is drawn "
+        "over what earlier steps predicted, nothing is fed back."
+    ),
+    "videomae": "The hidden tokens are predicted at once from those that are seen.",
 }
 
 
@@ -61,7 +68,7 @@ def main() -> None:
 def facts(recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tuple[str, Any]]:
     plan = summary["plan"]
     return [
-        ("objective", f"{recipe.objective.name}, order {recipe.objective.order}"),
+        ("objective", ", ".join(f"{k} {v}" for k, v in recipe.objective.model_dump().items())),
         (
             "encoder",
             f"ViT-{recipe.model.size}, {plan['parameters_encoder'] / 1e6:.1f} M parameters",
@@ -83,24 +90,19 @@ def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: in
     tree = recipe.model_dump()
     tree["decoder"]["target_ratio"] = 1.0
     model = load_pretrained(validate(tree, "recipe"), run / run_folder.MODEL)
-    assert isinstance(model, ARVideo)
     clips = EvaluationClips(ShardSet(folder), recipe)
     figures = []
     for number in range(min(count, len(clips))):
         key = draw_key(recipe.train.seed, 0, number, 0)
         prediction = pictures.predict_clip(model, clips[number].clips[0], key, recipe)
         figures.append(pictures.draw_prediction(prediction, f"clip {number} of {folder}"))
-    note = (
-        "Each step predicts one more cluster (outlined) from the kept tokens of the clusters "
-        "before it in the sampled order; the first cluster is given. The newest cluster is drawn "
-        "over what earlier steps predicted, nothing is fed back."
-    )
+    note = HOW_PREDICTED[recipe.objective.name]
     if recipe.objective.normalize_targets:
         note += (
             " Targets are normalised per cube, so mean and contrast of each cube are taken from "
             "the original: the structure inside the cubes is what the model predicts."
         )
-    return report.section("Predictions, cluster by cluster", note, figures)
+    return report.section("Predictions", note, figures)
 
 
 if __name__ == "__main__":

@@ -110,7 +110,8 @@ def tiny() -> Callable[..., PretrainRecipe]:
             },
         }
         for name, values in sections.items():
-            tree[name] = {**tree.get(name, {}), **values}
+            below = {} if "name" in values else tree.get(name, {})  # another objective
+            tree[name] = {**below, **values}
         return validate(tree, "test recipe")
 
     return make

@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from arvideo_ds.config.cost import arvideo_cost, parameter_sizes
+from arvideo_ds.config.cost import cost_of, parameter_sizes
 from arvideo_ds.config.memory import BYTES, Footprint, Strategy, footprint, kept_gathered
 from arvideo_ds.config.plan import make_plan
 from arvideo_ds.config.schema import PretrainRecipe
@@ -102,7 +102,7 @@ def weigh(recipe: PretrainRecipe, strategy: Strategy, micro_batch: int, machine:
         accumulation=accumulation,
     )
     again = 1 / strategy.recompute if strategy.recompute else 0
-    flops = clips * arvideo_cost(recipe).flops_forward_per_clip * (_FORWARD_AND_BACKWARD + again)
+    flops = clips * cost_of(recipe).flops_forward_per_clip * (_FORWARD_AND_BACKWARD + again)
     sent = sent_bytes(recipe, strategy, machine.num_gpus, accumulation)
     return Option(
         strategy=strategy,

@@ -22,37 +22,32 @@ class Cost:
 
 def cost_of(recipe: Recipe) -> Cost:
     """Cost of a recipe's model; a classifier's head is too small to count."""
-    if isinstance(recipe, PretrainRecipe):
-        return arvideo_cost(recipe)
-    return Cost(sum(encoder_sizes(recipe)), 0, encoder_flops(recipe))
-
-
-def arvideo_cost(recipe: PretrainRecipe) -> Cost:
-    """Cost of ARVideo: parameters, and FLOP of one forward pass of one clip."""
-    size, values = recipe.size, recipe.geometry.cube_values
-    width, depth, _ = recipe.decoder_shape
-    tokens, queries = recipe.encoder_tokens, recipe.decoder_queries
-    self_attention = recipe.decoder.self_attention
-
-    layer_flops = _attention(queries, tokens, width) + _mlp(
-        queries, width, DECODER_MLP_RATIO * width
-    )
-    if self_attention:
-        layer_flops += _attention(queries, queries, width)
-    decoder_flops = (
-        _linear(tokens, size.width, width) + depth * layer_flops + _linear(queries, width, values)
-    )
+    if not isinstance(recipe, PretrainRecipe):
+        return Cost(sum(encoder_sizes(recipe)), 0, encoder_flops(recipe))
     encoder, decoder = parameter_sizes(recipe)
-    return Cost(
-        parameters_encoder=sum(encoder),
-        parameters_decoder=sum(decoder),
-        flops_forward_per_clip=encoder_flops(recipe) + decoder_flops,
+    return Cost(sum(encoder), sum(decoder), encoder_flops(recipe) + decoder_flops(recipe))
+
+
+def decoder_flops(recipe: PretrainRecipe) -> int:
+    """FLOP of the decoder on one clip, forward."""
+    width, depth, _ = recipe.decoder_shape
+    counts = recipe.counts
+    rows = counts.decoded
+    layer = _mlp(rows, width, DECODER_MLP_RATIO * width)
+    if recipe.objective.crosses:
+        layer += _attention(rows, counts.encoded, width)
+    if recipe.decoder.self_attention or not recipe.objective.crosses:
+        layer += _attention(rows, rows, width)
+    return (
+        _linear(counts.encoded, recipe.size.width, width)
+        + depth * layer
+        + _linear(counts.predicted, width, recipe.geometry.cube_values)
     )
 
 
 def encoder_flops(recipe: Recipe) -> int:
     """FLOP of the encoder on one clip's encoded tokens, forward."""
-    size, tokens = recipe.size, recipe.encoder_tokens
+    size, tokens = recipe.size, recipe.counts.encoded
     return _linear(tokens, recipe.geometry.cube_values, size.width) + size.depth * (
         _attention(tokens, tokens, size.width) + _mlp(tokens, size.width, size.mlp)
     )
@@ -70,18 +65,15 @@ def parameter_sizes(recipe: PretrainRecipe) -> tuple[list[int], list[int]]:
     """Elements of every weight and bias: of the encoder's and of the decoder's."""
     size, values = recipe.size, recipe.geometry.cube_values
     width, depth, _ = recipe.decoder_shape
-    self_attention = recipe.decoder.self_attention
-    layer = _cross_attention(width) + _mlp_sizes(width, DECODER_MLP_RATIO * width)
-    if self_attention:
+    layer = _mlp_sizes(width, DECODER_MLP_RATIO * width)
+    if recipe.objective.crosses:
+        layer += _cross_attention(width)
+    if recipe.decoder.self_attention or not recipe.objective.crosses:
         layer += _self_attention(width)
-    query = width
-    decoder = [
-        *_weights(size.width, width),
-        query,
-        *(depth * layer),
-        *_norm(width),
-        *_weights(width, values),
-    ]
+    # VideoMAE's projection has no bias; each has one vector that is learnt for the hidden tokens.
+    projection = _weights(size.width, width) if recipe.objective.crosses else [size.width * width]
+    learnt = width
+    decoder = [*projection, learnt, *(depth * layer), *_norm(width), *_weights(width, values)]
     return encoder_sizes(recipe), decoder
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, overload
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from arvideo_ds.config.objectives import OBJECTIVES
 from arvideo_ds.config.schema import RECIPES, PretrainRecipe, Recipe
 from arvideo_ds.errors import UserError
 
@@ -57,8 +58,7 @@ def load_recipe(
     """
     path = find_recipe(name_or_path)
     tree = _read_with_base(path, ())
-    for override in overrides:
-        _apply_override(tree, override)
+    tree = _with_overrides(tree, overrides)
     return validate(tree, f"recipe {path.name}" + (" with overrides" if overrides else ""), kind)
 
 
@@ -149,26 +149,46 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     out = dict(below)
     for key, value in above.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merged(out[key], value) if both else value
+        out[key] = _merged(_of_same_name(out[key], value), value) if both else value
     return out
 
 
-def _apply_override(tree: dict[str, Any], override: str) -> None:
+def _of_same_name(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Another objective has other settings: those of the one below it do not count."""
+    return {} if above.get("name", below.get("name")) != below.get("name") else below
+
+
+def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """The tree under all overrides together, so that their order does not matter."""
+    above: dict[str, Any] = {}
+    for override in overrides:
+        keys, value = _parse_override(override)
+        _require_sections(tree, keys, override)
+        _require_sections(above, keys, override)
+        node = above
+        for key in keys[:-1]:
+            node = node.setdefault(key, {})
+        node[keys[-1]] = value
+    return _merged(tree, above)
+
+
+def _parse_override(override: str) -> tuple[list[str], Any]:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise UserError(f"'{override}' is no override; write section.key=value.")
     try:
-        value = yaml.safe_load(text)
+        return keys, yaml.safe_load(text)
     except yaml.YAMLError:
         raise UserError(f"the value in '{override}' is not valid YAML; quote it.") from None
-    node = tree
+
+
+def _require_sections(tree: dict[str, Any], keys: list[str], override: str) -> None:
+    node: Any = tree
     for depth, key in enumerate(keys[:-1]):
-        below = node.setdefault(key, {})
-        if not isinstance(below, dict):
+        node = node.get(key, {})
+        if not isinstance(node, dict):
             raise UserError(f"'{override}': {'.'.join(keys[: depth + 1])} is a value, no section.")
-        node = below
-    node[keys[-1]] = value
 
 
 def _explain(error: Any, origin: str, known: list[str]) -> str:
@@ -177,6 +197,9 @@ def _explain(error: Any, origin: str, known: list[str]) -> str:
     dotted, kind, value = ".".join(names), error["type"], error["input"]
     # Of a list's value its place, counted from 1.
     places = [part + 1 for part in error["loc"] if isinstance(part, int)]
+    if kind == "extra_forbidden" and dotted in known:
+        named = next(part for part in error["loc"] if part in OBJECTIVES)
+        return f"{origin}: '{dotted}' is no setting of objective.name={named}; remove it"
     if kind == "extra_forbidden":
         near = nearest(dotted, known)
         hint = f"; did you mean '{near}'?" if near else ""
@@ -200,6 +223,8 @@ def _remedy(error: Any, dotted: str, places: list[int]) -> str:
     if kind in _EXAMPLES:
         what, example = _EXAMPLES[kind]
         return f"{place}must be {what}, such as {example if places else f'{dotted}={example}'}"
+    if kind == "union_tag_invalid":
+        return f"objective.name must be one of: {', '.join(OBJECTIVES)}"
     message = error["msg"].removeprefix("Value error, ")
     return place + message.replace("Input should be", "must be")
 
@@ -212,7 +237,7 @@ _EXAMPLES = {
 }
 
 # Branches of `int | "auto"` appear in pydantic's locations; people did not write them.
-_UNION_TAGS = {"int", "constrained-int", "literal['auto']"}
+_UNION_TAGS = {"int", "constrained-int", "literal['auto']", *OBJECTIVES}
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:
@@ -230,15 +255,13 @@ def dotted_keys(model: type[BaseModel] = PretrainRecipe, prefix: str = "") -> li
     """Every key that a recipe may hold, as `section.key`."""
     keys = []
     for name, field in model.model_fields.items():
-        inner = _section(field.annotation)
         keys.append(prefix + name)
-        if inner is not None:
-            keys += dotted_keys(inner, f"{prefix}{name}.")
-    return keys
+        for section in _sections(field.annotation):
+            keys += dotted_keys(section, f"{prefix}{name}.")
+    return list(dict.fromkeys(keys))
 
 
-def _section(annotation: Any) -> type[BaseModel] | None:
-    for kind in (annotation, *get_args(annotation)):
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
-            return kind
-    return None
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [section for kind in get_args(annotation) for section in _sections(kind)]

@@ -230,10 +230,12 @@ def activations(recipe: PretrainRecipe, micro_batch: int, *, recompute: int = 0)
     """
     size, values, element = recipe.size, recipe.geometry.cube_values, _element(recipe)
     width, depth, _ = recipe.decoder_shape
-    tokens, queries = micro_batch * recipe.encoder_tokens, micro_batch * recipe.decoder_queries
-    block, layer = _encoder_block(recipe, tokens), _decoder_layer(recipe, tokens, queries)
+    counts = recipe.counts
+    tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
+    queries = micro_batch * counts.predicted
+    block, layer = _encoder_block(recipe, tokens), _decoder_layer(recipe, tokens, rows)
     blocks = _layers(size.depth, block, element * tokens * size.width, recompute)
-    layers = _layers(depth, layer, element * queries * width, recompute)
+    layers = _layers(depth, layer, element * rows * width, recompute)
     embedding = element * tokens * values
     encoded = tokens * (2 * element * size.width + _NORM_STATISTICS + element * width)
     head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * values)
@@ -258,27 +260,31 @@ def _element(recipe: PretrainRecipe) -> int:
 
 
 def _encoder_block(recipe: PretrainRecipe, tokens: int) -> int:
-    size = recipe.size
+    size, encoded = recipe.size, recipe.counts.encoded
     return (
         _attended(recipe, tokens, size.width, size.heads, own_keys=True)
-        + _element(recipe) * recipe.encoder_tokens**2
+        + _mask(recipe, encoded, encoded)
         + _mlp(recipe, tokens, size.width, size.mlp)
     )
 
 
-def _decoder_layer(recipe: PretrainRecipe, tokens: int, queries: int) -> int:
+def _decoder_layer(recipe: PretrainRecipe, tokens: int, rows: int) -> int:
     width, _, heads = recipe.decoder_shape
-    keys_values = 2 * tokens * width
-    mask = recipe.decoder_queries * recipe.encoder_tokens
-    kept = (
-        _attended(recipe, queries, width, heads, own_keys=False)
-        + _element(recipe) * (keys_values + mask)
-        + _mlp(recipe, queries, width, DECODER_MLP_RATIO * width)
-    )
-    if recipe.decoder.self_attention:
-        kept += _attended(recipe, queries, width, heads, own_keys=True)
-        kept += _element(recipe) * recipe.decoder_queries**2
+    counts = recipe.counts
+    kept = _mlp(recipe, rows, width, DECODER_MLP_RATIO * width)
+    if recipe.objective.crosses:
+        keys_values = _element(recipe) * 2 * tokens * width
+        kept += _attended(recipe, rows, width, heads, own_keys=False) + keys_values
+        kept += _mask(recipe, counts.decoded, counts.encoded)
+    if recipe.decoder.self_attention or not recipe.objective.crosses:
+        kept += _attended(recipe, rows, width, heads, own_keys=True)
+        kept += _mask(recipe, counts.decoded, counts.decoded)
     return kept
+
+
+def _mask(recipe: PretrainRecipe, queries: int, keys: int) -> int:
+    """The mask of steps in the run's precision; without steps there is none."""
+    return _element(recipe) * queries * keys if recipe.objective.crosses else 0
 
 
 def _attended(recipe: PretrainRecipe, rows: int, width: int, heads: int, *, own_keys: bool) -> int:

@@ -4,38 +4,19 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
+from arvideo_ds.config.objectives import (
+    ArvideoSettings,
+    DecoderSettings,
+    ObjectiveSettings,
+    TokenCounts,
+)
+from arvideo_ds.config.settings import NonNegative, Positive, PositiveTriple, Settings, Share
 from arvideo_ds.config.sizes import SIZES, TUBELET, Size
 from arvideo_ds.errors import UserError
-from arvideo_ds.geometry import Geometry, Triple, num_kept
-
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
-PositiveTriple = tuple[Positive, Positive, Positive]
-
-
-class Settings(BaseModel):
-    """Strict (unknown keys are errors) and frozen."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
-        annotation = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and annotation is not bool:
-            raise ValueError("true and false are no value of this setting")
-        return value
+from arvideo_ds.geometry import Geometry, Triple
 
 
 class ModelSettings(Settings):
@@ -44,27 +25,6 @@ class ModelSettings(Settings):
     patch: PositiveTriple | None = None
     # "sincos_1d" is VideoMAE's table; "sincos_3d" keeps time, row and column apart.
     positions: Literal["sincos_1d", "sincos_3d"] = "sincos_1d"
-
-
-class ObjectiveSettings(Settings):
-    name: Literal["arvideo"] = "arvideo"
-    # "shifted": steps 1..C-1 predict steps 2..C. "paper": the last step is dropped everywhere, as
-    # in the paper's Table 5 (METHOD, section 1).
-    targets: Literal["shifted", "paper"] = "shifted"
-    # Tokens along time, height and width of one cluster.
-    cluster: PositiveTriple = (2, 7, 7)
-    order: Literal["spatial_first", "temporal_first", "random"] = "random"
-    drop_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.8
-    normalize_targets: bool = True
-
-
-class DecoderSettings(Settings):
-    width: Positive | None = None
-    depth: Positive | None = None
-    heads: Positive | None = None
-    self_attention: bool = False
-    # Share of each predicted cluster's tokens that the loss is taken on; uniform and unbiased.
-    target_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
 
 
 class DataSettings(Settings):
@@ -274,23 +234,24 @@ class Recipe(Settings):
         return self.model.patch or (TUBELET, self.size.patch, self.size.patch)
 
     @property
+    def clip(self) -> Triple:
+        """Frames, height and width."""
+        return (self.data.frames, *self.data.size)
+
+    @property
     def geometry(self) -> Geometry:
         """The whole clip as one cluster, in which every token sees every other."""
-        clip = (self.data.frames, *self.data.size)
-        return Geometry(clip, self.patch, Geometry(clip, self.patch, (1, 1, 1)).grid)
+        return Geometry.whole(self.clip, self.patch)
+
+    @property
+    def counts(self) -> TokenCounts:
+        tokens = self.geometry.num_tokens
+        return TokenCounts(encoded=tokens, decoded=0, predicted=0)
 
     @property
     def transfer(self) -> TransferSettings | None:
         """How pretrained weights are taken over, where the task does."""
         return None
-
-    @property
-    def encoder_tokens(self) -> int:
-        return self.geometry.num_tokens
-
-    @property
-    def decoder_queries(self) -> int:
-        return 0
 
     @model_validator(mode="after")
     def _length_and_batch(self) -> Self:
@@ -308,18 +269,22 @@ class PretrainRecipe(Recipe):
     """A run that needs no labels."""
 
     task: Literal["pretrain"] = "pretrain"
-    objective: ObjectiveSettings = ObjectiveSettings()
+    objective: ObjectiveSettings = ArvideoSettings()
     decoder: DecoderSettings = DecoderSettings()
     probe: ProbeSettings = ProbeSettings()
 
     @property
     def geometry(self) -> Geometry:
-        return Geometry((self.data.frames, *self.data.size), self.patch, self.objective.cluster)
+        return self.objective.geometry(self.clip, self.patch)
+
+    @property
+    def counts(self) -> TokenCounts:
+        return self.objective.counts(self.geometry, self.decoder)
 
     @property
     def decoder_shape(self) -> tuple[int, int, int]:
         """Width, depth and heads of the decoder: the recipe's word, else the size table's."""
-        width = self.decoder.width or self.size.decoder_width
+        width = self.decoder.width or self.objective.decoder_width(self.size)
         heads = self.decoder.heads
         if heads is None:
             # A changed width keeps the width of a head.
@@ -327,47 +292,11 @@ class PretrainRecipe(Recipe):
             heads = max(1, width // per_head)
         return width, self.decoder.depth or self.size.decoder_depth, heads
 
-    @property
-    def num_steps_encoded(self) -> int:
-        """Clusters that the encoder sees: all but the last of the order."""
-        return self.geometry.num_clusters - 1
-
-    @property
-    def num_steps_predicted(self) -> int:
-        """Clusters that are predicted: steps 2..C, or 2..C-1 in the paper's convention."""
-        return self.num_steps_encoded - (self.objective.targets == "paper")
-
-    @property
-    def encoder_tokens(self) -> int:
-        kept = num_kept(1 - self.objective.drop_ratio, self.geometry.cluster_size)
-        return self.num_steps_encoded * kept
-
-    @property
-    def decoder_queries(self) -> int:
-        kept = num_kept(self.decoder.target_ratio, self.geometry.cluster_size)
-        return self.num_steps_predicted * kept
-
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Contradictions between sections, each said with the keys that hold it."""
         geometry = self.geometry
-        if self.num_steps_predicted < 1:
-            raise UserError(
-                f"objective.cluster makes {geometry.num_clusters} cluster(s) of the token grid "
-                f"{geometry.grid}: nothing is left to predict. Use smaller clusters."
-            )
-        if self.objective.normalize_targets and geometry.cube_pixels < 2:
-            raise UserError(
-                "objective.normalize_targets needs cubes of two or more pixels, but model.patch "
-                "is [1, 1, 1]; set objective.normalize_targets: false for pixel elements."
-            )
-        if self.decoder.self_attention and self.decoder.target_ratio < 1:
-            raise UserError(
-                f"decoder.target_ratio={self.decoder.target_ratio} with "
-                "decoder.self_attention=true would change what the queries see, so the loss "
-                "would no longer estimate the full one. Set target_ratio: 1.0 or "
-                "self_attention: false."
-            )
+        self.objective.check(geometry, self.decoder)
         width, _, heads = self.decoder_shape
         if width % heads or width % 2:
             raise UserError(

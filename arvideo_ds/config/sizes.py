@@ -1,7 +1,8 @@
 """The size table: encoder and default decoder of every model size.
 
 Source: ViT-S/B/L/H/g as in VideoMAE and VideoMAE V2 (arXiv 2203.12602, 2303.16727), ViT-G from
-"Scaling Vision Transformers" (arXiv 2106.04560); decoder of ARVideo, section 4.1.
+"Scaling Vision Transformers" (arXiv 2106.04560); decoder of ARVideo, section 4.1, and its width in
+VideoMAE's official code (depth, MLP ratio and width of a head are the same).
 """
 
 from __future__ import annotations
@@ -19,17 +20,18 @@ class Size:
     decoder_width: int
     decoder_depth: int
     decoder_heads: int
+    videomae_decoder_width: int
 
 
 SIZES: dict[str, Size] = {
-    #             width depth heads  mlp patch  decoder: width depth heads
-    "tiny": Size(128, 4, 4, 512, 4, 96, 2, 3),
-    "S": Size(384, 12, 6, 1536, 16, 192, 4, 3),
-    "B": Size(768, 12, 12, 3072, 16, 512, 4, 8),
-    "L": Size(1024, 24, 16, 4096, 16, 512, 4, 8),
-    "H": Size(1280, 32, 16, 5120, 16, 512, 4, 8),
-    "g": Size(1408, 40, 16, 6144, 14, 512, 4, 8),
-    "G": Size(1664, 48, 16, 8192, 14, 512, 4, 8),
+    #          width depth heads mlp patch  decoder: width depth heads, VideoMAE's width
+    "tiny": Size(128, 4, 4, 512, 4, 96, 2, 3, 96),
+    "S": Size(384, 12, 6, 1536, 16, 192, 4, 3, 192),
+    "B": Size(768, 12, 12, 3072, 16, 512, 4, 8, 384),
+    "L": Size(1024, 24, 16, 4096, 16, 512, 4, 8, 512),
+    "H": Size(1280, 32, 16, 5120, 16, 512, 4, 8, 512),
+    "g": Size(1408, 40, 16, 6144, 14, 512, 4, 8, 512),
+    "G": Size(1664, 48, 16, 8192, 14, 512, 4, 8, 512),
 }
 TUBELET = 2
 DECODER_MLP_RATIO = 4

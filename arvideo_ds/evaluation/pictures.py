@@ -17,8 +17,8 @@ from torch import Tensor
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.geometry import CHANNELS
-from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.cubes import from_cubes, pick, target_statistics, to_cubes, unit_pixels
+from arvideo_ds.models.objective import Objective
 
 _BLANK = 0.82
 _MAX_STEPS, _MAX_COLUMNS = 8, 8
@@ -29,8 +29,8 @@ _OUTLINE = (1.0, 0.35, 0.0)
 class Prediction:
     """One clip, in pictures T H W 3 of 0..1: as it is, what the encoder kept, and after each step.
 
-    `after_step[i]` shows the first cluster as given and all predicted clusters up to step i + 2;
-    `newest[i]` is True (T H W) on the cluster that came last.
+    `after_step[i]` shows what was given and all that was predicted up to that step; `newest[i]` is
+    True (T H W) on what came last. VideoMAE has one step.
     """
 
     original: np.ndarray
@@ -40,11 +40,11 @@ class Prediction:
 
 
 @torch.inference_mode()
-def predict_clip(model: ARVideo, clip: Tensor, key: int, recipe: PretrainRecipe) -> Prediction:
-    """Predict every token of a clip T H W 3 (uint8), in the order that `key` draws.
+def predict_clip(model: Objective, clip: Tensor, key: int, recipe: PretrainRecipe) -> Prediction:
+    """Predict tokens of a clip T H W 3 (uint8) as `key` draws them, step by step.
 
-    `model` must predict all tokens (target_ratio 1). Normalised targets are shown with the true
-    mean and contrast of their cube, which the model does not predict.
+    ARVideo must predict all of a cluster (target_ratio 1). Normalised targets are shown with the
+    true mean and contrast of their cube, which the model does not predict.
     """
     cubes = to_cubes(clip[None], model.patch)
     draw = model.draw(torch.tensor([key]))
@@ -62,8 +62,8 @@ def predict_clip(model: ARVideo, clip: Tensor, key: int, recipe: PretrainRecipe)
     kept = torch.full_like(pixels, _BLANK)
     kept[draw.encoded[0]] = pixels[draw.encoded[0]]
     canvas = torch.full_like(pixels, _BLANK)
-    first = model.clusters[draw.order[0, 0]]
-    canvas[first] = pixels[first]
+    given = model.given(draw)[0]
+    canvas[given] = pixels[given]
     after_step, newest = [], []
     per_step = rearrange(draw.targets[0], "(n r) -> n r", n=model.num_predicted)
     for tokens, cluster in zip(per_step, values[0].chunk(model.num_predicted), strict=True):
@@ -82,7 +82,8 @@ def draw_prediction(prediction: Prediction, title: str) -> Figure:
     rows: list[tuple[str, np.ndarray, np.ndarray | None]]
     rows = [("original", prediction.original, None), ("kept tokens", prediction.kept, None)]
     rows += [
-        (f"step {step + 2}", prediction.after_step[step], prediction.newest[step]) for step in steps
+        (_step_name(step, prediction), prediction.after_step[step], prediction.newest[step])
+        for step in steps
     ]
     height, width = prediction.original.shape[1:3]
     figure, axes = plt.subplots(
@@ -104,6 +105,11 @@ def draw_prediction(prediction: Prediction, title: str) -> Figure:
         axis.set_title(f"frame {frame}", fontsize=8)
     figure.suptitle(title, fontsize=9)
     return figure
+
+
+def _step_name(step: int, prediction: Prediction) -> str:
+    # ARVideo's first step is given.
+    return f"step {step + 2}" if len(prediction.after_step) > 1 else "predicted"
 
 
 def draw_loss(metrics: list[dict[str, float]]) -> Figure:

@@ -3,7 +3,7 @@
     order      a permutation of the clusters                      step i = i-th cluster of it
     encode     a random subset of each cluster's tokens, steps 1..C-1, block-causal attention
     decode     a query for every token of steps 2..C; it sees encoded tokens of earlier steps
-    loss       squared error on the (normalised) pixels of those tokens
+    loss       squared error on the (normalised) pixels of those tokens (objective.py)
 
 Source: ARVideo (Ren et al. 2024, arXiv 2405.15160).
 
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 from einops import rearrange, repeat
 from torch import Tensor
 
+from arvideo_ds.config.objectives import ArvideoSettings
 from arvideo_ds.config.schema import PretrainRecipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO
-from arvideo_ds.geometry import num_kept
-from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
+from arvideo_ds.geometry import Geometry, num_kept
+from arvideo_ds.models.cubes import pick
 from arvideo_ds.models.decoder import CrossDecoder
 from arvideo_ds.models.draws import random_subsets
-from arvideo_ds.models.encoder import build_encoder
 from arvideo_ds.models.masks import may_see_before, may_see_up_to, step_numbers
-from arvideo_ds.models.objective import Objective
+from arvideo_ds.models.objective import Draw, Objective
 from arvideo_ds.models.order import cluster_tokens, fixed_order, random_order
 from arvideo_ds.models.positions import position_table
 
@@ -34,12 +34,10 @@ _KEEP_PURPOSE, _TARGET_PURPOSE = 2, 3
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What was drawn for a batch: order B C (clusters), encoded B E and targets B Q (tokens)."""
+class OrderedDraw(Draw):
+    """With the order of the clusters, B C; tokens stand in that order."""
 
     order: Tensor
-    encoded: Tensor
-    targets: Tensor
 
 
 class ARVideo(Objective):
@@ -52,32 +50,29 @@ class ARVideo(Objective):
     self_mask: Tensor | None
 
     def __init__(self, recipe: PretrainRecipe) -> None:
-        super().__init__()
-        geometry, size = recipe.geometry, recipe.size
+        super().__init__(recipe)
+        settings, geometry = recipe.objective, recipe.geometry
+        assert isinstance(settings, ArvideoSettings)
         width, depth, heads = recipe.decoder_shape
-        self.patch = geometry.patch
-        self.normalize_targets = recipe.objective.normalize_targets
-        self.num_encoded = recipe.num_steps_encoded
-        self.num_predicted = recipe.num_steps_predicted
-        self.kept = num_kept(1 - recipe.objective.drop_ratio, geometry.cluster_size)
+        self.num_encoded = settings.steps_encoded(geometry)
+        self.num_predicted = settings.steps_predicted(geometry)
+        self.kept = settings.kept(geometry)
         self.targets = num_kept(recipe.decoder.target_ratio, geometry.cluster_size)
-        self.encoder = build_encoder(recipe)
         self.decoder = CrossDecoder(
             positions=position_table(recipe.model.positions, geometry.grid, width),
             cube_values=geometry.cube_values,
-            encoder_width=size.width,
+            encoder_width=recipe.size.width,
             depth=depth,
             heads=heads,
             mlp=DECODER_MLP_RATIO * width,
             self_attention=recipe.decoder.self_attention,
         )
-        self._register_clusters(recipe)
+        self._register_clusters(geometry, settings.order)
         self._register_masks(self_attention=recipe.decoder.self_attention)
 
-    def _register_clusters(self, recipe: PretrainRecipe) -> None:
-        order = recipe.objective.order
-        default = None if order == "random" else fixed_order(recipe.geometry, order)
-        self.register_buffer("clusters", cluster_tokens(recipe.geometry), persistent=False)
+    def _register_clusters(self, geometry: Geometry, order: str) -> None:
+        default = None if order == "random" else fixed_order(geometry, order)
+        self.register_buffer("clusters", cluster_tokens(geometry), persistent=False)
         self.register_buffer("default_order", default, persistent=False)
 
     def _register_masks(self, *, self_attention: bool) -> None:
@@ -88,21 +83,11 @@ class ARVideo(Objective):
         self.register_buffer("cross_mask", may_see_before(queries, encoded), persistent=False)
         self.register_buffer("self_mask", self_mask, persistent=False)
 
-    def forward(self, clips: Tensor, keys: Tensor) -> Tensor:
-        """Loss of each clip, B; order, dropping and targets are drawn from its key."""
-        draw = self.draw(keys)
-        cubes = to_cubes(clips, self.patch)
-        predicted = self.predict(cubes, draw).float()
-        wanted = pixel_targets(pick(cubes, draw.targets), normalize=self.normalize_targets)
-        return (predicted - wanted).square().mean(dim=(1, 2))
-
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
-        """Cubes of the target tokens, from cubes B N P: B Q P. Only kept tokens are embedded."""
         encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded, self.encoder_mask)
         return self.decoder(encoded, draw.targets, self.cross_mask, self.self_mask)
 
-    def draw(self, keys: Tensor) -> Draw:
-        """Order, kept tokens and target tokens of each clip; a pure function of its key."""
+    def draw(self, keys: Tensor) -> OrderedDraw:
         num_clusters, size = self.clusters.shape
         if self.default_order is None:
             order = random_order(keys, num_clusters)
@@ -110,11 +95,16 @@ class ARVideo(Objective):
             order = repeat(self.default_order, "c -> b c", b=len(keys))
         kept = random_subsets(keys, _KEEP_PURPOSE, self.num_encoded, size, self.kept)
         wanted = random_subsets(keys, _TARGET_PURPOSE, self.num_predicted, size, self.targets)
-        return Draw(
+        return OrderedDraw(
             order=order,
             encoded=self._tokens(order[:, : self.num_encoded], kept),
             targets=self._tokens(order[:, 1 : 1 + self.num_predicted], wanted),
         )
+
+    def given(self, draw: Draw) -> Tensor:
+        """The first cluster, whole."""
+        assert isinstance(draw, OrderedDraw)
+        return self.clusters[draw.order[:, 0]]
 
     def _tokens(self, clusters: Tensor, members: Tensor) -> Tensor:
         """Tokens of the given members (B n m, places within a cluster) of clusters B n: B (n m)."""

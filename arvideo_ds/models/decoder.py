@@ -1,4 +1,4 @@
-"""ARVideo's decoder: queries for places to predict, looking at the encoded steps before them.
+"""Decoders: ARVideo's queries that look at encoded steps, VideoMAE's tokens seen and hidden.
 
 B clips, Q queries, M encoded tokens, N tokens of the grid, D encoder width, d decoder width,
 P values of a cube.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from einops import rearrange
 from timm.layers import Mlp
-from timm.models.vision_transformer import Attention
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -103,3 +103,48 @@ class CrossDecoder(nn.Module):
         for layer in self.layers:
             x = layer(x, memory, cross_mask, self_mask)
         return self.head(self.norm(x))
+
+
+class JointDecoder(nn.Module):
+    """Encoded tokens and a learned one for each hidden place, all attending to each other.
+
+    Source: VideoMAE (arXiv 2203.12602), section 3.1, and its code: no bias in the projection.
+    """
+
+    positions: Tensor
+
+    def __init__(
+        self,
+        *,
+        positions: Tensor,
+        cube_values: int,
+        encoder_width: int,
+        depth: int,
+        heads: int,
+        mlp: int,
+    ) -> None:
+        super().__init__()
+        width = positions.shape[1]
+        self.project = nn.Linear(encoder_width, width, bias=False)
+        self.mask_token = nn.Parameter(torch.empty(width))
+        self.layers = nn.ModuleList(
+            Block(width, heads, mlp_ratio=mlp / width, qkv_bias=True, norm_layer=layer_norm)
+            for _ in range(depth)
+        )
+        self.norm = layer_norm(width)
+        self.head = nn.Linear(width, cube_values)
+        self.register_buffer("positions", positions, persistent=False)
+        initialize(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, encoded: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
+        """Predict the cubes at `hidden`.
+
+        encoded: B M D. seen: B M and hidden: B Q, tokens of the grid. Returns B Q P.
+        """
+        seen_tokens = self.project(encoded)
+        positions = self.positions.to(seen_tokens.dtype)
+        x = torch.cat([seen_tokens + positions[seen], self.mask_token + positions[hidden]], dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(self.norm(x[:, seen.shape[1] :]))

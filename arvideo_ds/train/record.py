@@ -82,10 +82,9 @@ def _model(recipe: Recipe, plan: RunPlan) -> str:
 def _tokens(recipe: Recipe, plan: RunPlan) -> str:
     if not isinstance(recipe, PretrainRecipe):
         return ", all encoded"
-    return (
-        f" -> {plan.num_clusters} clusters of {plan.cluster_size}; {plan.encoder_tokens} tokens "
-        f"encoded, {plan.decoder_queries} predicted"
-    )
+    clusters = f" -> {plan.num_clusters} clusters of {plan.cluster_size}"
+    tokens = f"{plan.encoder_tokens} tokens encoded, {plan.decoder_queries} predicted"
+    return f"{clusters}; {tokens}" if plan.num_clusters > 1 else f"; {tokens}"
 
 
 def summarize(

@@ -51,7 +51,7 @@ def test_the_papers_targets_are_one_cluster_fewer() -> None:
     plan = plan_of("objective.targets=paper")
     assert (plan.encoder_tokens, plan.decoder_queries) == (300, 1372)
     recipe = load_recipe(f"{VIT_B}_paper")
-    assert (recipe.encoder_tokens, recipe.decoder_queries) == (300, 1372)
+    assert (recipe.counts.encoded, recipe.counts.predicted) == (300, 1372)
 
 
 # METHOD, section 1: counted with PyTorch on an implementation of its own.
@@ -160,6 +160,7 @@ def test_an_unknown_number_of_videos_is_an_error_that_says_how_to_know_it() -> N
     assert plan_of("data.num_videos=null", num_videos=5000).num_videos == 5000
 
 
+VIDEOMAE = {"name": "videomae"}
 CONTRADICTIONS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
     "target share and self-attention": (
         {"decoder": {"target_ratio": 0.5, "self_attention": True}},
@@ -173,6 +174,18 @@ CONTRADICTIONS: dict[str, tuple[dict[str, dict[str, Any]], tuple[str, ...]]] = {
     "two clusters, the last of them dropped": (
         {"objective": {"cluster": [2, 8, 8], "targets": "paper"}},
         ("objective.cluster", "2 cluster"),
+    ),
+    "a cell that does not fit": (
+        {"objective": {**VIDEOMAE, "decoder_mask": "running_cell"}, "data": {"frames": 4}},
+        ("objective.decoder_mask=running_cell", "data.frames"),
+    ),
+    "nothing hidden": (
+        {"objective": {**VIDEOMAE, "mask_ratio": 0.001}},
+        ("objective.mask_ratio=0.001", "nothing is left"),
+    ),
+    "ARVideo's decoder under VideoMAE": (
+        {"objective": VIDEOMAE, "decoder": {"target_ratio": 0.5}},
+        ("decoder.target_ratio", "running_cell"),
     ),
     "no length": ({"train": {"max_steps": None}}, ("train.epochs", "train.max_steps")),
     "repeats that do not divide the batch": (
@@ -200,8 +213,8 @@ def test_a_contradiction_is_refused_with_both_keys(name: str, tiny: Tiny) -> Non
 
 
 def test_what_is_close_to_a_contradiction_passes(tiny: Tiny) -> None:
-    assert tiny(decoder={"self_attention": True}).decoder_queries
-    assert tiny(objective={"cluster": [2, 8, 8]}).num_steps_predicted == 1
+    assert tiny(decoder={"self_attention": True}).counts.predicted
+    assert tiny(objective={"cluster": [2, 8, 8]}).counts.predicted == 128
     pixels = tiny(
         model={"patch": [1, 1, 1]},
         objective={"normalize_targets": False, "cluster": [8, 8, 8]},

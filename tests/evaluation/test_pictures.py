@@ -69,7 +69,7 @@ def test_every_pixel_shows_what_it_is_said_to_show(
         done |= newest
         np.testing.assert_allclose(picture[given], original[given], atol=1e-6)
         assert (picture[~done] == blank).all()
-    assert step == recipe.num_steps_predicted
+    assert step == recipe.objective.steps_predicted(recipe.geometry)
     left = recipe.geometry.num_clusters - 1 - step
     assert (~done).sum() == left * given.sum()
     assert shown.after_step[-1].min() >= 0

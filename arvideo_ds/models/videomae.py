@@ -1,0 +1,61 @@
+"""VideoMAE on one page: see a few tubes of the clip, reconstruct the rest.
+
+    draw       a few places of the picture, seen at all times (tube masking)
+    encode     the tokens seen, full attention
+    decode     them and a mask token for each hidden one, full attention; in VideoMAE V2 only for
+               the hidden tokens that a running cell picks
+    loss       squared error on the normalised pixels of those tokens (objective.py)
+
+Source: VideoMAE (arXiv 2203.12602), VideoMAE V2 (arXiv 2303.16727).
+
+B clips, N tokens, E encoded tokens, Q predicted ones, P values of a cube.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from arvideo_ds.config.objectives import VideomaeSettings
+from arvideo_ds.config.schema import PretrainRecipe
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO
+from arvideo_ds.models.cubes import pick
+from arvideo_ds.models.decoder import JointDecoder
+from arvideo_ds.models.objective import Draw, Objective
+from arvideo_ds.models.positions import position_table
+from arvideo_ds.models.selection import running_cell, tokens_of, tube
+
+
+class VideoMAE(Objective):
+    """Encoder, decoder and loss of VideoMAE and V2 for the shapes of one recipe."""
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        super().__init__(recipe)
+        settings, geometry = recipe.objective, recipe.geometry
+        assert isinstance(settings, VideomaeSettings)
+        width, depth, heads = recipe.decoder_shape
+        self.grid = geometry.grid
+        self.counts = recipe.counts
+        self.visible_places = settings.visible_places(geometry)
+        self.decoder_mask = settings.decoder_mask
+        self.decoder = JointDecoder(
+            positions=position_table(recipe.model.positions, geometry.grid, width),
+            cube_values=geometry.cube_values,
+            encoder_width=recipe.size.width,
+            depth=depth,
+            heads=heads,
+            mlp=DECODER_MLP_RATIO * width,
+        )
+
+    def draw(self, keys: Tensor) -> Draw:
+        seen = tube(keys, self.grid, self.visible_places)
+        wanted = ~seen
+        if self.decoder_mask == "running_cell":
+            wanted &= running_cell(keys, self.grid)
+        return Draw(
+            encoded=tokens_of(seen, self.counts.encoded),
+            targets=tokens_of(wanted, self.counts.predicted),
+        )
+
+    def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
+        encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded)
+        return self.decoder(encoded, draw.encoded, draw.targets)
