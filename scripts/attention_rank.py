@@ -142,7 +142,8 @@ def open_encoder(source: str, recipe: Recipe) -> Encoder:
     own = run_folder.read_recipe(folder, Recipe)
     if not isinstance(own, PretrainRecipe):
         raise UserError(
-            f"{source} began with the weights of another run, not untrained; give that run."
+            f"{folder} is a run to {own.task}; untrained: takes the folder of a pretraining run, "
+            "whose encoder it draws anew."
         )
     return untrained(own).encoder
 

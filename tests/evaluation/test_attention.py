@@ -17,7 +17,7 @@ from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor
 
-from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data import clips as data_clips
 from arvideo_ds.data.decoders import DecodeError
@@ -80,6 +80,12 @@ def test_the_effective_rank_lies_between_1_and_the_rank_and_ignores_scale() -> N
     assert (found > 1).all()
     assert (found <= rank(spectrum(maps), 0)).all()
     torch.testing.assert_close(effective_rank(spectrum(3 * maps)), found)
+
+
+def test_the_effective_rank_is_the_entropy_of_shares_of_the_sum() -> None:
+    # Shares 3/4 and 1/4: exp(-3/4 ln 3/4 - 1/4 ln 1/4) = 4 / 3^(3/4). A zero adds nothing.
+    found = effective_rank(torch.tensor([3.0, 1.0, 0.0]))
+    assert found.item() == pytest.approx(4 / 3**0.75)
 
 
 @pytest.fixture
@@ -331,3 +337,18 @@ def test_wrong_input_is_answered_in_one_paragraph(
     assert said.startswith("error: ")
     assert all(word in said for word in words), said
     assert not Path("out").exists()
+
+
+def test_runs_that_are_unfinished_or_no_pretraining_are_said_to_be_so(
+    start: Start,
+    tiny_finetune: Callable[..., FinetuneRecipe],
+    demo_shards: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("tuned").mkdir()
+    run_folder.write_recipe(Path("tuned"), tiny_finetune())
+    options = ("--shards", demo_shards / "test", "--output", "out")
+    assert start("untrained:tuned", *options) == 2
+    assert "tuned is a run to finetune" in capsys.readouterr().err
+    assert start("tuned", *options) == 2
+    assert "the run in tuned is not finished" in capsys.readouterr().err
