@@ -126,6 +126,12 @@ class TransferSettings(Settings):
     # Weights to begin with: a run folder, an exported encoder, a public checkpoint (--init-from).
     # None trains from scratch.
     init_from: str | None = None
+    # Table of positions: "recomputed" for the clip's own token grid, or "interpolated" from that of
+    # the clips that the encoder was pretrained on (models/positions.py). None = interpolated where
+    # those are known and have another grid; a run's own recipe.yaml says which it became.
+    positions: Literal["recomputed", "interpolated"] | None = None
+    # Frames, height and width of those clips; read from --init-from where it says so.
+    pretrained_clip: PositiveTriple | None = None
     # The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i).
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     # Stochastic depth: share of the last block's branches that are left out.
@@ -252,6 +258,28 @@ class Recipe(Settings):
     def transfer(self) -> TransferSettings | None:
         """How pretrained weights are taken over, where the task does."""
         return None
+
+    @property
+    def pretrained_grid(self) -> Triple | None:
+        """Token grid whose table of positions is interpolated; None where nothing is.
+
+        Errors: `UserError` where it is asked for and the pretraining's clip is not known.
+        """
+        transfer = self.transfer
+        if transfer is None or transfer.positions != "interpolated":
+            return None
+        key, clip = f"{self.task}.pretrained_clip", transfer.pretrained_clip
+        if clip is None:
+            raise UserError(
+                f"{self.task}.positions=interpolated needs the clip of the pretraining, and the "
+                f"weights do not say it: give {key}=[FRAMES,HEIGHT,WIDTH], such as [16,224,224]."
+            )
+        if any(side % step for side, step in zip(clip, self.patch, strict=True)):
+            raise UserError(
+                f"{key}={list(clip)} is no multiple of model.patch={list(self.patch)}; give the "
+                "frames, height and width of the clips in pretraining."
+            )
+        return Geometry.whole(clip, self.patch).grid
 
     @model_validator(mode="after")
     def _length_and_batch(self) -> Self:

@@ -79,6 +79,8 @@ def architecture(source: Source) -> dict[str, Any]:
         "patch": list(recipe.patch),
         "token_grid": list(recipe.geometry.grid),
         "positions": recipe.model.positions,
+        # Where the table is interpolated: the token grid that it is read off.
+        "positions_of_grid": recipe.pretrained_grid and list(recipe.pretrained_grid),
         "model_size": recipe.model.size,
         "width": size.width,
         "depth": size.depth,

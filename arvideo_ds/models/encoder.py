@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from arvideo_ds.config.schema import Recipe
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.cubes import standardize, to_cubes
-from arvideo_ds.models.positions import position_table
+from arvideo_ds.models.positions import interpolated_positions, position_table
 
 NORM_EPSILON = 1e-6
 layer_norm = functools.partial(nn.LayerNorm, eps=NORM_EPSILON)
@@ -77,16 +77,24 @@ class Encoder(nn.Module):
 
 def build_encoder(recipe: Recipe, *, drop_path: float = 0.0, final_norm: bool = True) -> Encoder:
     """The encoder of a recipe alone: what transfers, for probing and fine-tuning."""
-    geometry, size = recipe.geometry, recipe.size
+    size = recipe.size
     return Encoder(
-        positions=position_table(recipe.model.positions, geometry.grid, size.width),
-        cube_values=geometry.cube_values,
+        positions=_positions(recipe),
+        cube_values=recipe.geometry.cube_values,
         depth=size.depth,
         heads=size.heads,
         mlp=size.mlp,
         drop_path=drop_path,
         final_norm=final_norm,
     )
+
+
+def _positions(recipe: Recipe) -> Tensor:
+    """The table of the recipe's grid, N D; of a transferred encoder perhaps read off another's."""
+    scheme, grid, width = recipe.model.positions, recipe.geometry.grid, recipe.size.width
+    if recipe.pretrained_grid is None:
+        return position_table(scheme, grid, width)
+    return interpolated_positions(scheme, recipe.pretrained_grid, grid, width)
 
 
 def encode_clips(encoder: Encoder, clips: Tensor, patch: Triple) -> Tensor:

@@ -81,7 +81,8 @@ def _model(recipe: Recipe, plan: RunPlan) -> str:
 
 def _tokens(recipe: Recipe, plan: RunPlan) -> str:
     if not isinstance(recipe, PretrainRecipe):
-        return ", all encoded"
+        grid = recipe.pretrained_grid
+        return ", all encoded" + (f"; positions interpolated from those of {grid}" if grid else "")
     clusters = f" -> {plan.num_clusters} clusters of {plan.cluster_size}"
     tokens = f"{plan.encoder_tokens} tokens encoded, {plan.decoder_queries} predicted"
     return f"{clusters}; {tokens}" if plan.num_clusters > 1 else f"; {tokens}"

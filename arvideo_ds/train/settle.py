@@ -21,6 +21,7 @@ from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
 from arvideo_ds.errors import UserError
+from arvideo_ds.train.transfer import settle_transfer
 
 _BOX_FILES = ("annotations", "detections", "excluded", "action_list")
 
@@ -72,6 +73,7 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     recipe = load_recipe(options.recipe, options.overrides, kind)
     if options.folder.exists() and not options.folder.is_dir():
         raise UserError(f"--output {options.folder} is a file; give a folder.")
+    recipe = settle_transfer(recipe, options.folder)
     shards = _open(recipe.data.shards)
     if shards is None and recipe.data.num_videos is None:
         _require(recipe, shards)

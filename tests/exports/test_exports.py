@@ -270,3 +270,17 @@ def test_a_run_that_is_not_finished_is_refused_in_one_paragraph(
     assert done.returncode == 2 and done.stdout == ""
     assert "not finished" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("format_name", ["encoder", "onnx", "timm"])
+def test_interpolated_positions_leave_with_the_model(
+    format_name: str, make_source: MakeSource, tmp_path: Path
+) -> None:
+    require(format_name)
+    transfer = {"positions": "interpolated", "pretrained_clip": [4, 64, 64]}
+    source = make_source("fine-tuned", finetune=transfer)
+    parity = export(source, format_name, tmp_path / "out", random_clips(source.recipe))
+    assert "logits" in parity["max_abs_difference"]
+    if format_name == "encoder":
+        again = read_source(tmp_path / "out", run_folder.read_recipe(tmp_path / "out", Recipe))
+        assert torch.equal(again.encoder.positions, source.encoder.positions)
