@@ -22,8 +22,8 @@ REAL_VIDEOS = ROOT.parent / "shared" / "data"
 
 
 # The same examples in every run: what one sees, all can repeat. To look for others:
-# pytest --hypothesis-profile=default.
-settings.register_profile("repeatable", derandomize=True)
+# pytest --hypothesis-profile=default. No deadline: a shared machine may pause in any of them.
+settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def read_csv(source: Source) -> Listing:
     path = source.need_annotations("a CSV with a header: path,label,...")
     bad_rows = BadRows(path, skip=source.skip_bad_rows)
     needed = ["path", "split"] if source.split else ["path"]
-    return _listing(source, csv_rows(path, needed, bad_rows), bad_rows)
+    return _listing(source, _of_split(source, csv_rows(path, needed, bad_rows)), bad_rows)
 
 
 def read_jsonl(source: Source) -> Listing:
@@ -79,14 +80,32 @@ def read_jsonl(source: Source) -> Listing:
             bad_rows.add(line, "no object with a 'path'")
         elif source.split is not None and "split" not in row:
             bad_rows.add(line, "no 'split'")
-        elif source.split is None or row["split"] == source.split:
+        else:
             rows.append((line, row))
+    rows = list(_of_split(source, rows))
     if any(row.get("label") is not None for _, row in rows):
         for line, row in rows:
             if row.get("label") is None:
                 bad_rows.add(line, "no label, but other rows have one")
         rows = [(line, row) for line, row in rows if row.get("label") is not None]
     return _listing(source, rows, bad_rows)
+
+
+def _of_split(
+    source: Source, rows: Iterable[tuple[int, dict[str, Any]]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The rows of `--split`. Errors: `UserError` where there are rows, but none of that value."""
+    seen: Counter[str] = Counter()
+    for line, row in rows:
+        seen[str(row.get("split"))] += 1
+        if source.split is None or row["split"] == source.split:
+            yield line, row
+    if source.split is not None and seen and source.split not in seen:
+        values = ", ".join(f"'{value}' ({count:,} rows)" for value, count in seen.most_common(8))
+        raise UserError(
+            f"no row of {source.annotations} has the split '{source.split}'; the column holds "
+            f"{values}."
+        )
 
 
 def _listing(
@@ -96,8 +115,6 @@ def _listing(
     absent: list[Entry] = []
     rejects: list[Reject] = []
     for line, row in rows:
-        if source.split is not None and row.get("split") != source.split:
-            continue
         try:
             entry = _row_entry(source.videos, row)
             bad_rows.require_new(line, entry.video_id)

@@ -84,7 +84,9 @@ def test_a_csv_gives_the_rows_of_the_asked_split(videos: Path) -> None:
     ]
     test = read_entries("csv", csv_source(videos, text, split="test"))
     assert [entry.label_name for entry in test] == ["jump"]
-    with pytest.raises(UserError, match="'val'"):
+    with pytest.raises(
+        UserError, match=r"no row .* 'val'; .* 'train' \(1 rows\), 'test' \(1 rows\)"
+    ):
         read_entries("csv", csv_source(videos, text, split="val"))
 
 
