@@ -71,7 +71,7 @@ def _file_in(folder: Path) -> Path:
     for name in _IN_A_FOLDER:
         if (folder / name).is_file():
             return folder / name
-    if any(folder.glob("*.index.json")):
+    if any((folder / f"{name}.index.json").is_file() for name in _IN_A_FOLDER):
         raise UserError(
             f"{folder} holds weights in several parts. Open it with transformers and save it whole:"
             " model.save_pretrained(FOLDER, max_shard_size='100GB')."
