@@ -20,12 +20,6 @@ from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.train import run_folder
 
-WEIGHTS = {
-    "best": run_folder.BEST_MODEL,
-    "last": run_folder.MODEL,
-    "ema": run_folder.EMA_MODEL,
-}
-
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
@@ -35,7 +29,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--shards", help="default: evaluation.shards of the run's recipe")
     parser.add_argument("--views", help="such as 5x3; default: evaluation.views of the recipe")
     parser.add_argument(
-        "--weights", choices=WEIGHTS, help="default: best where the run has it, else last"
+        "--weights",
+        choices=run_folder.WEIGHTS,
+        help="default: best where the run has it, else last",
     )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
     return parser.parse_args()
@@ -46,14 +42,14 @@ def main() -> int:
     args = parse_arguments()
     recipe = run_folder.read_recipe(args.run, FinetuneRecipe)
     views = recipe.evaluation.views if args.views is None else parse_views(args.views)
-    weights = args.weights or ("best" if (args.run / WEIGHTS["best"]).is_file() else "last")
+    weights = run_folder.choose_weights(args.run, args.weights)
     where = args.shards or recipe.evaluation.shards
     if where is None:
         raise UserError("the recipe names no evaluation.shards; give --shards SHARDS.")
     # Only now: torch takes seconds to load.
     from arvideo_ds.train.evaluate import evaluate
 
-    evaluate(args.run, recipe, where, views=views, name=weights, file=WEIGHTS[weights])
+    evaluate(args.run, recipe, where, views=views, name=weights)
     return EXIT_OK
 
 

@@ -19,9 +19,9 @@ from pathlib import Path
 
 from arvideo_ds.config import DetectRecipe, load_recipe
 from arvideo_ds.errors import UserError, command
+from arvideo_ds.train import run_folder
 
-RECIPE, REPORT, PICTURE = "recipe.yaml", "detection.json", "detections.png"
-WEIGHTS = ("best.safetensors", "model.safetensors")
+REPORT, PICTURE = "detection.json", "detections.png"
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("run", type=Path, help="folder of a run of scripts/detect.py")
     parser.add_argument(
-        "--weights", type=Path, help=f"file of weights; default {' or '.join(WEIGHTS)} of the run"
+        "--weights", type=Path, help="file of weights; default: the run's best, else its last"
     )
     parser.add_argument("--csv", type=Path, help="write all detections there, official format")
     parser.add_argument("--pictures", type=int, default=6, help="keyframes in the picture")
@@ -41,14 +41,11 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
-    if not (args.run / RECIPE).is_file():
-        raise UserError(f"{args.run} is no run: it has no {RECIPE}. Runs lie in runs/ by default.")
-    recipe = load_recipe(str(args.run / RECIPE), args.overrides, DetectRecipe)
+    run_folder.read_recipe(args.run, DetectRecipe)
+    recipe = load_recipe(str(args.run / run_folder.RECIPE), args.overrides, DetectRecipe)
     if recipe.evaluation.shards is None:
         raise UserError("evaluation.shards is not given: the shards of the keyframes to judge on.")
-    weights = args.weights or next(
-        (args.run / name for name in WEIGHTS if (args.run / name).is_file()), args.run / WEIGHTS[-1]
-    )
+    weights = args.weights or args.run / run_folder.WEIGHTS[run_folder.choose_weights(args.run)]
     # Only now: torch takes seconds to load.
     from arvideo_ds.evaluation.detection import as_json, evaluate_run, write_official_csv
     from arvideo_ds.evaluation.detection_pictures import draw_detections, pick_keyframes

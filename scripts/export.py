@@ -32,10 +32,16 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run, pretrained or fine-tuned")
     parser.add_argument("--format", required=True, choices=FORMATS, help="see above")
     parser.add_argument("--output", required=True, type=Path, help="new folder")
+    parser.add_argument(
+        "--weights",
+        choices=run_folder.WEIGHTS,
+        help="default: best where the run has it, else last",
+    )
     parser.add_argument("--shards", help="real clips to compare on; default: seeded random pixels")
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, Recipe)
-    source = read_source(args.run, recipe)
+    weights = run_folder.choose_weights(args.run, args.weights)
+    source = read_source(args.run, recipe, run_folder.WEIGHTS[weights])
     clips = clips_of(ShardSet(args.shards), recipe) if args.shards else random_clips(recipe)
     parity = export(source, args.format, args.output, clips)
     print(json.dumps(parity, indent=1))

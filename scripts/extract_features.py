@@ -33,6 +33,7 @@ from arvideo_ds.evaluation.extraction import (
     extract_features,
 )
 from arvideo_ds.evaluation.feature_files import WRITERS
+from arvideo_ds.evaluation.feature_folder import INDEX
 from arvideo_ds.train import run_folder
 
 EXIT_MANY_REJECTS, EXIT_INTERRUPTED = 3, 130
@@ -45,6 +46,11 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("--model", required=True, type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--weights",
+        choices=run_folder.WEIGHTS,
+        help="default: best where the run has it, else last",
+    )
     parser.add_argument("--output", required=True, type=Path, help="folder of the features")
     parser.add_argument("--videos", type=Path, help="where a list's paths begin; default: its own")
     parser.add_argument(
@@ -81,7 +87,9 @@ def main() -> int:
             raise UserError(f"--{name} {getattr(args, name)} must be at least {least}.")
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder.")
+    run_folder.require_own(args.output, INDEX)
     recipe = run_folder.read_recipe(args.model, Recipe)
+    weights = run_folder.WEIGHTS[run_folder.choose_weights(args.model, args.weights)]
     listing = list_videos(args.input, videos=args.videos, skip_bad_rows=args.skip_bad_rows)
     print(f"{args.input}: {len(listing.videos):,} videos", flush=True)
     job = ExtractionJob(
@@ -99,9 +107,7 @@ def main() -> int:
     stop = Stop()
     with run_folder.lock(args.output):
         try:
-            report = extract_features(
-                recipe, args.model / run_folder.MODEL, job, device, stop=stop.asked
-            )
+            report = extract_features(recipe, args.model / weights, job, device, stop=stop.asked)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
     print_summary(args.output, report)

@@ -6,9 +6,9 @@
     python scripts/probe.py runs/my_run --set motion=SSV2/train,SSV2/test \
         --set appearance=UCF/train,UCF/test --attentive 10
 
-Linear and nearest-neighbour accuracy, and an attentive probe on request. Without --train and
---test, on the probe shards of the run's recipe (also those of its `base:`); --set adds data sets,
-side by side. The same encoder before training stands beside it. Results are added to the run's
+Linear and nearest-neighbour accuracy, and an attentive probe on request. Without options on the
+probe shards of the run's recipe (also those of its `base:`); --set probes other data sets, side by
+side. The same encoder before training stands beside it. Results are added to the run's
 summary.json.
 """
 
@@ -24,11 +24,11 @@ import torch
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import worker_count
-from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation.attentive import attentive_probe
 from arvideo_ds.evaluation.features import extract
-from arvideo_ds.evaluation.pretrained import load_pretrained, untrained
+from arvideo_ds.evaluation.pretrained import load_trained_encoder, untrained
 from arvideo_ds.evaluation.probe import linear_probe, nearest_neighbours
 from arvideo_ds.train import run_folder
 
@@ -59,8 +59,8 @@ def main() -> None:
     sets = dict(parse_set(text) for text in args.sets)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results: dict[str, object] = {}
-    # With other sets alone, the recipe's own need not be there.
-    if not sets or args.train or recipe.probe.train_shards:
+    # With other sets alone, the recipe's own are not asked for.
+    if not sets or args.train or args.test:
         train, test = open_shards(args.train, args.test, recipe)
         results |= probe(args.run, recipe, train, test, device, args.attentive)
     more = {
@@ -93,18 +93,18 @@ def probe(
 ) -> dict[str, object]:
     print(f"probing {run}: train {train.name}, test {test.name}", file=sys.stderr, flush=True)
     results: dict[str, object] = {}
-    for prefix, model in (
-        ("", load_pretrained(recipe, run / run_folder.MODEL)),
-        ("untrained_", untrained(recipe)),
+    for prefix, encoder in (
+        ("", load_trained_encoder(recipe, run)),
+        ("untrained_", untrained(recipe).encoder),
     ):
-        known = extract(model.encoder, train, recipe, device)
-        asked = extract(model.encoder, test, recipe, device)
+        known = extract(encoder, train, recipe, device)
+        asked = extract(encoder, test, recipe, device)
         results[f"{prefix}linear_probe_accuracy"] = linear_probe(known, asked)
         results[f"{prefix}knn_accuracy"] = nearest_neighbours(known, asked)
         results["probe_clips_skipped"] = known.skipped + asked.skipped
         if attentive_epochs:
             results[f"{prefix}attentive_probe_accuracy"] = attentive_probe(
-                model.encoder,
+                encoder,
                 train,
                 test,
                 recipe,
@@ -140,11 +140,8 @@ def open_shards(
     if folders[0] is None or folders[1] is None:
         raise UserError("the recipe names no probe shards; give --train SHARDS and --test SHARDS.")
     opened = ShardSet(folders[0]), ShardSet(folders[1])
-    if opened[0].manifest.labels != opened[1].manifest.labels:
-        raise UserError(
-            f"{folders[0]} and {folders[1]} have different labels, so their label numbers do not "
-            "mean the same. Make both from one set of class names."
-        )
+    labels = [shards.manifest.labels for shards in opened]
+    require_same_labels(folders[0], labels[0], folders[1], labels[1])
     return opened
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.config import FinetuneRecipe
+from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.train import run_folder
 
@@ -40,7 +41,7 @@ def main() -> None:
     if args.greedy != (args.shards is not None):
         raise UserError("--greedy and --shards go together.")
     recipes = [run_folder.read_recipe(run, FinetuneRecipe) for run in args.runs]
-    _require_same_start(args.runs, recipes)
+    _require_alike(args.runs, recipes)
     # Only now: torch takes seconds to load.
     from safetensors.torch import save_file
 
@@ -48,12 +49,14 @@ def main() -> None:
     from arvideo_ds.evaluation.soup import greedy_soup, uniform_soup
 
     loaded = [load_classifier(r, run) for r, run in zip(recipes, args.runs, strict=True)]
-    if any(labels != loaded[0][1] for _, labels in loaded):
-        raise UserError("the runs have different classes; a soup needs the same ones.")
+    for run, (_, labels) in zip(args.runs, loaded, strict=True):
+        require_same_labels(str(args.runs[0]), loaded[0][1], str(run), labels)
     states = [model.state_dict() for model, _ in loaded]
     facts: dict[str, Any] = {"runs": [run.name for run in args.runs], "kind": "uniform"}
     if args.greedy:
-        score = _scorer(loaded[0][0], recipes[0], args.shards)
+        shards = ShardSet(args.shards)
+        require_same_labels(str(args.runs[0]), loaded[0][1], shards.name, shards.manifest.labels)
+        score = _scorer(loaded[0][0], recipes[0], shards)
         state, members, best = greedy_soup(states, score)
         names = [args.runs[number].name for number in members]
         facts |= {"kind": "greedy", "members": names, "judged_on": args.shards, "top1": best}
@@ -67,23 +70,38 @@ def main() -> None:
     print(json.dumps(facts, indent=1))
 
 
-def _require_same_start(runs: list[Path], recipes: list[FinetuneRecipe]) -> None:
+def _require_alike(runs: list[Path], recipes: list[FinetuneRecipe]) -> None:
+    """One set of pretrained weights, one encoder: else a mean of weights means nothing."""
+    if len({run.resolve() for run in runs}) < len(runs):
+        raise UserError("a run is named twice; a soup has each run once.")
+    first = recipes[0]
     for run, recipe in zip(runs, recipes, strict=True):
-        if recipe.finetune.init_from != recipes[0].finetune.init_from:
-            raise UserError(
-                f"{run} began with {recipe.finetune.init_from}, {runs[0]} with "
-                f"{recipes[0].finetune.init_from}: the mean of their weights means nothing."
-            )
+        pairs = {
+            "finetune.init_from": (_start(recipe), _start(first)),
+            "the clip": (recipe.geometry.clip, first.geometry.clip),
+            "model.positions": (recipe.model.positions, first.model.positions),
+            "the grid of the positions": (recipe.pretrained_grid, first.pretrained_grid),
+        }
+        for what, (its, other) in pairs.items():
+            if its != other:
+                raise UserError(
+                    f"{run} has another {what} than {runs[0]} ({its} and {other}): the mean of "
+                    "their weights means nothing."
+                )
 
 
-def _scorer(model: Any, recipe: FinetuneRecipe, where: str) -> Any:
+def _start(recipe: FinetuneRecipe) -> str | None:
+    """However the path was written."""
+    path = recipe.finetune.init_from
+    return None if path is None else str(Path(path).resolve())
+
+
+def _scorer(model: Any, recipe: FinetuneRecipe, shards: ShardSet) -> Any:
     import torch
 
     from arvideo_ds.data.loader import worker_count
-    from arvideo_ds.data.manifest import ShardSet
     from arvideo_ds.evaluation.scores import score_videos
 
-    shards = ShardSet(where)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model.to(device)
 

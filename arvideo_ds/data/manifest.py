@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -93,6 +94,23 @@ class Manifest(_Record):
     num_samples: int
     num_rejects: int
     shards: tuple[Shard, ...]
+
+
+def require_same_labels(
+    first: str, labels: Sequence[str] | None, second: str, others: Sequence[str] | None
+) -> None:
+    """Errors: `UserError` where two class lists differ, or their order; it says in what."""
+    known, asked = list(labels or ()), list(others or ())
+    if known == asked:
+        return
+    alone = [(name, first) for name in known if name not in asked]
+    alone += [(name, second) for name in asked if name not in known]
+    what = f"'{alone[0][0]}' only in {alone[0][1]}" if alone else "in another order"
+    raise UserError(
+        f"{first} and {second} have different labels ({len(known)} and {len(asked)}; {what}), so "
+        "their label numbers do not mean the same. Make both from one set of class names "
+        "(make_shards.py --labels)."
+    )
 
 
 class AlteredError(Exception):

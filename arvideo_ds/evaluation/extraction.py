@@ -30,7 +30,7 @@ from arvideo_ds.data.windows import Windows, WindowShape, read_windows
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import require_format
 from arvideo_ds.evaluation.feature_folder import FeatureFolder
-from arvideo_ds.evaluation.pretrained import load_classifier, load_pretrained
+from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder
 from arvideo_ds.models.encoder import Encoder, encode_clips
 from arvideo_ds.version import git_commit
 
@@ -123,7 +123,7 @@ def load_encoder(recipe: Recipe, weights: Path) -> Encoder:
     A fine-tuned one has no last norm: what was pooled there were the plain tokens.
     """
     if isinstance(recipe, PretrainRecipe):
-        return load_pretrained(recipe, weights).encoder
+        return load_trained_encoder(recipe, weights)
     return load_classifier(recipe, weights.parent, weights.name)[0].encoder
 
 

@@ -32,7 +32,9 @@ def central_clip(path: Path, data: DataSettings) -> Tensor:
     except OSError as error:  # PyAV's too
         raise UserError(f"cannot read {path}: {error.strerror or error}.") from None
     except (DecodeError, RejectedError, av.FFmpegError, StopIteration, IndexError) as error:
-        why = " ".join(str(part) for part in error.args[-1:]) or "no frame in it"
+        # PyAV's last argument is the file's name, of which bytes have none.
+        why = getattr(error, "strerror", None) or " ".join(map(str, error.args[-1:]))
+        why = why or "no frame in it"
         raise UserError(f"{path} does not decode as a video ({why}).") from None
     crop = view_crop(frames.shape[1], frames.shape[2], data.size)
     return cut(frames, crop, data.size, flip=False)

@@ -77,10 +77,24 @@ def read_labels(folder: Path) -> list[str] | None:
     return labels
 
 
-def load_trained_encoder(recipe: Recipe, folder: Path) -> Encoder:
-    """The encoder alone of a pretraining run or of its export, whole, in evaluation mode."""
+def require_classifier(folder: Path) -> list[str]:
+    """The class names of a fine-tuned run. Errors: `UserError` where it classifies nothing."""
+    labels = read_labels(folder)
+    if labels is None:
+        raise UserError(
+            f"{folder} holds no {LABELS}, so it classifies nothing: it is no fine-tuned run. Give "
+            "the folder of one, or of its export."
+        )
+    return labels
+
+
+def load_trained_encoder(recipe: Recipe, weights: Path) -> Encoder:
+    """The encoder alone of a pretraining run or of its export, whole, in evaluation mode.
+
+    weights: the folder, or a file in it.
+    """
     encoder = build_encoder(recipe)
-    load_encoder(encoder, folder, patch=recipe.patch, min_match=1.0)
+    load_encoder(encoder, weights, patch=recipe.patch, min_match=1.0)
     return encoder.eval()
 
 
@@ -92,12 +106,7 @@ def load_classifier(
     weights: name of their file in the folder; by default that of the finished run. Errors:
     `UserError` where there are no labels, or the weights are not the recipe's classifier.
     """
-    labels = read_labels(folder)
-    if labels is None:
-        raise UserError(
-            f"{folder} holds no {LABELS}, so it classifies nothing: it is no fine-tuned run. Give "
-            "the folder of one, or of its export."
-        )
+    labels = require_classifier(folder)
     model = Classifier(recipe, len(labels))
     try:
         model.load_state_dict(read_weights(folder if weights is None else folder / weights))

@@ -87,6 +87,7 @@ def _origin(source: Source, opened: Opened) -> list[tuple[str, str]]:
             "data (hash of the manifest)",
             str(summary.get("manifest", run.get("manifest", "unknown"))),
         ),
+        ("weights", source.weights),
         ("commit", str(summary.get("commit", run.get("commit", "unknown")))),
         ("trained with", _versions(trained) or "unknown"),
         ("exported with", _versions(opened.versions)),

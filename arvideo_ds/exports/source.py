@@ -34,6 +34,8 @@ class Source:
     labels: list[str] | None
     summary: Mapping[str, Any]
     run: Mapping[str, Any]
+    # File of the run that the weights are of.
+    weights: str = "model.safetensors"
 
     @property
     def encoder(self) -> Encoder:
@@ -45,16 +47,21 @@ class Source:
         return self.recipe.geometry.clip
 
 
-def read_source(folder: Path, recipe: Recipe) -> Source:
+def read_source(folder: Path, recipe: Recipe, weights: str = "model.safetensors") -> Source:
     """The finished run in a folder. Errors: `UserError` where its weights are not its recipe's."""
     labels = read_labels(folder)
     model: Encoder | Classifier
     if labels is None:
-        model = load_trained_encoder(recipe, folder)
+        model = load_trained_encoder(recipe, folder / weights)
     else:
-        model, labels = load_classifier(recipe, folder)
+        model, labels = load_classifier(recipe, folder, weights)
     return Source(
-        recipe, model, labels, _facts(folder / "summary.json"), _facts(folder / "run.json")
+        recipe,
+        model,
+        labels,
+        _facts(folder / "summary.json"),
+        _facts(folder / "run.json"),
+        weights,
     )
 
 

@@ -14,9 +14,8 @@ from safetensors.torch import save_file
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.loader import worker_count
-from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.engine.world import start_world
-from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.confusion import draw_confusion
 from arvideo_ds.evaluation.pretrained import load_classifier
 from arvideo_ds.evaluation.scores import Scores, score_videos
@@ -33,20 +32,15 @@ def evaluate(
     *,
     views: tuple[int, int],
     name: str,
-    file: str,
 ) -> dict[str, Any]:
-    """Score all videos of the shards `where` with the weights in `file`. Collective.
+    """Score all videos of the shards `where` with the weights `name`. Collective.
 
-    name: how files and result call the weights; the main rank writes them. Errors: `UserError`,
-    also for other labels.
+    name: of `run_folder.WEIGHTS`, also in files and result; the main rank writes them. Errors:
+    `UserError`, also for other labels.
     """
     shards = ShardSet(where)
-    model, labels = load_classifier(recipe, folder, file)
-    if list(shards.manifest.labels or ()) != labels:
-        raise UserError(
-            f"{shards.name} has other labels than {folder} was trained on, so their numbers do "
-            "not mean the same. Make the shards with the same class names (--labels)."
-        )
+    model, labels = load_classifier(recipe, folder, run_folder.WEIGHTS[name])
+    require_same_labels(str(folder), labels, shards.name, shards.manifest.labels)
     world = start_world()
     model = model.to(world.device)
     with torch.no_grad():

@@ -31,16 +31,31 @@ import yaml
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
+from arvideo_ds.config.schema import RECIPES
 from arvideo_ds.errors import UserError
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 MODEL, EMA_MODEL, BEST_MODEL = "model.safetensors", "ema.safetensors", "best.safetensors"
 LABELS = "labels.json"
+# What --weights calls them, and why a run may not have them.
+WEIGHTS = {"best": BEST_MODEL, "last": MODEL, "ema": EMA_MODEL}
+_WHY_NONE = {
+    "best": "it is written where the run had evaluation.shards",
+    "last": "the run is not finished, or its weights were moved. Go on with the run first",
+    "ema": "it is written where the run had an ema_decay",
+}
 QUARANTINE = "quarantine.jsonl"
 RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
 _STALE_LOCK_S = 120
+# By what the folders of the project's commands are known.
+_MARKS = {
+    RECIPE: "a run",
+    "manifest.json": "shards",
+    "index.jsonl": "features",
+    "parity.json": "an export",
+}
 
 # Settings that may differ between a run and its continuation: beyond rounding, none of them
 # changes a number.
@@ -54,6 +69,12 @@ _FREE = frozenset(
     detect.init_from detect.annotations probe.train_shards probe.test_shards probe.every_epochs
     wandb.mode wandb.project wandb.entity""".split()
 )
+# By task, the command that says how good a run is.
+_JUDGED_WITH = {
+    "pretrain": "probe.py",
+    "finetune": "evaluate.py",
+    "detect": "evaluate_detection.py",
+}
 
 
 def lock(folder: Path) -> IO[str]:
@@ -82,12 +103,40 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
     temporary.replace(folder / RECIPE)
 
 
+def require_own(folder: Path, mark: str) -> None:
+    """Refuse to write among another command's files. mark: the file that one's own are known by."""
+    for name, what in _MARKS.items():
+        if name != mark and (folder / name).is_file():
+            raise UserError(f"--output {folder} holds {what} ({name}); choose another folder.")
+
+
+def choose_weights(folder: Path, name: str | None = None) -> str:
+    """Which of `WEIGHTS` a run is used with: the one asked for, else best where there, else last.
+
+    Errors: `UserError` where the run does not have it.
+    """
+    name = name or ("best" if (folder / BEST_MODEL).is_file() else "last")
+    if not (folder / WEIGHTS[name]).is_file():
+        raise UserError(f"there is no {folder / WEIGHTS[name]}: {_WHY_NONE[name]}.")
+    return name
+
+
 def read_recipe(folder: Path, kind: type[AnyRecipe]) -> AnyRecipe:
     """The recipe of a run. Errors: `UserError` where there is none, or one of another task."""
     path = folder / RECIPE
     if not path.is_file():
-        raise UserError(f"{folder} is no run: it has no {RECIPE}. Runs lie in runs/ by default.")
-    return validate(read_yaml(path), str(path), kind)
+        raise UserError(
+            f"{folder} is no run: it has no {RECIPE}. Give the folder of one; runs lie in runs/ by "
+            "default."
+        )
+    tree = read_yaml(path)
+    task = tree.get("task", "pretrain") if isinstance(tree, dict) else None
+    if task in RECIPES and not issubclass(RECIPES[task], kind):
+        raise UserError(
+            f"{folder} is a run to {task}, which this command is not for; such runs are judged "
+            f"with scripts/{_JUDGED_WITH[task]}."
+        )
+    return validate(tree, str(path), kind)
 
 
 def require_same_mathematics(folder: Path, recipe: Recipe) -> None:

@@ -18,9 +18,10 @@ from arvideo_ds.config import (
 )
 from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.data.files import how_to_make_shards
-from arvideo_ds.data.manifest import MANIFEST, ShardSet
+from arvideo_ds.data.manifest import MANIFEST, ShardSet, require_same_labels
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
 from arvideo_ds.errors import UserError
+from arvideo_ds.train import run_folder
 from arvideo_ds.train.transfer import settle_transfer
 
 _BOX_FILES = ("annotations", "detections", "excluded", "action_list")
@@ -73,6 +74,7 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     recipe = load_recipe(options.recipe, options.overrides, kind)
     if options.folder.exists() and not options.folder.is_dir():
         raise UserError(f"--output {options.folder} is a file; give a folder.")
+    run_folder.require_own(options.folder, run_folder.RECIPE)
     recipe = settle_transfer(recipe, options.folder)
     shards = _open(recipe.data.shards)
     if shards is None and recipe.data.num_videos is None:
@@ -123,11 +125,9 @@ def _probe_shards(recipe: PretrainRecipe) -> ShardSet | None:
             f"probe.train_shards ({recipe.probe.train_shards}) and probe.test_shards "
             f"({recipe.probe.test_shards}). Make them, or leave probe.every_epochs out."
         )
-    if known.manifest.labels is None or known.manifest.labels != asked.manifest.labels:
-        raise UserError(
-            f"{known.name} and {asked.name} have no labels or different ones; a probe needs the "
-            "same class names in both."
-        )
+    if known.manifest.labels is None:
+        raise UserError(f"{known.name} has no labels; a probe needs class folders or a CSV.")
+    require_same_labels(known.name, known.manifest.labels, asked.name, asked.manifest.labels)
     return asked
 
 
@@ -156,11 +156,8 @@ def _check_labels(
             "classes. Leave the key out, or point data.shards at the shards that are meant."
         )
     _require_validation(recipe.evaluation.shards, validation)
-    if validation is not None and validation.manifest.labels != labels:
-        raise UserError(
-            f"{shards.name} and {validation.name} have different labels, so their label numbers "
-            "do not mean the same. Make both from one set of class names (--labels)."
-        )
+    if validation is not None:
+        require_same_labels(shards.name, labels, validation.name, validation.manifest.labels)
 
 
 def _check_boxes(

@@ -74,3 +74,26 @@ def test_the_script_writes_a_run(runs: list[Path], tmp_path: Path, run: Run) -> 
     again = run(sys.executable, script, *runs, "--output", tmp_path / "soup")
     assert again.returncode == 2
     assert "is there already" in again.stderr
+
+
+@pytest.mark.slow
+def test_the_greedy_script_refuses_shards_of_other_classes(
+    runs: list[Path], demo_shards: Path, tmp_path: Path, run: Run
+) -> None:
+    script = ROOT / "scripts" / "soup.py"
+    asked = ["--greedy", "--shards", demo_shards / "test", "--output", tmp_path / "soup"]
+    done = run(sys.executable, script, *runs, *asked)
+    assert done.returncode == 2 and "(3 and 8; 'a' only in" in done.stderr
+    assert not (tmp_path / "soup").exists()
+
+
+@pytest.mark.slow
+def test_a_soup_is_of_different_runs_with_one_table_of_positions(
+    runs: list[Path], tiny_finetune: Callable[..., FinetuneRecipe], tmp_path: Path, run: Run
+) -> None:
+    script, asked = ROOT / "scripts" / "soup.py", ["--output", tmp_path / "soup"]
+    done = run(sys.executable, script, runs[0], runs[0], *asked)
+    assert done.returncode == 2 and "named twice" in done.stderr
+    run_folder.write_recipe(runs[1], tiny_finetune(model={"positions": "sincos_3d"}))
+    done = run(sys.executable, script, *runs, *asked)
+    assert done.returncode == 2 and "another model.positions" in done.stderr
