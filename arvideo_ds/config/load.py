@@ -18,11 +18,12 @@ from arvideo_ds.errors import UserError
 
 # Keys of the file format itself, beside the recipe's sections.
 _BASE = "base"
-# Folder of recipes that only others build on.
-_BASES = "bases"
+# Folders of recipes that only others build on, and of grids of recipes (arvideo_ds/ablation).
+_BASES, GRIDS = "bases", "grids"
 _TASK = "task"
 
 AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+AnySchema = TypeVar("AnySchema", bound=BaseModel)
 
 
 def recipes_dir() -> Path:
@@ -32,7 +33,7 @@ def recipes_dir() -> Path:
 
 def recipe_names(task: str | None = None) -> list[str]:
     """Names that `--recipe NAME` takes (of one task): all runs, not what they are based on."""
-    paths = [path for path in recipes_dir().rglob("*.yaml") if path.parent.name != _BASES]
+    paths = [p for p in recipes_dir().rglob("*.yaml") if p.parent.name not in (_BASES, GRIDS)]
     return sorted(p.stem for p in paths if task is None or _task_of(p) == task)
 
 
@@ -74,6 +75,11 @@ def validate(tree: Mapping[str, Any], origin: str, kind: type[Recipe] = Pretrain
         raise UserError(f"{origin}: task={task!r}; it is one of: {', '.join(RECIPES)}.")
     if not issubclass(schema, kind):
         raise UserError(f"{origin} is to {task}; start it with scripts/{task}.py.")
+    return parse(schema, tree, origin)
+
+
+def parse(schema: type[AnySchema], tree: object, origin: str) -> AnySchema:
+    """Strict reading of any schema; errors as those of a recipe."""
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
@@ -93,7 +99,8 @@ def find_recipe(name_or_path: str) -> Path:
         raise UserError(
             f"there is no recipe file {name_or_path}; give a path or a name: {_names()}."
         )
-    found = list(recipes_dir().rglob(f"{name_or_path}.yaml")) if _is_name(name_or_path) else []
+    named = recipes_dir().rglob(f"{name_or_path}.yaml") if _is_name(name_or_path) else ()
+    found = [path for path in named if path.parent.name != GRIDS]
     if not found:
         near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""

@@ -31,9 +31,16 @@ class Features:
 
 @torch.no_grad()
 def extract(
-    encoder: Encoder, shards: ShardSet, recipe: PretrainRecipe, device: torch.device
+    encoder: Encoder,
+    shards: ShardSet,
+    recipe: PretrainRecipe,
+    device: torch.device,
+    *,
+    videos: int | None = None,
 ) -> Features:
     """Features of the central clip of every video, pooled as `probe.features` says.
+
+    `videos` takes the first ones only (shards are shuffled when they are made).
 
     Errors: `UserError` where the shards have no labels.
     """
@@ -41,7 +48,8 @@ def extract(
         raise UserError(f"{shards.name} has no labels; a probe needs class folders or a CSV.")
     encoder = encoder.to(device)
     workers = worker_count(recipe, cores=len(os.sched_getaffinity(0)))
-    batches = evaluation_batches(shards.num_samples, _BATCH)
+    count = shards.num_samples if videos is None else min(videos, shards.num_samples)
+    batches = evaluation_batches(count, _BATCH)
     loader = evaluation_loader(shards, recipe, batches, num_workers=workers)
     values, labels, skipped = [], [], 0
     for batch in tqdm(loader, desc=f"features of {shards.name}", unit="batch"):

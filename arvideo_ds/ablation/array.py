@@ -1,0 +1,78 @@
+"""Cells as the tasks of one Slurm job array, by scripts/slurm/pretrain.sbatch.
+
+A task saves and requeues itself as a pretraining job does; it starts the ablation's own command
+with `--cell N`, which runs that cell alone under the task's ranks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from arvideo_ds.errors import UserError
+
+SBATCH = Path("scripts/slurm/pretrain.sbatch")
+_SUBMITTED = "slurm.json"
+
+
+def sbatch_command(
+    cells: Sequence[int], arguments: Sequence[str], *, output: Path, jobs: int | None, options: str
+) -> list[str]:
+    """The command that submits the numbered cells, `jobs` of them at a time (None: all).
+
+    arguments: those of scripts/ablate.py. options: more words for sbatch, as one string.
+    """
+    numbers = ",".join(map(str, cells)) + (f"%{jobs}" if jobs else "")
+    return [
+        "sbatch",
+        "--parsable",
+        "--job-name=ablate",
+        f"--array={numbers}",
+        f"--output={output}/slurm-%A_%a.log",
+        *shlex.split(options),
+        str(SBATCH),
+        *arguments,
+        "--cell=%a",
+    ]
+
+
+def submit(command: Sequence[str], output: Path) -> str:
+    """Submit and note the array's id. Errors: `UserError` with sbatch's own words."""
+    if not SBATCH.is_file():
+        raise UserError(f"there is no {SBATCH} here; start --slurm from the root of the checkout.")
+    environment = {**os.environ, "PROGRAM": "scripts/ablate.py"}
+    job = _say(command, environment).strip().partition(";")[0]
+    (output / _SUBMITTED).write_text(json.dumps({"job": job}) + "\n")
+    return job
+
+
+def waiting_job(output: Path) -> str | None:
+    """The array that was submitted last, if Slurm still has tasks of it."""
+    path = output / _SUBMITTED
+    if not path.is_file():
+        return None
+    job = str(json.loads(path.read_text())["job"])
+    try:
+        listed = _say(["squeue", "--noheader", f"--jobs={job}", "--format=%i"], dict(os.environ))
+    except UserError:  # Slurm forgets the id some minutes after the last task
+        return None
+    return job if listed.strip() else None
+
+
+def _say(command: Sequence[str], environment: dict[str, str]) -> str:
+    try:
+        done = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False, timeout=120
+        )
+    except FileNotFoundError:
+        raise UserError(
+            f"there is no {command[0]} on this machine; --slurm needs a login node of a Slurm "
+            "cluster. Leave it out to run the cells here."
+        ) from None
+    if done.returncode:
+        raise UserError(f"{command[0]} refused: {' '.join(done.stderr.split())}")
+    return done.stdout

@@ -1,0 +1,183 @@
+"""One cell of a grid: a variant and a seed, trained and probed in a folder of its own.
+
+<output>/cells/<variant>-seed<n>/   a run's folder (train/run_folder.py), and
+  log.txt      everything it printed, over all its starts
+  result.json  what it came to; a cell that has one is finished
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.ablation.grid import UNTRAINED, Plan, Variant
+from arvideo_ds.config import PretrainRecipe, load_recipe
+from arvideo_ds.config.cost import cost_of
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.engine.launcher import planned_world_size
+from arvideo_ds.errors import EXIT_OK, UserError
+from arvideo_ds.train import run_folder
+from arvideo_ds.train.settle import Options, settle
+
+CELLS, LOG, RESULT = "cells", "log.txt", "result.json"
+
+
+@dataclass(frozen=True)
+class Cell:
+    folder: Path
+    variant: str
+    recipe: str
+    # The seed is one of them.
+    overrides: tuple[str, ...]
+    seed: int
+    probe_videos: tuple[int, int] | None
+    deepspeed_config: Path
+
+    @property
+    def trained(self) -> bool:
+        return self.variant != UNTRAINED
+
+    @property
+    def name(self) -> str:
+        return self.folder.name
+
+    def settings(self) -> PretrainRecipe:
+        return load_recipe(self.recipe, self.overrides)
+
+    def result(self) -> dict[str, Any] | None:
+        """What the cell came to, or nothing where it is not finished."""
+        path = self.folder / RESULT
+        return json.loads(path.read_text()) if path.is_file() else None
+
+
+def cells_of(
+    plan: Plan, *, seeds: int, output: Path, deepspeed_config: Path, overrides: tuple[str, ...]
+) -> list[Cell]:
+    """The untrained encoder and every variant with the first seed, then all with the next one."""
+    untrained = Variant(UNTRAINED, plan.grid.base, (*plan.grid.overrides, *overrides), plan.base)
+    return [
+        Cell(
+            folder=output / CELLS / f"{variant.name}-seed{seed}",
+            variant=variant.name,
+            recipe=variant.recipe,
+            overrides=(*variant.overrides, f"train.seed={seed}"),
+            seed=seed,
+            probe_videos=plan.grid.probe_videos,
+            deepspeed_config=deepspeed_config,
+        )
+        for seed in range(seeds)
+        for variant in (untrained, *plan.variants)
+    ]
+
+
+def open_probe_shards(recipe: PretrainRecipe) -> tuple[ShardSet, ShardSet]:
+    """Labelled shards to fit the probes on and to test them. Errors: `UserError`."""
+    train, test = recipe.probe.train_shards, recipe.probe.test_shards
+    if train is None or test is None:
+        raise UserError("the grid's recipe names no probe shards; give --train and --test SHARDS.")
+    opened = ShardSet(train), ShardSet(test)
+    labels = opened[0].manifest.labels
+    if labels is None or labels != opened[1].manifest.labels:
+        raise UserError(
+            f"{train} and {test} have no labels or different ones, so their label numbers do not "
+            "mean the same. Make both from one set of class names (data_tools/make_shards.py)."
+        )
+    return opened
+
+
+def judged_on(
+    recipe: PretrainRecipe, probe_videos: tuple[int, int] | None
+) -> tuple[dict[str, Any], float]:
+    """What decides a result beside the recipe, and the accuracy of guessing in percent.
+
+    Errors: `UserError` where shards are missing or do not go together.
+    """
+    train, test = open_probe_shards(recipe)
+    shards = recipe.data.shards
+    if shards is None:
+        raise UserError("the grid's recipe names no shards to pretrain on; give --train SHARDS.")
+    data = {
+        "manifest": ShardSet(shards).hash,
+        "probe_manifests": [train.hash, test.hash],
+        "probe_videos": list(probe_videos or (train.num_samples, test.num_samples)),
+        "probe_features": recipe.probe.features,
+    }
+    return data, 100 / len(train.manifest.labels or "?")
+
+
+def require_same(cell: Cell, data: dict[str, Any]) -> None:
+    """Refuse a folder whose cell has other settings, or was judged on other data."""
+    run_folder.require_same_mathematics(cell.folder, cell.settings())
+    result = cell.result()
+    changed = [key for key in data if result is not None and result["data"][key] != data[key]]
+    if changed:
+        raise UserError(
+            f"{cell.folder} was finished with other {', '.join(changed)} than this command's. Go "
+            "on with the same data, or start another grid with another --output."
+        )
+
+
+def run_cell(cell: Cell) -> int:
+    """Train, unless that is done, and probe. Every rank calls it; returns the exit code."""
+    options = Options(cell.recipe, cell.deepspeed_config, cell.overrides, cell.folder)
+    settings = settle(options, PretrainRecipe, world_size=planned_world_size())
+    shards = settings.require_shards()
+    if cell.trained and not (cell.folder / run_folder.MODEL).is_file():
+        # Only now: torch and DeepSpeed take seconds to load.
+        from arvideo_ds.train.run import start
+
+        code = start(options, settings, shards)
+        if code != EXIT_OK:
+            return code
+    if os.environ.get("RANK", "0") == "0":
+        with run_folder.lock(cell.folder):
+            run_folder.write_recipe(cell.folder, settings.recipe)
+            result = {**_probe(cell, settings.recipe), **_costs(cell, settings.recipe)}
+            data, _ = judged_on(settings.recipe, cell.probe_videos)
+            _write(cell.folder / RESULT, {**result, "data": data})
+    return EXIT_OK
+
+
+def _probe(cell: Cell, recipe: PretrainRecipe) -> dict[str, Any]:
+    import torch
+
+    from arvideo_ds.evaluation.features import extract
+    from arvideo_ds.evaluation.pretrained import load_pretrained, untrained
+    from arvideo_ds.evaluation.probe import linear_probe, nearest_neighbours
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model = (
+        load_pretrained(recipe, cell.folder / run_folder.MODEL)
+        if cell.trained
+        else untrained(recipe)
+    )
+    train, test = open_probe_shards(recipe)
+    num_known, num_asked = cell.probe_videos or (None, None)
+    known = extract(model.encoder, train, recipe, device, videos=num_known)
+    asked = extract(model.encoder, test, recipe, device, videos=num_asked)
+    return {
+        "linear": round(100 * linear_probe(known, asked), 2),
+        "knn": round(100 * nearest_neighbours(known, asked), 2),
+        "skipped": known.skipped + asked.skipped,
+    }
+
+
+def _costs(cell: Cell, recipe: PretrainRecipe) -> dict[str, Any]:
+    cost = cost_of(recipe)
+    times = [metrics["time/step_s"] for metrics in run_folder.read_metrics(cell.folder)]
+    return {
+        # Of the logged stretches the middle one: the first holds the warm-up of everything.
+        "seconds_per_step": round(statistics.median(times), 4) if times else None,
+        "gflops_forward_per_clip": round(cost.flops_forward_per_clip / 1e9, 4),
+        "parameters": cost.parameters_encoder + cost.parameters_decoder,
+    }
+
+
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(facts, indent=1) + "\n")
+    temporary.replace(path)

@@ -1,0 +1,131 @@
+"""Grid YAML -> rows and the variants that they name, with errors that name the row; needs no torch.
+
+A grid holds ablations, an ablation rows; a row is the grid's base recipe (or its own `recipe`) with
+the overrides of the grid and of the row. Rows with the same recipe share one variant, which is run
+once for each seed.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from arvideo_ds.config import PretrainRecipe, load_recipe
+from arvideo_ds.config.load import GRIDS, parse, read_yaml, recipes_dir
+from arvideo_ds.config.schema import Positive, Settings
+from arvideo_ds.errors import UserError
+
+# Part of a folder's name.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
+# Reference: the base recipe's encoder before any training.
+UNTRAINED = "untrained"
+
+
+class Row(Settings):
+    name: Name
+    # Instead of the grid's base.
+    recipe: str | None = None
+    # section.key=value, as on a command line.
+    overrides: tuple[str, ...] = ()
+    # The paper's figure of this row.
+    paper: float | None = None
+    # The paper's row of which this is the small-scale analogue, or another remark.
+    note: str = ""
+
+
+class Ablation(Settings):
+    name: Name
+    title: str
+    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+
+
+class Grid(Settings):
+    title: str
+    base: str
+    overrides: tuple[str, ...] = ()
+    # What the figures under `paper` are.
+    paper_figure: str = "top-1, %"
+    # Videos that the probes are fitted on and tested on; all of the shards if left out.
+    probe_videos: tuple[Positive, Positive] | None = None
+    ablations: Annotated[tuple[Ablation, ...], Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe to be run with several seeds: `name` of the first row that has it."""
+
+    name: str
+    recipe: str
+    overrides: tuple[str, ...]
+    settings: PretrainRecipe
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A grid, resolved: its variants, and the variant of every (ablation, row)."""
+
+    grid: Grid
+    base: PretrainRecipe
+    variants: tuple[Variant, ...]
+    variant_of: dict[tuple[str, str], str]
+
+
+def grid_names() -> list[str]:
+    return sorted(path.stem for path in (recipes_dir() / GRIDS).glob("*.yaml"))
+
+
+def read_grid(name_or_path: str) -> Grid:
+    """A grid by name (`grid_names`) or path. Errors: `UserError`."""
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = recipes_dir() / GRIDS / f"{name_or_path}.yaml"
+    if not path.is_file():
+        raise UserError(
+            f"there is no grid '{name_or_path}'; give the path of a YAML file or one of: "
+            f"{', '.join(grid_names())}."
+        )
+    grid = parse(Grid, read_yaml(path), f"grid {path.name}")
+    _require_once((a.name for a in grid.ablations), f"grid {path.name}", "ablation")
+    for ablation in grid.ablations:
+        where = f"grid {path.name}, ablation {ablation.name}"
+        _require_once((row.name for row in ablation.rows), where, "row")
+    return grid
+
+
+def resolve(grid: Grid, overrides: Sequence[str] = ()) -> Plan:
+    """Load the recipe of every row; `overrides` are laid over all of them, last.
+
+    Errors: `UserError` that names the row.
+    """
+    variants: list[Variant] = []
+    variant_of: dict[tuple[str, str], str] = {}
+    base = _load("the base", grid.base, (*grid.overrides, *overrides))
+    for ablation in grid.ablations:
+        for row in ablation.rows:
+            name, recipe = f"{ablation.name}_{row.name}", row.recipe or grid.base
+            words = (*grid.overrides, *row.overrides, *overrides)
+            settings = _load(f"row {ablation.name}/{row.name}", recipe, words)
+            known = [v for v in variants if v.settings == settings]
+            if not known:
+                known = [Variant(name, recipe, words, settings)]
+                variants += known
+            variant_of[ablation.name, row.name] = known[0].name
+    return Plan(grid, base, tuple(variants), variant_of)
+
+
+def _load(what: str, recipe: str, overrides: Sequence[str]) -> PretrainRecipe:
+    try:
+        return load_recipe(recipe, overrides)
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
+
+
+def _require_once(names: Iterable[str], where: str, what: str) -> None:
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise UserError(f"{where}: {what} {twice[0]} stands there twice; rename or remove one.")

@@ -1,0 +1,81 @@
+"""Does the order of an ablation's rows agree with the paper's?"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# Differences of means below so many standard errors may be chance.
+_ERRORS = 2.0
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Values over seeds; deviation of the sample, none for one value."""
+
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.values)
+
+    @property
+    def deviation(self) -> float | None:
+        return statistics.stdev(self.values) if len(self.values) > 1 else None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two rows that the paper sets apart, the one it has above first."""
+
+    above: str
+    below: str
+    # Of the means, above less below: positive where we agree.
+    difference: float
+    # The difference is more than twice its standard error over the seeds.
+    certain: bool
+
+
+def compare(rows: Sequence[tuple[str, float | None, Spread | None]]) -> list[Pair]:
+    """Every pair of measured rows (name, paper's figure, values) that the paper sets apart."""
+    known = [(name, paper, found) for name, paper, found in rows if paper is not None and found]
+    # Stable: rows that the paper has equal stay in the grid's order.
+    known.sort(key=lambda row: -row[1])
+    return [
+        _pair(above[0], below[0], above[2], below[2])
+        for above, below in itertools.combinations(known, 2)
+        if above[1] > below[1]
+    ]
+
+
+def verdict(pairs: Sequence[Pair]) -> str:
+    """One sentence about an ablation."""
+    if not pairs:
+        return "The paper has no order to compare with."
+    against = [pair for pair in pairs if pair.difference < 0]
+    agreeing = len(pairs) - len(against)
+    uncertain = sum(not pair.certain for pair in pairs)
+    counted = f"{agreeing} of {len(pairs)} pairs of rows as in the paper"
+    spread = f"; {uncertain} pair(s) differ by no more than the seeds' spread" if uncertain else ""
+    if not against:
+        return f"The order agrees with the paper's: {counted}{spread}."
+    named = ", ".join(
+        f"{pair.below} above {pair.above} ({'certain' if pair.certain else 'within the spread'})"
+        for pair in against
+    )
+    return f"The order does not agree with the paper's: {counted}{spread}. Against it: {named}."
+
+
+def _pair(above: str, below: str, first: Spread, second: Spread) -> Pair:
+    difference = first.mean - second.mean
+    error = math.hypot(*(_standard_error(spread) for spread in (first, second)))
+    return Pair(above, below, difference, abs(difference) > _ERRORS * error)
+
+
+def _standard_error(spread: Spread) -> float:
+    """Infinite for one value: nothing is known of the spread then."""
+    deviation = spread.deviation
+    return math.inf if deviation is None else deviation / math.sqrt(len(spread.values))

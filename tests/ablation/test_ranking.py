@@ -1,0 +1,53 @@
+"""The verdict on an ablation, by worked examples."""
+
+from __future__ import annotations
+
+from arvideo_ds.ablation.ranking import Spread, compare, verdict
+
+
+def spread(*values: float) -> Spread:
+    return Spread(values)
+
+
+def test_ranking_by_a_worked_example() -> None:
+    # The paper: a above b above c; d ties with a, e has no figure, f was not measured.
+    rows = [
+        ("a", 66.8, spread(80, 82, 81)),
+        ("b", 66.0, spread(82.5, 81.5, 80.9)),
+        ("c", 64.0, spread(70, 71, 69)),
+        ("d", 66.8, spread(90, 90, 90)),
+        ("e", None, spread(10, 10, 10)),
+        ("f", 60.0, None),
+    ]
+    pairs = {(pair.above, pair.below): pair for pair in compare(rows)}
+    assert set(pairs) == {("a", "b"), ("a", "c"), ("d", "b"), ("d", "c"), ("b", "c")}
+    # 81 against 81.63, deviations 1 and 0.81: standard error 0.74, so 0.63 may be chance.
+    assert round(pairs["a", "b"].difference, 2) == -0.63
+    assert not pairs["a", "b"].certain
+    assert pairs["a", "c"].difference == 11
+    assert pairs["a", "c"].certain
+    said = verdict(compare(rows))
+    assert said.startswith("The order does not agree with the paper's: 4 of 5 pairs")
+    assert "1 pair(s) differ by no more" in said
+    assert "b above a (within the spread)" in said
+
+
+def test_a_certain_disagreement_is_called_so() -> None:
+    said = verdict(compare([("a", 2.0, spread(10, 11)), ("b", 1.0, spread(20, 21))]))
+    assert "b above a (certain)" in said
+
+
+def test_full_agreement_and_nothing_to_compare() -> None:
+    rows = [("a", 2.0, spread(10, 11)), ("b", 1.0, spread(1, 2))]
+    assert verdict(compare(rows)) == (
+        "The order agrees with the paper's: 1 of 1 pairs of rows as in the paper."
+    )
+    assert verdict(compare([("a", None, spread(1, 2)), ("b", 1.0, spread(1, 2))])) == (
+        "The paper has no order to compare with."
+    )
+
+
+def test_of_one_seed_nothing_is_certain() -> None:
+    (pair,) = compare([("a", 2.0, spread(90)), ("b", 1.0, spread(1))])
+    assert not pair.certain
+    assert spread(90).deviation is None
