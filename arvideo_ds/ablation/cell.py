@@ -133,7 +133,8 @@ def run_cell(cell: Cell) -> int:
         code = start(options, settings, shards)
         if code != EXIT_OK:
             return code
-    if os.environ.get("RANK", "0") == "0":
+    # An untrained cell starts no process group, so only srun has said who this is.
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")) == 0:
         with run_folder.lock(cell.folder):
             run_folder.write_recipe(cell.folder, settings.recipe)
             result = {**_probe(cell, settings.recipe), **_costs(cell, settings.recipe)}

@@ -55,7 +55,7 @@ def verdict(pairs: Sequence[Pair]) -> str:
     """One sentence about an ablation."""
     if not pairs:
         return "The paper has no order to compare with."
-    against = [pair for pair in pairs if pair.difference < 0]
+    against = [pair for pair in pairs if pair.difference <= 0]
     agreeing = len(pairs) - len(against)
     uncertain = sum(not pair.certain for pair in pairs)
     counted = f"{agreeing} of {len(pairs)} pairs of rows as in the paper"
@@ -63,7 +63,8 @@ def verdict(pairs: Sequence[Pair]) -> str:
     if not against:
         return f"The order agrees with the paper's: {counted}{spread}."
     named = ", ".join(
-        f"{pair.below} above {pair.above} ({'certain' if pair.certain else 'within the spread'})"
+        f"{pair.below} {'above' if pair.difference else 'level with'} {pair.above} "
+        f"({'certain' if pair.certain else 'within the spread'})"
         for pair in against
     )
     return f"The order does not agree with the paper's: {counted}{spread}. Against it: {named}."

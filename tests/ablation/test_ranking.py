@@ -51,3 +51,9 @@ def test_of_one_seed_nothing_is_certain() -> None:
     (pair,) = compare([("a", 2.0, spread(90)), ("b", 1.0, spread(1))])
     assert not pair.certain
     assert spread(90).deviation is None
+
+
+def test_level_rows_do_not_agree_with_an_order() -> None:
+    said = verdict(compare([("a", 2.0, spread(10, 10)), ("b", 1.0, spread(10, 10))]))
+    assert "0 of 1 pairs" in said
+    assert "b level with a (within the spread)" in said

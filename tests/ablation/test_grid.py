@@ -1,0 +1,144 @@
+"""Grids: read strictly, every row a recipe, equal rows run once, and the paper's tables whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from arvideo_ds.ablation.cell import cells_of
+from arvideo_ds.ablation.grid import UNTRAINED, grid_names, read_grid, resolve
+from arvideo_ds.config import load_recipe, recipe_names
+from arvideo_ds.errors import UserError
+
+ROWS = [{"name": "small", "overrides": ["objective.cluster=[1,8,8]"]}, {"name": "base"}]
+ABLATION = {"name": "cluster", "title": "Clusters", "rows": ROWS}
+
+
+def write(folder: Path, **changes: object) -> str:
+    tree = {"title": "Test", "base": "demo", "ablations": [ABLATION], **changes}
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(tree))
+    return str(path)
+
+
+def test_rows_are_the_base_with_the_grids_the_rows_and_the_commands_overrides(
+    tmp_path: Path,
+) -> None:
+    name = write(tmp_path, overrides=["train.max_steps=7", "train.log_every=3"])
+    plan = resolve(read_grid(name), ["train.log_every=5"])
+    small, base = plan.variants
+    words = ["train.max_steps=7", "train.log_every=5"]
+    assert small.settings == load_recipe("demo", [*words, "objective.cluster=[1,8,8]"])
+    assert base.settings == plan.base == load_recipe("demo", words)
+
+
+def test_equal_rows_are_run_once_however_they_are_written(tmp_path: Path) -> None:
+    again = [{"name": "random"}, {"name": "same", "overrides": ["objective.cluster=[2,4,4]"]}]
+    other = {"name": "order", "title": "Order", "rows": again}
+    plan = resolve(read_grid(write(tmp_path, ablations=[ABLATION, other])))
+    assert [variant.name for variant in plan.variants] == ["cluster_small", "cluster_base"]
+    assert plan.variant_of["order", "random"] == plan.variant_of["order", "same"] == "cluster_base"
+
+
+def test_a_row_may_name_another_recipe(tmp_path: Path) -> None:
+    rows = [{"name": "other", "recipe": "pretrain_weizmann"}, {"name": "base"}]
+    plan = resolve(read_grid(write(tmp_path, ablations=[{**ABLATION, "rows": rows}])))
+    assert plan.variants[0].settings == load_recipe("pretrain_weizmann")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"ablation": []}, ["unknown key 'ablation'", "did you mean 'ablations'"]),
+        (
+            {"ablations": [{**ABLATION, "rows": [{"name": "a", "override": []}]}]},
+            ["unknown key 'ablations.rows.override'", "did you mean 'ablations.rows.overrides'"],
+        ),
+        ({"ablations": [ABLATION, ABLATION]}, ["ablation cluster stands there twice"]),
+        (
+            {"ablations": [{**ABLATION, "rows": [ROWS[1], ROWS[1]]}]},
+            ["ablation cluster", "row base stands there twice"],
+        ),
+        ({"ablations": []}, ["ablations=[]", "at least 1"]),
+        ({"ablations": [{**ABLATION, "name": "../up"}]}, ["ablations.name='../up'"]),
+        ({"base": "demoo"}, ["the base", "there is no recipe 'demoo'", "'demo'"]),
+        (
+            {"ablations": [{**ABLATION, "rows": [{"name": "a", "overrides": ["train.step=3"]}]}]},
+            ["row cluster/a", "unknown key 'train.step'"],
+        ),
+        (
+            {
+                "ablations": [
+                    {
+                        **ABLATION,
+                        "rows": [{"name": "a", "overrides": ["objective.cluster=[3,3,3]"]}],
+                    }
+                ]
+            },
+            ["row cluster/a", "does not divide"],
+        ),
+        ({"overrides": ["train.max_steps"]}, ["the base", "section.key=value"]),
+    ],
+)
+def test_a_wrong_grid_is_refused_with_its_place(
+    changes: dict[str, object], words: list[str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError) as caught:
+        resolve(read_grid(write(tmp_path, **changes)))
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_an_unknown_grid_names_those_that_there_are() -> None:
+    with pytest.raises(UserError, match="motion, paper, weizmann"):
+        read_grid("motoin")
+
+
+def test_cells_come_seed_by_seed_the_untrained_encoder_first(tmp_path: Path) -> None:
+    plan = resolve(read_grid(write(tmp_path)))
+    cells = cells_of(plan, seeds=2, output=tmp_path, deepspeed_config=tmp_path, overrides=())
+    names = [UNTRAINED, "cluster_small", "cluster_base"]
+    assert [cell.name for cell in cells] == [f"{n}-seed{seed}" for seed in (0, 1) for n in names]
+    assert [cell.trained for cell in cells] == [False, True, True] * 2
+    assert [cell.settings().train.seed for cell in cells] == [0, 0, 0, 1, 1, 1]
+
+
+def test_no_grid_is_taken_for_a_recipe() -> None:
+    assert not set(grid_names()) & set(recipe_names())
+    with pytest.raises(UserError, match="there is no recipe 'motion'"):
+        load_recipe("motion")
+
+
+def test_the_papers_grid_has_every_ablation_with_its_figure() -> None:
+    plan = resolve(read_grid("paper"))
+    used = {row.recipe or plan.grid.base for a in plan.grid.ablations for row in a.rows}
+    assert used == {name for name in recipe_names() if name.startswith("ablation_")}
+    for ablation in plan.grid.ablations:
+        for row in ablation.rows:
+            assert row.paper is not None
+            # The recipe's own words about its figure.
+            if row.recipe:
+                text = (Path("arvideo_ds/recipes/ablations") / f"{row.recipe}.yaml").read_text()
+                assert f"{row.paper}" in text.splitlines()[0], row
+    assert {len(a.rows) for a in plan.grid.ablations} == {7, 3, 4, 2}
+
+
+@pytest.mark.parametrize("name", ["motion", "weizmann"])
+def test_small_grids_stand_row_by_row_for_the_papers(name: str) -> None:
+    figures = {
+        ablation.name: [row.paper for row in ablation.rows]
+        for ablation in read_grid("paper").ablations
+    }
+    small = {
+        ablation.name: [row.paper for row in ablation.rows]
+        for ablation in read_grid(name).ablations
+    }
+    assert small.pop("targets") == [None] * 3
+    assert all(small[key] == figures[key] for key in small)
+    # No row of an ablation is another one in disguise: 2 and 1 of 32 kept, say.
+    plan = resolve(read_grid(name))
+    for ablation in plan.grid.ablations:
+        variants = [plan.variant_of[ablation.name, row.name] for row in ablation.rows]
+        assert len(set(variants)) == len(variants)
