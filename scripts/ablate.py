@@ -25,12 +25,13 @@ from typing import Any
 from arvideo_ds.ablation import array
 from arvideo_ds.ablation.cell import Cell, cells_of, judged_on, require_same, run_cell
 from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
+from arvideo_ds.ablation.pool import EXIT_INTERRUPTED, run_cells
 from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.train import run_folder
 from arvideo_ds.version import git_commit
 
 DEFAULT_JSON = Path(__file__).parent.parent / "ds_configs" / "zero2.json"
-EXIT_FAILED, EXIT_INTERRUPTED = 1, 75
+EXIT_FAILED = 1
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -96,8 +97,6 @@ def make_demo_shards(plan: Plan) -> None:
 
 
 def run_here(args: argparse.Namespace, cells: list[Cell], failed: dict[str, str]) -> int:
-    from arvideo_ds.ablation.pool import run_cells
-
     left = [cell for cell in cells if cell.result() is None]
     print(f"{len(cells)} cells, {len(left)} to run, {args.jobs or 1} at a time", flush=True)
     failed |= run_cells(left, args.jobs or 1, lambda line: print(line, flush=True))

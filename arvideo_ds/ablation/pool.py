@@ -21,6 +21,8 @@ from typing import Any
 from arvideo_ds.ablation.cell import LOG, Cell, run_cell
 from arvideo_ds.errors import command
 
+# As scripts/pretrain.py ends when it was interrupted.
+EXIT_INTERRUPTED = 75
 _PRELOADED = ["arvideo_ds.train.run", "arvideo_ds.evaluation.features"]
 Say = Callable[[str], None]
 
@@ -84,6 +86,9 @@ def _start(cell: Cell, slot: int, jobs: int) -> BaseProcess:
 
 
 def _child(cell: Cell, cores: list[int], gpu_slot: int | None) -> None:
+    # While it trains, the run takes signals itself; before and after, nothing is lost by ending.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: sys.exit(EXIT_INTERRUPTED))
     cell.folder.mkdir(parents=True, exist_ok=True)
     with (cell.folder / LOG).open("ab") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
