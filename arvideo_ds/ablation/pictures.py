@@ -30,34 +30,46 @@ _APART = 0.16
 
 
 def draw_grid(document: Mapping[str, Any]) -> Figure:
-    """All ablations, two panels a line."""
+    """All ablations, two panels a line, on one axis."""
     ablations = document["ablations"]
-    lines = -(-len(ablations) // 2)
-    tallest = max(len(ablation["rows"]) for ablation in ablations)
+    counts = [len(ablation["rows"]) for ablation in ablations]
+    heights = [_height(max(counts[first : first + 2])) for first in range(0, len(counts), 2)]
     figure, axes = plt.subplots(
-        lines,
+        len(heights),
         2,
-        figsize=(12, 0.6 + lines * (1.1 + 0.36 * tallest)),
+        figsize=(12, 0.6 + sum(heights)),
         squeeze=False,
+        sharex=True,
         layout="constrained",
+        height_ratios=heights,
     )
     for axis in axes.flat[len(ablations) :]:
         axis.set_visible(False)
     for axis, ablation in zip(axes.flat, ablations, strict=False):
         _panel(axis, document, ablation)
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    _legend(figure)
     return figure
 
 
 def draw_ablation(document: Mapping[str, Any], ablation: Mapping[str, Any]) -> Figure:
     figure, axis = plt.subplots(
-        figsize=(8, 1.2 + 0.36 * len(ablation["rows"])), layout="constrained"
+        figsize=(8, 0.4 + _height(len(ablation["rows"]))), layout="constrained"
     )
     _panel(axis, document, ablation)
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
+    _legend(figure)
     return figure
+
+
+def _height(rows: int) -> float:
+    """Inches of a panel."""
+    return 1.0 + 0.36 * rows
+
+
+def _legend(figure: Figure) -> None:
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8
+    )
 
 
 def _panel(axis: Axes, document: Mapping[str, Any], ablation: Mapping[str, Any]) -> None:
@@ -88,6 +100,7 @@ def _panel(axis: Axes, document: Mapping[str, Any], ablation: Mapping[str, Any])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_title(ablation["title"], fontsize=10)
     axis.set_xlabel("accuracy, %")
+    axis.tick_params(labelbottom=True)
     axis.grid(axis="x", alpha=0.3)
     if any(row["paper"] is not None for row in rows):
         _paper_figures(axis, rows)

@@ -52,22 +52,24 @@ def compare(rows: Sequence[tuple[str, float | None, Spread | None]]) -> list[Pai
 
 
 def verdict(pairs: Sequence[Pair]) -> str:
-    """One sentence about an ablation."""
+    """Whether the order of the means agrees, and what of it is more than chance."""
     if not pairs:
         return "The paper has no order to compare with."
+    agreeing = [pair for pair in pairs if pair.difference > 0]
     against = [pair for pair in pairs if pair.difference <= 0]
-    agreeing = len(pairs) - len(against)
-    uncertain = sum(not pair.certain for pair in pairs)
-    counted = f"{agreeing} of {len(pairs)} pairs of rows as in the paper"
-    spread = f"; {uncertain} pair(s) differ by no more than the seeds' spread" if uncertain else ""
-    if not against:
-        return f"The order agrees with the paper's: {counted}{spread}."
-    named = ", ".join(
-        f"{pair.below} {'above' if pair.difference else 'level with'} {pair.above} "
-        f"({'certain' if pair.certain else 'within the spread'})"
-        for pair in against
+    text = (
+        f"The order {'does not agree' if against else 'agrees'} with the paper's: {len(agreeing)} "
+        f"of {len(pairs)} pairs of rows as in the paper ({_certain(agreeing)} certain)"
     )
-    return f"The order does not agree with the paper's: {counted}{spread}. Against it: {named}."
+    if not against:
+        return text + "."
+    named = [f"{pair.below} above {pair.above}" for pair in against if pair.certain]
+    listed = f": {', '.join(named)}" if named else ""
+    return f"{text}, {len(against)} not ({_certain(against)} certain{listed})."
+
+
+def _certain(pairs: Sequence[Pair]) -> int:
+    return sum(pair.certain for pair in pairs)
 
 
 def _pair(above: str, below: str, first: Spread, second: Spread) -> Pair:

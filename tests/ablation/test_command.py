@@ -37,18 +37,22 @@ ablations:
 
 
 @pytest.fixture
-def command(demo_shards: Path, tmp_path: Path) -> list[str]:
+def command(tmp_path: Path) -> list[str]:
     grid = tmp_path / "grid.yaml"
     grid.write_text(GRID)
-    shards = [f"--train={demo_shards / 'train'}", f"--test={demo_shards / 'test'}"]
-    words = [sys.executable, ABLATE, grid, "--seeds=1", f"--output={tmp_path / 'out'}", *shards]
+    words = [sys.executable, ABLATE, grid, "--seeds=1", f"--output={tmp_path / 'out'}"]
     return [str(word) for word in words]
 
 
 @pytest.mark.slow
 def test_a_grid_goes_on_where_it_was_interrupted_and_tells_what_failed(
-    command: list[str], tmp_path: Path, run: Run, environment: Callable[..., dict[str, str]]
+    command: list[str],
+    demo_shards: Path,
+    tmp_path: Path,
+    run: Run,
+    environment: Callable[..., dict[str, str]],
 ) -> None:
+    command += [f"--train={demo_shards / 'train'}", f"--test={demo_shards / 'test'}"]
     cells = tmp_path / "out" / "cells"
     metrics = cells / "cluster_1x8x8-seed0" / "metrics.jsonl"
     first = subprocess.Popen(
@@ -98,7 +102,7 @@ def test_a_grid_goes_on_where_it_was_interrupted_and_tells_what_failed(
         (["--seeds=0"], "--seeds 0 must be 1 or more"),
         (["--jobs=0"], "--jobs 0 must be 1 or more"),
         (["train.steps=3"], "the base: recipe demo.yaml with overrides: unknown key 'train.steps'"),
-        (["--test=nowhere"], "nowhere"),
+        (["--train=nowhere", "--test=nowhere"], "nowhere"),
     ],
 )
 def test_wrong_input_is_one_paragraph(
