@@ -26,6 +26,7 @@ from arvideo_ds.ablation import array
 from arvideo_ds.ablation.cell import Cell, cells_of, judged_on, require_same, run_cell
 from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
 from arvideo_ds.ablation.pool import EXIT_INTERRUPTED, run_cells
+from arvideo_ds.config import load_recipe
 from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.train import run_folder
 from arvideo_ds.version import git_commit
@@ -90,9 +91,10 @@ def shard_overrides(args: argparse.Namespace) -> list[str]:
 
 
 def make_demo_shards(plan: Plan) -> None:
-    from arvideo_ds.data.demo_set import DEMO_FOLDER, ensure_demo_shards
+    """Where the grid is about the demo's, as scripts/pretrain.py does."""
+    if plan.base.data.shards == load_recipe("demo").data.shards:
+        from arvideo_ds.data.demo_set import ensure_demo_shards
 
-    if plan.base.data.shards == str(DEMO_FOLDER / "train"):
         ensure_demo_shards()
 
 
