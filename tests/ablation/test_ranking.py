@@ -57,3 +57,11 @@ def test_level_rows_do_not_agree_with_an_order() -> None:
     said = verdict(compare([("a", 2.0, spread(10, 10)), ("b", 1.0, spread(10, 10))]))
     assert "0 of 1 pairs" in said
     assert said.endswith("1 not (0 certain).")
+
+
+def test_certain_is_two_standard_errors_of_the_mean_not_of_a_value() -> None:
+    # 81 and 79.13, deviations 1 and 0.93: the standard error of the difference is 0.79.
+    (pair,) = compare([("a", 2.0, spread(80, 82, 81)), ("b", 1.0, spread(79.4, 79.9, 78.1))])
+    assert pair.certain
+    (pair,) = compare([("a", 2.0, spread(80, 82, 81)), ("b", 1.0, spread(79.9, 80.4, 78.6))])
+    assert not pair.certain
