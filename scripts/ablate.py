@@ -31,8 +31,8 @@ from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.train import run_folder
 from arvideo_ds.version import git_commit
 
-# Cells are many and small: nothing is gained by sharing optimiser states, and on a CPU ZeRO 2 takes a
-# third longer at the demo's size.
+# Cells are many and small: nothing is gained by sharing optimiser states, and on a CPU ZeRO 2 takes
+# a third longer at the size of the demo.
 DEFAULT_JSON = Path(__file__).parent.parent / "ds_configs" / "zero0.json"
 EXIT_FAILED = 1
 
