@@ -17,7 +17,7 @@ from pydantic import Field
 
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.load import GRIDS, parse, read_yaml, recipes_dir
-from arvideo_ds.config.schema import Positive, Settings
+from arvideo_ds.config.settings import Positive, Settings
 from arvideo_ds.errors import UserError
 
 # Part of a folder's name.
