@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
+# Saved; the same command goes on. Scripts that requeue ask for exactly this code (EX_TEMPFAIL).
+EXIT_INTERRUPTED = 75
 
 
 class UserError(Exception):

@@ -25,9 +25,9 @@ from typing import Any
 from arvideo_ds.ablation import array
 from arvideo_ds.ablation.cell import Cell, cells_of, judged_on, require_same, run_cell
 from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
-from arvideo_ds.ablation.pool import EXIT_INTERRUPTED, run_cells
+from arvideo_ds.ablation.pool import run_cells
 from arvideo_ds.config import load_recipe
-from arvideo_ds.errors import EXIT_OK, UserError, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
 from arvideo_ds.train import run_folder
 from arvideo_ds.version import git_commit
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.errors import UserError, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
 
 SCRIPTS = Path(__file__).parent
 STARTS = ("pretrained", "scratch")
@@ -33,27 +35,44 @@ def main() -> int:
     parser.add_argument("--recipe", required=True)
     parser.add_argument("--init-from", "--init_from", required=True, help="pretrained weights")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default 1")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args()
-    if args.seeds < 1:
-        raise UserError(f"--seeds {args.seeds} must be 1 or more.")
-    results: dict[str, list[dict[str, Any]]] = {start: [] for start in STARTS}
-    for seed in range(args.seeds):
-        for start in STARTS:
-            folder = args.output / f"{start}-{seed}"
-            more = [f"--init-from={args.init_from}"] if start == "pretrained" else []
-            options = [f"--recipe={args.recipe}", f"--output={folder}", f"train.seed={seed}"]
-            _run("finetune.py", *options, *more, *args.overrides)
-            _run("evaluate.py", str(folder), "--weights=last")
-            results[start].append(_result(folder))
+    for name in ("seeds", "jobs"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} must be 1 or more.")
+    runs = [(start, seed) for seed in range(args.seeds) for start in STARTS]
+    # A thread only waits for its processes. The first error is raised when the others have ended.
+    with ThreadPoolExecutor(args.jobs) as pool:
+        found = list(pool.map(lambda run: _train_and_test(args, *run), runs))
+    results = {
+        start: [result for (of, _), result in zip(runs, found, strict=True) if of == start]
+        for start in STARTS
+    }
     table = {start: _spread(found) for start, found in results.items()}
     _write(args, table, results)
     return 0
 
 
-def _run(script: str, *arguments: str) -> None:
-    done = subprocess.run([sys.executable, str(SCRIPTS / script), *arguments], check=False)
+def _train_and_test(args: argparse.Namespace, start: str, seed: int) -> dict[str, Any]:
+    folder = args.output / f"{start}-{seed}"
+    more = [f"--init-from={args.init_from}"] if start == "pretrained" else []
+    options = [f"--recipe={args.recipe}", f"--output={folder}", f"train.seed={seed}"]
+    _run(args.jobs, "finetune.py", *options, *more, *args.overrides)
+    _run(args.jobs, "evaluate.py", str(folder), "--weights=last")
+    return _result(folder)
+
+
+def _run(jobs: int, script: str, *arguments: str) -> None:
+    # Threads of several runs on the same cores would only wait for each other.
+    threads = (
+        {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
+    )
+    command = [sys.executable, str(SCRIPTS / script), *arguments]
+    done = subprocess.run(command, env={**os.environ, **threads}, check=False)
+    if done.returncode == EXIT_INTERRUPTED:
+        sys.exit(EXIT_INTERRUPTED)
     if done.returncode:
         raise UserError(f"{script} ended with code {done.returncode}; its own words stand above.")
 

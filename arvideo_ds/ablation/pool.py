@@ -19,10 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.ablation.cell import LOG, Cell, run_cell
-from arvideo_ds.errors import command
+from arvideo_ds.errors import EXIT_INTERRUPTED, command
 
-# As scripts/pretrain.py ends when it was interrupted.
-EXIT_INTERRUPTED = 75
 _PRELOADED = ["arvideo_ds.train.run", "arvideo_ds.evaluation.features"]
 Say = Callable[[str], None]
 

@@ -31,7 +31,7 @@ from arvideo_ds.engine.checkpoints import (
 from arvideo_ds.engine.export import export_weights
 from arvideo_ds.engine.fragments import AVERAGE, keep_average
 from arvideo_ds.engine.world import World, start_world
-from arvideo_ds.errors import EXIT_OK, UserError
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.tasks import PREFIX
@@ -47,9 +47,6 @@ from arvideo_ds.train.loop import Run, Sink, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.settle import Options, Settings
 from arvideo_ds.train.validation import DetectionValidation, OnlineProbe, Validation
-
-# A script that requeues asks for exactly this code (EX_TEMPFAIL).
-EXIT_INTERRUPTED = 75
 
 
 def start(options: Options, settings: Settings[Any], shards: ShardSet) -> int:
