@@ -33,10 +33,10 @@ def check_gpus() -> Finding:
     return Finding("GPUs", "ok", "none; everything runs on the CPU")
 
 
-def matmul_gflops(device: torch.device) -> float:
-    """Billions of operations a second: fp32 on a CPU, bf16 on a GPU; best of ten."""
+def matmul_gflops(device: torch.device, dtype: torch.dtype | None = None) -> float:
+    """Billions of operations a second, best of ten; by default fp32 on a CPU, bf16 on a GPU."""
     side = _SIDE[device.type]
-    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     matrix = torch.ones(side, side, dtype=dtype, device=device)
     best_s = float("inf")
     for _ in range(_REPEATS + 1):  # the first warms up

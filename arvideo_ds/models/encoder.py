@@ -67,12 +67,16 @@ class Encoder(nn.Module):
         cubes: B M P, uint8 or 0..1. tokens: B M, their places in the grid. mask: M M, True = may
         attend; none = full attention. Returns B M D.
         """
-        pixels = standardize(cubes).to(self.embed.weight.dtype)
-        # Engines differ in whether they cast buffers along with the weights.
-        x = self.embed(pixels) + self.positions[tokens].to(pixels.dtype)
+        x = self.embed_cubes(cubes, tokens)
         for block in self.blocks:
             x = block(x, attn_mask=mask)
         return self.norm(x)
+
+    def embed_cubes(self, cubes: Tensor, tokens: Tensor) -> Tensor:
+        """Cubes B M P at places B M, with their positions: B M D."""
+        pixels = standardize(cubes).to(self.embed.weight.dtype)
+        # Engines differ in whether they cast buffers along with the weights.
+        return self.embed(pixels) + self.positions[tokens].to(pixels.dtype)
 
 
 def build_encoder(recipe: Recipe, *, drop_path: float = 0.0, final_norm: bool = True) -> Encoder:

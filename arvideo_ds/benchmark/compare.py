@@ -1,0 +1,111 @@
+"""Rows side by side: the same moments for all, so that a machine that drifts drifts for all."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from arvideo_ds.benchmark.rows import Options, Row, Say
+from arvideo_ds.benchmark.step import Clock, Step, count_flops, random_batch
+from arvideo_ds.config.cost import cost_of
+from arvideo_ds.data.loader import Batch
+from arvideo_ds.doctor.speed import matmul_gflops
+
+# Kinetics-400's training videos, and the epochs of the papers' tables.
+_VIDEOS, _EPOCHS = 240_000, 800
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_GIB = 2**30
+
+Round = dict[str, float]
+
+
+def time_in_turn(steps: Sequence[Step], options: Options, say: Say) -> list[list[Round]]:
+    """Rounds of every row, taken in turn (A B A B ...), after some steps of each to warm up."""
+    batches = [random_batch(s.row.recipe, s.row.plan.micro_batch, s.device) for s in steps]
+    for step, batch in zip(steps, batches, strict=True):
+        say(f"warming up {step.row.name}")
+        for _ in range(options.warm_up):
+            step.run(batch)
+    measured: list[list[Round]] = [[] for _ in steps]
+    for number in range(options.rounds):
+        for step, batch, own in zip(steps, batches, measured, strict=True):
+            own.append(_round(step, batch, options.steps))
+            took = f"{own[-1]['step_ms']:.1f} ms a step"
+            say(f"round {number + 1}/{options.rounds} {step.row.name}: {took}")
+    return measured
+
+
+def _round(step: Step, batch: Batch, steps: int) -> Round:
+    dtype = _DTYPES[step.row.recipe.train.precision]
+    product = matmul_gflops(step.device, dtype) / 1000
+    clock = Clock(step.device)
+    synchronize(step.device)
+    started = time.perf_counter()
+    for _ in range(steps):
+        step.run(batch, clock)
+    synchronize(step.device)
+    step_ms = 1000 * (time.perf_counter() - started) / steps
+    return {"step_ms": step_ms, **clock.milliseconds(steps), "matmul_tflops": product}
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def describe(row: Row) -> dict[str, Any]:
+    """What a row is, and what its step computes; nothing is measured."""
+    recipe, (forward, whole) = row.recipe, count_flops(row)
+    cost = cost_of(recipe)
+    return {
+        "row": row.name,
+        "variant": row.variant,
+        "objective": recipe.objective.name,
+        "clip": list(recipe.geometry.clip),
+        "micro_batch": row.plan.micro_batch,
+        "precision": recipe.train.precision,
+        "compile": recipe.train.compile,
+        "tokens_encoded": recipe.encoder_tokens,
+        "tokens_predicted": recipe.decoder_queries,
+        "parameters": cost.parameters_encoder + cost.parameters_decoder,
+        "gflop_forward_per_clip": forward / 1e9,
+        "gflop_forward_per_clip_by_formula": cost.flops_forward_per_clip / 1e9,
+        "gflop_step_per_clip": whole / 1e9,
+    }
+
+
+def summarize(described: dict[str, Any], rounds: list[Round], peak_bytes: int) -> dict[str, Any]:
+    """A row's figures: over rounds the median, least and most; memory; hours of a long run."""
+    batch, gflop = described["micro_batch"], described["gflop_step_per_clip"]
+    rates = [1000 * batch / r["step_ms"] for r in rounds]
+    achieved = [rate * gflop / 1000 for rate in rates]
+    product = max(r["matmul_tflops"] for r in rounds)
+    return {
+        **described,
+        "clips_per_s": spread(rates),
+        **{
+            key: spread([r[key] for r in rounds])
+            for key in ("step_ms", "forward_ms", "backward_ms", "optimizer_ms")
+        },
+        "peak_gib": peak_bytes / _GIB,
+        "tflops": spread(achieved),
+        "matmul_tflops": product,
+        "share_of_matmul_pct": 100 * statistics.median(achieved) / product,
+        "k400_800_epochs_hours": _VIDEOS * _EPOCHS / statistics.median(rates) / 3600,
+    }
+
+
+def against_first(
+    rounds: list[Round], first: list[Round], peak_bytes: int, first_peak_bytes: int
+) -> dict[str, Any]:
+    """Percent more (or less) time and memory than the first row; time of the same rounds."""
+    times = [100 * (r["step_ms"] / f["step_ms"] - 1) for r, f in zip(rounds, first, strict=True)]
+    return {"time_pct": spread(times), "memory_pct": 100 * (peak_bytes / first_peak_bytes - 1)}
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}

@@ -1,0 +1,118 @@
+"""Everything that is measured of the rows, as one document."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from arvideo_ds.benchmark.compare import against_first, describe, summarize, time_in_turn
+from arvideo_ds.benchmark.fed import time_from_shards
+from arvideo_ds.benchmark.operators import by_group, profile_steps
+from arvideo_ds.benchmark.rows import Options, Row, Say
+from arvideo_ds.benchmark.step import (
+    Step,
+    build_step,
+    fits_in_memory,
+    largest,
+    peak_bytes,
+    random_batch,
+)
+from arvideo_ds.engine.world import World, start_world
+from arvideo_ds.errors import UserError
+from arvideo_ds.version import git_commit
+
+
+def measure(rows: list[Row], options: Options, say: Say) -> dict[str, Any]:
+    """Machine and rows; makes the process group of one process, and ends it.
+
+    Errors: `UserError` where the rows do not fit into the GPU's memory.
+    """
+    world = start_world()
+    if options.largest_batch and world.device.type != "cuda":
+        raise UserError("--largest_batch needs a GPU; scripts/plan.py says what would fit on one.")
+    try:
+        return _measure(rows, options, world, say)
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the rows do not fit into the GPU's memory at {rows[0].plan.micro_batch} clips: while "
+            "they take turns, the models of all are there. Lower --micro_batch, or compare fewer."
+        ) from None
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _measure(rows: list[Row], options: Options, world: World, say: Say) -> dict[str, Any]:
+    """Operations and memory of each row alone, then the times of all in turn."""
+    device = world.device
+    described, peaks, most = [], [], []
+    for row in rows:
+        say(f"counting and weighing {row.name}")
+        described.append(describe(row))
+        peaks.append(peak_bytes(row, device))
+        most.append(_largest_batch(row, device, say) if options.largest_batch else None)
+    steps = [build_step(row, device) for row in rows]
+    rounds = time_in_turn(steps, options, say)
+    results = []
+    for number, step in enumerate(steps):
+        result = summarize(described[number], rounds[number], peaks[number])
+        if number:
+            result["against_first"] = against_first(
+                rounds[number], rounds[0], peaks[number], peaks[0]
+            )
+        if most[number] is not None:
+            result["largest_micro_batch"] = most[number]
+        if options.profile:
+            say(f"profiling {step.row.name}")
+            result["profile"] = _profile(step, number, options)
+        results.append(result)
+    document: dict[str, Any] = {"machine": machine(device), "rows": results}
+    if options.shards is not None:
+        document["from_shards"] = time_from_shards(steps[0], options, cores=world.cores, say=say)
+    return document
+
+
+def _largest_batch(row: Row, device: torch.device, say: Say) -> int:
+    def fits(micro_batch: int) -> bool:
+        does = fits_in_memory(row.with_batch(micro_batch), device)
+        say(f"{row.name}: {micro_batch} clips {'fit' if does else 'do not fit'}")
+        return does
+
+    return largest(fits)
+
+
+def _profile(step: Step, number: int, options: Options) -> dict[str, Any]:
+    trace = None
+    if options.trace is not None:
+        options.trace.mkdir(parents=True, exist_ok=True)
+        trace = options.trace / f"row_{number + 1}.json"
+    batch = random_batch(step.row.recipe, step.row.plan.micro_batch, step.device)
+    return by_group(profile_steps(step, batch, options.steps, trace))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What the figures are of."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "device": device.type,
+        "gpu": gpu,
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in ("torch", "deepspeed", "timm")},
+        "cuda": torch.version.cuda if gpu else None,
+        "commit": git_commit(),
+    }
+
+
+def _cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    for line in info.read_text().splitlines() if info.is_file() else ():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()

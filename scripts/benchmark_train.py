@@ -1,0 +1,138 @@
+#!/usr/bin/env python3
+"""What a step of pretraining costs: time, memory, operations. JSON on stdout.
+
+    python scripts/benchmark_train.py --compare pretrain_vit_b_k400 pretrain_vit_b_k400:paper
+    python scripts/benchmark_train.py --micro_batch 2 train.precision=fp32 \\
+        --compare pretrain_vit_b_k400_paper pretrain_vit_b_k400,decoder.target_ratio=0.5
+    python scripts/benchmark_train.py --compare pretrain_vit_b_k400 --largest_batch          (CUDA)
+
+A row is a recipe (name or path), `:paper` for the way in which the paper ran it (attention not
+fused, every token embedded before the encoded ones are picked), and settings of its own after
+commas; settings that stand alone are for all rows. All rows take the same number of clips, made on
+the device, so no loader is in it, in turns within one process: median, least and most over rounds.
+--shards feeds the first row from real shards as well. Each step is DeepSpeed's, on one rank.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.benchmark.rows import Options, read_row
+from arvideo_ds.engine.launcher import planned_world_size
+from arvideo_ds.errors import UserError, command
+
+ROOT = Path(__file__).parent.parent
+_OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--compare", nargs="+", default=["pretrain_vit_b_k400"], metavar="ROW")
+    parser.add_argument("--micro_batch", type=int, default=8, help="clips of a step, of all rows")
+    parser.add_argument("--rounds", type=int, default=5, help="turns that every row has")
+    parser.add_argument("--steps", type=int, default=5, help="steps of a row in one round")
+    parser.add_argument("--warm_up", type=int, default=3, help="steps of a row before the first")
+    parser.add_argument("--compile", action="store_true", help="train.compile=true for all rows")
+    parser.add_argument("--shards", metavar="SHARDS", help="feed the first row from these as well")
+    parser.add_argument(
+        "--largest_batch", action="store_true", help="the largest micro-batch that fits (CUDA)"
+    )
+    parser.add_argument("--profile", action="store_true", help="operators of each row, grouped")
+    parser.add_argument("--trace", type=Path, metavar="FOLDER", help="with --profile: traces too")
+    parser.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs" / "zero0.json")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    args = parser.parse_intermixed_args()
+    # What stands after --compare may be meant for all rows.
+    args.overrides += [text for text in args.compare if _OVERRIDE.match(text)]
+    args.overrides += ["train.compile=true"] if args.compile else []
+    args.compare = [text for text in args.compare if not _OVERRIDE.match(text)]
+    return args
+
+
+def check(args: argparse.Namespace) -> None:
+    for name in ("rounds", "steps", "warm_up"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)} must be 1 or more.")
+    if not args.compare:
+        raise UserError("--compare names no row; give recipes, such as pretrain_vit_b_k400.")
+    if args.trace and not args.profile:
+        raise UserError("--trace writes what --profile sees; add --profile.")
+    if planned_world_size() > 1:
+        raise UserError(
+            "this measures one process; start it with python, without a launcher. A run on many "
+            "logs its own throughput (metrics.jsonl)."
+        )
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    check(args)
+    rows = [
+        read_row(
+            text,
+            args.overrides,
+            micro_batch=args.micro_batch,
+            deepspeed_config=args.deepspeed_config,
+        )
+        for text in args.compare
+    ]
+    options = Options(
+        rounds=args.rounds,
+        steps=args.steps,
+        warm_up=args.warm_up,
+        largest_batch=args.largest_batch,
+        profile=args.profile,
+        trace=args.trace,
+        shards=args.shards,
+    )
+    # DeepSpeed writes its notes to stdout, which is the document's alone.
+    with contextlib.redirect_stdout(sys.stderr):
+        # Only now: torch takes seconds to load, and rows are wrong more often.
+        from arvideo_ds.benchmark.measure import measure
+
+        document = measure(rows, options, say)
+    for result in document["rows"]:
+        say(one_line(result))
+    print(json.dumps(rounded({"overrides": args.overrides, **document}), indent=1))
+
+
+def one_line(result: dict[str, Any]) -> str:
+    line = (
+        f"{result['row']}: {result['clips_per_s']['median']:.2f} clips/s, "
+        f"{result['forward_ms']['median']:.1f} + {result['backward_ms']['median']:.1f} + "
+        f"{result['optimizer_ms']['median']:.1f} ms (forward, backward, optimiser), "
+        f"{result['peak_gib']:.2f} GiB, {result['share_of_matmul_pct']:.0f} % of a matrix product"
+    )
+    if "against_first" in result:
+        against = result["against_first"]
+        line += (
+            f"; {against['time_pct']['median']:+.1f} % time, {against['memory_pct']:+.1f} % memory"
+        )
+    return line
+
+
+def rounded(value: Any) -> Any:
+    """Floats to five digits, wherever they stand."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
