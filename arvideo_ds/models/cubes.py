@@ -49,7 +49,7 @@ def unit_pixels(cubes: Tensor) -> Tensor:
 def standardize(cubes: Tensor) -> Tensor:
     """What the encoder sees: pixels less ImageNet's mean, over its deviation, float32."""
     mean, std = _pixel_statistics(cubes.device)
-    pixels = rearrange(unit_pixels(cubes), "b m (p c) -> b m p c", c=CHANNELS)
+    pixels = _by_channel(unit_pixels(cubes))
     return rearrange((pixels - mean) / std, "b m p c -> b m (p c)")
 
 
@@ -63,14 +63,21 @@ def pixel_targets(cubes: Tensor, *, normalize: bool) -> Tensor:
     pixels = unit_pixels(cubes)
     if not normalize:
         return pixels
-    mean, std = target_statistics(cubes)
-    pixels = rearrange(pixels, "b m (p c) -> b m p c", c=CHANNELS)
+    pixels = _by_channel(pixels)
+    mean, std = _statistics(pixels)
     return rearrange((pixels - mean) / std, "b m p c -> b m (p c)")
 
 
 def target_statistics(cubes: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and deviation + 1e-6 of each cube's channels, each B M 1 3; pictures undo with them."""
-    pixels = rearrange(unit_pixels(cubes), "b m (p c) -> b m p c", c=CHANNELS)
+    return _statistics(_by_channel(unit_pixels(cubes)))
+
+
+def _by_channel(pixels: Tensor) -> Tensor:
+    return rearrange(pixels, "b m (p c) -> b m p c", c=CHANNELS)
+
+
+def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     variance, mean = torch.var_mean(pixels, dim=2, unbiased=True, keepdim=True)
     return mean, variance.sqrt() + _TARGET_EPSILON
 
