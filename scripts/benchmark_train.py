@@ -103,7 +103,12 @@ def main() -> None:
         document = measure(rows, options, say)
     for result in document["rows"]:
         say(one_line(result))
-    print(json.dumps(rounded({"overrides": args.overrides, **document}), indent=1))
+    settings = {
+        "overrides": args.overrides,
+        "deepspeed_config": args.deepspeed_config.name,
+        **{name: getattr(args, name) for name in ("micro_batch", "rounds", "steps", "warm_up")},
+    }
+    print(json.dumps(rounded({"settings": settings, **document}), indent=1))
 
 
 def one_line(result: dict[str, Any]) -> str:

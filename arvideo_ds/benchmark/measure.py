@@ -22,6 +22,7 @@ from arvideo_ds.benchmark.step import (
     peak_bytes,
     random_batch,
 )
+from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import UserError
 from arvideo_ds.version import git_commit
@@ -33,6 +34,12 @@ def measure(rows: list[Row], options: Options, say: Say) -> dict[str, Any]:
     Errors: `UserError` where the rows do not fit into the GPU's memory.
     """
     world = start_world()
+    if options.largest_batch and any(zero_stage(row.deepspeed) == 3 for row in rows):
+        raise UserError(
+            "--largest_batch builds an engine for every trial, and DeepSpeed keeps the weights of "
+            "those of ZeRO-3. Give a --deepspeed_config of a lower stage; on one process it takes "
+            "as much."
+        )
     if options.largest_batch and world.device.type != "cuda":
         raise UserError("--largest_batch needs a GPU; scripts/plan.py says what would fit on one.")
     try:

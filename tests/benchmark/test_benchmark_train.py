@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from arvideo_ds.benchmark import step
 from arvideo_ds.benchmark.compare import against_first, describe, summarize
 from arvideo_ds.benchmark.operators import REST, Operator, by_group
 from arvideo_ds.benchmark.rows import Row, read_row
@@ -147,6 +148,17 @@ def test_the_largest_batch_is_found(most: int) -> None:
     assert len(asked) == len(set(asked)) <= 16
 
 
+def test_a_batch_out_of_memory_does_not_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    def weigh(one: Row, device: torch.device) -> int:
+        if one.plan.micro_batch > 10:
+            raise torch.OutOfMemoryError
+        return 1
+
+    monkeypatch.setattr(step, "peak_bytes", weigh)
+    demo = row("demo", "data.repeats=1")
+    assert largest(lambda size: step.fits_in_memory(demo.with_batch(size), CPU)) == 10
+
+
 def test_operators_are_grouped_and_the_rest_is_named() -> None:
     names = {
         "aten::addmm": "matrix products",
@@ -187,7 +199,7 @@ def test_the_whole_document(benchmark: Run, demo_shards: Path, tmp_path: Path) -
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
-    assert document["overrides"] == ["data.workers=0"]
+    assert document["settings"]["overrides"] == ["data.workers=0"]
     assert {"device", "cpu", "threads", "torch", "commit"} <= document["machine"].keys()
     ours, paper = document["rows"]
     assert (ours["variant"], paper["variant"]) == ("plain", "paper")
@@ -212,6 +224,11 @@ def test_the_whole_document(benchmark: Run, demo_shards: Path, tmp_path: Path) -
         (("--compare", "demo:papre"), "there is no variant 'papre'"),
         (("--compare", "train.seed=1"), "names no row"),
         (("--rounds", "0"), "--rounds 0"),
+        pytest.param(
+            ("--compare", "demo", "--largest_batch"),
+            "--largest_batch needs a GPU",
+            marks=pytest.mark.slow,  # imports torch and DeepSpeed
+        ),
         (("--trace", "t"), "add --profile"),
     ],
 )
