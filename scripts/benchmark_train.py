@@ -103,6 +103,8 @@ def main() -> None:
         document = measure(rows, options, say)
     for result in document["rows"]:
         say(one_line(result))
+        for line in table(result.get("profile")):
+            say(line)
     settings = {
         "overrides": args.overrides,
         "deepspeed_config": args.deepspeed_config.name,
@@ -124,6 +126,15 @@ def one_line(result: dict[str, Any]) -> str:
             f"; {against['time_pct']['median']:+.1f} % time, {against['memory_pct']:+.1f} % memory"
         )
     return line
+
+
+def table(profile: dict[str, Any] | None) -> list[str]:
+    """Groups of operators, and by name those of the rest that take 0.1 % and more."""
+    if profile is None:
+        return []
+    lines = [(name, of, "") for name, of in profile["groups"].items()]
+    lines += [(name, of, "  ") for name, of in profile["rest_by_name"].items()]
+    return [f"{of['share_pct']:8.2f} % {of['ms']:12.3f} ms  {pad}{name}" for name, of, pad in lines]
 
 
 def rounded(value: Any) -> Any:

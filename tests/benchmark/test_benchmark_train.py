@@ -215,6 +215,7 @@ def test_the_whole_document(benchmark: Run, demo_shards: Path, tmp_path: Path) -
     assert paper["against_first"]["memory_pct"] > 0
     assert document["from_shards"]["clips"] == 2 * 2 * 4
     assert 0 <= document["from_shards"]["data_wait_pct"] <= 100
+    assert "%" in next(line for line in done.stderr.splitlines() if REST in line)
     assert len(list((tmp_path / "traces").iterdir())) == 2
 
 
