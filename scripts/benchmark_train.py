@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.benchmark.rows import Options, read_row
+from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import UserError, command
 
@@ -66,6 +67,8 @@ def check(args: argparse.Namespace) -> None:
         raise UserError("--compare names no row; give recipes, such as pretrain_vit_b_k400.")
     if args.trace and not args.profile:
         raise UserError("--trace writes what --profile sees; add --profile.")
+    if args.shards is not None:
+        ShardSet(args.shards).check_sizes()
     if planned_world_size() > 1:
         raise UserError(
             "this measures one process; start it with python, without a launcher. A run on many "
@@ -129,11 +132,13 @@ def one_line(result: dict[str, Any]) -> str:
 
 
 def table(profile: dict[str, Any] | None) -> list[str]:
-    """Groups of operators, and by name those of the rest that take 0.1 % and more."""
+    """Groups of operators, and by name those of the rest that take half a percent and more."""
     if profile is None:
         return []
     lines = [(name, of, "") for name, of in profile["groups"].items()]
-    lines += [(name, of, "  ") for name, of in profile["rest_by_name"].items()]
+    lines += [
+        (name, of, "  ") for name, of in profile["rest_by_name"].items() if of["share_pct"] >= 0.5
+    ]
     return [f"{of['share_pct']:8.2f} % {of['ms']:12.3f} ms  {pad}{name}" for name, of, pad in lines]
 
 

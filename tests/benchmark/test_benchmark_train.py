@@ -225,6 +225,7 @@ def test_the_whole_document(benchmark: Run, demo_shards: Path, tmp_path: Path) -
         (("--compare", "demo:papre"), "there is no variant 'papre'"),
         (("--compare", "train.seed=1"), "names no row"),
         (("--rounds", "0"), "--rounds 0"),
+        (("--shards", "absent"), "no shards in absent"),
         pytest.param(
             ("--compare", "demo", "--largest_batch"),
             "--largest_batch needs a GPU",
