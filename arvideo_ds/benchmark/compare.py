@@ -78,12 +78,13 @@ def describe(row: Row) -> dict[str, Any]:
     }
 
 
-def summarize(described: dict[str, Any], rounds: list[Round], peak_bytes: int) -> dict[str, Any]:
+def summarize(
+    described: dict[str, Any], rounds: list[Round], peak_bytes: int, matmul_tflops: float
+) -> dict[str, Any]:
     """A row's figures: over rounds the median, least and most; memory; hours of a long run."""
     batch, gflop = described["micro_batch"], described["gflop_step_per_clip"]
     rates = [1000 * batch / r["step_ms"] for r in rounds]
     achieved = [rate * gflop / 1000 for rate in rates]
-    product = max(r["matmul_tflops"] for r in rounds)
     return {
         **described,
         "clips_per_s": spread(rates),
@@ -93,10 +94,19 @@ def summarize(described: dict[str, Any], rounds: list[Round], peak_bytes: int) -
         },
         "peak_gib": peak_bytes / _GIB,
         "tflops": spread(achieved),
-        "matmul_tflops": product,
-        "share_of_matmul_pct": 100 * statistics.median(achieved) / product,
+        "matmul_tflops": matmul_tflops,
+        "share_of_matmul_pct": 100 * statistics.median(achieved) / matmul_tflops,
         "k400_800_epochs_hours": _VIDEOS * _EPOCHS / statistics.median(rates) / 3600,
     }
+
+
+def best_products(rows: Sequence[Row], rounds: Sequence[list[Round]]) -> dict[str, float]:
+    """TFLOP/s of the best matrix product in each precision, whichever row's turn it was."""
+    best: dict[str, float] = {}
+    for row, own in zip(rows, rounds, strict=True):
+        precision = row.recipe.train.precision
+        best[precision] = max(best.get(precision, 0.0), *(r["matmul_tflops"] for r in own))
+    return best
 
 
 def against_first(

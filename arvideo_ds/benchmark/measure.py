@@ -10,7 +10,13 @@ from typing import Any
 
 import torch
 
-from arvideo_ds.benchmark.compare import against_first, describe, summarize, time_in_turn
+from arvideo_ds.benchmark.compare import (
+    against_first,
+    best_products,
+    describe,
+    summarize,
+    time_in_turn,
+)
 from arvideo_ds.benchmark.fed import time_from_shards
 from arvideo_ds.benchmark.operators import by_group, profile_steps
 from arvideo_ds.benchmark.rows import Options, Row, Say
@@ -64,9 +70,11 @@ def _measure(rows: list[Row], options: Options, world: World, say: Say) -> dict[
         most.append(_largest_batch(row, device, say) if options.largest_batch else None)
     steps = [build_step(row, device) for row in rows]
     rounds = time_in_turn(steps, options, say)
+    products = best_products(rows, rounds)
     results = []
     for number, step in enumerate(steps):
-        result = summarize(described[number], rounds[number], peaks[number])
+        product = products[step.row.recipe.train.precision]
+        result = summarize(described[number], rounds[number], peaks[number], product)
         if number:
             result["against_first"] = against_first(
                 rounds[number], rounds[0], peaks[number], peaks[0]

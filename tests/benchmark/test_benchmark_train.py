@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from arvideo_ds.benchmark import step
-from arvideo_ds.benchmark.compare import against_first, describe, summarize
+from arvideo_ds.benchmark.compare import against_first, best_products, describe, summarize
 from arvideo_ds.benchmark.operators import REST, Operator, by_group
 from arvideo_ds.benchmark.rows import Row, read_row
 from arvideo_ds.benchmark.step import build_task, largest, random_batch
@@ -123,10 +123,13 @@ def test_rates_follow_from_times() -> None:
         }
         for ms in (1000.0, 2000.0, 500.0)
     ]
-    found = summarize(described, rounds, peak_bytes=2**30)
+    others = [{**rounds[0], "matmul_tflops": 2.0}]
+    products = best_products([row("demo"), row("demo")], [rounds, others])
+    assert products == {"fp32": 2.0}
+    found = summarize(described, rounds, peak_bytes=2**30, matmul_tflops=products["fp32"])
     assert found["clips_per_s"] == {"median": 4, "min": 2, "max": 8}
     assert found["tflops"]["median"] == pytest.approx(0.4)
-    assert found["share_of_matmul_pct"] == pytest.approx(40)
+    assert found["share_of_matmul_pct"] == pytest.approx(20)
     assert found["peak_gib"] == 1
     assert found["k400_800_epochs_hours"] == pytest.approx(240_000 * 800 / 4 / 3600)
     slower = [{**one, "step_ms": 1.25 * one["step_ms"]} for one in rounds]
