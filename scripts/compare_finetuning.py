@@ -17,7 +17,7 @@ import os
 import statistics
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,11 @@ def main() -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be 1 or more.")
     runs = [(start, seed) for seed in range(args.seeds) for start in STARTS]
-    # A thread only waits for its processes. The first error is raised when the others have ended.
-    with ThreadPoolExecutor(args.jobs) as pool:
-        found = list(pool.map(lambda run: _train_and_test(args, *run), runs))
+    with ThreadPoolExecutor(args.jobs) as pool:  # threads only wait for their processes
+        running = [pool.submit(_train_and_test, args, *run) for run in runs]
+        wait(running, return_when=FIRST_EXCEPTION)
+        pool.shutdown(cancel_futures=True)  # after an error or an interruption none begins
+        found = [run.result() for run in running]
     results = {
         start: [result for (of, _), result in zip(runs, found, strict=True) if of == start]
         for start in STARTS

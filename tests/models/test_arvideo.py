@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from arvideo_ds.config import PretrainRecipe
-from arvideo_ds.models.arvideo import ARVideo
-from arvideo_ds.models.cubes import pick, to_cubes
+from arvideo_ds.models.arvideo import ARVideo, OrderedDraw
+from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
+from arvideo_ds.models.draws import random_subsets
 from arvideo_ds.models.encoder import encode_clips
+from arvideo_ds.models.masks import may_see_before, step_numbers
 from arvideo_ds.randomness import draw_key
 
 Make = Callable[..., PretrainRecipe]
@@ -206,3 +208,44 @@ def test_the_gpu_computes_the_same_loss(tiny: Make) -> None:
     there = model.cuda()(clips.cuda(), keys.cuda()).cpu()
     assert torch.allclose(there, model.cpu()(clips, keys), rtol=1e-3)
     assert torch.equal(model.cuda().draw(keys.cuda()).encoded.cpu(), model.cpu().draw(keys).encoded)
+
+
+def test_the_gradient_on_a_share_of_the_targets_is_an_unbiased_estimate_of_the_whole(
+    tiny: Make,
+) -> None:
+    """Order and kept tokens held, targets drawn again and again (METHOD, section 1)."""
+    count, share = 100, 0.25
+    recipe = tiny(decoder={"target_ratio": share}, data={"frames": 4, "size": 32})
+    torch.manual_seed(0)
+    model = ARVideo(recipe)
+    cubes, held = to_cubes(clips_of(recipe, 1), model.patch), model.draw(keys_of(1))
+    order = held.order[:, 1 : 1 + model.num_predicted]
+    size = model.clusters.shape[1]
+
+    def gradient(members: torch.Tensor) -> torch.Tensor:
+        """Of the loss on the given members of every predicted cluster, 1 x steps x n."""
+        model.zero_grad()
+        targets = model._tokens(order, members)
+        repeated = OrderedDraw(encoded=held.encoded, targets=targets, order=held.order)
+        num_targets = members.shape[-1]
+        queries = step_numbers(2, model.num_predicted, num_targets)
+        model.cross_mask = may_see_before(queries, step_numbers(1, model.num_encoded, model.kept))
+        wanted = pixel_targets(pick(cubes, targets), normalize=True)
+        (model.predict(cubes, repeated) - wanted).square().mean().backward()
+        return torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    whole = gradient(torch.arange(size).expand(1, model.num_predicted, size))
+    picked = model.targets
+    assert picked == share * size
+    drawn = torch.stack(
+        [
+            gradient(random_subsets(key[None], 3, model.num_predicted, size, picked))
+            for key in keys_of(count)
+        ]
+    )
+    # Squared distance of the mean from the whole, in units of what chance alone leaves: 1 expected.
+    chance = drawn.var(0).sum() / count
+    assert (drawn.mean(0) - whole).square().sum() / chance < 1.5
+    # The same members every time are no such estimate.
+    fixed = gradient(torch.arange(picked).expand(1, model.num_predicted, picked))
+    assert (fixed - whole).square().sum() / chance > 10
