@@ -15,7 +15,7 @@ from arvideo_ds.config.memory import activations
 from arvideo_ds.engine.build import checkpoint_activations
 from arvideo_ds.engine.peak import LiveBytes
 from arvideo_ds.engine.world import start_world
-from arvideo_ds.models.arvideo import ARVideo
+from arvideo_ds.tasks.pretrain import build_objective
 
 CLIPS = 2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -26,6 +26,8 @@ RECIPES: dict[str, list[str]] = {
         "decoder.self_attention=true",
         "decoder.target_ratio=1.0",
     ],
+    "VideoMAE": ["videomae_demo"],
+    "VideoMAE V2": ["videomae_demo", "objective.decoder_mask=running_cell"],
     "S": [
         "ablation_base",
         "model.size=S",
@@ -53,7 +55,7 @@ def kept_and_peak(recipe: PretrainRecipe, recompute: int) -> tuple[int, int]:
 
     Gradients of weights stand in memory before, so they are no part of either.
     """
-    model = ARVideo(recipe).to(DTYPES[recipe.train.precision])
+    model = build_objective(recipe).to(DTYPES[recipe.train.precision])
     if recompute:
         config: dict[str, Any] = {"train_batch_size": 1, "activation_checkpointing": {}}
         checkpoint_activations(model, config)

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.evaluation import pictures, report
-from arvideo_ds.models.arvideo import ARVideo, Draw
+from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.cubes import from_cubes, pick, pixel_targets
+from arvideo_ds.models.objective import Draw, Objective
+from arvideo_ds.models.videomae import VideoMAE
 
 KEY = 12345
 Tiny = Callable[..., PretrainRecipe]
@@ -34,7 +36,7 @@ def untrained(recipe: PretrainRecipe) -> ARVideo:
     return ARVideo(recipe).eval()
 
 
-def pixels_of(tokens: Tensor, model: ARVideo, recipe: PretrainRecipe) -> np.ndarray:
+def pixels_of(tokens: Tensor, model: Objective, recipe: PretrainRecipe) -> np.ndarray:
     """True (T H W) on the pixels of the given tokens."""
     geometry = recipe.geometry
     marks = torch.zeros(1, geometry.num_tokens, geometry.cube_values)
@@ -87,6 +89,28 @@ def test_a_perfect_model_draws_the_clip(normalize: bool, tiny: Tiny, clip: Tenso
     model.predict = perfect  # type: ignore[method-assign]
     shown = pictures.predict_clip(model, clip, KEY, recipe)
     np.testing.assert_allclose(shown.after_step[-1], clip.numpy() / 255, atol=1e-5)
+
+
+@pytest.mark.parametrize("decoder_mask", ["none", "running_cell"])
+def test_videomae_shows_what_it_sees_and_what_it_predicts(
+    decoder_mask: str, tiny: Tiny, clip: Tensor
+) -> None:
+    recipe = tiny(objective={"name": "videomae", "decoder_mask": decoder_mask})
+    model = VideoMAE(recipe).eval()
+    draw = model.draw(torch.tensor([KEY]))
+
+    def perfect(cubes: Tensor, draw: Draw) -> Tensor:
+        return pixel_targets(pick(cubes, draw.targets), normalize=True)
+
+    model.predict = perfect  # type: ignore[method-assign]
+    shown = pictures.predict_clip(model, clip, KEY, recipe)
+    (picture,), (newest,) = shown.after_step, shown.newest
+    predicted = pixels_of(draw.targets[0], model, recipe)
+    there = predicted | pixels_of(draw.encoded[0], model, recipe)
+    np.testing.assert_array_equal(newest, predicted)
+    np.testing.assert_allclose(picture[there], (clip.numpy() / 255)[there], atol=1e-5)
+    assert (picture[~there] == np.float32(pictures._BLANK)).all()
+    assert there.all() == (decoder_mask == "none")
 
 
 def png(figure: Figure) -> bytes:

@@ -40,6 +40,16 @@ def test_every_zero_stage_on_two_ranks_gives_the_curve_of_one_process(
     assert all(metrics["grad_norm_preclip"] > 0 for metrics in runs.metrics(stage))
 
 
+@pytest.mark.parametrize("decoder_mask", ["none", "running_cell"])
+def test_videomae_gives_one_curve_on_one_rank_and_two(runs: Runs, decoder_mask: str) -> None:
+    name = f"videomae_{decoder_mask}"
+    options = ("--recipe=videomae_demo", f"objective.decoder_mask={decoder_mask}")
+    runs.run(name, *options, "train.max_steps=10")
+    runs.run(f"{name}_3", *options, "train.max_steps=10", launcher=runs.deepspeed(2), stage="zero3")
+    assert largest_difference(runs.losses(f"{name}_3"), runs.losses(name)) <= 1e-4
+    assert runs.losses(name)[-1] < runs.losses(name)[0]
+
+
 def test_accumulation_and_torchrun_give_the_curve_too(runs: Runs, plain: list[float]) -> None:
     torchrun = ("torchrun", "--nproc_per_node=2", "--master_port=29699")
     runs.run("torchrun", "train.max_steps=20", "train.micro_batch=2", launcher=torchrun)
