@@ -318,6 +318,7 @@ def test_videos_left_out_by_an_earlier_start_are_not_tried(
     assert [s.key for batch in loader for s in batch.skipped] == [key]
 
 
+@pytest.mark.slow
 def test_a_decoder_that_hangs_on_everything_ends_the_run_with_the_settings_to_change(
     shards: ShardSet, tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

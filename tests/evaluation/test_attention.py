@@ -178,6 +178,7 @@ def clips(demo_shards: Path, tiny: Tiny) -> Clips:
     return Clips(ShardSet(demo_shards / "test"), [0, 7, 20, 41], tiny(), num_workers=0)
 
 
+@pytest.mark.slow
 def test_what_is_measured_is_not_measured_again(
     encoder: Encoder, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,6 +272,7 @@ def make_run(tiny: Tiny, tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+@pytest.mark.slow
 def test_the_script_compares_a_run_with_its_beginning(
     start: Start,
     make_run: Callable[..., Path],
