@@ -142,12 +142,14 @@ def test_an_indexed_folder_is_read_like_our_own(tmp_path: Path, videos: list[byt
     assert "empty" in reasons
 
 
+@pytest.mark.slow
 def test_our_own_shards_are_left_alone(demo_shards: Path) -> None:
     done = run_command(sys.executable, SCRIPT, demo_shards / "train")
     assert done.returncode == 2
     assert "need no other index" in done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_no_folder_of_tars_is_said(tmp_path: Path) -> None:
     done = run_command(sys.executable, SCRIPT, tmp_path)
     assert done.returncode == 2

@@ -269,7 +269,9 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("act", "kind"), [(hang, "hang"), (die, "crash")])
+@pytest.mark.parametrize(
+    ("act", "kind"), [pytest.param(hang, "hang", marks=pytest.mark.slow), (die, "crash")]
+)
 def test_a_video_on_which_workers_are_lost_is_named_left_out_and_costs_no_other(
     shards: ShardSet,
     tiny: MakeRecipe,

@@ -101,6 +101,7 @@ def test_what_is_no_video_is_said_to_be(
             central_clip(tmp_path / "page.mp4", tiny_finetune().data)
 
 
+@pytest.mark.slow
 def test_the_script_prints_a_line_for_each_video_and_passes_over_what_it_cannot_read(
     run: Callable[..., subprocess.CompletedProcess[str]], videos: list[Path], model: Path
 ) -> None:
@@ -116,6 +117,7 @@ def test_the_script_prints_a_line_for_each_video_and_passes_over_what_it_cannot_
     assert "1 of 3 videos could not be read" in done.stderr.splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_model_that_was_not_fine_tuned_is_refused(
     run: Callable[..., subprocess.CompletedProcess[str]], videos: list[Path], model: Path
 ) -> None:

@@ -246,6 +246,7 @@ def test_weights_of_another_recipe_are_refused(make_source: MakeSource, tmp_path
         read_source(tmp_path / "run", source.recipe)
 
 
+@pytest.mark.slow
 def test_the_script_exports_a_run_and_says_what_it_measured(
     run: Callable[..., subprocess.CompletedProcess[str]],
     make_source: MakeSource,
@@ -260,6 +261,7 @@ def test_the_script_exports_a_run_and_says_what_it_measured(
     assert (tmp_path / "out" / "README.md").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_finished_is_refused_in_one_paragraph(
     run: Callable[..., subprocess.CompletedProcess[str]], make_source: MakeSource, tmp_path: Path
 ) -> None:
