@@ -200,12 +200,16 @@ def _require_sections(tree: dict[str, Any], keys: list[str], override: str) -> N
 
 def _explain(error: Any, origin: str, known: list[str]) -> str:
     """One pydantic error in words: file, dotted key, value, remedy."""
-    names = [part for part in error["loc"] if isinstance(part, str) and part not in _UNION_TAGS]
-    dotted, kind, value = ".".join(names), error["type"], error["input"]
+    kind, value = error["type"], error["input"]
+    # An unknown key is the last part, and may be called as a tag is.
+    *above, last = error["loc"]
+    tags = _UNION_TAGS if kind != "extra_forbidden" else set()
+    parts = [*(p for p in above if p not in _UNION_TAGS), *([last] if last not in tags else [])]
+    dotted = ".".join(part for part in parts if isinstance(part, str))
     # Of a list's value its place, counted from 1.
     places = [part + 1 for part in error["loc"] if isinstance(part, int)]
     if kind == "extra_forbidden" and dotted in known:
-        named = next(part for part in error["loc"] if part in OBJECTIVES)
+        named = next(part for part in above if part in OBJECTIVES)
         return f"{origin}: '{dotted}' is no setting of objective.name={named}; remove it"
     if kind == "extra_forbidden":
         near = nearest(dotted, known)
@@ -220,7 +224,7 @@ def _remedy(error: Any, dotted: str, places: list[int]) -> str:
     kind, value = error["type"], error["input"]
     if kind == "missing":
         return f"value {places[-1]} of the list is missing"
-    if kind == "model_type":
+    if kind in ("model_type", "union_tag_not_found"):
         return f"this is a section; write {dotted}.KEY=VALUE"
     numbers = re.findall(r"[\d.]+", value) if isinstance(value, str) else []
     if kind == "tuple_type" or (kind in _EXAMPLES and len(numbers) > 1):

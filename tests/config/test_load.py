@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from arvideo_ds.config import PretrainRecipe, load_recipe, recipe_names
+from arvideo_ds.config.objectives import VideomaeSettings
 from arvideo_ds.errors import UserError
 
 VIT_B = "pretrain_vit_b_k400"
@@ -54,6 +55,31 @@ def test_an_unknown_key_unlike_any_other_gets_no_guess() -> None:
     assert "did you mean" not in message
 
 
+@pytest.mark.parametrize("key", ["int", "arvideo", "videomae"])
+@pytest.mark.parametrize("section", ["model", "objective"])
+def test_an_unknown_key_may_be_called_as_a_branch_of_the_schema_is(section: str, key: str) -> None:
+    assert f"unknown key '{section}.{key}'" in error_of(VIT_B, f"{section}.{key}=3")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["objective.name=videomae", "objective.cluster=[1,7,7]"], "objective.name=videomae"),
+        (["objective.mask_ratio=0.8"], "objective.name=arvideo"),
+    ],
+)
+def test_a_setting_of_another_objective_is_said_to_be_that(
+    overrides: list[str], words: str
+) -> None:
+    for ordered in (overrides, overrides[::-1]):
+        assert f"is no setting of {words}" in error_of(VIT_B, *ordered)
+
+
+def test_another_objective_leaves_the_settings_of_the_one_below_behind() -> None:
+    recipe = load_recipe(VIT_B, ["objective.mask_ratio=0.8", "objective.name=videomae"])
+    assert recipe.objective == VideomaeSettings(mask_ratio=0.8)
+
+
 def test_unknown_keys_in_the_file_name_the_file(tmp_path: Path) -> None:
     write(tmp_path, mine=SMALLEST + "data: {strides: 2}\n")
     message = error_of(tmp_path / "mine.yaml")
@@ -81,6 +107,9 @@ def test_unknown_keys_in_the_file_name_the_file(tmp_path: Path) -> None:
         ("decoder.target_ratio=0", "decoder.target_ratio"),
         ("wandb.mode=onlin", "wandb.mode"),
         ("train=5", "train"),
+        ("objective=5", "objective.KEY=VALUE"),
+        ("objective.name=mae", "arvideo, videomae"),
+        ("objective.name=[1]", "arvideo, videomae"),
     ],
 )
 def test_a_wrong_value_is_named_with_its_dotted_key(override: str, key: str) -> None:
