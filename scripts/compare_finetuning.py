@@ -14,13 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
 import subprocess
 import sys
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.ablation.ranking import Spread
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
 
 SCRIPTS = Path(__file__).parent
@@ -86,12 +86,11 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _spread(found: list[dict[str, Any]]) -> dict[str, Any]:
-    top1 = [result["top1"] for result in found]
+    top1 = Spread(tuple(result["top1"] for result in found))
     return {
-        "top1": top1,
-        "mean": statistics.mean(top1),
-        # Of the seeds, as a sample of all seeds.
-        "deviation": statistics.stdev(top1) if len(top1) > 1 else None,
+        "top1": top1.values,
+        "mean": top1.mean,
+        "deviation": top1.deviation,
         "videos": found[0]["videos"],
     }
 

@@ -17,7 +17,7 @@ from typing import Any
 from arvideo_ds.ablation.grid import UNTRAINED, Plan, Variant
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.cost import cost_of
-from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.train import run_folder
@@ -80,12 +80,9 @@ def open_probe_shards(recipe: PretrainRecipe) -> tuple[ShardSet, ShardSet]:
     if train is None or test is None:
         raise UserError("the grid's recipe names no probe shards; give --train and --test SHARDS.")
     opened = ShardSet(train), ShardSet(test)
-    labels = opened[0].manifest.labels
-    if labels is None or labels != opened[1].manifest.labels:
-        raise UserError(
-            f"{train} and {test} have no labels or different ones, so their label numbers do not "
-            "mean the same. Make both from one set of class names (data_tools/make_shards.py)."
-        )
+    if opened[0].manifest.labels is None:
+        raise UserError(f"{train} has no labels; a probe needs class folders or a CSV.")
+    require_same_labels(train, opened[0].manifest.labels, test, opened[1].manifest.labels)
     return opened
 
 

@@ -1,4 +1,4 @@
-"""What a recipe may say. Every default of the project lives here, once."""
+"""What a recipe may say, and every default, once; of the objective: objectives.py."""
 
 from __future__ import annotations
 

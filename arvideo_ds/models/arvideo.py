@@ -20,7 +20,6 @@ from torch import Tensor
 
 from arvideo_ds.config.objectives import ArvideoSettings
 from arvideo_ds.config.schema import PretrainRecipe
-from arvideo_ds.config.sizes import DECODER_MLP_RATIO
 from arvideo_ds.geometry import Geometry, num_kept
 from arvideo_ds.models.cubes import pick
 from arvideo_ds.models.decoder import CrossDecoder
@@ -28,7 +27,6 @@ from arvideo_ds.models.draws import random_subsets
 from arvideo_ds.models.masks import may_see_before, may_see_up_to, step_numbers
 from arvideo_ds.models.objective import Draw, Objective
 from arvideo_ds.models.order import cluster_tokens, fixed_order, random_order
-from arvideo_ds.models.positions import position_table
 
 _KEEP_PURPOSE, _TARGET_PURPOSE = 2, 3
 
@@ -53,20 +51,11 @@ class ARVideo(Objective):
         super().__init__(recipe)
         settings, geometry = recipe.objective, recipe.geometry
         assert isinstance(settings, ArvideoSettings)
-        width, depth, heads = recipe.decoder_shape
         self.num_encoded = settings.steps_encoded(geometry)
         self.num_predicted = settings.steps_predicted(geometry)
         self.kept = settings.kept(geometry)
         self.targets = num_kept(recipe.decoder.target_ratio, geometry.cluster_size)
-        self.decoder = CrossDecoder(
-            positions=position_table(recipe.model.positions, geometry.grid, width),
-            cube_values=geometry.cube_values,
-            encoder_width=recipe.size.width,
-            depth=depth,
-            heads=heads,
-            mlp=DECODER_MLP_RATIO * width,
-            self_attention=recipe.decoder.self_attention,
-        )
+        self.decoder = CrossDecoder(recipe)
         self._register_clusters(geometry, settings.order)
         self._register_masks(self_attention=recipe.decoder.self_attention)
 

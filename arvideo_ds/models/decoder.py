@@ -13,7 +13,10 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from arvideo_ds.config.schema import PretrainRecipe
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO
 from arvideo_ds.models.encoder import initialize, layer_norm
+from arvideo_ds.models.positions import position_table
 
 
 class CrossAttention(nn.Module):
@@ -38,7 +41,7 @@ class CrossAttention(nn.Module):
 class DecoderLayer(nn.Module):
     """[Self-attention,] cross-attention, MLP; pre-norm with residuals."""
 
-    def __init__(self, width: int, heads: int, mlp: int, *, self_attention: bool) -> None:
+    def __init__(self, width: int, heads: int, *, self_attention: bool) -> None:
         super().__init__()
         self.self_norm = layer_norm(width) if self_attention else None
         self.self_attention = (
@@ -47,7 +50,7 @@ class DecoderLayer(nn.Module):
         self.cross_norm = layer_norm(width)
         self.cross_attention = CrossAttention(width, heads)
         self.mlp_norm = layer_norm(width)
-        self.mlp = Mlp(width, hidden_features=mlp)
+        self.mlp = Mlp(width, hidden_features=DECODER_MLP_RATIO * width)
 
     def forward(
         self, x: Tensor, memory: Tensor, cross_mask: Tensor, self_mask: Tensor | None
@@ -66,27 +69,19 @@ class CrossDecoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(
-        self,
-        *,
-        positions: Tensor,
-        cube_values: int,
-        encoder_width: int,
-        depth: int,
-        heads: int,
-        mlp: int,
-        self_attention: bool,
-    ) -> None:
+    def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
-        width = positions.shape[1]
-        self.memory = nn.Linear(encoder_width, width)
+        width, depth, heads = recipe.decoder_shape
+        self.memory = nn.Linear(recipe.size.width, width)
         self.query = nn.Parameter(torch.empty(width))
         self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, mlp, self_attention=self_attention) for _ in range(depth)
+            DecoderLayer(width, heads, self_attention=recipe.decoder.self_attention)
+            for _ in range(depth)
         )
         self.norm = layer_norm(width)
-        self.head = nn.Linear(width, cube_values)
-        self.register_buffer("positions", positions, persistent=False)
+        self.head = nn.Linear(width, recipe.geometry.cube_values)
+        table = position_table(recipe.model.positions, recipe.geometry.grid, width)
+        self.register_buffer("positions", table, persistent=False)
         initialize(self)
         nn.init.normal_(self.query, std=0.02)
 
@@ -113,27 +108,19 @@ class JointDecoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(
-        self,
-        *,
-        positions: Tensor,
-        cube_values: int,
-        encoder_width: int,
-        depth: int,
-        heads: int,
-        mlp: int,
-    ) -> None:
+    def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
-        width = positions.shape[1]
-        self.project = nn.Linear(encoder_width, width, bias=False)
+        width, depth, heads = recipe.decoder_shape
+        self.project = nn.Linear(recipe.size.width, width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.layers = nn.ModuleList(
-            Block(width, heads, mlp_ratio=mlp / width, qkv_bias=True, norm_layer=layer_norm)
+            Block(width, heads, mlp_ratio=DECODER_MLP_RATIO, qkv_bias=True, norm_layer=layer_norm)
             for _ in range(depth)
         )
         self.norm = layer_norm(width)
-        self.head = nn.Linear(width, cube_values)
-        self.register_buffer("positions", positions, persistent=False)
+        self.head = nn.Linear(width, recipe.geometry.cube_values)
+        table = position_table(recipe.model.positions, recipe.geometry.grid, width)
+        self.register_buffer("positions", table, persistent=False)
         initialize(self)
         nn.init.normal_(self.mask_token, std=0.02)
 

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from arvideo_ds.config.objectives import VideomaeSettings
 from arvideo_ds.config.schema import PretrainRecipe
-from arvideo_ds.config.sizes import DECODER_MLP_RATIO
 from arvideo_ds.models.cubes import pick
 from arvideo_ds.models.decoder import JointDecoder
 from arvideo_ds.models.objective import Draw, Objective
-from arvideo_ds.models.positions import position_table
 from arvideo_ds.models.selection import running_cell, tokens_of, tube
 
 
@@ -32,19 +30,11 @@ class VideoMAE(Objective):
         super().__init__(recipe)
         settings, geometry = recipe.objective, recipe.geometry
         assert isinstance(settings, VideomaeSettings)
-        width, depth, heads = recipe.decoder_shape
         self.grid = geometry.grid
         self.counts = recipe.counts
         self.visible_places = settings.visible_places(geometry)
         self.decoder_mask = settings.decoder_mask
-        self.decoder = JointDecoder(
-            positions=position_table(recipe.model.positions, geometry.grid, width),
-            cube_values=geometry.cube_values,
-            encoder_width=recipe.size.width,
-            depth=depth,
-            heads=heads,
-            mlp=DECODER_MLP_RATIO * width,
-        )
+        self.decoder = JointDecoder(recipe)
 
     def draw(self, keys: Tensor) -> Draw:
         seen = tube(keys, self.grid, self.visible_places)

@@ -58,7 +58,7 @@ def origin_of(source: Path) -> Origin | None:
         # Its weights know the table that its own pretraining knew.
         if transfer is not None and recipe.pretrained_grid and transfer.pretrained_clip:
             return Origin(transfer.pretrained_clip, recipe)
-        return Origin((recipe.data.frames, *recipe.data.size), recipe)
+        return Origin(recipe.clip, recipe)
     try:
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = facts["image_size"]
@@ -86,8 +86,7 @@ def _chosen(recipe: Recipe, transfer: TransferSettings) -> TransferSettings:
     clip = transfer.pretrained_clip or (origin.clip if origin else None)
     positions = transfer.positions
     if positions is None:
-        own = (recipe.data.frames, *recipe.data.size)
-        positions = "recomputed" if clip in (None, own) else "interpolated"
+        positions = "recomputed" if clip in (None, recipe.clip) else "interpolated"
     if positions == "recomputed":
         clip = None
     return transfer.model_copy(update={"positions": positions, "pretrained_clip": clip})
