@@ -41,7 +41,7 @@ def decoder_flops(recipe: PretrainRecipe) -> int:
     return (
         _linear(counts.encoded, recipe.size.width, width)
         + depth * layer
-        + _linear(counts.predicted, width, recipe.geometry.cube_values)
+        + _linear(counts.predicted, width, recipe.target_values)
     )
 
 
@@ -63,7 +63,7 @@ def encoder_sizes(recipe: Recipe) -> list[int]:
 
 def parameter_sizes(recipe: PretrainRecipe) -> tuple[list[int], list[int]]:
     """Elements of every weight and bias: of the encoder's and of the decoder's."""
-    size, values = recipe.size, recipe.geometry.cube_values
+    size, values = recipe.size, recipe.target_values
     width, depth, _ = recipe.decoder_shape
     layer = _mlp_sizes(width, DECODER_MLP_RATIO * width)
     if recipe.objective.crosses:

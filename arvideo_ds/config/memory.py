@@ -238,10 +238,10 @@ def activations(recipe: PretrainRecipe, micro_batch: int, *, recompute: int = 0)
     layers = _layers(depth, layer, element * rows * width, recompute)
     embedding = element * tokens * values
     encoded = tokens * (2 * element * size.width + _NORM_STATISTICS + element * width)
-    head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * values)
+    head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * recipe.target_values)
     pixels = micro_batch * recipe.geometry.num_tokens * values  # uint8
     # The clips cut into cubes are a second copy while the loss is made.
-    loss = _LOSS_TEMPORARIES * queries * values + pixels
+    loss = _LOSS_TEMPORARIES * queries * recipe.target_values + pixels
     return Activations(
         saved=embedding + blocks + encoded + layers + head,
         workspace=max(loss, max(block, layer) if recompute else 0),

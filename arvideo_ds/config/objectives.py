@@ -11,10 +11,15 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from arvideo_ds.config.settings import Positive, PositiveTriple, Settings
+from arvideo_ds.config.settings import Positive, PositiveTriple, Settings, Share
 from arvideo_ds.config.sizes import Size
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple, num_kept
+
+# How tokens are chosen that the loss is taken on (models/selection.py). "random" is uniform: a loss
+# on part of the tokens then estimates that on all of them. The others are biased on purpose.
+# "scores" are those of data.scores.
+Rule = Literal["random", "uniform", "running_cell", "scores"]
 
 
 class DecoderSettings(Settings):
@@ -23,9 +28,9 @@ class DecoderSettings(Settings):
     heads: Positive | None = None
     # Of ARVideo: queries attend to those of steps up to their own.
     self_attention: bool = False
-    # Of ARVideo: share of each predicted cluster's tokens that the loss is taken on; uniform and
-    # unbiased.
+    # Of ARVideo: share of each predicted cluster's tokens that the loss is taken on, and which.
     target_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    target_rule: Rule = "random"
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,14 @@ class BaseObjective(Settings, ABC):
     @abstractmethod
     def decoder_width(self, size: Size) -> int:
         """Width of the decoder where the recipe names none."""
+
+    def target_values(self, geometry: Geometry) -> int:
+        """Numbers that are predicted of a token."""
+        return geometry.cube_values
+
+    def needs_scores(self, decoder: DecoderSettings) -> bool:  # noqa: ARG002
+        """Whether a clip must come with what data.scores holds of its tokens."""
+        return False
 
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:  # noqa: ARG002
         """Raise `UserError` for settings that contradict each other."""
@@ -110,6 +123,9 @@ class ArvideoSettings(BaseObjective):
     def decoder_width(self, size: Size) -> int:
         return size.decoder_width
 
+    def needs_scores(self, decoder: DecoderSettings) -> bool:
+        return decoder.target_rule == "scores"
+
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:
         if self.steps_predicted(geometry) < 1:
             raise UserError(
@@ -124,18 +140,21 @@ class ArvideoSettings(BaseObjective):
                 "would no longer estimate the full one. Set target_ratio: 1.0 or "
                 "self_attention: false."
             )
+        if decoder.target_rule != "random" and decoder.target_ratio == 1:
+            raise UserError(
+                f"decoder.target_rule={decoder.target_rule} chooses among the tokens of a cluster, "
+                "but decoder.target_ratio=1 takes them all. Lower the ratio, such as 0.15, or "
+                "leave the rule out."
+            )
 
 
-class VideomaeSettings(BaseObjective):
-    """VideoMAE; with `decoder_mask: running_cell` VideoMAE V2."""
+class MaskedSettings(BaseObjective):
+    """What the masked autoencoders share: places of the picture that are seen at all times."""
 
     crosses: ClassVar[bool] = False
 
-    name: Literal["videomae"] = "videomae"
     # Share of the places that are hidden at all times (tube masking).
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    # Which hidden tokens are reconstructed: "none" leaves out none, "running_cell" every other.
-    decoder_mask: Literal["none", "running_cell"] = "none"
 
     def geometry(self, clip: Triple, patch: Triple) -> Geometry:
         return Geometry.whole(clip, patch)
@@ -145,11 +164,13 @@ class VideomaeSettings(BaseObjective):
         _, h, w = geometry.grid
         return num_kept(1 - self.mask_ratio, h * w)
 
+    @abstractmethod
+    def predicted(self, geometry: Geometry, hidden: int) -> int:
+        """How many of so many hidden tokens are reconstructed."""
+
     def counts(self, geometry: Geometry, decoder: DecoderSettings) -> TokenCounts:  # noqa: ARG002
         visible = self.visible_places(geometry) * geometry.grid[0]
-        hidden = geometry.num_tokens - visible
-        # The cell visits every place equally often, so it halves the hidden tokens exactly.
-        predicted = hidden // 2 if self.decoder_mask == "running_cell" else hidden
+        predicted = self.predicted(geometry, geometry.num_tokens - visible)
         return TokenCounts(encoded=visible, decoded=visible + predicted, predicted=predicted)
 
     def decoder_width(self, size: Size) -> int:
@@ -157,24 +178,96 @@ class VideomaeSettings(BaseObjective):
 
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:
         super().check(geometry, decoder)
-        t, h, w = geometry.grid
+        _, h, w = geometry.grid
         if not self.counts(geometry, decoder).predicted:
             raise UserError(
                 f"objective.mask_ratio={self.mask_ratio} hides none of the {h} x {w} places: "
                 "nothing is left to reconstruct. Raise it."
             )
-        if self.decoder_mask == "running_cell" and (t % 4 or h % 2 or w % 2):
+        if decoder.self_attention or decoder.target_ratio < 1 or decoder.target_rule != "random":
             raise UserError(
-                f"objective.decoder_mask=running_cell walks over cells of 2 x 2 places in 4 times, "
-                f"so the token grid must be a multiple of 4 x 2 x 2, but it is {t}x{h}x{w}. Change "
-                "data.frames or data.size, or set objective.decoder_mask: none."
+                "decoder.self_attention, decoder.target_ratio and decoder.target_rule are "
+                f"ARVideo's; the decoder of {self.name} always attends to all of its tokens, and "
+                "objective.decoder_mask, such as running_cell, is how it reconstructs fewer. "
+                "Remove them."
             )
-        if decoder.self_attention or decoder.target_ratio < 1:
+
+
+def require_whole_cells(geometry: Geometry, key: str) -> None:
+    """Errors: `UserError` where the running cell does not visit all places equally often."""
+    t, h, w = geometry.grid
+    if t % 4 or h % 2 or w % 2:
+        raise UserError(
+            f"{key}=running_cell walks over cells of 2 x 2 places in 4 times, so the token grid "
+            f"must be a multiple of 4 x 2 x 2, but it is {t}x{h}x{w}. Change data.frames or "
+            f"data.size, or {key}."
+        )
+
+
+class VideomaeSettings(MaskedSettings):
+    """VideoMAE; with `decoder_mask: running_cell` VideoMAE V2."""
+
+    name: Literal["videomae"] = "videomae"
+    # Which hidden tokens are reconstructed: "none" leaves out none, "running_cell" every other.
+    decoder_mask: Literal["none", "running_cell"] = "none"
+
+    def predicted(self, geometry: Geometry, hidden: int) -> int:  # noqa: ARG002
+        # The cell visits every place equally often, so it halves the hidden tokens exactly.
+        return hidden // 2 if self.decoder_mask == "running_cell" else hidden
+
+    def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:
+        super().check(geometry, decoder)
+        if self.decoder_mask == "running_cell":
+            require_whole_cells(geometry, "objective.decoder_mask")
+
+
+class LvmaeSettings(MaskedSettings):
+    """LVMAE: of a long clip only a budget of hidden tokens is reconstructed, as latents.
+
+    Shares are of all tokens of the clip. What a rule does not fill is drawn at random, and a
+    budget above the hidden tokens takes them all.
+    """
+
+    name: Literal["lvmae"] = "lvmae"
+    # Which hidden tokens come first, and how many of them.
+    decoder_mask: Rule = "scores"
+    budget: Share = 0.10
+    # As many again, at random.
+    random_budget: Share = 0.05
+    # What is predicted: latents of the tokenizer that made data.scores, or pixels.
+    targets: Literal["latents", "pixels"] = "latents"
+    # Of that tokenizer's quantisation, one for each number of a latent.
+    latent_levels: tuple[Annotated[int, Field(ge=2)], ...] = (8, 8, 8, 8, 8, 8)
+
+    def by_rule(self, geometry: Geometry, hidden: int) -> int:
+        """Tokens that the rule chooses."""
+        return min(hidden, _part(self.budget, geometry))
+
+    def predicted(self, geometry: Geometry, hidden: int) -> int:
+        return min(hidden, _part(self.budget, geometry) + _part(self.random_budget, geometry))
+
+    def target_values(self, geometry: Geometry) -> int:
+        if self.targets == "latents":
+            return len(self.latent_levels)
+        return super().target_values(geometry)
+
+    def needs_scores(self, decoder: DecoderSettings) -> bool:  # noqa: ARG002
+        return self.decoder_mask == "scores" or self.targets == "latents"
+
+    def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:
+        if not self.latent_levels:
+            raise UserError("objective.latent_levels is empty; [8, 8, 8, 8, 8, 8] is LVMAE's.")
+        if not self.budget + self.random_budget:
             raise UserError(
-                "decoder.self_attention and decoder.target_ratio are ARVideo's; VideoMAE's decoder "
-                "always attends to all of its tokens, and objective.decoder_mask=running_cell is "
-                "how it reconstructs fewer. Remove them."
+                "objective.budget and objective.random_budget are both 0: nothing is "
+                "reconstructed. LVMAE's are 0.10 and 0.05."
             )
+        super().check(geometry, decoder)
+
+
+def _part(share: float, geometry: Geometry) -> int:
+    """That share of a clip's tokens; a budget of 0 is none."""
+    return num_kept(share, geometry.num_tokens) if share else 0
 
 
 def _name_of(value: Any) -> Any:
@@ -184,8 +277,10 @@ def _name_of(value: Any) -> Any:
     return getattr(value, "name", None)
 
 
-OBJECTIVES = ("arvideo", "videomae")
+OBJECTIVES = ("arvideo", "videomae", "lvmae")
 ObjectiveSettings = Annotated[
-    Annotated[ArvideoSettings, Tag("arvideo")] | Annotated[VideomaeSettings, Tag("videomae")],
+    Annotated[ArvideoSettings, Tag("arvideo")]
+    | Annotated[VideomaeSettings, Tag("videomae")]
+    | Annotated[LvmaeSettings, Tag("lvmae")],
     Discriminator(_name_of),
 ]

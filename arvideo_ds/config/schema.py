@@ -310,6 +310,11 @@ class PretrainRecipe(Recipe):
         return self.objective.counts(self.geometry, self.decoder)
 
     @property
+    def target_values(self) -> int:
+        """Numbers that the decoder predicts of a token."""
+        return self.objective.target_values(self.geometry)
+
+    @property
     def decoder_shape(self) -> tuple[int, int, int]:
         """Width, depth and heads of the decoder: the recipe's word, else the size table's."""
         width = self.decoder.width or self.objective.decoder_width(self.size)

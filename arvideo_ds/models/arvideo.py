@@ -27,6 +27,7 @@ from arvideo_ds.models.draws import random_subsets
 from arvideo_ds.models.masks import may_see_before, may_see_up_to, step_numbers
 from arvideo_ds.models.objective import Draw, Objective
 from arvideo_ds.models.order import cluster_tokens, fixed_order, random_order
+from arvideo_ds.models.selection import priorities
 
 _KEEP_PURPOSE, _TARGET_PURPOSE = 2, 3
 
@@ -54,6 +55,7 @@ class ARVideo(Objective):
         self.num_encoded = settings.steps_encoded(geometry)
         self.num_predicted = settings.steps_predicted(geometry)
         self.kept = settings.kept(geometry)
+        self.grid, self.target_rule = geometry.grid, recipe.decoder.target_rule
         self.targets = num_kept(recipe.decoder.target_ratio, geometry.cluster_size)
         self.decoder = CrossDecoder(recipe)
         self._register_clusters(geometry, settings.order)
@@ -76,19 +78,30 @@ class ARVideo(Objective):
         encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded, self.encoder_mask)
         return self.decoder(encoded, draw.targets, self.cross_mask, self.self_mask)
 
-    def draw(self, keys: Tensor) -> OrderedDraw:
+    def draw(self, keys: Tensor, scores: Tensor | None = None) -> OrderedDraw:
         num_clusters, size = self.clusters.shape
         if self.default_order is None:
             order = random_order(keys, num_clusters)
         else:
             order = repeat(self.default_order, "c -> b c", b=len(keys))
         kept = random_subsets(keys, _KEEP_PURPOSE, self.num_encoded, size, self.kept)
-        wanted = random_subsets(keys, _TARGET_PURPOSE, self.num_predicted, size, self.targets)
+        predicted = order[:, 1 : 1 + self.num_predicted]
         return OrderedDraw(
             order=order,
             encoded=self._tokens(order[:, : self.num_encoded], kept),
-            targets=self._tokens(order[:, 1 : 1 + self.num_predicted], wanted),
+            targets=self._tokens(predicted, self._wanted(keys, predicted, scores)),
         )
+
+    def _wanted(self, keys: Tensor, clusters: Tensor, scores: Tensor | None) -> Tensor:
+        """Which members of the predicted clusters B n the loss is taken on: B n R, ascending."""
+        if self.target_rule == "random":
+            shape = (self.num_predicted, self.clusters.shape[1])
+            return random_subsets(keys, _TARGET_PURPOSE, *shape, self.targets)
+        ranking = priorities(self.target_rule, keys, self.grid, scores)
+        members = rearrange(self.clusters[clusters], "b n s -> b (n s)")
+        ranking = rearrange(ranking.gather(1, members), "b (n s) -> b n s", n=clusters.shape[1])
+        first = ranking.argsort(dim=2, descending=True, stable=True)[..., : self.targets]
+        return first.sort(dim=2).values
 
     def given(self, draw: Draw) -> Tensor:
         """The first cluster, whole."""

@@ -36,21 +36,31 @@ class Objective(nn.Module, ABC):
         self.normalize_targets = recipe.objective.normalize_targets
         self.encoder = build_encoder(recipe)
 
-    def forward(self, clips: Tensor, keys: Tensor) -> Tensor:
-        """Loss of each clip, float32, B: mean squared error of the predicted tokens' pixels.
+    def forward(
+        self,
+        clips: Tensor,
+        keys: Tensor,
+        scores: Tensor | None = None,
+        codes: Tensor | None = None,
+    ) -> Tensor:
+        """Loss of each clip, float32, B: mean squared error of what is predicted of the tokens.
 
         clips: B T H W 3, uint8 (or floating 0..1). keys: int64, B; they alone decide what is
-        random (arvideo_ds.randomness.draw_key).
+        random (arvideo_ds.randomness.draw_key). scores and codes: B N, what data.scores holds of
+        the clips' tokens, for objectives that ask for it.
         """
-        draw = self.draw(keys)
+        draw = self.draw(keys, scores)
         cubes = to_cubes(clips, self.patch)
         predicted = self.predict(cubes, draw).float()
-        wanted = pixel_targets(pick(cubes, draw.targets), normalize=self.normalize_targets)
-        return (predicted - wanted).square().mean(dim=(1, 2))
+        return (predicted - self.wanted(cubes, draw, codes)).square().mean(dim=(1, 2))
 
     @abstractmethod
-    def draw(self, keys: Tensor) -> Draw:
-        """What the clips of these keys see and predict; a pure function of each key."""
+    def draw(self, keys: Tensor, scores: Tensor | None = None) -> Draw:
+        """What clips see and predict; a pure function of each one's key and scores."""
+
+    def wanted(self, cubes: Tensor, draw: Draw, codes: Tensor | None) -> Tensor:  # noqa: ARG002
+        """What is to be predicted, B Q P float32: the (normalised) pixels of the target tokens."""
+        return pixel_targets(pick(cubes, draw.targets), normalize=self.normalize_targets)
 
     @abstractmethod
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:

@@ -1,6 +1,7 @@
-"""Which tokens of a clip are seen and which are reconstructed: the rules of masked autoencoders.
+"""Which tokens of a clip are seen, and which the loss is taken on: one mechanism, several rules.
 
-A rule gives B N booleans; tokens count along (time, row, column) of the grid. B clips, N tokens.
+A rule gives every token a priority, larger first, and `choose` takes as many as there is room for.
+Tokens count along (time, row, column) of the grid. B clips, N tokens.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from arvideo_ds.config.objectives import Rule
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.draws import random_ranks, random_subsets
 
-_TUBE_PURPOSE, _CELL_PURPOSE = 4, 5
+_TUBE_PURPOSE, _CELL_PURPOSE, _RANDOM_PURPOSE, _TIE_PURPOSE = 4, 5, 6, 7
 # A cell is 2 x 2 places; it comes round after so many times.
 _CELL = 4
+# The rule "uniform" takes one time of so many first (LVMAE's every 7th latent frame).
+_UNIFORM_STEP = 7
 
 
 def tube(keys: Tensor, grid: Triple, places: int) -> Tensor:
@@ -26,6 +30,38 @@ def tube(keys: Tensor, grid: Triple, places: int) -> Tensor:
     chosen = random_subsets(keys, _TUBE_PURPOSE, 1, h * w, places)[:, 0]
     seen = torch.zeros(len(keys), h * w, dtype=torch.bool, device=keys.device)
     return repeat(seen.scatter(1, chosen, value=True), "b p -> b (t p)", t=t)
+
+
+def priorities(rule: Rule, keys: Tensor, grid: Triple, scores: Tensor | None = None) -> Tensor:
+    """B N, larger first: what a rule thinks of every token of clips with these keys.
+
+    random: all tokens in random order, as those are that another rule holds for equal. uniform:
+    every 7th time, then those after them, and so on. running_cell: as that function says. scores:
+    the given ones, B N.
+    """
+    count = grid[0] * grid[1] * grid[2]
+    if rule == "random":
+        return random_ranks(keys, _RANDOM_PURPOSE, (count,)).float()
+    if rule == "uniform":
+        time = torch.arange(count, device=keys.device) // (grid[1] * grid[2])
+        value = (-(time % _UNIFORM_STEP)).expand(len(keys), count)
+    elif rule == "running_cell":
+        value = running_cell(keys, grid).float()
+    elif scores is None:
+        raise ValueError("the rule wants scores, and the batch has none")
+    else:
+        value = scores
+    # Sorted once by chance and then, stably, by value.
+    shuffled = random_ranks(keys, _TIE_PURPOSE, (count,))
+    ranked = shuffled.gather(1, value.gather(1, shuffled).argsort(dim=1, stable=True))
+    places = torch.arange(count, device=keys.device, dtype=torch.float32)
+    return torch.empty_like(places).expand_as(ranked).scatter(1, ranked, places.expand_as(ranked))
+
+
+def choose(priority: Tensor, allowed: Tensor, count: int) -> Tensor:
+    """The `count` allowed tokens of highest priority, B N booleans; each clip must have as many."""
+    ranked = priority.masked_fill(~allowed, -torch.inf).argsort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(allowed).scatter(1, ranked[:, :count], value=True)
 
 
 def running_cell(keys: Tensor, grid: Triple) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from arvideo_ds.config.objectives import VideomaeSettings
+from arvideo_ds.config.objectives import MaskedSettings
 from arvideo_ds.config.schema import PretrainRecipe
 from arvideo_ds.models.cubes import pick
 from arvideo_ds.models.decoder import JointDecoder
@@ -29,22 +29,25 @@ class VideoMAE(Objective):
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__(recipe)
         settings, geometry = recipe.objective, recipe.geometry
-        assert isinstance(settings, VideomaeSettings)
+        assert isinstance(settings, MaskedSettings)
         self.grid = geometry.grid
         self.counts = recipe.counts
         self.visible_places = settings.visible_places(geometry)
         self.decoder_mask = settings.decoder_mask
         self.decoder = JointDecoder(recipe)
 
-    def draw(self, keys: Tensor) -> Draw:
+    def draw(self, keys: Tensor, scores: Tensor | None = None) -> Draw:
         seen = tube(keys, self.grid, self.visible_places)
-        wanted = ~seen
-        if self.decoder_mask == "running_cell":
-            wanted &= running_cell(keys, self.grid)
         return Draw(
             encoded=tokens_of(seen, self.counts.encoded),
-            targets=tokens_of(wanted, self.counts.predicted),
+            targets=tokens_of(self.chosen(~seen, keys, scores), self.counts.predicted),
         )
+
+    def chosen(self, hidden: Tensor, keys: Tensor, scores: Tensor | None) -> Tensor:  # noqa: ARG002
+        """Which hidden tokens are reconstructed: B N booleans, of them."""
+        if self.decoder_mask == "running_cell":
+            return hidden & running_cell(keys, self.grid)
+        return hidden
 
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
         encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded)

@@ -10,6 +10,7 @@ from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.encoder import encode_clips
+from arvideo_ds.models.lvmae import LVMAE
 from arvideo_ds.models.objective import Objective
 from arvideo_ds.models.videomae import VideoMAE
 
@@ -17,6 +18,7 @@ from arvideo_ds.models.videomae import VideoMAE
 OBJECTIVES: dict[str, Callable[[PretrainRecipe], Objective]] = {
     "arvideo": ARVideo,
     "videomae": VideoMAE,
+    "lvmae": LVMAE,
 }
 
 

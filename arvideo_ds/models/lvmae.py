@@ -1,0 +1,53 @@
+"""LVMAE on one page: VideoMAE on a long clip that reconstructs only what is worth it.
+
+    draw       a few places of the picture, seen at all times (tube masking)
+    choose     of the hidden tokens those of highest importance, and some at random: 15 % of all
+    encode     the tokens seen, full attention
+    decode     them and a mask token for each chosen one, full attention
+    loss       squared error on the chosen tokens' latents in a frozen tokenizer
+
+Importance and latents were computed once (scripts/score_tokens.py) and come with the clip. The
+paper ranks all tokens and takes no loss on those that are seen as well; here only hidden ones are
+ranked, so the whole budget is spent on predictions and every clip has equally many.
+
+Source: Gundavarapu et al. 2024 (arXiv 2411.13683).
+
+B clips, N tokens, Q predicted ones.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from arvideo_ds.config.objectives import LvmaeSettings
+from arvideo_ds.config.schema import PretrainRecipe
+from arvideo_ds.models.codes import latents_of
+from arvideo_ds.models.objective import Draw
+from arvideo_ds.models.selection import choose, priorities
+from arvideo_ds.models.videomae import VideoMAE
+
+
+class LVMAE(VideoMAE):
+    """VideoMAE's encoder and decoder with a budget for the decoder, and latents as targets."""
+
+    def __init__(self, recipe: PretrainRecipe) -> None:
+        super().__init__(recipe)
+        settings, geometry = recipe.objective, recipe.geometry
+        assert isinstance(settings, LvmaeSettings)
+        self.rule = settings.decoder_mask
+        self.by_rule = settings.by_rule(geometry, geometry.num_tokens - self.counts.encoded)
+        self.levels = settings.latent_levels if settings.targets == "latents" else None
+
+    def chosen(self, hidden: Tensor, keys: Tensor, scores: Tensor | None) -> Tensor:
+        first = choose(priorities(self.rule, keys, self.grid, scores), hidden, self.by_rule)
+        rest = hidden & ~first
+        return first | choose(
+            priorities("random", keys, self.grid), rest, self.counts.predicted - self.by_rule
+        )
+
+    def wanted(self, cubes: Tensor, draw: Draw, codes: Tensor | None) -> Tensor:
+        if self.levels is None:
+            return super().wanted(cubes, draw, codes)
+        if codes is None:
+            raise ValueError("latents are predicted, and the batch has no codes")
+        return latents_of(codes.gather(1, draw.targets), self.levels)
