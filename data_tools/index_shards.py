@@ -19,9 +19,7 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.data.foreign import index_shards
-from arvideo_ds.errors import EXIT_OK, UserError, command
-
-EXIT_MANY_REJECTS, EXIT_INTERRUPTED = 3, 130
+from arvideo_ds.errors import EXIT_MANY_REJECTS, EXIT_OK, EXIT_STOPPED, UserError, command
 
 
 @command
@@ -59,7 +57,7 @@ def main() -> int:
         )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on after the last indexed tar", flush=True)
-        return EXIT_INTERRUPTED
+        return EXIT_STOPPED
     manifest = report.manifest
     labels = f"{len(manifest.labels)} labels" if manifest.labels else "no labels"
     kept = f", {report.shards_kept} of them indexed before" if report.shards_kept else ""

@@ -24,9 +24,7 @@ from pathlib import Path
 from arvideo_ds.data.datasets import READERS, Listing, Source, read_listing
 from arvideo_ds.data.shard_writer import ShardJob, ShardReport, write_shards
 from arvideo_ds.data.video import TranscodeSettings
-from arvideo_ds.errors import EXIT_OK, UserError, command
-
-EXIT_MANY_REJECTS, EXIT_INTERRUPTED = 3, 130
+from arvideo_ds.errors import EXIT_MANY_REJECTS, EXIT_OK, EXIT_STOPPED, UserError, command
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -111,7 +109,7 @@ def main() -> int:
         report = write_shards(job)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on after the last complete shard", flush=True)
-        return EXIT_INTERRUPTED
+        return EXIT_STOPPED
     print_summary(args.output, report)
     return EXIT_MANY_REJECTS if report.share_left_out > args.max_reject_share else EXIT_OK
 

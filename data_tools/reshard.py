@@ -35,9 +35,8 @@ from arvideo_ds.data.reshard import (
     write_part,
 )
 from arvideo_ds.data.staging import stage
-from arvideo_ds.errors import EXIT_OK, UserError, command
+from arvideo_ds.errors import EXIT_OK, EXIT_STOPPED, UserError, command
 
-EXIT_INTERRUPTED = 130
 _SAMPLES_PER_SHARD, _SEED = 500, 0
 
 
@@ -77,7 +76,7 @@ def main() -> int:
             write_parts(args)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", flush=True)
-        return EXIT_INTERRUPTED
+        return EXIT_STOPPED
     return EXIT_OK
 
 

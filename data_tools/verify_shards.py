@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.data.verify import Verification, verify
-from arvideo_ds.errors import EXIT_OK, UserError, command
+from arvideo_ds.errors import EXIT_OK, EXIT_STOPPED, UserError, command
 
-EXIT_UNSOUND, EXIT_INTERRUPTED = 1, 130
+EXIT_UNSOUND = 1
 _MIB = 2**20
 
 
@@ -53,7 +53,7 @@ def main() -> int:
         )
     except KeyboardInterrupt:
         print("\ninterrupted; nothing was changed", flush=True)
-        return EXIT_INTERRUPTED
+        return EXIT_STOPPED
     for problem in done.problems:
         print(problem)
     print_summary(args.shards, done)

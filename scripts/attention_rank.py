@@ -33,7 +33,7 @@ from torch import Tensor
 from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.data.loader import worker_count
 from arvideo_ds.data.manifest import ShardSet
-from arvideo_ds.errors import UserError, command
+from arvideo_ds.errors import EXIT_STOPPED, UserError, command
 from arvideo_ds.evaluation.attention import (
     Clips,
     Statistics,
@@ -48,7 +48,6 @@ from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.train import run_folder
 
-EXIT_INTERRUPTED = 130
 EFFECTIVE = "effective rank"
 _UNTRAINED = "untrained:"
 # Far above what float32 leaves uncertain in a singular value, relative to the largest.
@@ -106,7 +105,7 @@ def main() -> int:
             measured = measure(encoders, clips, args.output / "spectra")
         except KeyboardInterrupt:
             print("interrupted; the same command goes on", file=sys.stderr, flush=True)
-            return EXIT_INTERRUPTED
+            return EXIT_STOPPED
         write(args, encoders, clips, measured)
     return 0
 

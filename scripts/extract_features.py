@@ -24,7 +24,7 @@ import torch
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.inputs import list_videos
-from arvideo_ds.errors import EXIT_OK, UserError, command
+from arvideo_ds.errors import EXIT_MANY_REJECTS, EXIT_OK, EXIT_STOPPED, UserError, command
 from arvideo_ds.evaluation.extraction import (
     FEATURES,
     PRECISIONS,
@@ -36,7 +36,6 @@ from arvideo_ds.evaluation.feature_files import WRITERS
 from arvideo_ds.evaluation.feature_folder import INDEX
 from arvideo_ds.train import run_folder
 
-EXIT_MANY_REJECTS, EXIT_INTERRUPTED = 3, 130
 _MAX_WORKERS = 16
 
 
@@ -109,11 +108,11 @@ def main() -> int:
         try:
             report = extract_features(recipe, args.model / weights, job, device, stop=stop.asked)
         except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
+            return EXIT_STOPPED
     print_summary(args.output, report)
     if report.interrupted:
         print("interrupted; the same command goes on with the other videos", flush=True)
-        return EXIT_INTERRUPTED
+        return EXIT_STOPPED
     rejects = sum(report.rejects.values())
     share = rejects / (len(listing.videos) + len(listing.rejects))
     return EXIT_MANY_REJECTS if share > args.max_reject_share else EXIT_OK

@@ -127,7 +127,7 @@ def model_states(
     encoder, decoder = parameter_sizes(recipe)
     sizes, element = encoder + decoder, BYTES[recipe.train.precision]
     if strategy.stage == 0:
-        states = _data_parallel(sum(sizes), element)
+        states = _data_parallel(sum(sizes), element, world_size)
     elif strategy.stage == 3:
         return _zero_3(sizes, element, strategy, world_size)
     else:
@@ -135,9 +135,10 @@ def model_states(
     return states if accumulation > 1 else dataclasses.replace(states, held=0)
 
 
-def _data_parallel(total: int, element: int) -> ModelStates:
+def _data_parallel(total: int, element: int, world_size: int) -> ModelStates:
     """Stage 0. fp32 needs no second copy; half precision turns all gradients into fp32 at once."""
     half = element < FP32
+    reduced = 0 if world_size == 1 else min(total, _ALL_REDUCE_ELEMENTS)
     return ModelStates(
         parameters=element * total,
         optimizer=(_ADAMW if half else _ADAMW - FP32) * total,
@@ -145,7 +146,7 @@ def _data_parallel(total: int, element: int) -> ModelStates:
         held=element * total,
         gathered=0,
         bucket=0,
-        bucket_copy=element * min(total, _ALL_REDUCE_ELEMENTS),
+        bucket_copy=element * reduced,
         update=(element + FP32 if half else element) * total,
     )
 

@@ -149,13 +149,22 @@ def measured_spectra(
                 spectra = attention_spectra(encoder, moved.clips, clips.recipe.patch)
                 _save(files[int(batch.keys)], spectra[0].float().cpu().numpy())
             progress.update()
-    held = [torch.from_numpy(np.load(file)) for file in files.values() if file.exists()]
+    held = [_load(file) for file in files.values() if file.exists()]
     if not held:
         raise UserError(
             f"none of the {len(files)} clips of {clips.shards.name} decoded: "
             "data_tools/verify_shards.py says why."
         )
     return torch.stack(held), len(files) - len(held)
+
+
+def _load(path: Path) -> Tensor:
+    try:
+        return torch.from_numpy(np.load(path))
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"{path} is damaged ({error}); delete it, and the same command measures it again."
+        ) from None
 
 
 def _save(path: Path, values: np.ndarray) -> None:

@@ -63,6 +63,13 @@ def test_one_rank_in_fp32_pays_a_second_copy_of_the_weights_under_zero() -> None
     assert zero - plain == 4 * parameters(recipe)
 
 
+def test_one_rank_alone_reduces_nothing() -> None:
+    recipe = load_recipe("pretrain_vit_b_k400")
+    alone, two = (model_states(recipe, Strategy(), world_size=n) for n in (1, 2))
+    assert alone.bucket_copy == 0 and two.bucket_copy == 2 * parameters(recipe)
+    assert alone.rest == two.rest
+
+
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_the_peak_grows_with_the_micro_batch_and_shrinks_with_recomputation(stage: int) -> None:
     recipe = load_recipe("pretrain_vit_b_k400")

@@ -206,6 +206,11 @@ def test_what_is_measured_is_not_measured_again(
     uniform = dataclasses.replace(clips, recipe=validate(tree, "test recipe"))
     measured_spectra(encoder, uniform, CPU, tmp_path / "parts", name="")
     assert len(calls) == 9 + 4
+    # A file that broke is named, with what to do.
+    damaged = next((tmp_path / "whole").rglob("*.npy"))
+    damaged.write_bytes(damaged.read_bytes()[:40])
+    with pytest.raises(UserError, match=f"{damaged.name} is damaged"):
+        measured_spectra(encoder, clips, CPU, tmp_path / "whole", name="")
 
 
 def test_clips_that_do_not_decode_are_left_out_and_counted(

@@ -1,0 +1,82 @@
+"""What scripts/pretrain.py, finetune.py and detect.py share: arguments, and the start of a run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import sys
+from pathlib import Path
+
+from arvideo_ds.config import Recipe, recipe_names
+from arvideo_ds.config.plan import notes
+from arvideo_ds.engine.launcher import planned_world_size
+from arvideo_ds.errors import EXIT_OK, UserError
+from arvideo_ds.train.settle import Options, settle
+
+
+def training_parser(description: str, task: str, deepspeed_config: Path) -> argparse.ArgumentParser:
+    """The arguments of every training script; `task` decides which recipes are named."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = ", ".join(recipe_names(task))
+    parser.add_argument("--recipe", metavar="NAME|PATH", help=f"one of: {names}; or a YAML file")
+    parser.add_argument("--deepspeed_config", type=Path, default=deepspeed_config)
+    parser.add_argument("--output", type=Path, help="folder of the run; default runs/<recipe>")
+    parser.add_argument(
+        "--dry_run", action="store_true", help="print recipe, plan and DeepSpeed dict as JSON"
+    )
+    parser.add_argument("--world_size", type=int, help="with --dry_run: ranks to plan for")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser
+
+
+def train_on_encoder(
+    description: str, task: str, deepspeed_config: Path, kind: type[Recipe]
+) -> int:
+    """The whole of a script whose task takes over an encoder; it must name its recipe."""
+    parser = training_parser(description, task, deepspeed_config)
+    parser.add_argument(
+        "--init-from", "--init_from", metavar="PATH", help="weights to begin with; none = scratch"
+    )
+    args = parser.parse_intermixed_args()
+    if args.recipe is None:
+        raise UserError(f"--recipe is missing: one of {', '.join(recipe_names(task))}, or a file.")
+    init_from = [] if args.init_from is None else [f"{task}.init_from={args.init_from}"]
+    options = Options(
+        recipe=args.recipe,
+        deepspeed_config=args.deepspeed_config,
+        overrides=[*args.overrides, *init_from],
+        output=args.output,
+    )
+    return train(args, options, kind)
+
+
+def train(args: argparse.Namespace, options: Options, kind: type[Recipe]) -> int:
+    """Print what would be done (--dry_run), or do it; the exit code. Errors: `UserError`."""
+    if args.dry_run:
+        return _describe(options, kind, args.world_size)
+    settings = settle(options, kind, world_size=planned_world_size())
+    shards = settings.require_shards()
+    # Only now: torch and DeepSpeed take seconds to load, and settings are wrong more often.
+    from arvideo_ds.train.run import start
+
+    code = start(options, settings, shards)
+    # The first rank that ends with another code than 0 makes srun end the others with SIGTERM;
+    # their code would then be that, and the job would not be requeued.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    return code
+
+
+def _describe(options: Options, kind: type[Recipe], world_size: int | None) -> int:
+    if world_size is None:
+        world_size = planned_world_size()
+    if world_size < 1:
+        raise UserError(f"--world_size {world_size} must be 1 or more.")
+    settings = settle(options, kind, world_size=world_size)
+    print(json.dumps(settings.as_dict(), indent=1))
+    for note in notes(settings.recipe, settings.plan):
+        print(f"note: {note}", file=sys.stderr, flush=True)
+    return EXIT_OK
