@@ -30,6 +30,10 @@ setup(
         "numpy",
         # H.264 encoding and exact probing without an ffmpeg program on the machine.
         "av>=14",
+        # Finite scalar quantisation of the tokenizer of long video.
+        "vector-quantize-pytorch>=1.32",
+        # PSNR and SSIM of its reconstructions.
+        "torchmetrics>=1.9",
         # A process pool that kills a worker whose video hangs.
         "pebble>=5",
         "tqdm",

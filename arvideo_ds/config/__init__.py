@@ -6,7 +6,13 @@ Must not know torch, files of video, ranks or DeepSpeed: reading a recipe is ins
 
 from arvideo_ds.config.load import load_recipe, recipe_names
 from arvideo_ds.config.plan import RunPlan, make_plan
-from arvideo_ds.config.schema import DetectRecipe, FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config.schema import (
+    DetectRecipe,
+    FinetuneRecipe,
+    PretrainRecipe,
+    Recipe,
+    TokenizerRecipe,
+)
 
 __all__ = [
     "DetectRecipe",
@@ -14,6 +20,7 @@ __all__ = [
     "PretrainRecipe",
     "Recipe",
     "RunPlan",
+    "TokenizerRecipe",
     "load_recipe",
     "make_plan",
     "recipe_names",

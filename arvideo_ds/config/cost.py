@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arvideo_ds.config.schema import PretrainRecipe, Recipe
+from arvideo_ds.config.schema import PretrainRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO
+from arvideo_ds.config.tokenizer_cost import tokenizer_cost
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,9 @@ class Cost:
 
 def cost_of(recipe: Recipe) -> Cost:
     """Cost of a recipe's model; a classifier's head is too small to count."""
+    if isinstance(recipe, TokenizerRecipe):
+        cost = tokenizer_cost(recipe.tokenizer, recipe.geometry)
+        return Cost(cost.parameters_encoder, cost.parameters_decoder, cost.flops_forward_per_clip)
     if not isinstance(recipe, PretrainRecipe):
         return Cost(sum(encoder_sizes(recipe)), 0, encoder_flops(recipe))
     encoder, decoder = parameter_sizes(recipe)

@@ -74,8 +74,14 @@ def validate(tree: Mapping[str, Any], origin: str, kind: type[Recipe] = Pretrain
     if schema is None:
         raise UserError(f"{origin}: task={task!r}; it is one of: {', '.join(RECIPES)}.")
     if not issubclass(schema, kind):
-        raise UserError(f"{origin} is to {task}; start it with scripts/{task}.py.")
+        what, script = what_and_script(str(task))
+        raise UserError(f"{origin} is to {what}; start it with scripts/{script}.py.")
     return parse(schema, tree, origin)
+
+
+def what_and_script(task: str) -> tuple[str, str]:
+    """What a run of a task is there to do, and the script that starts it."""
+    return ("train a tokenizer", "train_tokenizer") if task == "tokenizer" else (task, task)
 
 
 def parse(schema: type[AnySchema], tree: object, origin: str) -> AnySchema:

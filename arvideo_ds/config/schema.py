@@ -15,6 +15,11 @@ from arvideo_ds.config.objectives import (
 )
 from arvideo_ds.config.settings import NonNegative, Positive, PositiveTriple, Settings, Share
 from arvideo_ds.config.sizes import SIZES, TUBELET, Size
+from arvideo_ds.config.tokenizer import (
+    CubeSettings,
+    TokenizerEvaluationSettings,
+    TokenizerSettings,
+)
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple
 
@@ -260,6 +265,11 @@ class Recipe(Settings):
         return None
 
     @property
+    def ema_decay(self) -> float | None:
+        """Of the moving average of the weights; None where none is kept."""
+        return None if self.transfer is None else self.transfer.ema_decay
+
+    @property
     def pretrained_grid(self) -> Triple | None:
         """Token grid whose table of positions is interpolated; None where nothing is.
 
@@ -395,8 +405,32 @@ class DetectRecipe(Recipe):
         return self
 
 
+class TokenizerRecipe(Recipe):
+    """A run that trains the adaptive tokenizer of long video; it needs no labels."""
+
+    task: Literal["tokenizer"] = "tokenizer"
+    # Convolutions have no size of the table, so there is no key that would say one.
+    model: CubeSettings  # type: ignore[assignment]
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    evaluation: TokenizerEvaluationSettings = TokenizerEvaluationSettings()
+
+    @property
+    def patch(self) -> Triple:
+        return self.model.patch
+
+    @property
+    def ema_decay(self) -> float | None:
+        return self.tokenizer.ema_decay
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.tokenizer.check(self.geometry)
+        return self
+
+
 RECIPES: dict[str, type[Recipe]] = {
     "pretrain": PretrainRecipe,
     "finetune": FinetuneRecipe,
     "detect": DetectRecipe,
+    "tokenizer": TokenizerRecipe,
 }

@@ -77,15 +77,25 @@ def _write_video(job: tuple[Path, str, int]) -> None:
     direction = DIRECTIONS[number % len(DIRECTIONS)]
     path = videos / split / direction / f"{number:05d}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng((list(SPLITS).index(split), number))
-    frames = render(number % len(DIRECTIONS), generator)
+    frames, _ = scene(split, number)
     temporary = path.with_suffix(".partial")
     temporary.write_bytes(encode(_video_frames(frames), rate=RATE, settings=_ENCODING))
     temporary.replace(path)
 
 
+def scene(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames of a video before they are encoded, and where its shape is: as `render_scene`."""
+    generator = np.random.default_rng((list(SPLITS).index(split), number))
+    return render_scene(number % len(DIRECTIONS), generator)
+
+
 def render(direction: int, generator: np.random.Generator) -> np.ndarray:
     """One video, uint8, FRAMES x SIDE x SIDE x 3; y grows downwards, so north is up."""
+    return render_scene(direction, generator)[0]
+
+
+def render_scene(direction: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The frames as `render`, and how much of each pixel the shape covers: F x S x S x 1, 0..1."""
     frames = np.repeat(_background(generator)[None], FRAMES, axis=0)
     angle = math.tau * direction / len(DIRECTIONS)
     velocity = generator.uniform(*_SPEEDS) * np.array([math.cos(angle), -math.sin(angle)])
@@ -93,12 +103,13 @@ def render(direction: int, generator: np.random.Generator) -> np.ndarray:
     middle = SIDE / 2 + generator.uniform(-_ASIDE, _ASIDE, 2)
     radius, form = generator.uniform(*_RADII), int(generator.integers(4))
     y, x = np.mgrid[:SIDE, :SIDE] + 0.5
+    covers = np.empty((*frames.shape[:3], 1))
     for number, frame in enumerate(frames):
         centre = middle + velocity * (number - (FRAMES - 1) / 2)
         dx, dy = x - centre[0], y - centre[1]
-        cover = _cover(form, dx, dy, radius)[..., None]
+        covers[number] = cover = _cover(form, dx, dy, radius)[..., None]
         frame[:] = frame * (1 - cover) + surface(dx, dy) * cover
-    return frames.round().astype(np.uint8)
+    return frames.round().astype(np.uint8), covers
 
 
 def _background(generator: np.random.Generator) -> np.ndarray:

@@ -18,6 +18,8 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
+# Bits of a uniform number: with a half added, what float32 still holds.
+_UNIFORM = 23
 
 
 def random_ranks(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
@@ -26,11 +28,7 @@ def random_ranks(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
     keys: int64, B. purpose: separates the draws of one clip. Returns int64, B x shape; each row of
     the last axis holds 0..n-1 in random order, all rows independent.
     """
-    count = math.prod(shape)
-    counters = torch.arange(count, device=keys.device, dtype=torch.int64)
-    stream = _mix(_mix(keys) + purpose)
-    bits = _mix(stream[:, None] + (counters + 1) * _GOLDEN)
-    return bits.view(len(keys), *shape).argsort(dim=-1, stable=True)
+    return _bits(keys, purpose, shape).argsort(dim=-1, stable=True)
 
 
 def random_subsets(keys: Tensor, purpose: int, num_sets: int, size: int, picked: int) -> Tensor:
@@ -42,6 +40,29 @@ def random_subsets(keys: Tensor, purpose: int, num_sets: int, size: int, picked:
         return torch.arange(size, device=keys.device).expand(len(keys), num_sets, size)
     ranks = random_ranks(keys, purpose, (num_sets, size))
     return ranks[..., :picked].sort(dim=-1).values
+
+
+def random_normals(keys: Tensor, purpose: int, shape: tuple[int, ...], *, start: int = 0) -> Tensor:
+    """Independent standard normal numbers for every clip: float32, B x shape.
+
+    start: how many numbers of the same draw come before, so that a long one can be made in parts.
+    Devices agree up to rounding (Box-Muller takes a logarithm and a cosine).
+    """
+    bits = _bits(keys, purpose, shape, start=start)
+    radius, turn = (_uniform(_shift_right(bits, by)) for by in (64 - _UNIFORM, 0))
+    return radius.log_().mul_(-2).sqrt_() * turn.mul_(math.tau).cos_()
+
+
+def _uniform(bits: Tensor) -> Tensor:
+    """The lowest bits as a number within 0..1, never 0: float32 holds it exactly."""
+    return ((bits & (1 << _UNIFORM) - 1).float() + 0.5) / (1 << _UNIFORM)
+
+
+def _bits(keys: Tensor, purpose: int, shape: tuple[int, ...], *, start: int = 0) -> Tensor:
+    """Hashed 64-bit numbers of a clip's draw, from the start-th on: int64, B x shape."""
+    counters = torch.arange(start, start + math.prod(shape), device=keys.device)
+    stream = _mix(_mix(keys) + purpose)
+    return _mix(stream[:, None] + (counters + 1) * _GOLDEN).view(len(keys), *shape)
 
 
 def _mix(x: Tensor) -> Tensor:

@@ -166,6 +166,12 @@ class Console:
             parts.append(f"nearest neighbours {metrics['validation/knn']:.2f} %")
         if "validation/map" in metrics:
             parts.append(f"validation mAP {metrics['validation/map']:.2f} %")
+        if "validation/psnr_db" in metrics:
+            parts.append(
+                f"PSNR {metrics['validation/psnr_db']:.2f} dB, SSIM "
+                f"{metrics['validation/ssim']:.3f}, codes used "
+                f"{100 * metrics['validation/code_usage']:.1f} %"
+            )
         if metrics["data/skipped_total"]:
             parts.append(f"skipped {metrics['data/skipped_total']:.0f}")
         if metrics["guard/refused_total"]:

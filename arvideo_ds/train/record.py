@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from arvideo_ds.config import PretrainRecipe, Recipe, RunPlan
+from arvideo_ds.config import PretrainRecipe, Recipe, RunPlan, TokenizerRecipe
 from arvideo_ds.config.plan import notes
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.resolve import zero_stage
@@ -76,10 +76,18 @@ def _model(recipe: Recipe, plan: RunPlan) -> str:
             f"{recipe.objective.name}, ViT-{recipe.model.size}, {millions} + "
             f"{plan.parameters_decoder / 1e6:.1f} M decoder parameters"
         )
+    if isinstance(recipe, TokenizerRecipe):
+        return (
+            f"tokenizer, {recipe.tokenizer.filters} filters, {millions} + "
+            f"{plan.parameters_decoder / 1e6:.1f} M decoder parameters"
+        )
     return f"{recipe.task}, ViT-{recipe.model.size}, {millions} parameters"
 
 
 def _tokens(recipe: Recipe, plan: RunPlan) -> str:
+    if isinstance(recipe, TokenizerRecipe):
+        settings = recipe.tokenizer
+        return f"; {settings.kept(recipe.geometry)} kept, {settings.num_codes} codes"
     if not isinstance(recipe, PretrainRecipe):
         grid = recipe.pretrained_grid
         return ", all encoded" + (f"; positions interpolated from those of {grid}" if grid else "")

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config import (
+    DetectRecipe,
+    FinetuneRecipe,
+    PretrainRecipe,
+    Recipe,
+    TokenizerRecipe,
+)
 from arvideo_ds.data.detection import TrainKeyframes, collate_keyframes
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.data.manifest import ShardSet
@@ -38,6 +44,7 @@ from arvideo_ds.tasks import PREFIX
 from arvideo_ds.tasks.detect import Detect
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
+from arvideo_ds.tasks.tokenizer import TrainTokenizer
 from arvideo_ds.train import record, run_folder
 from arvideo_ds.train.failure import guarded
 from arvideo_ds.train.guard import Guard
@@ -46,7 +53,14 @@ from arvideo_ds.train.interrupt import Interrupt
 from arvideo_ds.train.loop import Run, Sink, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.settle import Options, Settings
-from arvideo_ds.train.validation import DetectionValidation, OnlineProbe, Validation
+from arvideo_ds.train.validation import (
+    DetectionValidation,
+    OnlineProbe,
+    TokenizerValidation,
+    Validation,
+)
+
+Task = Pretrain | Finetune | Detect | TrainTokenizer
 
 
 def start(options: Options, settings: Settings[Any], shards: ShardSet) -> int:
@@ -147,8 +161,9 @@ def _engine(settings: Settings[Any], shards: ShardSet, world: World, *, first: b
     # Every rank draws the same initial weights.
     torch.manual_seed(recipe.train.seed)
     task, transfer = _task(recipe, shards), recipe.transfer
-    if first and not isinstance(task, Pretrain) and transfer and transfer.init_from is not None:
-        report = load_encoder(task.model.encoder, transfer.init_from, patch=recipe.patch)
+    source = transfer and transfer.init_from
+    if first and source is not None and isinstance(task, Finetune | Detect):
+        report = load_encoder(task.model.encoder, source, patch=recipe.patch)
         if world.is_main:
             print(report, flush=True)
     engine = build_engine(
@@ -159,21 +174,23 @@ def _engine(settings: Settings[Any], shards: ShardSet, world: World, *, first: b
         implementation=recipe.optim.implementation,
         compiled=recipe.train.compile,
     )
-    if transfer and transfer.ema_decay is not None:
-        keep_average(engine, transfer.ema_decay)
+    if recipe.ema_decay is not None:
+        keep_average(engine, recipe.ema_decay)
     return engine
 
 
-def _task(recipe: Recipe, shards: ShardSet) -> Pretrain | Finetune | Detect:
+def _task(recipe: Recipe, shards: ShardSet) -> Task:
     if isinstance(recipe, FinetuneRecipe):
         return Finetune(recipe, len(shards.manifest.labels or ()))
     if isinstance(recipe, DetectRecipe):
         return Detect(recipe)
+    if isinstance(recipe, TokenizerRecipe):
+        return TrainTokenizer(recipe)
     assert isinstance(recipe, PretrainRecipe)
     return Pretrain(recipe)
 
 
-def _groups(task: Pretrain | Finetune | Detect, recipe: Recipe) -> list[dict[str, Any]]:
+def _groups(task: Task, recipe: Recipe) -> list[dict[str, Any]]:
     layer_decay = 1.0 if recipe.transfer is None else recipe.transfer.layer_decay
     return parameter_groups(task, recipe.optim.weight_decay, layer_decay=layer_decay)
 
@@ -182,6 +199,7 @@ _VALIDATIONS: dict[str, type[Validation]] = {
     "pretrain": OnlineProbe,
     "finetune": Validation,
     "detect": DetectionValidation,
+    "tokenizer": TokenizerValidation,
 }
 
 
@@ -276,6 +294,6 @@ def _export(folder: Path, recipe: Recipe) -> None:
     checkpoint = newest_checkpoint(folder / run_folder.CHECKPOINTS)
     assert checkpoint is not None, "the loop saves after the last step"
     export_weights(checkpoint.path, folder / run_folder.MODEL, prefix=PREFIX)
-    if recipe.transfer and recipe.transfer.ema_decay is not None:
+    if recipe.ema_decay is not None:
         path = folder / run_folder.EMA_MODEL
         export_weights(checkpoint.path, path, prefix=PREFIX, kind=AVERAGE)

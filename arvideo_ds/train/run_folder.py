@@ -11,7 +11,7 @@
   checkpoints/       see engine/checkpoints.py
   model.safetensors  fp32 weights of the finished run, all of the model
   ema.safetensors    their moving average, where ema_decay asks for it
-  best.safetensors   the weights that validated best (fine-tuning, detection)
+  best.safetensors   the weights that validated best (fine-tuning, detection, tokenizer)
   labels.json        names of the classes (fine-tuning)
   summary.json       the outcome
 """
@@ -30,7 +30,7 @@ from typing import IO, Any
 import yaml
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
+from arvideo_ds.config.load import AnyRecipe, read_yaml, validate, what_and_script
 from arvideo_ds.config.schema import RECIPES
 from arvideo_ds.errors import UserError
 
@@ -66,14 +66,15 @@ _FREE = frozenset(
     optim.implementation evaluation.shards evaluation.every_epochs evaluation.views
     evaluation.batch evaluation.annotations evaluation.detections evaluation.min_score
     evaluation.excluded evaluation.action_list finetune.init_from finetune.num_classes
-    detect.init_from detect.annotations probe.train_shards probe.test_shards probe.every_epochs
-    wandb.mode wandb.project wandb.entity""".split()
+    detect.init_from detect.annotations tokenizer.perceptual_network probe.train_shards
+    probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity""".split()
 )
 # By task, the command that says how good a run is.
 _JUDGED_WITH = {
     "pretrain": "probe.py",
     "finetune": "evaluate.py",
     "detect": "evaluate_detection.py",
+    "tokenizer": "evaluate_tokenizer.py",
 }
 
 
@@ -132,8 +133,9 @@ def read_recipe(folder: Path, kind: type[AnyRecipe]) -> AnyRecipe:
     tree = read_yaml(path)
     task = tree.get("task", "pretrain") if isinstance(tree, dict) else None
     if task in RECIPES and not issubclass(RECIPES[task], kind):
+        what, _ = what_and_script(task)
         raise UserError(
-            f"{folder} is a run to {task}, which this command is not for; such runs are judged "
+            f"{folder} is a run to {what}, which this command is not for; such runs are judged "
             f"with scripts/{_JUDGED_WITH[task]}."
         )
     return validate(tree, str(path), kind)

@@ -13,6 +13,7 @@ from arvideo_ds.config import (
     PretrainRecipe,
     Recipe,
     RunPlan,
+    TokenizerRecipe,
     load_recipe,
     make_plan,
 )
@@ -93,6 +94,11 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     elif isinstance(recipe, DetectRecipe):
         validation = _open(recipe.evaluation.shards)
         _check_boxes(recipe, shards, validation)
+    elif isinstance(recipe, TokenizerRecipe):
+        validation = _open(recipe.evaluation.shards)
+        if shards is not None:
+            _require_validation(recipe.evaluation.shards, validation)
+            _check_network(recipe)
     return Settings(recipe, plan, config, shards, validation)
 
 
@@ -177,6 +183,13 @@ def _check_boxes(
         for key, value in files:
             if key in _BOX_FILES and value is not None and not Path(value).is_file():
                 raise UserError(f"{section}.{key}={value}: there is no such file.")
+
+
+def _check_network(recipe: TokenizerRecipe) -> None:
+    """Errors: `UserError` where the perceptual loss' weights are not there."""
+    network = recipe.tokenizer.perceptual_network
+    if network is not None and not Path(network).is_file():
+        raise UserError(f"tokenizer.perceptual_network={network}: there is no such file.")
 
 
 def _require_validation(where: str | None, validation: ShardSet | None) -> None:

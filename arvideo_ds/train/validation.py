@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from arvideo_ds.evaluation.detection import Judge
 from arvideo_ds.evaluation.features import POOLING, Features
 from arvideo_ds.evaluation.probe import nearest_neighbours
 from arvideo_ds.evaluation.scores import outputs_of, score_videos
+from arvideo_ds.evaluation.tokenizer import judge
 from arvideo_ds.tasks import PREFIX
 from arvideo_ds.train import run_folder
 
@@ -113,6 +115,22 @@ class DetectionValidation(Validation):
             "validation/boxes": report.boxes,
             "validation/unreadable": report.unreadable,
         }
+
+
+class TokenizerValidation(Validation):
+    """What the reconstructions of `evaluation.shards` lost, and how many codes are in use."""
+
+    BEST_BY = "psnr_db"
+
+    def run(self) -> dict[str, float]:
+        quality = judge(
+            self._engine.evaluate,
+            self._shards,
+            self._recipe,
+            num_workers=worker_count(self._recipe, cores=self._world.cores),
+            device=self._world.device,
+        )
+        return {f"validation/{name}": value for name, value in asdict(quality).items()}
 
 
 class OnlineProbe(Validation):

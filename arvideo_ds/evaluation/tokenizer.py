@@ -1,0 +1,176 @@
+"""How good a tokenizer is: what its reconstructions lost, its codes in use, what it looks at.
+
+B clips, T H W frames and pixels, t h w token grid, N tokens, V videos.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import (
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
+
+from arvideo_ds.config import TokenizerRecipe
+from arvideo_ds.data.demo_set import scene
+from arvideo_ds.data.loader import Batch, worker_count
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.transforms import cut, view_crop
+from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.scores import outputs_of
+from arvideo_ds.geometry import num_kept
+from arvideo_ds.models.cubes import to_cubes, unit_pixels
+from arvideo_ds.models.tokenizer import Reconstruction, Tokenizer
+
+# Share of the tokens that LVMAE's decoder is asked for, rounded to that of its whole budget.
+BUDGET = 0.15
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Means over videos of the central clip's PSNR (dB) and SSIM, and the share of codes in use.
+
+    code_usage: different codes over those that could have been seen, which are all codes, or the
+    tokens looked at where these are fewer.
+    """
+
+    psnr_db: float
+    ssim: float
+    code_usage: float
+    different_codes: int
+    videos: int
+    unreadable: int
+
+
+def judge(
+    reconstruct: Callable[[Batch], Reconstruction],
+    shards: ShardSet,
+    recipe: TokenizerRecipe,
+    *,
+    num_workers: int,
+    device: torch.device,
+    progress: str | None = None,
+) -> Quality:
+    """Reconstruct the central clip of every video from its k most important tokens. Collective."""
+    found = outputs_of(
+        lambda batch: measured(reconstruct(batch), batch.clips),
+        shards,
+        recipe,
+        views=(1, 1),
+        batch=recipe.evaluation.batch,
+        num_workers=num_workers,
+        device=device,
+        progress=progress,
+    )
+    values = found.values[found.valid]
+    if not len(values):
+        return Quality(math.nan, math.nan, math.nan, 0, 0, len(found.skipped))
+    psnr, ssim, codes = values[:, 0], values[:, 1], values[:, 2:]
+    different = len(codes.unique())
+    return Quality(
+        psnr_db=float(psnr.mean()),
+        ssim=float(ssim.mean()),
+        code_usage=different / min(recipe.tokenizer.num_codes, codes.numel()),
+        different_codes=different,
+        videos=len(values),
+        unreadable=len(found.skipped),
+    )
+
+
+def measured(made: Reconstruction, clips: Tensor) -> Tensor:
+    """PSNR, SSIM and the codes of each clip: B x (2 + N), float32, which holds codes exactly."""
+    wanted, pixels = unit_pixels(clips), made.pixels.clamp(0, 1)
+    psnr = peak_signal_noise_ratio(
+        pixels, wanted, data_range=1.0, dim=(1, 2, 3, 4), reduction="none"
+    )
+    ssim = structural_similarity_index_measure(
+        _frames(pixels), _frames(wanted), data_range=1.0, reduction="none"
+    )
+    assert isinstance(ssim, Tensor)
+    per_clip = ssim.unflatten(0, (len(clips), -1)).mean(dim=1)
+    return torch.cat([torch.stack([psnr, per_clip], dim=1), made.codes.flatten(1).float()], dim=1)
+
+
+def _frames(clips: Tensor) -> Tensor:
+    """B T H W 3 -> pictures (B T) 3 H W."""
+    return clips.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+@dataclass(frozen=True)
+class ObjectShare:
+    """Tokens of the moving shape, as shares: among the most important ones, and among all."""
+
+    chosen: float
+    all: float
+
+    @property
+    def times_random(self) -> float:
+        return self.chosen / self.all
+
+
+def object_share(
+    tokenizer: Tokenizer, recipe: TokenizerRecipe, *, videos: int, share: float = BUDGET
+) -> ObjectShare:
+    """Of the motion set's test videos, whose shape is known: how much of what is chosen it is.
+
+    A token is the shape's where that covers at least half of its cube. The `share` of a clip's
+    tokens with the largest importance is chosen.
+    """
+    hits = chosen = owned = tokens = 0
+    for number in range(videos):
+        clip, cover = motion_clip(recipe, number)
+        scores, _ = tokenizer.tokens(clip[None])
+        of_shape = to_cubes(cover[None], tokenizer.patch)[0].float().mean(dim=1) >= 0.5
+        best = scores.flatten().topk(num_kept(share, scores.numel())).indices.cpu()
+        hits += int(of_shape[best].sum())
+        chosen += len(best)
+        owned += int(of_shape.sum())
+        tokens += len(of_shape)
+    return ObjectShare(hits / chosen, owned / tokens)
+
+
+def motion_clip(recipe: TokenizerRecipe, number: int) -> tuple[Tensor, Tensor]:
+    """A test video of the motion set as evaluation sees it, T H W 3: uint8, and cover, 0..1."""
+    frames, cover = scene("test", number)
+    data = recipe.data
+    if (room := len(frames) - data.frames * data.stride) < 0:
+        raise UserError(
+            f"the motion set's videos have {len(frames)} frames, and the recipe's clips span "
+            f"{data.frames * data.stride} (data.frames x data.stride): nothing to compare."
+        )
+    shown = slice(room // 2, room // 2 + data.frames * data.stride, data.stride)
+    crop = view_crop(frames.shape[1], frames.shape[2], data.size)
+    pair = [
+        cut(part[shown], crop, data.size, flip=False)
+        for part in (frames, (255 * cover).round().astype("uint8").repeat(3, axis=-1))
+    ]
+    return pair[0], unit_pixels(pair[1])
+
+
+def untrained(recipe: TokenizerRecipe) -> Tokenizer:
+    """The same tokenizer as the run began with."""
+    torch.manual_seed(recipe.train.seed)
+    return Tokenizer(recipe.patch, recipe.tokenizer).eval()
+
+
+@torch.inference_mode()
+def judge_run(tokenizer: Tokenizer, shards: ShardSet, recipe: TokenizerRecipe) -> Quality:
+    """`judge` for a trained tokenizer, on this machine's GPU where there is one."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    moved = tokenizer.to(device)
+    quality = judge(
+        lambda batch: moved(batch.clips),
+        shards,
+        recipe,
+        num_workers=worker_count(recipe, cores=len(os.sched_getaffinity(0))),
+        device=device,
+        progress="reconstruct",
+    )
+    tokenizer.cpu()
+    return quality

@@ -1,0 +1,93 @@
+"""How different two clips look to a network that was trained on something else.
+
+B clips, T frames of H W pixels.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models import vgg16
+
+from arvideo_ds.config.tokenizer import TokenizerSettings
+from arvideo_ds.errors import UserError
+from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
+from arvideo_ds.models.weight_files import State, read_weights
+
+# Of VGG16's layers those before a pooling: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
+_LOOKED_AT = (3, 8, 15, 22, 29)
+_FEATURES = "features."
+
+
+class Perceptual:
+    """Distance of VGG16's features, frame by frame: those of LPIPS without its learnt weights.
+
+    At each of five depths features are brought to length 1 and their squared differences averaged
+    over places; the five are summed. Source: Zhang et al. 2018, arXiv 1801.03924, section 3.
+
+    No module, so that neither the optimiser, nor ZeRO, nor a checkpoint knows of its weights; it
+    follows its inputs from device to device and computes in float32.
+    """
+
+    def __init__(self, features: nn.Sequential) -> None:
+        self._features = features.eval().requires_grad_(requires_grad=False)
+
+    def __call__(self, decoded: Tensor, clips: Tensor) -> Tensor:
+        """Distance of each clip, B; both B T H W 3, float32, 0..1."""
+        self._features.to(decoded.device)
+        total = decoded.new_zeros(len(decoded))
+        for a, b in zip(self._depths(decoded), self._depths(clips), strict=True):
+            difference = (F.normalize(a) - F.normalize(b)).square().sum(dim=1)
+            total = total + difference.flatten(1).mean(dim=1).unflatten(0, (len(decoded), -1)).mean(
+                1
+            )
+        return total
+
+    def _depths(self, clips: Tensor) -> list[Tensor]:
+        mean, std = clips.new_tensor(PIXEL_MEAN), clips.new_tensor(PIXEL_STD)
+        x = rearrange((clips - mean) / std, "b t h w c -> (b t) c h w")
+        found = []
+        for number, layer in enumerate(self._features):
+            x = layer(x)
+            if number in _LOOKED_AT:
+                found.append(x)
+        return found
+
+
+def load_perceptual(settings: TokenizerSettings) -> Perceptual | None:
+    """The network of `tokenizer.perceptual_network`; None where its loss has no weight.
+
+    Errors: `UserError` where the file is missing, damaged, or not torchvision's VGG16.
+    """
+    if not settings.perceptual_weight:
+        return None
+    path = Path(settings.perceptual_network or "")
+    return Perceptual(_vgg16(read_weights(path), path))
+
+
+def _vgg16(state: State, path: Path) -> nn.Sequential:
+    # Built without values: the classifier alone would be half a gigabyte.
+    with torch.device("meta"):
+        features = vgg16(weights=None, init_weights=False).features[: _LOOKED_AT[-1] + 1]
+    own = {
+        name.removeprefix(_FEATURES): value.float()
+        for name, value in state.items()
+        if name.startswith(_FEATURES)
+    }
+    try:
+        features.load_state_dict(own, assign=True)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(
+            f"tokenizer.perceptual_network={path} is not torchvision's vgg16 (the file "
+            f"vgg16-397923af.pth): {first}"
+        ) from None
+    for layer in features:
+        # What autograd keeps of a layer must not be overwritten by the next one.
+        if isinstance(layer, nn.ReLU):
+            layer.inplace = False
+    return features

@@ -1,0 +1,59 @@
+"""The token scorer: how much each token differs from the same place one token earlier.
+
+B clips, T H W frames and pixels, t h w token grid.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arvideo_ds.config.tokenizer import scorer_kernel, scorer_strides
+from arvideo_ds.geometry import CHANNELS, Triple
+
+_EPSILON = 1e-6
+
+
+class Float32Conv3d(nn.Conv3d):
+    """A convolution that computes in float32 whatever the run's precision: small, and a choice
+    (of tokens, of codes) hangs on its last digits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return self._conv_forward(x.float(), self.weight.float(), bias)
+
+
+class TokenScorer(nn.Module):
+    """Two strided convolutions to the token grid, and the change of their features over time.
+
+    Source: LVMAE (arXiv 2411.13683), section 3; kernels are ours.
+    """
+
+    def __init__(self, patch: Triple, width: int) -> None:
+        super().__init__()
+        first, second = scorer_strides(patch)
+        self.first = _strided(CHANNELS, width, first)
+        self.second = _strided(width, width, second)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Importance of the tokens from the second time on, float32: B t-1 h w.
+
+        pixels: B 3 T H W. Importance is the Euclidean distance of a token's feature to that of the
+        same place one token earlier.
+        """
+        features = self.second(F.silu(self.first(pixels)))
+        change = features[:, :, 1:] - features[:, :, :-1]
+        # Where nothing moved, the root has no slope.
+        return (change.square().sum(dim=1) + _EPSILON**2).sqrt()
+
+
+def normalize_scores(scores: Tensor) -> Tensor:
+    """Scores of each clip, B n, less their mean and over their deviation."""
+    variance, mean = torch.var_mean(scores, dim=1, keepdim=True)
+    return (scores - mean) / (variance.sqrt() + _EPSILON)
+
+
+def _strided(inputs: int, outputs: int, stride: Triple) -> Float32Conv3d:
+    t, h, w = (step // 2 for step in stride)
+    return Float32Conv3d(inputs, outputs, scorer_kernel(stride), stride=stride, padding=(t, h, w))

@@ -1,0 +1,240 @@
+"""The tokenizer: shapes, cost, what decides what, and loading."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from arvideo_ds.config import TokenizerRecipe, load_recipe
+from arvideo_ds.config.cost import cost_of
+from arvideo_ds.config.load import validate
+from arvideo_ds.config.tokenizer import halvings
+from arvideo_ds.errors import UserError
+from arvideo_ds.models.encoder import count_parameters
+from arvideo_ds.models.tokenizer import Tokenizer, load_tokenizer
+
+Make = Callable[..., TokenizerRecipe]
+
+
+@pytest.fixture
+def make() -> Make:
+    def recipe(patch: tuple[int, ...] = (2, 4, 4), **tokenizer: Any) -> TokenizerRecipe:
+        settings = {
+            "filters": 4,
+            "multipliers": [1, 2, 2],
+            "blocks": 1,
+            "levels": [8, 5, 5],
+            "samples": 8,
+        }
+        tree = {
+            "task": "tokenizer",
+            "model": {"patch": list(patch)},
+            "tokenizer": {**settings, **tokenizer},
+            "data": {"frames": 8, "size": 16, "num_videos": 48, "num_streams": 12},
+            "train": {"max_steps": 2, "total_batch": 4, "micro_batch": 4, "precision": "fp32"},
+        }
+        return validate(tree, "test recipe", TokenizerRecipe)
+
+    return recipe
+
+
+def build(recipe: TokenizerRecipe) -> Tokenizer:
+    torch.manual_seed(0)
+    return Tokenizer(recipe.patch, recipe.tokenizer)
+
+
+def clips_of(recipe: TokenizerRecipe, count: int = 2) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(1)
+    shape = (count, *recipe.geometry.clip, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("patch", "multipliers"),
+    [
+        ((2, 4, 4), [1, 2, 2]),
+        ((2, 8, 8), [1, 1, 2, 2]),
+        ((4, 2, 1), [1, 2, 2]),
+        ((1, 2, 4), [2, 1, 1]),
+    ],
+)
+def test_latents_stand_on_the_token_grid_and_cost_what_the_plan_says(
+    patch: tuple[int, int, int], multipliers: list[int], make: Make
+) -> None:
+    recipe = make(patch, multipliers=multipliers, blocks=2, keep_share=0.7)
+    model, clips = build(recipe), clips_of(recipe)
+    with torch.no_grad(), FlopCounterMode(display=False) as counted:
+        made = model(clips, torch.tensor([1, 2]))
+    grid = recipe.geometry.grid
+    assert made.pixels.shape == clips.shape
+    assert made.codes.shape == made.kept.shape == (2, *grid)
+    scores, codes = model.tokens(clips)
+    assert scores.shape == (2, *grid) and scores.dtype == torch.float32
+    assert codes.dtype == torch.int64 and torch.equal(codes, made.codes)
+    assert torch.equal(scores[:, 0], scores[:, 1])
+    assert codes.min() >= 0 and codes.max() < recipe.tokenizer.num_codes
+    cost = cost_of(recipe)
+    assert counted.get_total_flops() == 2 * cost.flops_forward_per_clip
+    decoder = count_parameters(model.decoder)
+    assert decoder == cost.parameters_decoder
+    assert count_parameters(model) - decoder == cost.parameters_encoder
+
+
+def test_the_published_tokenizer_has_1568_tokens_of_18_bits_and_keeps_768() -> None:
+    recipe = load_recipe("tokenizer_b_k600", (), TokenizerRecipe)
+    assert recipe.geometry.grid == (8, 14, 14)
+    assert recipe.tokenizer.num_codes == 2**18
+    assert recipe.tokenizer.kept(recipe.geometry) == 768
+    assert halvings(recipe.patch) == [(2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 2, 2)]
+    # A longer or shorter clip keeps the same share.
+    assert (
+        load_recipe("tokenizer_b_k600", ["data.frames=32"], TokenizerRecipe).tokenizer.kept(
+            recipe.geometry
+        )
+        == 768
+    )
+
+
+def test_k_are_kept_exactly_and_the_first_time_always(make: Make) -> None:
+    recipe = make()
+    model, clips = build(recipe), clips_of(recipe, 3)
+    k = recipe.tokenizer.kept(recipe.geometry)
+    hard, soft = model(clips).kept, model(clips, torch.tensor([1, 2, 3])).kept
+    assert hard.flatten(1).sum(1).tolist() == [k] * 3
+    assert hard.unique().tolist() == [0, 1]
+    torch.testing.assert_close(soft.flatten(1).sum(1), torch.full((3,), float(k)))
+    assert bool((hard[:, 0] == 1).all() and (soft[:, 0] == 1).all())
+    # The best of the later ones, and no others.
+    scores, _ = model.tokens(clips)
+    for kept, score in zip(hard[:, 1:].flatten(1).bool(), scores[:, 1:].flatten(1), strict=True):
+        assert score[kept].min() >= score[~kept].max()
+
+
+def test_what_is_not_kept_does_not_reach_the_decoder(make: Make) -> None:
+    recipe = make()
+    model, clips = build(recipe).eval(), clips_of(recipe, 1)
+    given: list[torch.Tensor] = []
+    model.decoder.register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))
+    kept = model(clips).kept[0].bool()
+    assert not given[0][0][:, ~kept].any()
+    assert given[0][0][:, kept].any()
+
+
+def test_the_scorer_learns_through_the_choice_alone(make: Make) -> None:
+    recipe = make(sigma=0.5, samples=64)
+    model, clips = build(recipe), clips_of(recipe)
+    made = model(clips, torch.tensor([1, 2]))
+    made.pixels.square().mean().backward()
+    slopes = [p.grad for p in model.scorer.parameters()]
+    assert all(slope is not None and slope.isfinite().all() for slope in slopes)
+    assert any(slope.abs().max() > 0 for slope in slopes)
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_importance_is_change_and_a_still_clip_is_no_accident(make: Make) -> None:
+    recipe = make()
+    model = build(recipe)
+    clip = clips_of(recipe, 1)[:, :1].expand(1, 8, 16, 16, 3).clone()
+    still, _ = model.tokens(clip)
+    clip[:, 4:, :8, :8] = 255 - clip[:, 4:, :8, :8]
+    moved, _ = model.tokens(clip)
+    assert bool((moved[0, 2, :2, :2] > 100 * still[0, 2, :2, :2]).all())
+    # Far from the change nothing happens; half a token beside it counts.
+    torch.testing.assert_close(moved[0, :, 3, 3], still[0, :, 3, 3])
+    clip = clip[:, :1].expand(1, 8, 16, 16, 3)
+    model(clip, torch.tensor([1])).pixels.sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+def test_half_precision_changes_neither_scores_nor_how_latents_are_rounded(make: Make) -> None:
+    recipe = make()
+    model, clips = build(recipe), clips_of(recipe)
+    half = build(recipe).bfloat16()
+    for part in (model.scorer, half.scorer):
+        for parameter in part.parameters():  # the same weights, in two formats
+            parameter.data = parameter.data.bfloat16().to(parameter.dtype)
+    assert torch.equal(model.tokens(clips)[0], half.tokens(clips)[0])
+    made = half(clips, torch.tensor([1, 2]))
+    assert made.pixels.dtype == made.kept.dtype == torch.float32
+    values = half.quantizer.indices_to_codes(made.codes.flatten())
+    assert values.abs().max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"adversarial_weight": 0.1}, "no adversarial loss"),
+        ({"perceptual_weight": 0.1}, "tokenizer.perceptual_network=FILE"),
+        ({"multipliers": [1, 2]}, "give 3, one for each resolution"),
+        ({"keep_share": 0.2}, "more than the 16 of the first time"),
+        ({"keep_share": 1.0}, "leave some out"),
+        ({"levels": [64, 64, 64, 64, 64]}, "1073741824 codes"),
+        ({"patch": (8, 4, 4), "multipliers": [1, 1, 1, 1]}, "Raise data.frames"),
+        ({"filter": 4}, "did you mean 'tokenizer.filters'"),
+    ],
+)
+def test_contradictions_are_said_with_their_key(
+    overrides: dict[str, Any], said: str, make: Make
+) -> None:
+    with pytest.raises(UserError, match=said.replace(".", r"\.")):
+        make(**overrides)
+
+
+def test_a_tokenizer_has_powers_of_two_for_its_patch_and_no_size() -> None:
+    with pytest.raises(UserError, match="power of two, but its frames are 3"):
+        load_recipe("tokenizer_demo", ["model.patch=[3,4,4]"], TokenizerRecipe)
+    with pytest.raises(UserError, match=r"unknown key 'model\.size'"):
+        load_recipe("tokenizer_demo", ["model.size=B"], TokenizerRecipe)
+    with pytest.raises(
+        UserError, match=r"train a tokenizer; start it with scripts/train_tokenizer"
+    ):
+        load_recipe("tokenizer_demo")
+
+
+def saved(folder: Path, recipe: TokenizerRecipe, *names: str) -> list[Tokenizer]:
+    folder.mkdir()
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
+    models = []
+    for seed, name in enumerate(names):
+        torch.manual_seed(seed)
+        models.append(Tokenizer(recipe.patch, recipe.tokenizer).eval())
+        save_file(models[-1].state_dict(), folder / name)
+    return models
+
+
+def test_a_run_is_loaded_by_its_average_or_by_the_file_that_is_named(
+    make: Make, tmp_path: Path
+) -> None:
+    recipe = make()
+    clips, run = clips_of(recipe), tmp_path / "run"
+    last, average = saved(run, recipe, "model.safetensors", "ema.safetensors")
+    for path, wanted in ((run, average), (run / "model.safetensors", last)):
+        loaded = load_tokenizer(path)
+        assert not loaded.training
+        for a, b in zip(loaded.tokens(clips), wanted.tokens(clips), strict=True):
+            assert torch.equal(a, b)
+    assert not torch.equal(last.tokens(clips)[0], average.tokens(clips)[0])
+
+
+def test_what_is_no_tokenizer_is_refused_with_the_reason(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="there is no"):
+        load_tokenizer(tmp_path / "nowhere")
+    run = tmp_path / "run"
+    saved(run, make(), "model.safetensors")
+    (run / "recipe.yaml").write_text("task: pretrain\n")
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        load_tokenizer(run)
+    other = make(filters=8).model_dump(mode="json")
+    (run / "recipe.yaml").write_text(yaml.safe_dump(other))
+    with pytest.raises(UserError, match="does not fit"):
+        load_tokenizer(run)
+    (run / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="not finished"):
+        load_tokenizer(run)
