@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Make the demo's videos and shards in data/demo, where they are missing.
+"""Make videos and shards of a synthetic set in data/, where they are missing.
 
-python data_tools/make_demo.py
+python data_tools/make_demo.py                eight directions of motion: the demo, the ablations
+python data_tools/make_demo.py --set events   128 frames; the class is the order of two events
 """
 
 from __future__ import annotations
@@ -9,15 +10,23 @@ from __future__ import annotations
 import argparse
 import sys
 
-from arvideo_ds.data.demo_set import DEMO_FOLDER, ensure_demo_shards
+from arvideo_ds.data.demo_set import DEMO, DEMO_FOLDER
+from arvideo_ds.data.events_set import EVENTS, EVENTS_FOLDER
+from arvideo_ds.data.synthetic import ensure_shards
 from arvideo_ds.errors import command
+
+SETS = {"demo": (DEMO, DEMO_FOLDER), "events": (EVENTS, EVENTS_FOLDER)}
 
 
 @command
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__).parse_args()
-    ensure_demo_shards()
-    print(f"demo shards: {DEMO_FOLDER}/train and {DEMO_FOLDER}/test")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--set", choices=SETS, default="demo")
+    videos, folder = SETS[parser.parse_args().set]
+    ensure_shards(videos, folder)
+    print(f"{videos.name} shards: {' and '.join(str(folder / split) for split in videos.splits)}")
 
 
 if __name__ == "__main__":
