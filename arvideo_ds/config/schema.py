@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -44,13 +45,16 @@ class DataSettings(Settings):
     sampling: Literal["dense", "uniform"] = "dense"
     # "multi_scale": sides are shares of the largest crop, `crop_scales`; height and width may
     # differ by one step. "random_resized": a share of the area within `crop_area`, 3:4 to 4:3.
-    crop: Literal["multi_scale", "random_resized"] = "multi_scale"
+    # "grid": the short side as the clip's, then a box at a multiple of the patch (data.scores).
+    crop: Literal["multi_scale", "random_resized", "grid"] = "multi_scale"
     crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.875, 0.75, 0.66)
     crop_area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
         0.08,
         1.0,
     )
     flip: bool = False
+    # Folder of token scores of these shards (scripts/score_tokens.py), delivered with the clips.
+    scores: str | None = None
     # timm's RandAugment, such as "rand-m7-n4-mstd0.5-inc1", alike on all frames of a clip.
     randaugment: str | None = None
     # Probability that a box of the clip is replaced by noise (random erasing).
@@ -82,6 +86,21 @@ class DataSettings(Settings):
         if not value:
             raise ValueError("needs at least one scale; [1.0] is the plain crop")
         return value
+
+    @model_validator(mode="after")
+    def _scores_are_replayed(self) -> Self:
+        """Stored scores can follow a clip only where its tokens are tokens of the whole video."""
+        needed = {"crop": "grid", "sampling": "dense", "flip": False}
+        needed |= {"randaugment": None, "erase": 0.0}
+        wrong = [key for key, value in needed.items() if getattr(self, key) != value]
+        if self.scores is not None and wrong:
+            said = ", ".join(f"data.{key}={json.dumps(getattr(self, key))}" for key in wrong)
+            remedy = ", ".join(f"data.{key}={json.dumps(needed[key])}" for key in wrong)
+            raise UserError(
+                f"data.scores={self.scores} needs clips whose tokens are tokens of the whole "
+                f"video, and {said} changes them. Set {remedy}, or leave data.scores out."
+            )
+        return self
 
 
 class OptimSettings(Settings):
@@ -395,6 +414,11 @@ class DetectRecipe(Recipe):
             raise UserError(
                 f"data.randaugment={self.data.randaugment} turns and shifts the picture, and boxes "
                 "would stay behind. Set data.randaugment: null."
+            )
+        if self.data.crop == "grid":
+            raise UserError(
+                "data.crop=grid is for clips without boxes; set data.crop to multi_scale or "
+                "random_resized."
             )
         if self.evaluation.batch < self.evaluation.views:
             raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -16,8 +16,17 @@ from arvideo_ds.data.augment import Augment
 from arvideo_ds.data.decoders import DecodeError, choose_decoder, decode
 from arvideo_ds.data.manifest import AlteredError, IndexedSample, ShardSet
 from arvideo_ds.data.order import Place, SampleOrder
-from arvideo_ds.data.sampling import train_frames, view_frames
-from arvideo_ds.data.transforms import Crop, cut, multi_scale_crop, random_resized_crop, view_crop
+from arvideo_ds.data.sampling import aligned_frames, train_frames, view_frames
+from arvideo_ds.data.token_scores import TokenScores, VideoScores
+from arvideo_ds.data.transforms import (
+    Crop,
+    cut,
+    fit_to_grid,
+    grid_crop,
+    multi_scale_crop,
+    random_resized_crop,
+    view_crop,
+)
 from arvideo_ds.data.watch import Watch
 from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import clip_generator, draw_key
@@ -39,16 +48,23 @@ class Skipped:
 
 @dataclass(frozen=True)
 class VideoClips:
-    """K clips of one video, each F h w 3, uint8, with the model's key of each."""
+    """K clips of one video, each F h w 3, uint8, with the model's key of each.
+
+    scores: of each clip's tokens, where the recipe has data.scores.
+    """
 
     clips: list[Tensor]
     keys: list[int]
     label: int
     skipped: Skipped | None = None
+    scores: list[VideoScores] | None = field(default=None, kw_only=True)
 
 
 class TrainClips(Dataset[VideoClips]):
-    """Run position -> augmented clips of one video; all draws are functions of the position."""
+    """Run position -> augmented clips of one video; all draws are functions of the position.
+
+    With data.scores a clip's frames and place are those of stored tokens, whose scores come along.
+    """
 
     def __init__(
         self,
@@ -61,6 +77,8 @@ class TrainClips(Dataset[VideoClips]):
         data = recipe.data
         require_protocol(shards, data)
         self.shards, self.data, self.seed = shards, data, recipe.train.seed
+        self.patch, self.grid = recipe.patch, recipe.geometry.grid
+        self.scores = open_scores(shards, recipe)
         # Keys of videos that are not even tried, and why.
         self.left_out = dict(left_out or {})
         self.watch = Watch(num_workers)
@@ -91,23 +109,56 @@ class TrainClips(Dataset[VideoClips]):
         ]
         # The K clips share one decode: the same frames, different crops (VideoMAE V2).
         generator = clip_generator(self.seed, place.epoch, place.position, 0)
-        wanted = train_frames(sample.num_frames, data.frames, data.stride, data.sampling, generator)
+        wanted = self._wanted(sample.num_frames, generator)
         try:
             if sample.key in self.left_out:
                 raise DecodeError(self.left_out[sample.key], "left out: see an earlier start")
             frames = decoded(self.shards, self.decoder, place.shard, sample, wanted)
+            scores = self._scores(place.shard, sample, int(wanted[0]))
         except DecodeError as error:
-            black = [black_clip(data)] * data.repeats
-            return VideoClips(black, keys, _label(sample), _skipped(sample, error))
+            return self._undecoded(sample, keys, error)
+        if data.crop == "grid":
+            frames = fit_to_grid(frames, data.size, self.patch[1:])
         height, width = frames.shape[1:3]
-        clips = []
+        clips, crops = [], []
         for repeat in range(data.repeats):
             generator = clip_generator(self.seed, place.epoch, place.position, 1 + repeat)
-            crop = random_crop(height, width, data, generator)
+            crop = random_crop(height, width, data, generator, self.patch[1:])
             flip = data.flip and bool(generator.integers(2))
             clip = cut(frames, crop, data.size, flip=flip)
             clips.append(self.augment(clip, int(generator.integers(2**63))))
-        return VideoClips(clips, keys, _label(sample))
+            crops.append(crop)
+        own = None if scores is None else [self._of_crop(scores, crop) for crop in crops]
+        return VideoClips(clips, keys, _label(sample), scores=own)
+
+    def _wanted(self, num_frames: int, generator: np.random.Generator) -> np.ndarray:
+        data = self.data
+        if self.scores is None:
+            return train_frames(num_frames, data.frames, data.stride, data.sampling, generator)
+        start = generator.random()
+        return aligned_frames(num_frames, data.frames, data.stride, self.patch[0], start)
+
+    def _scores(self, shard: int, sample: IndexedSample, first_frame: int) -> VideoScores | None:
+        """Scores of the clip's times, of the whole picture. Errors: `DecodeError`."""
+        if self.scores is None:
+            return None
+        try:
+            video = self.scores.read(shard, sample.key)
+        except AlteredError as error:
+            raise DecodeError("altered", str(error)) from None
+        if video is None:
+            raise DecodeError("unscored", "it was not readable when the shards were scored")
+        return video.over(first_frame // (self.data.stride * self.patch[0]), self.grid[0])
+
+    def _of_crop(self, scores: VideoScores, crop: Crop) -> VideoScores:
+        (_, rows, columns), (_, high, wide) = self.grid, self.patch
+        return scores.within(crop.top // high, crop.left // wide, rows, columns)
+
+    def _undecoded(self, sample: IndexedSample, keys: list[int], error: DecodeError) -> VideoClips:
+        black = [black_clip(self.data)] * len(keys)
+        scores = None if self.scores is None else [self.scores.nothing(self.grid)] * len(keys)
+        skipped = _skipped(sample, error)
+        return VideoClips(black, keys, _label(sample), skipped, scores=scores)
 
 
 class EvaluationClips(Dataset[VideoClips]):
@@ -182,10 +233,25 @@ def require_protocol(shards: ShardSet, data: DataSettings) -> None:
         )
 
 
+def open_scores(shards: ShardSet, recipe: Recipe) -> TokenScores | None:
+    """The scores of data.scores. Errors: `UserError` where they are not of these clips' tokens."""
+    if recipe.data.scores is None:
+        return None
+    scores = TokenScores(recipe.data.scores)
+    scores.require(shards, recipe)
+    return scores
+
+
 def random_crop(
-    height: int, width: int, data: DataSettings, generator: np.random.Generator
+    height: int,
+    width: int,
+    data: DataSettings,
+    generator: np.random.Generator,
+    patch: tuple[int, int] = (1, 1),
 ) -> Crop:
-    """The training crop of a frame, as data.crop says."""
+    """The training crop of a frame, as data.crop says; patch: rows and columns of "grid"."""
+    if data.crop == "grid":
+        return grid_crop(height, width, data.size, patch, generator)
     if data.crop == "random_resized":
         return random_resized_crop(height, width, data.crop_area, generator)
     return multi_scale_crop(height, width, data.size, data.crop_scales, generator)

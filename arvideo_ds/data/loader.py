@@ -6,6 +6,7 @@ position comes when (order.py), what a position is (clips.py), and what to do wh
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import os
@@ -20,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -45,7 +47,9 @@ class Batch:
 
     A clip whose video did not decode is black and not valid: shapes stay fixed, the loss leaves
     it out. `num_skipped` counts those clips, `skipped` names their videos. `first_key` is the key
-    of the first clip, which the host knows without asking the device.
+    of the first clip, which the host knows without asking the device. With data.scores come scores
+    B N (float32) and, where a tokenizer made them, codes B N (int64) of the clips' tokens along
+    (time, row, column); 0 where a clip is not valid.
     """
 
     clips: Tensor
@@ -55,6 +59,8 @@ class Batch:
     num_skipped: int = 0
     skipped: list[Skipped] = field(default_factory=list)
     first_key: int = 0
+    scores: Tensor | None = None
+    codes: Tensor | None = None
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device; the copy overlaps when the memory is pinned."""
@@ -64,15 +70,10 @@ class Batch:
         return self._map(lambda tensor: tensor.pin_memory())
 
     def _map(self, change: Any) -> Batch:
-        return Batch(
-            change(self.clips),
-            change(self.keys),
-            change(self.labels),
-            change(self.valid),
-            self.num_skipped,
-            self.skipped,
-            self.first_key,
-        )
+        names = ("clips", "keys", "labels", "valid", "scores", "codes")
+        tensors = {name: getattr(self, name) for name in names}
+        changed = {name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
+        return dataclasses.replace(self, **changed)
 
 
 class WorkerLostError(Exception):
@@ -248,6 +249,7 @@ def collate(videos: list[VideoClips]) -> Batch:
     counts = torch.tensor([len(video.keys) for video in videos])
     clips = [clip for video in videos for clip in video.clips]
     valid = torch.tensor([video.skipped is None for video in videos]).repeat_interleave(counts)
+    scores, codes = _scores(videos)
     return Batch(
         clips=torch.stack(clips, out=_shared(len(clips), clips[0])),
         keys=torch.tensor([key for video in videos for key in video.keys]),
@@ -256,7 +258,20 @@ def collate(videos: list[VideoClips]) -> Batch:
         num_skipped=int((~valid).sum()),
         skipped=[video.skipped for video in videos if video.skipped is not None],
         first_key=videos[0].keys[0],
+        scores=scores,
+        codes=codes,
     )
+
+
+def _scores(videos: list[VideoClips]) -> tuple[Tensor | None, Tensor | None]:
+    """B N float32 and B N int64, or None where the clips come without."""
+    flat = [scores.flat() for video in videos for scores in video.scores or ()]
+    if not flat:
+        return None, None
+    scores, codes = zip(*flat, strict=True)
+    with_codes = codes[0] is not None
+    stacked = torch.from_numpy(np.stack(codes)) if with_codes else None
+    return torch.from_numpy(np.stack(scores)), stacked
 
 
 def _shared(count: int, clip: Tensor) -> Tensor | None:

@@ -19,6 +19,31 @@ def train_frames(
     return dense_frames(num_frames, frames, stride, generator.random())
 
 
+def aligned_frames(
+    num_frames: int, frames: int, stride: int, tubelet: int, start: float
+) -> np.ndarray:
+    """Frame numbers of a clip whose tokens are tokens of the whole video; `start` in 0..1.
+
+    The video is its frames 0, stride, 2 stride, ...; a clip is `frames` of them in a row and begins
+    at a multiple of `tubelet`, so at frame number stride x tubelet x (the token's time). A video
+    with fewer of them repeats its last one; the stride stays.
+    """
+    sampled = -(-num_frames // stride)
+    starts = max(0, sampled - frames) // tubelet + 1
+    first = tubelet * min(int(start * starts), starts - 1)
+    return stride * np.minimum(first + np.arange(frames), sampled - 1)
+
+
+def window_frames(num_frames: int, stride: int, window: int) -> np.ndarray:
+    """Frame numbers of every window of a video, int64, W x `window`.
+
+    Frames 0, stride, 2 stride, ... in windows that touch; the last repeats its last frame.
+    """
+    sampled = -(-num_frames // stride)
+    places = np.arange(-(-sampled // window) * window)
+    return stride * np.minimum(places, sampled - 1).reshape(-1, window)
+
+
 def view_frames(
     num_frames: int, frames: int, stride: int, sampling: str, view: int = 0, views: int = 1
 ) -> np.ndarray:

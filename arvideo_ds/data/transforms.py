@@ -75,6 +75,40 @@ def random_resized_crop(
     return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
+def grid_crop(
+    height: int,
+    width: int,
+    size: tuple[int, int],
+    patch: tuple[int, int],
+    generator: np.random.Generator,
+) -> Crop:
+    """A box of the clip's size at a multiple of the patch, uniform over the places.
+
+    Frames are those of `fit_to_grid`: the box is cut and not resized.
+    """
+    top, left = (
+        step * int(generator.integers((side - own) // step + 1))
+        for side, own, step in zip((height, width), size, patch, strict=True)
+    )
+    return Crop(top, left, *size)
+
+
+def fit_to_grid(frames: np.ndarray, size: tuple[int, int], patch: tuple[int, int]) -> np.ndarray:
+    """Frames F H W 3 -> F h' w' 3 (uint8): the clip's box fits in with one side its own.
+
+    The aspect stays; the side that is longer than the clip's is cut on both ends down to a multiple
+    of the patch. So all clips of a video are cut from the same tokens.
+    """
+    (height, width), (rows, columns) = frames.shape[1:3], size
+    scale = max(rows / height, columns / width)
+    fitted = max(rows, round(height * scale)), max(columns, round(width * scale))
+    pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    pixels = F.resize(pixels, list(fitted), antialias=True).permute(0, 2, 3, 1)
+    kept = [side // step * step for side, step in zip(fitted, patch, strict=True)]
+    top, left = ((side - own) // 2 for side, own in zip(fitted, kept, strict=True))
+    return pixels[:, top : top + kept[0], left : left + kept[1]].contiguous().numpy()
+
+
 def view_crop(
     height: int, width: int, size: tuple[int, int], view: int = 0, views: int = 1
 ) -> Crop:

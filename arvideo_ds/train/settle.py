@@ -20,6 +20,7 @@ from arvideo_ds.config import (
 from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.manifest import MANIFEST, ShardSet, require_same_labels
+from arvideo_ds.data.token_scores import TokenScores
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
 from arvideo_ds.errors import UserError
 from arvideo_ds.train import run_folder
@@ -80,6 +81,8 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     shards = _open(recipe.data.shards)
     if shards is None and recipe.data.num_videos is None:
         _require(recipe, shards)
+    if shards is not None and recipe.data.scores is not None:
+        TokenScores(recipe.data.scores).require(shards, recipe)
     plan = make_plan(
         recipe, world_size=world_size, num_videos=None if shards is None else shards.num_samples
     )

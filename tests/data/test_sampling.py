@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from arvideo_ds.data.sampling import dense_frames, segment_frames, train_frames, view_frames
+from arvideo_ds.data.sampling import (
+    aligned_frames,
+    dense_frames,
+    segment_frames,
+    train_frames,
+    view_frames,
+    window_frames,
+)
 
 NUM_FRAMES, FRAMES, STRIDES = st.integers(1, 400), st.integers(1, 40), st.integers(1, 12)
 SHARES = st.integers(0, 999).map(lambda thousandths: thousandths / 1000)
@@ -105,3 +112,40 @@ def test_temporal_views_are_in_range_ordered_and_reach_both_ends(
     assert all((later >= sooner).all() for sooner, later in itertools.pairwise(found))
     if sampling == "dense":
         assert (found[0][0], found[-1][-1]) == (0, num_frames - 1)
+
+
+@given(NUM_FRAMES, st.integers(1, 20), STRIDES, st.sampled_from([1, 2, 4]), SHARES)
+def test_aligned_clips_are_pieces_of_the_windows_that_begin_at_a_token(
+    num_frames: int, tokens: int, stride: int, tubelet: int, start: float
+) -> None:
+    frames = tokens * tubelet
+    found = aligned_frames(num_frames, frames, stride, tubelet, start)
+    assert found.shape == (frames,)
+    assert found.max() < num_frames
+    time, rest = divmod(int(found[0]), stride * tubelet)
+    assert rest == 0
+    video = window_frames(num_frames, stride, 16).ravel()
+    expected = video[time * tubelet :][:frames]
+    assert found[: len(expected)].tolist() == expected.tolist()
+    # Beyond the windows there is the last frame, of videos that are too short.
+    assert (found[len(expected) :] == video[-1]).all()
+    if -(-num_frames // stride) >= frames:
+        assert (np.diff(found) == stride).all()
+
+
+def test_aligned_clips_begin_at_every_token_that_leaves_room() -> None:
+    generator = np.random.default_rng(0)
+    starts = [int(aligned_frames(61, 8, 3, 2, generator.random())[0]) for _ in range(300)]
+    # 21 sampled frames; 13 more than a clip, so 7 starts.
+    assert sorted(set(starts)) == [0, 6, 12, 18, 24, 30, 36]
+    assert np.bincount(np.array(starts) // 6).min() > 20
+
+
+@pytest.mark.parametrize(("num_frames", "stride", "windows"), [(1, 4, 1), (64, 4, 1), (65, 4, 2)])
+def test_windows_touch_and_the_last_repeats_its_last_frame(
+    num_frames: int, stride: int, windows: int
+) -> None:
+    found = window_frames(num_frames, stride, 16)
+    sampled = list(range(0, num_frames, stride))
+    assert found.shape == (windows, 16)
+    assert found.ravel().tolist() == sampled + [sampled[-1]] * (16 * windows - len(sampled))

@@ -8,7 +8,14 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from arvideo_ds.data.transforms import Crop, cut, multi_scale_crop, view_crop
+from arvideo_ds.data.transforms import (
+    Crop,
+    cut,
+    fit_to_grid,
+    grid_crop,
+    multi_scale_crop,
+    view_crop,
+)
 
 SIDES, CLIP_SIDES = st.integers(2, 700), st.integers(8, 256)
 SCALES = st.lists(st.floats(0.05, 1.0), min_size=1, max_size=5)
@@ -106,3 +113,41 @@ def test_spatial_views_run_from_one_end_of_the_free_side_to_the_other(
     assert crops[1] == view_crop(height, width, (32, 32))
     assert crops[2].top + crops[2].height == height
     assert crops[2].left + crops[2].width == width
+
+
+@given(st.integers(2, 80), st.integers(2, 80), st.sampled_from([(8, 8), (16, 8), (8, 24)]))
+def test_frames_fitted_to_the_grid_hold_the_clip_and_are_whole_tokens(
+    height: int, width: int, size: tuple[int, int]
+) -> None:
+    frames = np.zeros((1, height, width, 3), np.uint8)
+    _, rows, columns, _ = fit_to_grid(frames, size, (8, 8)).shape
+    assert rows >= size[0]
+    assert columns >= size[1]
+    assert size[0] == rows or size[1] == columns
+    assert rows % 8 == columns % 8 == 0
+    # The other side is the aspect's, less than a token shorter.
+    scale = max(size[0] / height, size[1] / width)
+    assert -8.5 <= rows - scale * height <= 0.5 + 1e-9
+    assert -8.5 <= columns - scale * width <= 0.5 + 1e-9
+
+
+def test_fitting_to_the_grid_keeps_the_middle() -> None:
+    frames = np.zeros((1, 16, 46, 3), np.uint8)
+    frames[:, :, :3], frames[:, :, -3:], frames[:, :, 3:43] = 1, 2, 3
+    assert (fit_to_grid(frames, (16, 16), (8, 8)) == 3).all()
+
+
+def test_grid_crops_are_cut_at_tokens_reach_all_places_and_are_not_resized() -> None:
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(0, 256, (2, 16, 40, 3), dtype=np.uint8)
+    frames = fit_to_grid(pixels, (16, 16), (8, 8))
+    assert np.array_equal(frames, pixels)
+    places = []
+    for _ in range(200):
+        crop = grid_crop(16, 40, (16, 16), (8, 8), generator)
+        places.append((crop.top, crop.left))
+        clip = cut(frames, crop, (16, 16), flip=False)
+        assert np.array_equal(clip.numpy(), frames[:, :16, crop.left : crop.left + 16])
+    assert {place: places.count(place) > 30 for place in set(places)} == {
+        (0, 0): True, (0, 8): True, (0, 16): True, (0, 24): True,
+    }  # fmt: skip
