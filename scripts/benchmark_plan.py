@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from arvideo_ds.benchmark.step import random_batch
 from arvideo_ds.config import PretrainRecipe, load_recipe, make_plan
 from arvideo_ds.config.memory import Strategy, footprint
 from arvideo_ds.data.loader import Batch
@@ -65,7 +66,7 @@ def measure(name: str, args: argparse.Namespace, world: World) -> dict[str, Any]
     with peak:
         engine = _engine(recipe, config)
         for _ in range(STEPS):
-            _step(engine, _batch(recipe, plan.micro_batch, world.device), plan.accumulation)
+            _step(engine, random_batch(recipe, plan.micro_batch, world.device), plan.accumulation)
     predicted = footprint(
         recipe,
         Strategy.from_json(config),
@@ -95,12 +96,6 @@ def _engine(recipe: PretrainRecipe, config: dict[str, Any]) -> Engine:
     task = Pretrain(recipe)
     groups = parameter_groups(task, recipe.optim.weight_decay)
     return build_engine(task, groups, config, betas=recipe.optim.betas)
-
-
-def _batch(recipe: PretrainRecipe, size: int, device: torch.device) -> Batch:
-    clips = torch.randint(256, (size, *recipe.geometry.clip, 3), dtype=torch.uint8)
-    keys = torch.arange(size)
-    return Batch(clips, keys, keys, torch.ones(size, dtype=torch.bool)).to(device)
 
 
 def _step(engine: Engine, batch: Batch, accumulation: int) -> None:

@@ -34,6 +34,7 @@ HOW_PREDICTED = {
         "over what earlier steps predicted, nothing is fed back."
     ),
     "videomae": "The hidden tokens are predicted at once from those that are seen.",
+    "lvmae": "The chosen tokens are predicted at once from those that are seen.",
 }
 
 
@@ -83,12 +84,15 @@ def facts(recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tuple[str, An
 
 
 def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: int) -> str:
+    if recipe.objective.needs_scores(recipe.decoder):
+        note = "Left out: what is predicted depends on data.scores, as training delivers them."
+        return report.section("Predictions", note, [])
     folder = shards or recipe.probe.test_shards or recipe.data.shards
     if folder is None:
         raise UserError("the recipe names no shards to show clips of; give --shards SHARDS.")
     # The picture wants every token predicted, whatever share the loss was taken on.
     tree = recipe.model_dump()
-    tree["decoder"]["target_ratio"] = 1.0
+    tree["decoder"] |= {"target_ratio": 1.0, "target_rule": "random"}
     model = load_pretrained(validate(tree, "recipe"), run / run_folder.MODEL)
     clips = EvaluationClips(ShardSet(folder), recipe)
     figures = []

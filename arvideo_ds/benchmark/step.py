@@ -95,7 +95,13 @@ def random_batch(recipe: PretrainRecipe, size: int, device: torch.device) -> Bat
     shape = (size, *recipe.geometry.clip, 3)
     clips = torch.randint(256, shape, dtype=torch.uint8, device=device, generator=generator)
     keys = torch.arange(size, device=device)
-    return Batch(clips, keys, keys, torch.ones(size, dtype=torch.bool, device=device))
+    valid = torch.ones(size, dtype=torch.bool, device=device)
+    if not recipe.objective.needs_scores(recipe.decoder):
+        return Batch(clips, keys, keys, valid)
+    tokens = (size, recipe.geometry.num_tokens)
+    scores = torch.rand(tokens, device=device, generator=generator)
+    codes = torch.zeros(tokens, dtype=torch.int64, device=device)
+    return Batch(clips, keys, keys, valid, scores=scores, codes=codes)
 
 
 def peak_bytes(row: Row, device: torch.device) -> int:
@@ -120,9 +126,7 @@ def count_flops(row: Row) -> tuple[int, int]:
     """
     with torch.device("meta"), attention_of(PAPER):
         task = build_task(row)
-        clips = torch.empty((1, *row.recipe.geometry.clip, 3), dtype=torch.uint8)
-        keys = torch.zeros(1, dtype=torch.int64)
-        batch = Batch(clips, keys, keys, torch.ones(1, dtype=torch.bool))
+        batch = random_batch(row.recipe, 1, torch.device("cpu")).to(torch.device("meta"))
         counter = FlopCounterMode(display=False)
         with counter:
             loss = task(batch)

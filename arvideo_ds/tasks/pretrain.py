@@ -38,6 +38,6 @@ class Pretrain(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         if not self.training:
             return encode_clips(self.model.encoder, batch.clips, self.patch)
-        per_clip = self.model(batch.clips, batch.keys)
+        per_clip = self.model(batch.clips, batch.keys, batch.scores, batch.codes)
         valid = batch.valid.to(per_clip.dtype)
         return (per_clip * valid).sum() / valid.sum().clamp(min=1)

@@ -18,6 +18,7 @@ from arvideo_ds.config import (
     make_plan,
 )
 from arvideo_ds.config.load import AnyRecipe
+from arvideo_ds.config.objectives import LvmaeSettings
 from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.manifest import MANIFEST, ShardSet, require_same_labels
 from arvideo_ds.data.token_scores import TokenScores
@@ -81,8 +82,8 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     shards = _open(recipe.data.shards)
     if shards is None and recipe.data.num_videos is None:
         _require(recipe, shards)
-    if shards is not None and recipe.data.scores is not None:
-        TokenScores(recipe.data.scores).require(shards, recipe)
+    if shards is not None:
+        _check_scores(recipe, shards)
     plan = make_plan(
         recipe, world_size=world_size, num_videos=None if shards is None else shards.num_samples
     )
@@ -121,6 +122,35 @@ def _require(recipe: Recipe, shards: ShardSet | None) -> ShardSet:
             "data.shards=SHARDS to the command."
         )
     raise UserError(f"there are no shards in {where}. {how_to_make_shards(where)}")
+
+
+def _check_scores(recipe: Recipe, shards: ShardSet) -> None:
+    """Errors: `UserError` where data.scores is not what these clips and this objective need."""
+    objective = recipe.objective if isinstance(recipe, PretrainRecipe) else None
+    if recipe.data.scores is None:
+        if isinstance(recipe, PretrainRecipe) and recipe.objective.needs_scores(recipe.decoder):
+            raise UserError(
+                f"objective.name={recipe.objective.name} as the recipe sets it needs scores of the "
+                f"tokens. Make them: python scripts/score_tokens.py --shards {shards.name} "
+                "--scorer tokenizer --tokenizer RUN --recipe RECIPE; then add data.crop=grid "
+                f"data.scores={shards.name}/scores/tokenizer."
+            )
+        return
+    scores = TokenScores(recipe.data.scores)
+    scores.require(shards, recipe)
+    if isinstance(objective, LvmaeSettings) and objective.targets == "latents":
+        if scores.spec.levels is None:
+            raise UserError(
+                f"objective.targets=latents needs a tokenizer's codes, but {scores.name} was made "
+                f"by the scorer {scores.spec.scorer}, which has none. Score with --scorer "
+                "tokenizer, or set objective.targets: pixels."
+            )
+        if scores.spec.levels != objective.latent_levels:
+            raise UserError(
+                f"objective.latent_levels={list(objective.latent_levels)}, but the tokenizer of "
+                f"{scores.name} has {list(scores.spec.levels)}. Set objective.latent_levels to "
+                "those."
+            )
 
 
 def _probe_shards(recipe: PretrainRecipe) -> ShardSet | None:
