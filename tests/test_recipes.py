@@ -14,7 +14,8 @@ from arvideo_ds.train.settle import Options, settle
 ROOT = Path(__file__).parent.parent
 JSONS = sorted((ROOT / "ds_configs").glob("*.json"))
 FILES = sorted(recipes_dir().rglob("*.yaml"))
-SMALL = {"demo", "demo_small", "pretrain_weizmann", "videomae_demo"}  # for one machine
+# For one machine.
+SMALL = {"demo", "demo_small", "lvmae_events", "pretrain_weizmann", "videomae_demo"}
 REAL = [name for name in recipe_names("pretrain") if name not in SMALL]
 BASE = "ablation_base"
 
