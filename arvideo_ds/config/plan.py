@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 from arvideo_ds.config.cost import cost_of
-from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.schema import Recipe, TokenizerRecipe
 from arvideo_ds.errors import UserError
 
 # The batch that base learning rates are quoted for (linear scaling rule).
@@ -20,9 +20,12 @@ class RunPlan:
     """Batch arithmetic, schedule and cost of one run on `world_size` ranks.
 
     Batches are clips; `videos_per_step` = `total_batch` / repeats. `steps` are optimiser steps.
+    `sequence_parallel` consecutive ranks load the same clips and share their tokens; the batch is
+    dealt to these groups, `data_ranks` of them.
     """
 
     world_size: int
+    sequence_parallel: int
     num_videos: int
     num_videos_from: str
     total_batch: int
@@ -47,18 +50,37 @@ class RunPlan:
     parameters_decoder: int
     gflops_forward_per_clip: float
 
+    @property
+    def data_ranks(self) -> int:
+        return self.world_size // self.sequence_parallel
+
+    def data_rank(self, rank: int) -> int:
+        """Which of the `data_ranks` shares of the clips a rank loads."""
+        return rank // self.sequence_parallel
+
     def as_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
 
-def make_plan(recipe: Recipe, *, world_size: int, num_videos: int | None = None) -> RunPlan:
+def make_plan(
+    recipe: Recipe,
+    *,
+    world_size: int,
+    num_videos: int | None = None,
+    sequence_parallel: int = 1,
+) -> RunPlan:
     """Solve batch, accumulation, steps and learning rate for a number of ranks.
 
     `num_videos` is the manifest's count; without it the recipe's `data.num_videos` stands in.
-    Errors: `UserError` when the batch or the streams cannot be dealt evenly to the ranks.
+    Errors: `UserError` when the batch or the streams cannot be dealt evenly to the ranks, or tokens
+    and heads not to the `sequence_parallel` ranks of a group.
     """
-    _check_streams(recipe, world_size)
-    micro_batch, accumulation = _solve_batch(recipe, world_size)
+    _check_groups(recipe, world_size, sequence_parallel)
+    data_ranks = world_size // sequence_parallel
+    # How errors call whom the clips are dealt to.
+    who = "ranks" if sequence_parallel == 1 else f"groups of {sequence_parallel} ranks"
+    _check_streams(recipe, data_ranks, who)
+    micro_batch, accumulation = _solve_batch(recipe, data_ranks, who)
     count, count_from = _count_videos(recipe, num_videos)
     train, optim, geometry = recipe.train, recipe.optim, recipe.geometry
     videos_per_step = train.total_batch // recipe.data.repeats
@@ -74,6 +96,7 @@ def make_plan(recipe: Recipe, *, world_size: int, num_videos: int | None = None)
     cost = cost_of(recipe)
     return RunPlan(
         world_size=world_size,
+        sequence_parallel=sequence_parallel,
         num_videos=count,
         num_videos_from=count_from,
         total_batch=train.total_batch,
@@ -116,29 +139,52 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
     return found
 
 
-def _check_streams(recipe: Recipe, world_size: int) -> None:
-    streams = recipe.data.num_streams
-    if streams % world_size:
-        larger = math.lcm(streams, world_size)
+def _check_groups(recipe: Recipe, world_size: int, sequence_parallel: int) -> None:
+    if sequence_parallel == 1:
+        return
+    if isinstance(recipe, TokenizerRecipe):
         raise UserError(
-            f"{world_size} ranks cannot share data.num_streams={streams} evenly. Use a number of "
-            f"ranks that divides {streams}, or start the run with data.num_streams={larger} "
+            f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON shares a "
+            "transformer's tokens, and the tokenizer is none. Use another JSON."
+        )
+    if world_size % sequence_parallel:
+        raise UserError(
+            f"{world_size} rank(s) are no whole groups of sequence_parallel_size="
+            f"{sequence_parallel} (DeepSpeed JSON). Use a multiple of {sequence_parallel} ranks, "
+            "or a size that divides their number."
+        )
+    heads = recipe.size.heads
+    if heads % sequence_parallel:
+        raise UserError(
+            f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON deals attention's "
+            f"heads to the ranks of a group, and model.size={recipe.model.size} has {heads}. Use "
+            f"one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}."
+        )
+
+
+def _check_streams(recipe: Recipe, data_ranks: int, who: str) -> None:
+    streams = recipe.data.num_streams
+    if streams % data_ranks:
+        larger = math.lcm(streams, data_ranks)
+        raise UserError(
+            f"{data_ranks} {who} cannot share data.num_streams={streams} evenly. Use a number of "
+            f"{who} that divides {streams}, or start the run with data.num_streams={larger} "
             "(it fixes the order of the samples, so it stays for the whole run)."
         )
 
 
-def _solve_batch(recipe: Recipe, world_size: int) -> tuple[int, int]:
+def _solve_batch(recipe: Recipe, data_ranks: int, who: str) -> tuple[int, int]:
     """The largest micro-batch up to train.micro_batch that deals out the total batch exactly."""
     total, limit, repeats = recipe.train.total_batch, recipe.train.micro_batch, recipe.data.repeats
-    if total % (world_size * repeats):
-        step = world_size * repeats
+    if total % (data_ranks * repeats):
+        step = data_ranks * repeats
         below, above = total // step * step, -(-total // step) * step
         near = " or ".join(str(n) for n in (below, above) if n)
         raise UserError(
-            f"train.total_batch={total} cannot be dealt to {world_size} ranks x data.repeats="
-            f"{repeats}. Use {near}, or another number of ranks."
+            f"train.total_batch={total} cannot be dealt to {data_ranks} {who} x data.repeats="
+            f"{repeats}. Use {near}, or another number of {who}."
         )
-    per_rank = total // world_size
+    per_rank = total // data_ranks
     fits = [m for m in range(repeats, min(limit, per_rank) + 1, repeats) if per_rank % m == 0]
     if not fits:
         raise UserError(

@@ -90,13 +90,14 @@ class SampleOrder:
 def rank_positions(plan: RunPlan, *, rank: int, first_step: int) -> Iterator[list[int]]:
     """Run positions of one rank, a list for each micro-batch, from `first_step` to the end.
 
-    Step k is positions k*V .. (k+1)*V-1 (V videos per step); a rank takes those congruent to it
-    modulo the world size. So all ranks have equally many, disjoint, and together all of them.
+    Step k is positions k*V .. (k+1)*V-1 (V videos per step); a data rank takes those congruent to
+    it modulo their number. So all have equally many, disjoint, and together all of them. The ranks
+    of a sequence group are one data rank.
     """
-    per_rank = plan.videos_per_step // plan.world_size
+    per_rank = plan.videos_per_step // plan.data_ranks
     per_micro_batch = plan.micro_batch // plan.repeats
     for step in range(first_step, plan.steps):
-        first = step * plan.videos_per_step + rank
-        mine = [first + i * plan.world_size for i in range(per_rank)]
+        first = step * plan.videos_per_step + plan.data_rank(rank)
+        mine = [first + i * plan.data_ranks for i in range(per_rank)]
         for start in range(0, per_rank, per_micro_batch):
             yield mine[start : start + per_micro_batch]

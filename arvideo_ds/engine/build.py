@@ -12,16 +12,26 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
 from arvideo_ds.engine.average import Average
-from arvideo_ds.engine.resolve import ACTIVATION_CHECKPOINTING, EVERY, zero_stage
+from arvideo_ds.engine.resolve import (
+    ACTIVATION_CHECKPOINTING,
+    EVERY,
+    SEQUENCE_PARALLEL,
+    zero_stage,
+)
+from arvideo_ds.engine.sequence import SequenceGroup, share_tokens
 from arvideo_ds.errors import UserError
 
 
 class Engine:
     """A thin seam over DeepSpeed's engine: what the loop needs and nothing else."""
 
-    def __init__(self, engine: Any, config: dict[str, Any]) -> None:
+    def __init__(
+        self, engine: Any, config: dict[str, Any], group: SequenceGroup | None = None
+    ) -> None:
         self.deepspeed = engine
         self.config = config
+        # The ranks that load the same clips, where several do.
+        self._group = group
         self.stage = zero_stage(config)
         # Without ZeRO and half precision DeepSpeed measures no gradient and applies any.
         halved = config["bf16"]["enabled"] or config["fp16"]["enabled"]
@@ -35,7 +45,7 @@ class Engine:
         return self.deepspeed.module
 
     def forward(self, batch: Any) -> Any:
-        return self.deepspeed(batch)
+        return self.deepspeed(batch if self._group is None else self._group.agree(batch))
 
     def backward(self, loss: torch.Tensor) -> None:
         """Gradients of a loss; one that is not finite makes them so, and the step is refused."""
@@ -101,6 +111,8 @@ def build_engine(
     groups: as of optim.parameter_groups. implementation: whose AdamW, "torch" or "deepspeed".
     compiled: torch.compile each transformer layer.
     """
+    size = config.get(SEQUENCE_PARALLEL, 1)
+    group = share_tokens(model, size) if size > 1 else None
     if compiled:
         _wrap_layers(model, 1, lambda forward: torch.compile(forward, dynamic=False))
     if ACTIVATION_CHECKPOINTING in config:
@@ -117,7 +129,7 @@ def build_engine(
         # Alone, a rank would flatten all gradients into one tensor, reduce it with itself and copy
         # it back: 18.6 % of a step of ViT-B on a CPU (docs/performance.md).
         engine.enable_backward_allreduce = False
-    return Engine(engine, config)
+    return Engine(engine, config, group)
 
 
 def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:

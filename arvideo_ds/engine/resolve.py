@@ -19,6 +19,7 @@ AUTO = "auto"
 ACTIVATION_CHECKPOINTING = "activation_checkpointing"
 # Our one key in that section: every k-th transformer layer is recomputed. DeepSpeed never sees it.
 EVERY = "every"
+SEQUENCE_PARALLEL = "sequence_parallel_size"
 _CHECKPOINTING_KEYS = frozenset(
     """every partition_activations cpu_checkpointing contiguous_memory_optimization
     number_checkpoints synchronize_checkpoint_boundary profile""".split()
@@ -31,7 +32,7 @@ _KNOWN_KEYS = frozenset(
     steps_per_print wall_clock_breakdown dump_state flops_profiler comms_logger memory_breakdown
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer checkpoint data_types tensorboard
     csv_monitor wandb compile timers seq_parallel_communication_data_type torch_autocast
-    disable_allgather""".split()
+    disable_allgather sequence_parallel_size""".split()
 )
 _RECIPE_SECTIONS = {"optimizer": "optim", "scheduler": "optim", "amp": "train.precision"}
 
@@ -52,6 +53,14 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise UserError(f"--deepspeed_config {path} must hold one JSON object.")
     return tree
+
+
+def sequence_parallel(tree: dict[str, Any], origin: str) -> int:
+    """How many ranks share the tokens of their clips; 1: none do. Errors: `UserError`."""
+    size = tree.get(SEQUENCE_PARALLEL, 1)
+    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+        raise UserError(f"{origin}: {SEQUENCE_PARALLEL}={json.dumps(size)}; it is 1 or more.")
+    return size
 
 
 def resolve(tree: dict[str, Any], recipe: Recipe, plan: RunPlan, origin: str) -> dict[str, Any]:
@@ -83,6 +92,7 @@ def _owned(recipe: Recipe, plan: RunPlan) -> dict[str, tuple[Any, str]]:
     """Key of the DeepSpeed JSON -> the run's value and the recipe key that decides it."""
     precision = recipe.train.precision
     return {
+        # DeepSpeed too takes micro-batch x accumulation x ranks / sequence_parallel_size for it.
         "train_batch_size": (plan.total_batch, "train.total_batch"),
         "train_micro_batch_size_per_gpu": (plan.micro_batch, "train.micro_batch"),
         "gradient_accumulation_steps": (
@@ -181,6 +191,11 @@ def _check_known_bad(resolved: dict[str, Any], recipe: Recipe, origin: str) -> N
             "compile" in resolved,
             '"compile" is DeepCompile, which is not supported; train.compile of the recipe '
             "compiles each layer.",
+        ),
+        (
+            compiled and resolved.get(SEQUENCE_PARALLEL, 1) > 1,
+            f"{SEQUENCE_PARALLEL} above 1 with train.compile=true may lose gradients: DeepSpeed "
+            "warns of compiling such exchanges (sequence/layer.py). Set train.compile=false.",
         ),
         (
             compiled and stage == 3,

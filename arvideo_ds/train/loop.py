@@ -99,7 +99,7 @@ def train(run: Run) -> Outcome:
 
 
 def _meter(run: Run) -> Meter:
-    return Meter(run.world.device, run.recipe.task)
+    return Meter(run.world.device, run.recipe.task, run.plan.sequence_parallel)
 
 
 def _saves(run: Run, done: int) -> bool:

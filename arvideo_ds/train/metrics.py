@@ -66,6 +66,8 @@ class Meter:
 
     device: torch.device
     task: str
+    # So many consecutive ranks load the same clips.
+    sharing: int = 1
     # One of each micro-step, and of each step: 1 where it was not applied.
     losses: list[torch.Tensor] = field(default_factory=list)
     refused: list[torch.Tensor] = field(default_factory=list)
@@ -94,7 +96,7 @@ class Meter:
         own += [self.data_wait_s, forward_s, elapsed_s]
         ranks = gather_over_ranks(own, self.device)
         *columns, waits_s, forwards_s, elapsed = map(list, zip(*ranks, strict=True))
-        loss_sum, num_finite, clips, skipped = map(sum, columns)
+        loss_sum, num_finite, clips, skipped = (sum(c[:: self.sharing]) for c in columns)
         steps, world_size, elapsed_mean_s = len(refused), len(ranks), sum(elapsed) / len(ranks)
         slowest = max(range(world_size), key=forwards_s.__getitem__)
         metrics = {

@@ -57,7 +57,7 @@ def print_header(
         f"GFLOP forward per clip\n"
         f"clip {plan.clip_shape} -> tokens {plan.token_grid}{_tokens(recipe, plan)}\n"
         f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
-        f"batch {plan.total_batch} clips ({videos}) = {plan.world_size} rank(s) x "
+        f"batch {plan.total_batch} clips ({videos}) = {_shares(plan)} x "
         f"{plan.micro_batch} x {plan.accumulation} accumulated; lr {plan.lr:.3e}; {plan.steps} "
         f"steps = {plan.epochs:g} epochs, {plan.warmup_steps} of warm-up\n"
         f"{world.size} rank(s) by {world.launcher} on {world.device.type}, ZeRO stage "
@@ -67,6 +67,12 @@ def print_header(
     )
     for note in notes(recipe, plan):
         print(f"note: {note}", flush=True)
+
+
+def _shares(plan: RunPlan) -> str:
+    if plan.sequence_parallel == 1:
+        return f"{plan.world_size} rank(s)"
+    return f"{plan.data_ranks} group(s) of {plan.sequence_parallel} ranks"
 
 
 def _model(recipe: Recipe, plan: RunPlan) -> str:

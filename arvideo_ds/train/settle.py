@@ -22,7 +22,7 @@ from arvideo_ds.config.objectives import LvmaeSettings
 from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.manifest import MANIFEST, ShardSet, require_same_labels
 from arvideo_ds.data.token_scores import TokenScores
-from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
+from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel
 from arvideo_ds.errors import UserError
 from arvideo_ds.train import run_folder
 from arvideo_ds.train.transfer import settle_transfer
@@ -84,11 +84,14 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
         _require(recipe, shards)
     if shards is not None:
         _check_scores(recipe, shards)
+    tree, origin = read_deepspeed_json(options.deepspeed_config), str(options.deepspeed_config)
     plan = make_plan(
-        recipe, world_size=world_size, num_videos=None if shards is None else shards.num_samples
+        recipe,
+        world_size=world_size,
+        num_videos=None if shards is None else shards.num_samples,
+        sequence_parallel=sequence_parallel(tree, origin),
     )
-    tree = read_deepspeed_json(options.deepspeed_config)
-    config = resolve(tree, recipe, plan, str(options.deepspeed_config))
+    config = resolve(tree, recipe, plan, origin)
     validation = None
     if isinstance(recipe, PretrainRecipe):
         validation = _probe_shards(recipe)

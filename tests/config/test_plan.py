@@ -124,6 +124,30 @@ def test_ranks_change_the_accumulation_and_nothing_of_the_mathematics() -> None:
     assert plans[0].accumulation > plans[-1].accumulation
 
 
+def test_ranks_that_share_tokens_are_dealt_the_clips_of_one() -> None:
+    recipe = load_recipe(VIT_B)
+    shared = make_plan(recipe, world_size=16, sequence_parallel=4)
+    alone = make_plan(recipe, world_size=4)
+    differ = {k for k, v in shared.as_dict().items() if v != alone.as_dict()[k]}
+    assert differ == {"world_size", "sequence_parallel"}
+    assert shared.data_ranks == 4
+    assert [shared.data_rank(rank) for rank in range(16)] == sorted(list(range(4)) * 4)
+
+
+@pytest.mark.parametrize(
+    ("world", "size", "said"),
+    [
+        (1, 2, r"1 rank\(s\) are no whole groups of sequence_parallel_size=2 "),
+        (6, 4, r"6 rank\(s\) .*multiple of 4 ranks"),
+        (8, 8, r"model.size=B has 12. Use one of 1, 2, 3, 4, 6, 12"),
+        (14, 2, r"7 groups of 2 ranks cannot share data.num_streams"),
+    ],
+)
+def test_ranks_that_cannot_share_tokens_are_refused(world: int, size: int, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_plan(load_recipe(VIT_B), world_size=world, sequence_parallel=size)
+
+
 def test_the_learning_rate_grows_with_the_clips_of_a_step() -> None:
     assert plan_of("train.total_batch=256", "optim.base_lr=1e-4").lr == pytest.approx(1e-4)
     assert plan_of("train.total_batch=2048", "optim.base_lr=1e-4").lr == pytest.approx(8e-4)

@@ -171,3 +171,11 @@ def test_each_step_takes_the_same_videos_whatever_the_world(
         assert all(len(step) == 24 for step in positions)
         worlds.append([{order.place(p) for p in step} for step in positions])
     assert all(steps == worlds[0] for steps in worlds)
+
+
+def test_ranks_that_share_tokens_load_the_same_clips(tiny: Callable[..., PretrainRecipe]) -> None:
+    recipe = tiny(train={"total_batch": 8, "micro_batch": 2})
+    shared = make_plan(recipe, world_size=4, sequence_parallel=2)
+    alone = make_plan(recipe, world_size=2)
+    for rank in range(4):
+        assert rank_steps(shared, rank) == rank_steps(alone, rank // 2)

@@ -11,7 +11,12 @@ from typing import Any
 import pytest
 
 from arvideo_ds.config import PretrainRecipe, make_plan
-from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, zero_stage
+from arvideo_ds.engine.resolve import (
+    read_deepspeed_json,
+    resolve,
+    sequence_parallel,
+    zero_stage,
+)
 from arvideo_ds.errors import UserError
 
 Resolve = Callable[[dict[str, Any]], dict[str, Any]]
@@ -145,6 +150,31 @@ def test_an_auto_that_nobody_decides_is_refused(solve: Resolve) -> None:
 @pytest.mark.parametrize("stage", [4, -1, "two", "auto", None])
 def test_a_stage_that_does_not_exist_is_refused(stage: Any, solve: Resolve) -> None:
     assert "zero_optimization.stage" in error_of(solve, {"zero_optimization": {"stage": stage}})
+
+
+@pytest.mark.parametrize("size", [0, -2, 1.5, True, "auto", None])
+def test_a_sequence_group_is_a_whole_number_of_ranks(size: Any) -> None:
+    with pytest.raises(UserError, match=f"{ORIGIN}: sequence_parallel_size="):
+        sequence_parallel({"sequence_parallel_size": size}, ORIGIN)
+    assert sequence_parallel({}, ORIGIN) == 1
+
+
+def test_deepspeed_counts_a_clip_once_however_many_ranks_share_it(
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
+    recipe = tiny(train={"total_batch": 48, "micro_batch": 8})
+    plan = make_plan(recipe, world_size=8, sequence_parallel=4)
+    tree = {**AUTO, "sequence_parallel_size": 4}
+    resolved = resolve(tree, recipe, plan, ORIGIN)
+    dealt = resolved["train_micro_batch_size_per_gpu"] * resolved["gradient_accumulation_steps"]
+    assert dealt * 8 / resolved["sequence_parallel_size"] == resolved["train_batch_size"] == 48
+
+
+def test_sharing_tokens_of_compiled_layers_is_refused(tiny: Callable[..., PretrainRecipe]) -> None:
+    recipe = tiny(train={"compile": True})
+    plan = make_plan(recipe, world_size=2, sequence_parallel=2)
+    with pytest.raises(UserError, match=r"Set train\.compile=false"):
+        resolve({**AUTO, "sequence_parallel_size": 2}, recipe, plan, ORIGIN)
 
 
 @pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])

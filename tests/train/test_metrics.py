@@ -10,10 +10,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import torch
 
 from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.loader import Skipped
-from arvideo_ds.train.metrics import Console, JsonLines, Wandb, quarantine
+from arvideo_ds.train import metrics
+from arvideo_ds.train.metrics import Console, JsonLines, Meter, Wandb, quarantine
 from arvideo_ds.train.run_folder import METRICS, QUARANTINE, read_metrics
 
 
@@ -172,3 +174,19 @@ def test_ranks_append_their_undecodable_videos(tmp_path: Path) -> None:
     quarantine(tmp_path, 3, [Skipped("c", "io", 'a "word"\nmore')])
     lines = [json.loads(line) for line in (tmp_path / QUARANTINE).read_text().splitlines()]
     assert [(line["key"], line["rank"]) for line in lines] == [("a", 0), ("b", 0), ("c", 3)]
+
+
+def test_clips_of_ranks_that_share_them_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Of each rank: loss, finite ones, clips, skipped, data wait, forward, elapsed.
+    ranks = [[2.0, 1, 4, 1, 0, 0.1, 2], [2.0, 1, 4, 1, 0, 0.2, 2]]
+    ranks += [[6.0, 1, 4, 0, 0, 0.3, 2], [6.0, 1, 4, 0, 0, 0.4, 2]]
+    monkeypatch.setattr(metrics, "gather_over_ranks", lambda own, device: ranks)
+    meter = Meter(torch.device("cpu"), "pretrain", sharing=2)
+    meter.losses, meter.refused = [torch.tensor(2.0)], [torch.tensor(0.0)]
+    found = meter.read([f"host{rank}" for rank in range(4)])
+    assert found.metrics["loss/pretrain"] == 4
+    assert (found.metrics["data/seen"], found.metrics["data/skipped"]) == (8, 1)
+    assert found.metrics["throughput/clips_per_s"] == 4
+    assert found.metrics["throughput/clips_per_s_per_gpu"] == 1
+    assert found.metrics["time/forward_s_max"] == 0.4
+    assert found.slowest_host == "host3"

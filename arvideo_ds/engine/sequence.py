@@ -1,0 +1,168 @@
+"""Sequence parallelism (DeepSpeed-Ulysses): S ranks encode the same clips, each 1/S of the tokens.
+
+Everything in a transformer layer but attention looks at one token at a time. So each rank embeds
+and carries its slice of the tokens; for attention alone the ranks exchange tokens for heads
+(all-to-all), so that each has all tokens of its heads, and back. After the encoder the slices are
+gathered: decoder and loss run on every rank of the group as they do on one.
+
+Why DeepSpeed's mean over all W ranks is the gradient of one rank. Let L be the loss of a group's
+clips; the wanted gradient is the mean of dL over the W / S groups. It is the mean over all W ranks
+if the gradients of a group's ranks add up to S dL. That holds for every weight if backward keeps
+
+    (1)  of a tensor that all ranks of a group have, their gradients add up to S times its gradient
+    (2)  of a tensor that one rank has, the gradient is S times its gradient
+
+The loss has (1): S ranks, a gradient of 1 each. What all ranks compute alike is linear in the
+gradient and keeps (1). Gathering turns (1) into (2) if its backward adds up the group's gradients
+and takes the own slice: a reduce-scatter. Attention's exchange moves values of (2) and the
+gradients back. Taking a slice of what all have turns (2) into (1): zeros elsewhere, no
+communication. A weight that is applied to slices has the sum of (2) over the ranks' tokens.
+
+Source: DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv 2309.14509).
+
+B clips, M tokens, m = ceil(M / S) of a rank, h heads, d values of a head, D = h d.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from deepspeed.sequence.layer import DistributedAttention
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from arvideo_ds.errors import UserError
+
+
+class SequenceGroup:
+    """The ranks that this one encodes clips with: S consecutive ones of the world."""
+
+    def __init__(self, size: int) -> None:
+        """Every rank makes it. The plan has checked that `size` divides the world."""
+        self.size = size
+        self.process_group, _ = dist.new_subgroups(size)
+        self.rank = dist.get_rank(self.process_group)
+
+    def slice(self, tokens: Tensor) -> Tensor:
+        """This rank's part of tokens B M ...: B m ..., the last ones filled up with zeros."""
+        share = -(-tokens.shape[1] // self.size)
+        own = tokens[:, self.rank * share : (self.rank + 1) * share]
+        missing = tokens.new_zeros(len(tokens), share - own.shape[1], *tokens.shape[2:])
+        return torch.cat([own, missing], dim=1)
+
+    def gather(self, own: Tensor, count: int) -> Tensor:
+        """All ranks' parts B m D as the `count` tokens that they are of: B M D."""
+        gathered: Tensor = _Gather.apply(own, self)
+        return gathered.flatten(1, 2)[:, :count]
+
+    def agree(self, batch: Any) -> Any:
+        """The batch, with clips valid that decoded on all ranks: others are of another video."""
+        valid = batch.valid.int()
+        dist.all_reduce(valid, dist.ReduceOp.MIN, group=self.process_group)
+        return dataclasses.replace(batch, valid=valid.bool())
+
+
+class _Gather(torch.autograd.Function):
+    """B m D of each rank -> B S m D on all; backward adds up and scatters."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, group: SequenceGroup) -> Tensor:
+        ctx.group = group
+        parts = own.new_empty(group.size * len(own), *own.shape[1:])
+        dist.all_gather_into_tensor(parts, own.contiguous(), group=group.process_group)
+        return parts.unflatten(0, (group.size, -1)).transpose(0, 1).contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        parts = gradients[0].transpose(0, 1).flatten(0, 1).contiguous()
+        own = parts.new_empty(len(gradients[0]), *parts.shape[1:])
+        dist.reduce_scatter_tensor(own, parts, group=ctx.group.process_group)
+        return own, None
+
+
+def share_tokens(model: nn.Module, size: int) -> SequenceGroup:
+    """Make every encoder in the model work on the tokens of its clips in groups of `size` ranks.
+
+    Applied from outside, so model files know nothing of it; names of parameters stay. Only while
+    training: in evaluation mode each rank encodes its own clips whole, without communication.
+    Every rank calls it. Errors: `UserError` where there is no encoder.
+    """
+    encoders = [part for part in model.modules() if _encodes(part)]
+    if not encoders:
+        raise UserError(
+            f"sequence_parallel_size={size} in the DeepSpeed JSON splits the tokens of an encoder, "
+            "and this task has none. Remove the key."
+        )
+    group = SequenceGroup(size)
+    for encoder in encoders:
+        _share(encoder, group)
+    return group
+
+
+def _encodes(module: nn.Module) -> bool:
+    blocks = getattr(module, "blocks", None)
+    return isinstance(blocks, nn.ModuleList) and all(hasattr(block, "attn") for block in blocks)
+
+
+def _share(encoder: Any, group: SequenceGroup) -> None:
+    tokens = _Tokens(group)
+    encoder.forward = functools.partial(_encode, encoder, encoder.forward, tokens)
+    for block in encoder.blocks:
+        attention = block.attn
+        attention.forward = functools.partial(_attend, attention, attention.forward, tokens)
+
+
+class _Tokens:
+    """The tokens of an encoder's clips, of which each rank has a slice; `count` is M."""
+
+    def __init__(self, group: SequenceGroup) -> None:
+        self.group = group
+        self.count = 0
+        self.attend = DistributedAttention(
+            self._attend_all, group.process_group, scatter_idx=2, gather_idx=1
+        )
+
+    def _attend_all(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """Attention of all tokens in this rank's heads, B S m h/S d; what fills up is left out."""
+        filling = q.shape[1] - self.count
+        q, k, v = (x[:, : self.count].transpose(1, 2) for x in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+        return F.pad(out, (0, 0, 0, 0, 0, filling))
+
+
+def _encode(
+    encoder: nn.Module,
+    forward: Callable[..., Tensor],
+    shared: _Tokens,
+    cubes: Tensor,
+    tokens: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """`Encoder.forward` on a slice of the tokens, gathered."""
+    if not encoder.training:
+        return forward(cubes, tokens, mask)
+    shared.count, group = tokens.shape[1], shared.group
+    return group.gather(forward(group.slice(cubes), group.slice(tokens), mask), shared.count)
+
+
+def _attend(
+    attention: Any,
+    forward: Callable[..., Tensor],
+    shared: _Tokens,
+    x: Tensor,
+    attn_mask: Tensor | None = None,
+    **others: Any,
+) -> Tensor:
+    """timm's `Attention.forward`, as the encoder builds it, on a slice of the tokens: B m D.
+
+    attn_mask: M M, of all tokens.
+    """
+    if not attention.training:
+        return forward(x, attn_mask=attn_mask, **others)
+    q, k, v = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).unbind(2)
+    return attention.proj(shared.attend(q, k, v, 0, None, attn_mask).flatten(2))

@@ -1,0 +1,77 @@
+"""Ranks that share the tokens of their clips compute what one rank computes."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+from torch import Tensor
+
+from arvideo_ds.engine.saved_state import SavedState
+from tests.conftest import run_command
+
+Curves = dict[str, list[float]]
+ONE = "1-of-1"
+SHARED = ["2-of-2", "2-of-4", "4-of-4"]
+
+
+def largest_difference(left: Path, right: Path, kind: str) -> float:
+    """Of a parameter's values, relative to its largest one; then over all parameters."""
+    first, second = SavedState(left), SavedState(right)
+    assert first.shapes == second.shapes
+
+    def read(saved: SavedState, name: str) -> Tensor:
+        shape = saved.shapes[name]
+        return saved.read(name, kind, 0, shape[0] * (shape[1] if len(shape) > 1 else 1))
+
+    pairs = [(read(first, name), read(second, name)) for name in first.shapes]
+    # Gradients that are 0 but for rounding (keys' biases) are compared with the others' size.
+    floor = 1e-2 * max(float(b.abs().max()) for _, b in pairs)
+    return max(float((a - b).abs().max()) / max(float(b.abs().max()), floor) for a, b in pairs)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("sequence")
+
+
+@pytest.fixture(scope="module")
+def curves(folder: Path) -> Curves:
+    script = Path(__file__).with_name("sequence.py")
+    done = run_command(sys.executable, script, folder, timeout=900)
+    assert done.returncode == 0, done.stderr[-4000:]
+    files = sorted(folder.glob("curves-*.json"))
+    return {name: curve for file in files for name, curve in json.loads(file.read_text()).items()}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("groups", SHARED)
+def test_losses_are_those_of_one_rank(groups: str, curves: Curves) -> None:
+    found = {name: c for name, c in curves.items() if name.startswith(groups)}
+    assert len(found) == 7
+    for name, curve in found.items():
+        one = curves[name.replace(groups, ONE)][-len(curve) :]
+        assert curve == pytest.approx(one, rel=1e-5), name
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("groups", SHARED)
+def test_gradients_and_weights_are_those_of_one_rank(
+    groups: str, curves: Curves, folder: Path
+) -> None:
+    assert curves
+    for path in sorted((folder / groups).glob("*/step-*")):
+        one = folder / ONE / path.parent.name / path.name
+        # After the first step AdamW's first moment is a tenth of the gradient.
+        assert largest_difference(path, one, "exp_avg") <= 1e-4, path
+        assert largest_difference(path, one, "weight") <= 1e-4, path
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_a_rank_keeps_what_the_adviser_says(ranks: int, curves: Curves, folder: Path) -> None:
+    assert curves
+    for name, (kept, predicted) in json.loads((folder / f"kept-{ranks}.json").read_text()).items():
+        assert predicted == pytest.approx(kept, rel=0.05), name
