@@ -28,7 +28,7 @@ from arvideo_ds.config.memory import Strategy, footprint
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.peak import Peak
-from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
+from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import command
 from arvideo_ds.optim.groups import parameter_groups
@@ -56,12 +56,13 @@ def parse_arguments() -> argparse.Namespace:
 
 def measure(name: str, args: argparse.Namespace, world: World) -> dict[str, Any]:
     """Predicted and measured bytes of one recipe."""
-    clips = args.micro_batch * args.accumulation * world.size
+    tree, origin = read_deepspeed_json(args.deepspeed_config), str(args.deepspeed_config)
+    group = sequence_parallel(tree, origin)
+    clips = args.micro_batch * args.accumulation * max(1, world.size // group)
     batch = [f"train.total_batch={clips}", f"train.micro_batch={args.micro_batch}"]
     recipe = load_recipe(name, [*args.overrides, *batch])
-    plan = make_plan(recipe, world_size=world.size, num_videos=clips)
-    tree = read_deepspeed_json(args.deepspeed_config)
-    config = resolve(tree, recipe, plan, str(args.deepspeed_config))
+    plan = make_plan(recipe, world_size=world.size, num_videos=clips, sequence_parallel=group)
+    config = resolve(tree, recipe, plan, origin)
     peak = Peak(world.device)
     with peak:
         engine = _engine(recipe, config)

@@ -120,7 +120,6 @@ def advise(args: argparse.Namespace) -> Advice:
 
 
 def as_document(advice: Advice) -> dict[str, Any]:
-    recipe = advice.recipe
     return {
         "recipe": advice.name,
         "deepspeed_config": advice.json_name,
@@ -139,9 +138,13 @@ def as_document(advice: Advice) -> dict[str, Any]:
             }
             for scale in advice.scales
         ],
-        "possible_gpu_counts": possible_gpu_counts(recipe, LARGEST),
+        "possible_gpu_counts": _possible(advice),
         "assumptions": advice.assumptions,
     }
+
+
+def _possible(advice: Advice) -> list[int]:
+    return possible_gpu_counts(advice.recipe, LARGEST, advice.plan.sequence_parallel)
 
 
 def _record(option: Option, advice: Advice) -> dict[str, Any]:
@@ -170,7 +173,10 @@ def label(strategy: Strategy) -> str:
         strategy.recompute, f" + recompute every {strategy.recompute}th"
     )
     key = (strategy.offload_optimizer, strategy.offload_parameters)
-    return f"ZeRO-{strategy.stage}{recompute}{offloads.get(key, '')}"
+    shared = (
+        f" + {strategy.sequence_parallel} share tokens" if strategy.sequence_parallel > 1 else ""
+    )
+    return f"ZeRO-{strategy.stage}{recompute}{offloads.get(key, '')}{shared}"
 
 
 def notes(advice: Advice) -> list[str]:
@@ -203,6 +209,11 @@ def notes(advice: Advice) -> list[str]:
 
 def _how(strategy: Strategy) -> str:
     """The JSON that says it, and what to add where none of ours does."""
+    size = strategy.sequence_parallel
+    return _how_alone(strategy) + (f', with "sequence_parallel_size": {size}' if size > 1 else "")
+
+
+def _how_alone(strategy: Strategy) -> str:
     ready = {
         (2, 1, False): "zero2_checkpointing.json",
         **{(stage, 0, False): f"zero{stage}.json" for stage in range(4)},
@@ -316,7 +327,7 @@ def print_advice(advice: Advice) -> None:
         print(note)
     print(f"\nThe same run on 1 to {LARGEST} GPUs:")
     print(scaling_table(advice))
-    counts = ", ".join(map(str, possible_gpu_counts(recipe, LARGEST)))
+    counts = ", ".join(map(str, _possible(advice)))
     print(
         f"numbers of GPUs that divide train.total_batch={plan.total_batch} and "
         f"data.num_streams={recipe.data.num_streams}: {counts}. data.num_streams is free to choose "

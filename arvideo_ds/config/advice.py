@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from arvideo_ds.config.cost import cost_of, parameter_sizes
+from arvideo_ds.config.cost import cost_of, encoder_flops, parameter_sizes
 from arvideo_ds.config.memory import BYTES, Footprint, Strategy, footprint, kept_gathered
 from arvideo_ds.config.plan import make_plan
 from arvideo_ds.config.schema import PretrainRecipe
@@ -90,9 +90,23 @@ def sent_bytes(
     return round(element * passes * (world_size - 1) / world_size)
 
 
+def exchanged_bytes(recipe: PretrainRecipe, strategy: Strategy, clips: int) -> int:
+    """Bytes that a rank sends to its sequence group for so many clips.
+
+    Each layer exchanges queries, keys, values and output, forward and backward, and forward again
+    where it is recomputed; the encoded tokens are gathered, and their gradients scattered.
+    """
+    group, size = strategy.sequence_parallel, recipe.size
+    again = math.ceil(size.depth / strategy.recompute) if strategy.recompute else 0
+    exchanges = 4 * (2 * size.depth + again) / group
+    own = clips * math.ceil(recipe.counts.encoded / group) * size.width
+    return round(BYTES[recipe.train.precision] * own * (exchanges + 2) * (group - 1))
+
+
 def weigh(recipe: PretrainRecipe, strategy: Strategy, micro_batch: int, machine: Machine) -> Option:
     """What a strategy and a micro-batch, a divisor of the rank's share, cost on a machine."""
-    clips = recipe.train.total_batch // machine.num_gpus
+    group = strategy.sequence_parallel
+    clips = recipe.train.total_batch * group // machine.num_gpus
     accumulation = clips // micro_batch
     memory = footprint(
         recipe,
@@ -102,8 +116,10 @@ def weigh(recipe: PretrainRecipe, strategy: Strategy, micro_batch: int, machine:
         accumulation=accumulation,
     )
     again = 1 / strategy.recompute if strategy.recompute else 0
-    flops = clips * cost_of(recipe).flops_forward_per_clip * (_FORWARD_AND_BACKWARD + again)
+    forward = cost_of(recipe).flops_forward_per_clip - encoder_flops(recipe) * (1 - 1 / group)
+    flops = clips * forward * (_FORWARD_AND_BACKWARD + again)
     sent = sent_bytes(recipe, strategy, machine.num_gpus, accumulation)
+    sent += exchanged_bytes(recipe, strategy, clips)
     return Option(
         strategy=strategy,
         micro_batch=micro_batch,
@@ -116,10 +132,11 @@ def weigh(recipe: PretrainRecipe, strategy: Strategy, micro_batch: int, machine:
     )
 
 
-def micro_batches(recipe: PretrainRecipe, num_gpus: int) -> list[int]:
+def micro_batches(recipe: PretrainRecipe, num_gpus: int, sequence_parallel: int = 1) -> list[int]:
     """Micro-batches that deal out the rank's share of the batch, largest first."""
-    make_plan(recipe, world_size=num_gpus, num_videos=1)  # says what does not divide
-    share, repeats = recipe.train.total_batch // num_gpus, recipe.data.repeats
+    # Says what does not divide.
+    plan = make_plan(recipe, world_size=num_gpus, num_videos=1, sequence_parallel=sequence_parallel)
+    share, repeats = recipe.train.total_batch // plan.data_ranks, recipe.data.repeats
     return [m for m in range(share, 0, -1) if share % m == 0 and m % repeats == 0]
 
 
@@ -127,7 +144,7 @@ def best_micro_batch(recipe: PretrainRecipe, strategy: Strategy, machine: Machin
     """The largest micro-batch that fits; the smallest there is where none does."""
     options = [
         weigh(recipe, strategy, micro_batch, machine)
-        for micro_batch in micro_batches(recipe, machine.num_gpus)
+        for micro_batch in micro_batches(recipe, machine.num_gpus, strategy.sequence_parallel)
     ]
     return next((option for option in options if option.fits), options[-1])
 
@@ -198,7 +215,8 @@ def scaling(
 
 def _scale(recipe: PretrainRecipe, base: Strategy, machine: Machine) -> Scale:
     # Streams are free to choose before a run starts; the batch is mathematics.
-    streams = math.lcm(recipe.data.num_streams, machine.num_gpus)
+    data_ranks = max(1, machine.num_gpus // base.sequence_parallel)
+    streams = math.lcm(recipe.data.num_streams, data_ranks)
     data = recipe.data.model_copy(update={"num_streams": streams})
     dealt = recipe.model_copy(update={"data": data})
     try:
@@ -208,8 +226,11 @@ def _scale(recipe: PretrainRecipe, base: Strategy, machine: Machine) -> Scale:
     return Scale(machine.num_gpus, streams, recommend(options))
 
 
-def possible_gpu_counts(recipe: PretrainRecipe, largest: int) -> list[int]:
+def possible_gpu_counts(
+    recipe: PretrainRecipe, largest: int, sequence_parallel: int = 1
+) -> list[int]:
     """Numbers of GPUs up to `largest` that the batch and data.num_streams can be dealt to."""
     videos = recipe.train.total_batch // recipe.data.repeats
     common = math.gcd(recipe.data.num_streams, videos)
-    return [n for n in range(1, largest + 1) if common % n == 0]
+    groups = range(1, largest // sequence_parallel + 1)
+    return [n * sequence_parallel for n in groups if common % n == 0]

@@ -35,11 +35,13 @@ class Strategy:
     """What of a DeepSpeed JSON decides memory and communication; defaults are DeepSpeed's.
 
     `recompute` = k: every k-th transformer layer is recomputed in the backward pass; 0 none.
+    `sequence_parallel` = S: groups of S ranks share the encoder's tokens of their clips.
     Sizes of buckets and thresholds count elements.
     """
 
     stage: int = 0
     recompute: int = 0
+    sequence_parallel: int = 1
     offload_optimizer: bool = False
     offload_parameters: bool = False
     overlap_comm: bool = False
@@ -71,6 +73,7 @@ class Strategy:
         return cls(
             stage=stage,
             recompute=_recomputed(tree),
+            sequence_parallel=int(tree.get("sequence_parallel_size", 1)),
             offload_optimizer=_offloads(zero, "offload_optimizer"),
             offload_parameters=_offloads(zero, "offload_param"),
             overlap_comm=stage == 3 if overlap is None else bool(overlap),
@@ -223,22 +226,28 @@ class Activations:
     clips: int
 
 
-def activations(recipe: PretrainRecipe, micro_batch: int, *, recompute: int = 0) -> Activations:
-    """Activations of one forward pass; `recompute` as in `Strategy`.
+def activations(
+    recipe: PretrainRecipe, micro_batch: int, *, recompute: int = 0, sequence_parallel: int = 1
+) -> Activations:
+    """Activations of one forward pass on one rank; keywords as in `Strategy`.
 
     Attention is PyTorch's fused one: no matrix of weights is kept, but the boolean mask becomes
-    a matrix of the run's precision, one for each layer and call, whatever the batch.
+    a matrix of the run's precision, one for each layer and call, whatever the batch. Sequence
+    parallelism leaves a rank its share of the encoder's tokens; the rest is as on one rank.
     """
     size, values, element = recipe.size, recipe.geometry.cube_values, _element(recipe)
     width, depth, _ = recipe.decoder_shape
     counts = recipe.counts
     tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
+    own = micro_batch * math.ceil(counts.encoded / sequence_parallel)
     queries = micro_batch * counts.predicted
-    block, layer = _encoder_block(recipe, tokens), _decoder_layer(recipe, tokens, rows)
-    blocks = _layers(size.depth, block, element * tokens * size.width, recompute)
+    block = _encoder_block(recipe, own, exchanged=sequence_parallel > 1)
+    layer = _decoder_layer(recipe, tokens, rows)
+    blocks = _layers(size.depth, block, element * own * size.width, recompute)
     layers = _layers(depth, layer, element * rows * width, recompute)
-    embedding = element * tokens * values
-    encoded = tokens * (2 * element * size.width + _NORM_STATISTICS + element * width)
+    embedding = element * own * values
+    encoded = own * (element * size.width + _NORM_STATISTICS)
+    encoded += tokens * element * (size.width + width)
     head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * recipe.target_values)
     pixels = micro_batch * recipe.geometry.num_tokens * values  # uint8
     # The clips cut into cubes are a second copy while the loss is made.
@@ -260,10 +269,12 @@ def _element(recipe: PretrainRecipe) -> int:
     return BYTES[recipe.train.precision]
 
 
-def _encoder_block(recipe: PretrainRecipe, tokens: int) -> int:
+def _encoder_block(recipe: PretrainRecipe, tokens: int, *, exchanged: bool) -> int:
+    """`exchanged`: attention's output is there by heads, and again by tokens."""
     size, encoded = recipe.size, recipe.counts.encoded
     return (
         _attended(recipe, tokens, size.width, size.heads, own_keys=True)
+        + (_element(recipe) * tokens * size.width if exchanged else 0)
         + _mask(recipe, encoded, encoded)
         + _mlp(recipe, tokens, size.width, size.mlp)
     )
@@ -330,7 +341,12 @@ def footprint(
     shrinks as the other grows. update: AdamW runs.
     """
     states = model_states(recipe, strategy, world_size=world_size, accumulation=accumulation)
-    kept = activations(recipe, micro_batch, recompute=strategy.recompute)
+    kept = activations(
+        recipe,
+        micro_batch,
+        recompute=strategy.recompute,
+        sequence_parallel=strategy.sequence_parallel,
+    )
     # ZeRO-3's bucket and gradients are there all the time.
     always = states.rest + kept.clips + (states.bucket if strategy.stage == 3 else 0)
     passing = states.bucket if strategy.stage < 3 else 0

@@ -12,11 +12,13 @@ from arvideo_ds.config.advice import (
     Machine,
     Option,
     compare,
+    exchanged_bytes,
     micro_batches,
     possible_gpu_counts,
     recommend,
     scaling,
     sent_bytes,
+    weigh,
 )
 from arvideo_ds.config.memory import Strategy
 from arvideo_ds.errors import UserError
@@ -129,3 +131,35 @@ def test_a_faster_network_makes_steps_faster_and_nothing_else() -> None:
     assert dataclasses.replace(slow, communication_s=0) == dataclasses.replace(
         fast, communication_s=0
     )
+
+
+def test_ranks_that_share_tokens_hold_less_for_as_many_clips() -> None:
+    recipe, on = load_recipe("pretrain_vit_b_k400"), machine(8)
+    alone, shared = (weigh(recipe, Strategy(sequence_parallel=s), 16, on) for s in (1, 4))
+    assert shared.micro_batch * shared.accumulation * 2 == recipe.train.total_batch
+    assert alone.micro_batch * alone.accumulation * 8 == recipe.train.total_batch
+    assert shared.footprint.activations.saved < alone.footprint.activations.saved
+    # The decoder runs on every rank of a group.
+    assert alone.compute_s < shared.compute_s < 4 * alone.compute_s
+    assert shared.sent_bytes > alone.sent_bytes
+
+
+def test_what_ranks_that_share_tokens_exchange_counted_by_hand() -> None:
+    recipe = load_recipe("pretrain_vit_b_k400", ["train.precision=bf16"])
+    assert exchanged_bytes(recipe, Strategy(), 5) == 0
+    # 300 tokens of 768 values in bf16, on 4 ranks; 12 layers, q, k, v, out, forward and backward.
+    own = 75 * 768 * 2
+    layers, ends = 12 * 4 * 2 * own * 3 // 4, 2 * own * 3
+    assert exchanged_bytes(recipe, Strategy(sequence_parallel=4), 5) == 5 * (layers + ends)
+
+
+def test_numbers_of_gpus_are_whole_groups() -> None:
+    recipe = load_recipe("pretrain_vit_b_k400")
+    counts = possible_gpu_counts(recipe, 256, 4)
+    assert counts == [4 * n for n in possible_gpu_counts(recipe, 64)]
+    refused = {
+        s.num_gpus: s.refused
+        for s in scaling(recipe, Strategy(sequence_parallel=4), machine(), [2, 8])
+    }
+    assert "no whole groups" in str(refused[2])
+    assert refused[8] is None
