@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch import Tensor
 
 from arvideo_ds.engine.saved_state import SavedState
@@ -17,19 +18,26 @@ ONE = "1-of-1"
 SHARED = ["2-of-2", "2-of-4", "4-of-4"]
 
 
+def values(checkpoint: Path, kind: str) -> list[Tensor]:
+    saved = SavedState(checkpoint)
+    return [
+        saved.read(name, kind, 0, shape[0] * (shape[1] if len(shape) > 1 else 1))
+        for name, shape in saved.shapes.items()
+    ]
+
+
 def largest_difference(left: Path, right: Path, kind: str) -> float:
     """Of a parameter's values, relative to its largest one; then over all parameters."""
-    first, second = SavedState(left), SavedState(right)
-    assert first.shapes == second.shapes
-
-    def read(saved: SavedState, name: str) -> Tensor:
-        shape = saved.shapes[name]
-        return saved.read(name, kind, 0, shape[0] * (shape[1] if len(shape) > 1 else 1))
-
-    pairs = [(read(first, name), read(second, name)) for name in first.shapes]
+    pairs = list(zip(values(left, kind), values(right, kind), strict=True))
     # Gradients that are 0 but for rounding (keys' biases) are compared with the others' size.
     floor = 1e-2 * max(float(b.abs().max()) for _, b in pairs)
     return max(float((a - b).abs().max()) / max(float(b.abs().max()), floor) for a, b in pairs)
+
+
+def distance(left: Path, right: Path, kind: str) -> float:
+    """Of all parameters as one vector, relative to its length."""
+    a, b = (torch.cat(values(path, kind)) for path in (left, right))
+    return float((a - b).norm() / b.norm())
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +74,8 @@ def test_gradients_and_weights_are_those_of_one_rank(
         one = folder / ONE / path.parent.name / path.name
         # After the first step AdamW's first moment is a tenth of the gradient.
         assert largest_difference(path, one, "exp_avg") <= 1e-4, path
-        assert largest_difference(path, one, "weight") <= 1e-4, path
+        # Not each by itself: of a gradient that is rounding AdamW makes a step as of any other.
+        assert distance(path, one, "weight") <= 1e-4, path
 
 
 @pytest.mark.dist
