@@ -7,6 +7,7 @@ EPIC_100_test_timestamps.csv has neither. The label is the verb; the noun stands
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from arvideo_ds.data.datasets.listing import (
     BadRows,
@@ -90,4 +91,6 @@ def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)", text)
     if match is None:
         raise ValueError(f"'{text}' is no time HH:MM:SS.ss")
-    return 3600 * int(match[1]) + 60 * int(match[2]) + float(match[3])
+    # Added exactly and rounded once: in floats 60 + 8.96 is more than 68.96, and the frame at that
+    # very time would be missed.
+    return float(3600 * int(match[1]) + 60 * int(match[2]) + Fraction(match[3]))

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 
 from arvideo_ds.data.datasets import Listing, Source, read_listing
+from arvideo_ds.data.datasets.epic_kitchens import _seconds
+from arvideo_ds.data.video import TranscodeSettings, encode, read_frames
 from arvideo_ds.errors import UserError
+
+BLACK, LEVELS = 20, 200
 
 MakeVideos = Callable[..., Path]
 HEADER = (
@@ -60,12 +68,78 @@ def test_a_sample_is_the_part_between_its_times_in_seconds(
     assert (entry.video_id, entry.source_path) == ("P02_11_0", "P02/P02_11.MP4")
 
 
+def numbered_video(path: Path, rate: Fraction, frames: int) -> None:
+    """H.264 in which the brightness of a frame is its number."""
+    pictures = (
+        av.VideoFrame.from_ndarray(np.full((24, 16), BLACK + n % LEVELS, np.uint8), "yuv420p")
+        for n in range(frames)
+    )
+    path.write_bytes(encode(pictures, rate=rate, settings=TranscodeSettings(gop=8, crf=1)))
+
+
+def cut_numbers(path: Path, part: tuple[float, float]) -> list[int]:
+    """The numbers of the frames that a part has, less whole multiples of `LEVELS`."""
+    with path.open("rb") as file, read_frames(file, part) as (_, frames):
+        return [bytes(frame.planes[0])[0] - BLACK for frame in frames]
+
+
+@pytest.mark.parametrize(
+    ("rate", "start", "stop", "first", "last"),
+    [
+        # A frame belongs to the action when start <= number / rate < stop.
+        (Fraction(25), "00:00:01.50", "00:00:03.25", 38, 81),
+        (Fraction(50), "00:00:01.50", "00:00:03.25", 75, 162),
+        (Fraction(60000, 1001), "00:00:01.50", "00:00:03.25", 90, 194),
+        # Times of frames themselves: the first belongs, the one at the stop does not.
+        (Fraction(25), "00:00:02.00", "00:00:02.04", 50, 50),
+        (Fraction(50), "00:00:02.86", "00:00:03.88", 143, 193),
+        # 600 frames of 60000/1001 are 10.01 s.
+        (Fraction(60000, 1001), "00:00:10.01", "00:00:10.03", 600, 601),
+        # Minutes and seconds added in floats are not the float of their sum.
+        (Fraction(25), "00:01:08.96", "00:01:09.12", 1724, 1727),
+        (Fraction(25), "00:01:08.88", "00:01:08.96", 1722, 1723),
+    ],
+)
+def test_times_become_exactly_these_frames(
+    make_videos: MakeVideos, rate: Fraction, start: str, stop: str, first: int, last: int
+) -> None:
+    videos = make_videos("P02_11.MP4")
+    numbered_video(videos / "P02_11.MP4", rate, last + 20)
+    (entry,) = read(videos, row(start=start, stop=stop)).entries
+    assert entry.part is not None
+    expected = [number % LEVELS for number in range(first, last + 1)]
+    assert cut_numbers(videos / "P02_11.MP4", entry.part) == expected
+
+
+def test_a_time_is_the_float_nearest_to_it() -> None:
+    for minutes in (1, 61, 599):
+        for n in range(0, 6000, 7):
+            text = f"{n // 100:02d}.{n % 100:02d}"
+            exact = 60 * minutes + Decimal(text)
+            assert _seconds(f"{minutes // 60:02d}:{minutes % 60:02d}:{text}") == float(exact)
+
+
 def test_the_label_is_the_verb_and_the_noun_is_a_fact(make_videos: MakeVideos) -> None:
     listing = read(make_videos("P02_11.mp4"), row())
     (entry,) = listing.entries
     assert entry.facts == {"verb_class": 1, "noun_class": 7, "narration": "put cup, then go"}
     assert entry.label_name == "1"
     assert listing.labels == tuple(str(number) for number in range(97))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (row("x", start="1.5"), r"'1\.5' is no time HH:MM:SS\.ss"),
+        (row("x", start="00:00:04.00"), "the action stops before it starts"),
+        (row("x", verb="97"), r"verb_class '97' is not in 0\.\.96"),
+        (row("x", noun=""), r"noun_class '' is not in 0\.\.299"),
+        (row("x", video=""), "narration_id or video_id is empty"),
+    ],
+)
+def test_a_wrong_row_says_what_is_wrong(make_videos: MakeVideos, wrong: str, reason: str) -> None:
+    with pytest.raises(UserError, match=rf"list\.csv has 1 bad row.*line 3: {reason}"):
+        read(make_videos("P02_11.mp4"), row(), wrong)
 
 
 def test_the_verbs_have_the_names_and_numbers_of_their_file(
