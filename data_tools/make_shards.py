@@ -40,6 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         help="folder: subfolder; csv, jsonl: value; hmdb51, ucf101: train1 ... test3",
     )
     parser.add_argument("--labels", type=Path, help="file of class names, in order")
+    parser.add_argument("--nouns", type=Path, help="epic_kitchens: file of the nouns' names")
     parser.add_argument("--replacement", type=Path, help="kinetics: folder of better copies")
     parser.add_argument("--excluded", type=Path, help="ava: file of seconds to leave out")
     parser.add_argument(

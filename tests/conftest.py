@@ -15,6 +15,7 @@ from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.demo_set import make_split
 from tests.ava_set import AvaSet, make_ava
+from tests.epic_set import make_epic
 
 ROOT = Path(__file__).parent.parent
 # Real videos of the developers' machines; the project passes without them.
@@ -40,6 +41,15 @@ def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     for split in ("train", "test"):
         make_split(folder, split, 48)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def epic_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of shards with verb and noun, `train` and `test`, 24 and 8 samples."""
+    folder = tmp_path_factory.mktemp("epic")
+    for split, films in (("train", 12), ("test", 4)):
+        make_epic(folder, split, films)
     return folder
 
 

@@ -22,7 +22,7 @@ from arvideo_ds.config.tokenizer import (
     TokenizerSettings,
 )
 from arvideo_ds.errors import UserError
-from arvideo_ds.geometry import Geometry, Triple
+from arvideo_ds.geometry import Geometry, Triple, num_kept
 
 
 class ModelSettings(Settings):
@@ -169,11 +169,26 @@ class FinetuneSettings(TransferSettings):
 
     # Classes that the plan counts with until the shards are there.
     num_classes: Positive | None = None
+    # Label sets of the shards that are learnt together, such as [verb, noun]: a linear layer each,
+    # the loss is their sum. None = the one label of each sample.
+    heads: tuple[str, ...] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     # Clips of a micro-batch are mixed in pairs; the share is drawn from Beta(a, a), 0 = never.
     # With both, each micro-batch takes one of them.
     mixup: Annotated[float, Field(ge=0)] = 0.8
     cutmix: Annotated[float, Field(ge=0)] = 1.0
+    # Share of the places of the picture that are left out at all times while training (random
+    # tubes); a test sees all tokens.
+    drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # What is classified: the mean of the tokens, or what one class-attention layer reads of them.
+    pooling: Literal["mean", "attention"] = "mean"
+
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("must be a list of label sets, such as [verb, noun]")
+        return value
 
 
 class DetectSettings(TransferSettings):
@@ -279,6 +294,16 @@ class Recipe(Settings):
         return TokenCounts(encoded=tokens, decoded=0, predicted=0)
 
     @property
+    def heads(self) -> tuple[str, ...] | None:
+        """Label sets that a classifier of this recipe learns; None = the one label of a sample."""
+        return None
+
+    @property
+    def pooling(self) -> str:
+        """How a classifier of this recipe makes one vector of the tokens."""
+        return "mean"
+
+    @property
     def transfer(self) -> TransferSettings | None:
         """How pretrained weights are taken over, where the task does."""
         return None
@@ -382,6 +407,41 @@ class FinetuneRecipe(Recipe):
     @property
     def transfer(self) -> FinetuneSettings:
         return self.finetune
+
+    @property
+    def heads(self) -> tuple[str, ...] | None:
+        return self.finetune.heads
+
+    @property
+    def pooling(self) -> str:
+        return self.finetune.pooling
+
+    @property
+    def seen_places(self) -> int:
+        """Places of the picture (row, column) that are seen while training, at all times."""
+        _, h, w = self.geometry.grid
+        return num_kept(1 - self.finetune.drop_tokens, h * w)
+
+    @property
+    def counts(self) -> TokenCounts:
+        """Of a training step; a test sees all tokens."""
+        seen = self.seen_places * self.geometry.grid[0]
+        return TokenCounts(encoded=seen, decoded=0, predicted=0)
+
+    @model_validator(mode="after")
+    def _heads_are_sets(self) -> Self:
+        heads, count = self.finetune.heads, self.finetune.num_classes
+        if heads is not None and (not heads or len(set(heads)) < len(heads)):
+            raise UserError(
+                f"finetune.heads={list(heads)} must name each label set once, such as [verb, "
+                "noun]; leave it out for samples of one label."
+            )
+        if heads is not None and count is not None:
+            raise UserError(
+                f"finetune.num_classes={count} counts one label set, but finetune.heads="
+                f"{list(heads)} are learnt; leave finetune.num_classes out."
+            )
+        return self
 
     @model_validator(mode="after")
     def _divides(self) -> Self:

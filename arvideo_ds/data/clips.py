@@ -50,12 +50,13 @@ class Skipped:
 class VideoClips:
     """K clips of one video, each F h w 3, uint8, with the model's key of each.
 
+    label: its number, -1 where there is none; where the recipe has heads, the number of each.
     scores: of each clip's tokens, where the recipe has data.scores.
     """
 
     clips: list[Tensor]
     keys: list[int]
-    label: int
+    label: int | tuple[int, ...]
     skipped: Skipped | None = None
     scores: list[VideoScores] | None = field(default=None, kw_only=True)
 
@@ -79,6 +80,7 @@ class TrainClips(Dataset[VideoClips]):
         self.shards, self.data, self.seed = shards, data, recipe.train.seed
         self.patch, self.grid = recipe.patch, recipe.geometry.grid
         self.scores = open_scores(shards, recipe)
+        self.heads = recipe.heads
         # Keys of videos that are not even tried, and why.
         self.left_out = dict(left_out or {})
         self.watch = Watch(num_workers)
@@ -129,7 +131,7 @@ class TrainClips(Dataset[VideoClips]):
             clips.append(self.augment(clip, int(generator.integers(2**63))))
             crops.append(crop)
         own = None if scores is None else [self._of_crop(scores, crop) for crop in crops]
-        return VideoClips(clips, keys, _label(sample), scores=own)
+        return VideoClips(clips, keys, _label(sample, self.heads), scores=own)
 
     def _wanted(self, num_frames: int, generator: np.random.Generator) -> np.ndarray:
         data = self.data
@@ -158,7 +160,7 @@ class TrainClips(Dataset[VideoClips]):
         black = [black_clip(self.data)] * len(keys)
         scores = None if self.scores is None else [self.scores.nothing(self.grid)] * len(keys)
         skipped = _skipped(sample, error)
-        return VideoClips(black, keys, _label(sample), skipped, scores=scores)
+        return VideoClips(black, keys, _label(sample, self.heads), skipped, scores=scores)
 
 
 class EvaluationClips(Dataset[VideoClips]):
@@ -173,6 +175,7 @@ class EvaluationClips(Dataset[VideoClips]):
     ) -> None:
         require_protocol(shards, recipe.data)
         self.shards, self.data, self.views = shards, recipe.data, views
+        self.heads = recipe.heads
         self.decoder = choose_decoder(recipe.data.decoder)
         self.places = [
             (number, member)
@@ -195,9 +198,8 @@ class EvaluationClips(Dataset[VideoClips]):
         try:
             frames = decoded(self.shards, self.decoder, shard, sample, np.concatenate(wanted))
         except DecodeError as error:
-            return VideoClips(
-                [black_clip(data)] * len(keys), keys, _label(sample), _skipped(sample, error)
-            )
+            black, label = [black_clip(data)] * len(keys), _label(sample, self.heads)
+            return VideoClips(black, keys, label, _skipped(sample, error))
         height, width = frames.shape[1:3]
         crops = [view_crop(height, width, data.size, view, spatial) for view in range(spatial)]
         clips = [
@@ -205,7 +207,7 @@ class EvaluationClips(Dataset[VideoClips]):
             for clip in np.split(frames, temporal)
             for crop in crops
         ]
-        return VideoClips(clips, keys, _label(sample))
+        return VideoClips(clips, keys, _label(sample, self.heads))
 
 
 def decoded(
@@ -262,8 +264,11 @@ def black_clip(data: DataSettings) -> Tensor:
     return torch.zeros(data.frames, *data.size, 3, dtype=torch.uint8)
 
 
-def _label(sample: IndexedSample) -> int:
-    return NO_LABEL if sample.label is None else sample.label
+def _label(sample: IndexedSample, heads: tuple[str, ...] | None) -> int | tuple[int, ...]:
+    if heads is None:
+        return NO_LABEL if sample.label is None else sample.label
+    known = sample.labels_by_set or {}
+    return tuple(known.get(name, NO_LABEL) for name in heads)
 
 
 def _skipped(sample: IndexedSample, error: DecodeError) -> Skipped:

@@ -45,11 +45,12 @@ _MOST_IN_A_ROW = 3
 class Batch:
     """Clips B F h w 3 (uint8), keys B (int64), labels B (int64, -1 = none), valid B (bool).
 
-    A clip whose video did not decode is black and not valid: shapes stay fixed, the loss leaves
-    it out. `num_skipped` counts those clips, `skipped` names their videos. `first_key` is the key
-    of the first clip, which the host knows without asking the device. With data.scores come scores
-    B N (float32) and, where a tokenizer made them, codes B N (int64) of the clips' tokens along
-    (time, row, column); 0 where a clip is not valid.
+    Where the recipe has heads, labels are B x heads. A clip whose video did not decode is black and
+    not valid: shapes stay fixed, the loss leaves it out. `num_skipped` counts those clips,
+    `skipped` names their videos. `first_key` is the key of the first clip, which the host knows
+    without asking the device. With data.scores come scores B N (float32) and, where a tokenizer
+    made them, codes B N (int64) of the clips' tokens along (time, row, column); 0 where a clip is
+    not valid.
     """
 
     clips: Tensor
@@ -253,7 +254,7 @@ def collate(videos: list[VideoClips]) -> Batch:
     return Batch(
         clips=torch.stack(clips, out=_shared(len(clips), clips[0])),
         keys=torch.tensor([key for video in videos for key in video.keys]),
-        labels=torch.tensor([video.label for video in videos]).repeat_interleave(counts),
+        labels=torch.tensor([video.label for video in videos]).repeat_interleave(counts, dim=0),
         valid=valid,
         num_skipped=int((~valid).sum()),
         skipped=[video.skipped for video in videos if video.skipped is not None],

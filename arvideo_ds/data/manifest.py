@@ -14,10 +14,18 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.store import Store, open_store
@@ -33,8 +41,21 @@ _OPEN_SHARDS = 64
 _BLOCK = 2**20
 
 
+# Names of the classes in the order of their numbers: of the one label that samples have, or, where
+# they have several, of each label set by its name.
+ClassNames = Sequence[str] | Mapping[str, Sequence[str]]
+# Keys that are written only where samples have several labels.
+_OF_SETS = ("label_sets", "labels_by_set")
+
+
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Shards of one label have the bytes, and so the hashes, that they had before sets."""
+        content: dict[str, Any] = dump(self)
+        return {k: v for k, v in content.items() if k not in _OF_SETS or v is not None}
 
 
 class Reject(_Record):
@@ -56,6 +77,8 @@ class IndexedSample(_Record):
     crc32: int
     num_frames: int
     label: int | None
+    # Its number in each of the manifest's label sets.
+    labels_by_set: dict[str, int] | None = None
 
 
 class ShardIndex(_Record):
@@ -90,17 +113,52 @@ class Manifest(_Record):
     dataset: str
     split: str | None
     labels: tuple[str, ...] | None
+    # Where samples have several labels (a verb and a noun): the names of each set. `labels` is the
+    # one that tools go by which know one label.
+    label_sets: dict[str, tuple[str, ...]] | None = None
     settings: dict[str, str | int | None]
     num_samples: int
     num_rejects: int
     shards: tuple[Shard, ...]
 
+    def class_names(self, heads: Sequence[str] | None = None) -> ClassNames | None:
+        """Names of `labels`, or of the label sets called `heads`; None where there are none.
+
+        Errors: `UserError` for a set that the shards do not have.
+        """
+        if heads is None:
+            return self.labels
+        sets = self.label_sets or {}
+        for name in heads:
+            if name not in sets:
+                known = ", ".join(sets) or "one label each, no sets"
+                raise UserError(
+                    f"finetune.heads names the label set '{name}', but the shards of "
+                    f"{self.dataset} have {known}. Make them again with make_shards.py (--dataset "
+                    "epic_kitchens gives verb and noun; earlier versions gave the verb alone), or "
+                    "correct the key."
+                )
+        return {name: sets[name] for name in heads}
+
+
+def by_set(names: ClassNames | None) -> dict[str, list[str]]:
+    """The names of every label set; the one label of a sample is the set ''."""
+    if isinstance(names, Mapping):
+        return {name: list(classes) for name, classes in names.items()}
+    return {"": list(names or ())}
+
 
 def require_same_labels(
-    first: str, labels: Sequence[str] | None, second: str, others: Sequence[str] | None
+    first: str, labels: ClassNames | None, second: str, others: ClassNames | None
 ) -> None:
     """Errors: `UserError` where two class lists differ, or their order; it says in what."""
-    known, asked = list(labels or ()), list(others or ())
+    known, asked = by_set(labels), by_set(others)
+    for name in {**known, **asked}:
+        called = [f"{what} ({name})" if name else what for what in (first, second)]
+        _require_same_classes(called[0], known.get(name, []), called[1], asked.get(name, []))
+
+
+def _require_same_classes(first: str, known: list[str], second: str, asked: list[str]) -> None:
     if known == asked:
         return
     alone = [(name, first) for name in known if name not in asked]

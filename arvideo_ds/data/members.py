@@ -38,6 +38,9 @@ class Facts(BaseModel):
     source_path: str
     label: int | None
     label_name: str | None
+    # Of each label set, where there are several: number and name.
+    labels_by_set: dict[str, int] | None = None
+    names_by_set: dict[str, str] | None = None
     num_frames: int
     fps: float
     width: int
@@ -87,7 +90,7 @@ def parse_facts(text: bytes, sample: IndexedSample) -> Facts:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the start"
         raise DamagedError(sample.key, f"its facts are wrong at {where} ({first['msg']})") from None
-    for name in ("num_frames", "label", "bytes"):
+    for name in ("num_frames", "label", "labels_by_set", "bytes"):
         said, indexed = getattr(facts, name), getattr(sample, name)
         if said != indexed:
             raise DamagedError(sample.key, f"its facts say {name} {said}, the index {indexed}")

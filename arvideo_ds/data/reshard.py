@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -32,6 +32,8 @@ from arvideo_ds.data.members import (
 from arvideo_ds.data.shard_writer import (
     complete_index,
     explained_when_full,
+    facts_of_sets,
+    label_numbers,
     remove_leftovers,
     require_space,
     shard_name,
@@ -55,6 +57,7 @@ class Item:
     video: m.IndexedSample
     facts: Member
     label_name: str | None
+    names_by_set: dict[str, str] | None = None
 
     @property
     def key(self) -> str:
@@ -70,6 +73,7 @@ class Part:
     labels: tuple[str, ...] | None
     items: tuple[Item, ...]
     rejects: tuple[m.Reject, ...] = ()
+    label_sets: dict[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ class Pool:
     items: tuple[Item, ...]
     labels: tuple[str, ...] | None
     seed: int
+    # Those of samples with several labels, united likewise.
+    label_sets: dict[str, tuple[str, ...]] | None = None
 
 
 def open_pool(folders: Sequence[Path], seed: int) -> Pool:
@@ -105,12 +111,20 @@ def open_pool(folders: Sequence[Path], seed: int) -> Pool:
     keys = sorted(by_key)
     items = tuple(by_key[keys[place]] for place in split_generator(seed).permutation(len(keys)))
     names = dict.fromkeys(name for shards in sources for name in shards.manifest.labels or ())
-    return Pool(sources, items, tuple(names) or None, seed)
+    return Pool(sources, items, tuple(names) or None, seed, _united_sets(sources))
+
+
+def _united_sets(sources: Sequence[m.ShardSet]) -> dict[str, tuple[str, ...]] | None:
+    united: dict[str, dict[str, None]] = {}
+    for shards in sources:
+        for name, classes in (shards.manifest.label_sets or {}).items():
+            united.setdefault(name, {}).update(dict.fromkeys(classes))
+    return {name: tuple(classes) for name, classes in united.items()} or None
 
 
 def _items(sources: Sequence[m.ShardSet]) -> Iterator[Item]:
     for number, shards in enumerate(sources):
-        labels = shards.manifest.labels or ()
+        labels, sets = shards.manifest.labels or (), shards.manifest.label_sets or {}
         for shard, entry in enumerate(shards.manifest.shards):
             path = shards.folder / entry.name
             samples = shards.index(shard).samples
@@ -122,7 +136,14 @@ def _items(sources: Sequence[m.ShardSet]) -> Iterator[Item]:
                 if sample.key not in places:
                     raise explained(path, DamagedError(sample.key, NO_FACTS))
                 name = None if sample.label is None else labels[sample.label]
-                yield Item(number, shard, sample, places[sample.key], name)
+                yield Item(number, shard, sample, places[sample.key], name, _names(sample, sets))
+
+
+def _names(sample: m.IndexedSample, sets: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
+    """The names of a sample's label in each set."""
+    if sample.labels_by_set is None:
+        return None
+    return {name: sets[name][label] for name, label in sample.labels_by_set.items()}
 
 
 def _clash(sources: Sequence[m.ShardSet], first: Item, second: Item) -> str:
@@ -140,7 +161,7 @@ def _clash(sources: Sequence[m.ShardSet], first: Item, second: Item) -> str:
 def merged(pool: Pool, folder: Path) -> Part:
     """Everything, with what the sources left out."""
     rejects = [reject for shards in pool.sources for reject in _rejects(shards)]
-    return Part(folder, _split(pool), pool.labels, pool.items, tuple(rejects))
+    return Part(folder, _split(pool), pool.labels, pool.items, tuple(rejects), pool.label_sets)
 
 
 def _rejects(shards: m.ShardSet) -> Iterator[m.Reject]:
@@ -177,7 +198,7 @@ def split(pool: Pool, share: Fraction, folder: Path, names: tuple[str, str]) -> 
             f"'{names[0] if second else names[1]}' without any. Choose another share."
         )
     return [
-        Part(folder / name, name, pool.labels, items)
+        Part(folder / name, name, pool.labels, items, label_sets=pool.label_sets)
         for name, items in zip(names, (first, second), strict=True)
     ]
 
@@ -199,7 +220,8 @@ def with_keys(pool: Pool, wanted: Sequence[str], folder: Path) -> Part:
 
 def first_samples(pool: Pool, count: int, folder: Path) -> Part:
     """So many samples, drawn by the seed: a larger count holds those of a smaller one as well."""
-    return Part(folder, _split(pool), pool.labels, pool.items[:count])
+    items = pool.items[:count]
+    return Part(folder, _split(pool), pool.labels, items, label_sets=pool.label_sets)
 
 
 def _subset(
@@ -208,7 +230,7 @@ def _subset(
     items = tuple(item for item in pool.items if wanted(item))
     if not items:
         raise UserError("the sources have no sample of that kind; nothing was written.")
-    return Part(folder, _split(pool), labels, items)
+    return Part(folder, _split(pool), labels, items, label_sets=pool.label_sets)
 
 
 def _require_known(option: str, wanted: Iterable[str], known: Iterable[str], what: str) -> None:
@@ -247,7 +269,7 @@ def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m
         tqdm(total=total, unit="video", desc=part.folder.name, disable=not total) as bar,
     ):
         for name, deal in missing.items():
-            write_shard(part.folder, name, _samples(pool, deal, part.labels, bar), inputs)
+            write_shard(part.folder, name, _samples(pool, deal, part, bar), inputs)
     indices = {name: done[name] or complete_index(part.folder, name, inputs) for name in deals}
     return write_manifest(
         part.folder,
@@ -256,6 +278,7 @@ def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m
         dataset=dataset,
         split=part.split,
         labels=part.labels,
+        label_sets=part.label_sets,
         settings=settings,
     )
 
@@ -287,16 +310,20 @@ def _inputs_hash(part: Part, settings: dict[str, str | int | None]) -> str:
         "labels": part.labels,
         "samples": [item.key for item in part.items],
     }
+    if part.label_sets is not None:
+        content["label_sets"] = part.label_sets
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _samples(
-    pool: Pool, deal: Iterable[Item], labels: tuple[str, ...] | None, bar: tqdm
+    pool: Pool, deal: Iterable[Item], part: Part, bar: tqdm
 ) -> Iterator[tuple[str, Sample]]:
-    numbers = {name: number for number, name in enumerate(labels or ())}
+    numbers = label_numbers(part.labels or ())
+    of_sets = {name: label_numbers(classes) for name, classes in (part.label_sets or {}).items()}
     for item in deal:
         video, facts = _read(pool.sources[item.source], item)
         facts["label"] = None if item.label_name is None else numbers[item.label_name]
+        facts |= facts_of_sets(item.names_by_set, of_sets)
         yield item.key, Sample(video, item.video.suffix, facts)
         bar.update()
 

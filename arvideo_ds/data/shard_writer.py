@@ -106,6 +106,7 @@ def write_shards(job: ShardJob) -> ShardReport:
         dataset=job.dataset,
         split=job.split,
         labels=job.listing.labels,
+        label_sets=job.listing.label_sets,
         settings=_settings(job),
     )
     reasons = Counter(reject.reason for reject in rejects)
@@ -131,6 +132,9 @@ def _inputs_hash(job: ShardJob) -> str:
         "labels": job.listing.labels,
         "rejects": [reject.model_dump() for reject in job.listing.rejects],
     }
+    if job.listing.label_sets is not None:
+        content["label_sets"] = job.listing.label_sets
+        content["names_by_set"] = [entry.names_by_set for entry in job.listing.entries]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
@@ -258,7 +262,9 @@ def _write_shard(
     inputs: str,
     bar: tqdm,
 ) -> None:
-    labels, rejects = _label_numbers(job), []
+    labels, rejects = label_numbers(job.listing.labels or ()), []
+    sets = job.listing.label_sets or {}
+    numbers = {name: label_numbers(classes) for name, classes in sets.items()}
 
     def usable() -> Iterator[tuple[str, Sample]]:
         for entry, result in itertools.islice(results, num_entries):
@@ -266,26 +272,46 @@ def _write_shard(
             if isinstance(result, m.Reject):
                 rejects.append(result)
             else:
-                facts = _all_facts(entry, result, labels)
+                facts = _all_facts(entry, result, labels, numbers)
                 yield safe_key(entry.video_id), replace(result, facts=facts)
 
     write_shard(job.output, name, usable(), inputs, rejects)
 
 
-def _all_facts(entry: Entry, sample: Sample, labels: dict[str | None, int]) -> dict[str, Any]:
+def _all_facts(
+    entry: Entry,
+    sample: Sample,
+    labels: dict[str | None, int],
+    numbers: dict[str, dict[str | None, int]],
+) -> dict[str, Any]:
     return {
         "video_id": entry.video_id,
         "source_path": entry.source_path,
         "label": labels.get(entry.label_name),
         "label_name": entry.label_name,
+        **facts_of_sets(entry.names_by_set, numbers),
         **({"part": entry.part} if entry.part else {}),
         **entry.facts,
         **sample.facts,
     }
 
 
-def _label_numbers(job: ShardJob) -> dict[str | None, int]:
-    return {name: number for number, name in enumerate(job.listing.labels or ())}
+def facts_of_sets(
+    names: Mapping[str, str] | None, numbers: Mapping[str, Mapping[str | None, int]]
+) -> dict[str, Any]:
+    """What the facts say of a sample's label in each set; nothing where it has one label.
+
+    numbers: of every class by set and name.
+    """
+    if names is None:
+        return {}
+    by_set = {name: numbers[name][label] for name, label in names.items()}
+    return {"labels_by_set": by_set, "names_by_set": dict(names)}
+
+
+def label_numbers(names: Sequence[str]) -> dict[str | None, int]:
+    """The number of each class by its name."""
+    return {name: number for number, name in enumerate(names)}
 
 
 def write_shard(
@@ -340,6 +366,7 @@ def _indexed(
                     crc32=crc32,
                     num_frames=facts["num_frames"],
                     label=facts["label"],
+                    labels_by_set=facts.get("labels_by_set"),
                 )
 
 
@@ -352,12 +379,14 @@ def write_manifest(
     split: str | None,
     labels: tuple[str, ...] | None,
     settings: dict[str, str | int | None],
+    label_sets: dict[str, tuple[str, ...]] | None = None,
 ) -> m.Manifest:
     """The rejects, then the manifest of the complete shards (name -> index) of a folder."""
     manifest = m.Manifest(
         dataset=dataset,
         split=split,
         labels=labels,
+        label_sets=label_sets,
         settings=settings,
         num_samples=sum(len(index.samples) for index in indices.values()),
         num_rejects=len(rejects),

@@ -25,7 +25,6 @@ from arvideo_ds.data.ingest import MIN_DECODABLE
 from arvideo_ds.data.members import (
     FACTS_SUFFIX,
     DamagedError,
-    Facts,
     Member,
     facts_members,
     parse_facts,
@@ -38,6 +37,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import pick_generator
 
 Labels = tuple[str, ...] | None
+LabelSets = dict[str, tuple[str, ...]] | None
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def _holds_nothing(folder: Path, shard_name: str) -> bool:
 
 def _check_shards(shards: m.ShardSet, workers: int) -> Iterator[Problem]:
     entries = shards.manifest.shards
-    calls = [(shards.folder, entry, shards.manifest.labels) for entry in entries]
+    known = shards.manifest.labels, shards.manifest.label_sets
+    calls = [(shards.folder, entry, *known) for entry in entries]
     total = sum(entry.bytes for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, desc="shards") as bar:
         # No time limit: how long a shard takes is a matter of its size and the disk.
@@ -151,7 +152,9 @@ def _check_shards(shards: m.ShardSet, workers: int) -> Iterator[Problem]:
             bar.update(entry.bytes)
 
 
-def check_shard(folder: Path, entry: m.Shard, labels: Labels) -> list[Problem]:
+def check_shard(
+    folder: Path, entry: m.Shard, labels: Labels, label_sets: LabelSets = None
+) -> list[Problem]:
     """All that is wrong with one shard and its index, but for what decoding would show."""
     path = folder / entry.name
     if not path.is_file():
@@ -167,7 +170,8 @@ def check_shard(folder: Path, entry: m.Shard, labels: Labels) -> list[Problem]:
         members.extend(read_members(path))
     except DamagedError as error:
         problems.append(Problem(entry.name, None, error.message))
-    found = [*_member_problems(members, index), *_sample_problems(path, members, index, labels)]
+    found = [*_member_problems(members, index)]
+    found += _sample_problems(path, members, index, labels, label_sets)
     if altered:
         found += _altered_videos(path, index)
     return problems + [Problem(entry.name, key, message) for key, message in found]
@@ -220,7 +224,11 @@ def _member_problems(members: list[Member], index: m.ShardIndex) -> _Found:
 
 
 def _sample_problems(
-    path: Path, members: list[Member], index: m.ShardIndex, labels: Labels
+    path: Path,
+    members: list[Member],
+    index: m.ShardIndex,
+    labels: Labels,
+    label_sets: LabelSets,
 ) -> _Found:
     """Samples that do not lie where the index says, or whose facts are of another video."""
     places, facts_places = {member.name: member for member in members}, facts_members(members)
@@ -241,16 +249,20 @@ def _sample_problems(
             except DamagedError as error:
                 yield sample.key, error.message
             else:
-                yield from _label_problems(sample.key, facts, labels)
+                yield from _label_problems(sample.key, facts.label, facts.label_name, labels)
+                names = facts.names_by_set or {}
+                for which, number in (facts.labels_by_set or {}).items():
+                    known = (label_sets or {}).get(which)
+                    yield from _label_problems(sample.key, number, names.get(which), known)
 
 
-def _label_problems(key: str, facts: Facts, labels: Labels) -> _Found:
-    if facts.label is None:
+def _label_problems(key: str, number: int | None, name: str | None, labels: Labels) -> _Found:
+    if number is None:
         return
-    if not 0 <= facts.label < len(labels or ()):
-        yield key, f"has label {facts.label}, the manifest {len(labels or ())} labels"
-    elif labels is not None and labels[facts.label] != facts.label_name:
-        yield key, f"is labelled '{facts.label_name}', number {facts.label} '{labels[facts.label]}'"
+    if not 0 <= number < len(labels or ()):
+        yield key, f"has label {number}, the manifest {len(labels or ())} labels"
+    elif labels is not None and labels[number] != name:
+        yield key, f"is labelled '{name}', number {number} '{labels[number]}'"
 
 
 def _altered_videos(path: Path, index: m.ShardIndex) -> _Found:

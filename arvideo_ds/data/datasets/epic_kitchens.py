@@ -1,13 +1,16 @@
 """EPIC-KITCHENS-100: one sample for each narrated action, cut from the long videos.
 
 EPIC_100_train.csv and EPIC_100_validation.csv have verb_class and noun_class;
-EPIC_100_test_timestamps.csv has neither. The label is the verb; the noun stands in the facts.
+EPIC_100_test_timestamps.csv has neither. Both are label sets, "verb" and "noun"; for tools that
+know one label it is the verb. Frame numbers of the files are at the rate of the released videos (50
+or 59.94 a second), so samples are cut by the timestamps, whatever rate a copy has.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
+from pathlib import Path
 
 from arvideo_ds.data.datasets.listing import (
     BadRows,
@@ -27,10 +30,10 @@ _ROWS = {"EPIC_100_train": 67_217, "EPIC_100_validation": 9_668}
 
 
 def read_epic_kitchens(source: Source) -> Listing:
-    """Rows of the CSV; --labels EPIC_100_verb_classes.csv names the verbs."""
+    """Rows of the CSV; --labels EPIC_100_verb_classes.csv names the verbs, --nouns the nouns."""
     path = source.need_annotations("EPIC_100_train.csv, _validation.csv or _test_timestamps.csv")
     bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    verbs = _verbs(source)
+    sets = {"verb": _names(source.labels, _VERBS), "noun": _names(source.nouns, _NOUNS)}
     tree = VideoTree(source.videos)
     entries: list[Entry] = []
     rejects: list[Reject] = []
@@ -47,7 +50,7 @@ def read_epic_kitchens(source: Source) -> Listing:
             part = _seconds(row["start_timestamp"]), _seconds(row["stop_timestamp"])
             if part[0] >= part[1]:
                 raise ValueError("the action stops before it starts")
-            label, facts = _classes(row, verbs) if labelled else (None, {})
+            names, facts = _classes(row, sets) if labelled else (None, {})
             bad_rows.require_new(line, row["narration_id"])
         except ValueError as error:
             bad_rows.add(line, error)
@@ -56,35 +59,46 @@ def read_epic_kitchens(source: Source) -> Listing:
             rejects.append(missing(f"{row['video_id']} for {row['narration_id']}", line))
         else:
             details = {"video_id": row["narration_id"], "part": part, "facts": facts}
-            entries.append(tree.entry(video, label, **details))
+            verb = None if names is None else names["verb"]
+            entries.append(tree.entry(video, verb, names_by_set=names, **details))
     rejects += bad_rows.finish()
     notes = compare_count(f"rows in {path.name}", rows, _ROWS.get(path.stem))
-    return Listing(tuple(entries), tuple(verbs) if labelled else None, tuple(rejects), tuple(notes))
+    return Listing(
+        tuple(entries),
+        sets["verb"] if labelled else None,
+        tuple(rejects),
+        tuple(notes),
+        sets if labelled else None,
+    )
 
 
-def _verbs(source: Source) -> list[str]:
-    if source.labels is None:
-        return [str(number) for number in range(_VERBS)]
-    bad_rows = BadRows(source.labels, skip=False)
-    rows = list(csv_rows(source.labels, ["id", "key"], bad_rows))
+def _names(path: Path | None, count: int) -> tuple[str, ...]:
+    """Names of the classes in the order of their numbers; the numbers where no file names them."""
+    if path is None:
+        return tuple(str(number) for number in range(count))
+    bad_rows = BadRows(path, skip=False)
+    rows = list(csv_rows(path, ["id", "key"], bad_rows))
     bad_rows.finish()
     if [row["id"] for _, row in rows] != [str(number) for number in range(len(rows))]:
-        raise UserError(f"{source.labels}: ids are not 0, 1, 2, ... in order.")
-    return [row["key"] for _, row in rows]
+        raise UserError(f"{path}: ids are not 0, 1, 2, ... in order.")
+    return tuple(row["key"] for _, row in rows)
 
 
-def _classes(row: dict[str, str], verbs: list[str]) -> tuple[str, dict[str, object]]:
-    verb, noun = row["verb_class"], row.get("noun_class", "")
-    if not verb.isdigit() or int(verb) >= len(verbs):
-        raise ValueError(f"verb_class '{verb}' is not in 0..{len(verbs) - 1}")
-    if not noun.isdigit() or int(noun) >= _NOUNS:
-        raise ValueError(f"noun_class '{noun}' is not in 0..{_NOUNS - 1}")
-    facts: dict[str, object] = {
-        "verb_class": int(verb),
-        "noun_class": int(noun),
-        "narration": row.get("narration"),
-    }
-    return verbs[int(verb)], facts
+def _classes(
+    row: dict[str, str], sets: dict[str, tuple[str, ...]]
+) -> tuple[dict[str, str], dict[str, object]]:
+    """The names of verb and noun, and the facts."""
+    numbers = {name: _number(row, f"{name}_class", len(known)) for name, known in sets.items()}
+    facts: dict[str, object] = {f"{name}_class": number for name, number in numbers.items()}
+    facts["narration"] = row.get("narration")
+    return {name: sets[name][number] for name, number in numbers.items()}, facts
+
+
+def _number(row: dict[str, str], column: str, count: int) -> int:
+    text = row.get(column, "")
+    if not text.isdigit() or int(text) >= count:
+        raise ValueError(f"{column} '{text}' is not in 0..{count - 1}")
+    return int(text)
 
 
 def _seconds(text: str) -> float:

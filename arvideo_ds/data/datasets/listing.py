@@ -25,7 +25,8 @@ class Entry:
     """One sample to make.
 
     part: start and stop in seconds where it is a part of a longer video. facts: what else the
-    annotations say of it; stored with the sample as they are.
+    annotations say of it; stored with the sample as they are. names_by_set: its label in each of
+    several label sets; `label_name` is then the one for tools that know one label.
     """
 
     video_id: str
@@ -34,20 +35,23 @@ class Entry:
     label_name: str | None
     part: tuple[float, float] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    names_by_set: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class Listing:
     """What a data set holds here. `labels` are in the order of their numbers.
 
-    rejects: rows that lead to no sample, known before any work. notes: what the user should read
-    before it starts, such as counts that differ from the published ones.
+    label_sets: where samples have several labels, the names of each set. rejects: rows that lead to
+    no sample, known before any work. notes: what the user should read before it starts, such as
+    counts that differ from the published ones.
     """
 
     entries: tuple[Entry, ...]
     labels: tuple[str, ...] | None
     rejects: tuple[Reject, ...] = ()
     notes: tuple[str, ...] = ()
+    label_sets: dict[str, tuple[str, ...]] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Source:
     split: str | None = None
     # A file of class names, where the annotations do not settle the numbers of the labels.
     labels: Path | None = None
+    # EPIC-KITCHENS: names of the nouns, as `labels` has those of the verbs.
+    nouns: Path | None = None
     # Kinetics: files that stand in for broken ones of the same name.
     replacement: Path | None = None
     # AVA: rows of (video, second) that are not to be used.

@@ -127,6 +127,27 @@ def test_the_label_is_the_verb_and_the_noun_is_a_fact(make_videos: MakeVideos) -
     assert listing.labels == tuple(str(number) for number in range(97))
 
 
+def test_verb_and_noun_are_two_label_sets_with_the_names_of_their_files(
+    make_videos: MakeVideos, tmp_path: Path
+) -> None:
+    videos = make_videos("P02_11.mp4")
+    numbered = read(videos, row())
+    assert numbered.label_sets is not None
+    assert {name: len(names) for name, names in numbered.label_sets.items()} == {
+        "verb": 97,
+        "noun": 300,
+    }
+    assert numbered.entries[0].names_by_set == {"verb": "1", "noun": "7"}
+    (tmp_path / "verbs.csv").write_text(VERBS, encoding="utf-8")
+    (tmp_path / "nouns.csv").write_text("id,key\n0,tap\n1,spoon\n", encoding="utf-8")
+    files = {"labels": tmp_path / "verbs.csv", "nouns": tmp_path / "nouns.csv"}
+    named = read(videos, row(noun="1"), **files)
+    assert named.label_sets == {"verb": ("take", "put"), "noun": ("tap", "spoon")}
+    assert named.entries[0].names_by_set == {"verb": "put", "noun": "spoon"}
+    with pytest.raises(UserError, match=r"line 2: noun_class '7' is not in 0\.\.1"):
+        read(videos, row(), **files)
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
