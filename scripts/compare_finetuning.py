@@ -86,13 +86,19 @@ def _result(folder: Path) -> dict[str, Any]:
 
 
 def _spread(found: list[dict[str, Any]]) -> dict[str, Any]:
-    top1 = Spread(tuple(result["top1"] for result in found))
+    """Of several label sets (finetune.heads) all labels together, and each set alone beside."""
+    sets = found[0].get("label_sets", {})
+    alone = {name: _of_seeds([result["label_sets"][name] for result in found]) for name in sets}
     return {
-        "top1": top1.values,
-        "mean": top1.mean,
-        "deviation": top1.deviation,
+        **_of_seeds(found),
         "videos": found[0]["videos"],
+        **({"label_sets": alone} if alone else {}),
     }
+
+
+def _of_seeds(found: list[dict[str, Any]]) -> dict[str, Any]:
+    top1 = Spread(tuple(result["top1"] for result in found))
+    return {"top1": top1.values, "mean": top1.mean, "deviation": top1.deviation}
 
 
 def _write(
@@ -106,14 +112,17 @@ def _write(
     from arvideo_ds.evaluation.scores import Scores
 
     for start, found in results.items():
-        total: Any = 0
-        for result in found:
-            held = load_file(result["scores"])
-            scores = Scores(held["probabilities"], held["labels"], held["valid"], [])
-            total = total + scores.confusion()
-        figure = draw_confusion(total, list(found[0]["per_class"]))
-        figure.savefig(args.output / f"confusion-{start}.png", dpi=110)
-        plt.close(figure)
+        for place, (name, classes) in enumerate(_sets(found[0]).items()):
+            dash = f"-{name}" if name else ""
+            total: Any = 0
+            for result in found:
+                held = load_file(result["scores"])
+                labels = held["labels"].view(len(held["labels"]), -1)[:, place]
+                scores = Scores(held[f"probabilities{dash}"], labels, held["valid"], [])
+                total = total + scores.confusion()
+            figure = draw_confusion(total, list(classes["per_class"]))
+            figure.savefig(args.output / f"confusion-{start}{dash}.png", dpi=110)
+            plt.close(figure)
     document = {
         "recipe": args.recipe,
         "seeds": args.seeds,
@@ -124,9 +133,21 @@ def _write(
     (args.output / "comparison.json").write_text(json.dumps(document, indent=1) + "\n")
     print("| start | top-1 of each seed, % | mean | deviation |\n|---|---|---|---|")
     for start, row in table.items():
-        each = ", ".join(f"{value:.1f}" for value in row["top1"])
-        deviation = "" if row["deviation"] is None else f"{row['deviation']:.1f}"
-        print(f"| {start} | {each} | {row['mean']:.1f} | {deviation} |")
+        print(_line(start, row))
+        for name, alone in row.get("label_sets", {}).items():
+            print(_line(f"{start}, {name}", alone))
+
+
+def _sets(result: dict[str, Any]) -> dict[str, Any]:
+    """What was found in each label set; of one label alone the set ''."""
+    sets: dict[str, Any] = result.get("label_sets", {"": result})
+    return sets
+
+
+def _line(what: str, row: dict[str, Any]) -> str:
+    each = ", ".join(f"{value:.1f}" for value in row["top1"])
+    deviation = "" if row["deviation"] is None else f"{row['deviation']:.1f}"
+    return f"| {what} | {each} | {row['mean']:.1f} | {deviation} |"
 
 
 if __name__ == "__main__":

@@ -55,7 +55,8 @@ def main() -> None:
     facts: dict[str, Any] = {"runs": [run.name for run in args.runs], "kind": "uniform"}
     if args.greedy:
         shards = ShardSet(args.shards)
-        require_same_labels(str(args.runs[0]), loaded[0][1], shards.name, shards.manifest.labels)
+        others = shards.manifest.class_names(recipes[0].heads)
+        require_same_labels(str(args.runs[0]), loaded[0][1], shards.name, others)
         score = _scorer(loaded[0][0], recipes[0], shards)
         state, members, best = greedy_soup(states, score)
         names = [args.runs[number].name for number in members]
@@ -79,6 +80,7 @@ def _require_alike(runs: list[Path], recipes: list[FinetuneRecipe]) -> None:
         pairs = {
             "finetune.init_from": (_start(recipe), _start(first)),
             "the clip": (recipe.geometry.clip, first.geometry.clip),
+            "finetune.pooling": (recipe.pooling, first.pooling),
             "model.positions": (recipe.model.positions, first.model.positions),
             "the grid of the positions": (recipe.pretrained_grid, first.pretrained_grid),
         }

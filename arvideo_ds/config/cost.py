@@ -22,12 +22,16 @@ class Cost:
 
 
 def cost_of(recipe: Recipe) -> Cost:
-    """Cost of a recipe's model; a classifier's head is too small to count."""
+    """Cost of a recipe's model on a clip of training; a linear head is too small to count."""
     if isinstance(recipe, TokenizerRecipe):
         cost = tokenizer_cost(recipe.tokenizer, recipe.geometry)
         return Cost(cost.parameters_encoder, cost.parameters_decoder, cost.flops_forward_per_clip)
     if not isinstance(recipe, PretrainRecipe):
-        return Cost(sum(encoder_sizes(recipe)), 0, encoder_flops(recipe))
+        parameters, flops = sum(encoder_sizes(recipe)), encoder_flops(recipe)
+        if recipe.pooling == "attention":
+            parameters += sum(class_attention_sizes(recipe))
+            flops += class_attention_flops(recipe)
+        return Cost(parameters, 0, flops)
     encoder, decoder = parameter_sizes(recipe)
     return Cost(sum(encoder), sum(decoder), encoder_flops(recipe) + decoder_flops(recipe))
 
@@ -55,6 +59,20 @@ def encoder_flops(recipe: Recipe) -> int:
     return _linear(tokens, recipe.geometry.cube_values, size.width) + size.depth * (
         _attention(tokens, tokens, size.width) + _mlp(tokens, size.width, size.mlp)
     )
+
+
+def class_attention_flops(recipe: Recipe) -> int:
+    """FLOP of one query that reads a clip's encoded tokens, forward."""
+    size = recipe.size
+    read = _attention(1, recipe.counts.encoded, size.width)
+    return read + _mlp(1, size.width, size.mlp)
+
+
+def class_attention_sizes(recipe: Recipe) -> list[int]:
+    """Elements of every weight and bias of that layer, and of its learnt query."""
+    width = recipe.size.width
+    attention = [weight for n in (1, 2, 1) for weight in _weights(width, n * width)]
+    return [width, *attention, *_mlp_sizes(width, recipe.size.mlp)]
 
 
 def encoder_sizes(recipe: Recipe) -> list[int]:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.decoders import DecodeError, choose_decoder, count_frames, decode
+from arvideo_ds.data.manifest import ClassNames, by_set
 from arvideo_ds.data.sampling import view_frames
 from arvideo_ds.data.transforms import cut, view_crop
 from arvideo_ds.data.video import RejectedError, TranscodeSettings, transcode
 from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.scores import best_combinations
 from arvideo_ds.models.classifier import Classifier
 
 
@@ -42,14 +44,21 @@ def central_clip(path: Path, data: DataSettings) -> Tensor:
 
 @torch.no_grad()
 def top_labels(
-    model: Classifier, labels: list[str], clip: Tensor, count: int
+    model: Classifier, labels: ClassNames, clip: Tensor, count: int
 ) -> list[tuple[str, float]]:
-    """The likeliest labels of a clip T H W 3 with their probabilities, best first."""
+    """The likeliest labels of a clip T H W 3 with their probabilities, best first.
+
+    Of several label sets combinations, such as "put cup" of a verb and a noun, with the product of
+    their probabilities.
+    """
     device = next(model.parameters()).device
-    scores = model(clip[None].to(device))[0].float().softmax(0)
-    best = scores.topk(min(count, len(labels)))
+    sets = list(by_set(labels).values())
+    logits = model(clip[None].to(device)).float().split([len(names) for names in sets], dim=1)
+    scores, classes = best_combinations([own.softmax(1) for own in logits], count)
+    found = zip(classes[0].tolist(), scores[0].tolist(), strict=True)
     return [
-        (labels[i], p) for i, p in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        (" ".join(names[i] for names, i in zip(sets, chosen, strict=True)), score)
+        for chosen, score in found
     ]
 
 

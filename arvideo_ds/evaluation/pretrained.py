@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from arvideo_ds.config import PretrainRecipe, Recipe
+from arvideo_ds.data.manifest import ClassNames, by_set
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, build_encoder
@@ -60,10 +61,10 @@ def untrained(recipe: PretrainRecipe) -> Objective:
     return build_objective(recipe).eval()
 
 
-def read_labels(folder: Path) -> list[str] | None:
-    """Class names beside a model; none beside one that was not fine-tuned.
+def read_labels(folder: Path) -> ClassNames | None:
+    """Class names beside a model, by label set where it has several; None where it has no classes.
 
-    Errors: `UserError` where the file holds no list of names.
+    Errors: `UserError` where the file holds no list of names, nor one for each label set.
     """
     path = folder / LABELS
     if not path.is_file():
@@ -72,12 +73,18 @@ def read_labels(folder: Path) -> list[str] | None:
         labels = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
-    if not isinstance(labels, list) or not all(isinstance(name, str) for name in labels):
-        raise UserError(f"{path} must hold a list of class names.")
-    return labels
+    lists = list(labels.values()) if isinstance(labels, dict) else [labels]
+    if not lists or not all(_is_names(names) for names in lists):
+        raise UserError(f"{path} must hold a list of class names, or one for each label set.")
+    names: ClassNames = labels
+    return names
 
 
-def require_classifier(folder: Path) -> list[str]:
+def _is_names(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def require_classifier(folder: Path) -> ClassNames:
     """The class names of a fine-tuned run. Errors: `UserError` where it classifies nothing."""
     labels = read_labels(folder)
     if labels is None:
@@ -100,20 +107,21 @@ def load_trained_encoder(recipe: Recipe, weights: Path) -> Encoder:
 
 def load_classifier(
     recipe: Recipe, folder: Path, weights: str | None = None
-) -> tuple[Classifier, list[str]]:
+) -> tuple[Classifier, ClassNames]:
     """The classifier of a fine-tuned run or of its export, in evaluation mode, and its classes.
 
     weights: name of their file in the folder; by default that of the finished run. Errors:
     `UserError` where there are no labels, or the weights are not the recipe's classifier.
     """
     labels = require_classifier(folder)
-    model = Classifier(recipe, len(labels))
+    count = sum(map(len, by_set(labels).values()))
+    model = Classifier(recipe, count)
     try:
         model.load_state_dict(read_weights(folder if weights is None else folder / weights))
     except RuntimeError as error:
         first = str(error).splitlines()[1].strip()
         raise UserError(
-            f"the weights in {folder} are not the classifier of its recipe and its {len(labels)} "
+            f"the weights in {folder} are not the classifier of its recipe and its {count} "
             f"labels: {first}"
         ) from None
     return model.eval(), labels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,14 +15,18 @@ from tqdm import tqdm
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch, evaluation_batches, evaluation_loader
-from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.manifest import ShardSet, by_set
+
+# Of a video: its values, its label (of each head), whether it decoded.
+Row = tuple[Tensor, int | list[int], bool]
 
 
 @dataclass(frozen=True)
 class Outputs:
     """Of all videos, in the order of the shards: values V x K, labels V (-1 = none), valid V.
 
-    Videos that did not decode have zeros, are not `valid`, and stand in `skipped`.
+    Where the recipe has heads, labels are V x heads. Videos that did not decode have zeros, are not
+    `valid`, and stand in `skipped`.
     """
 
     values: Tensor
@@ -61,6 +65,64 @@ class Scores:
         return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
+@dataclass(frozen=True)
+class JointScores:
+    """`Scores` of the same videos in each of several label sets, by the set's name.
+
+    A combination of classes, one of each set, scores the product of their probabilities. Views are
+    averaged in each set before. Source: EPIC-KITCHENS-100 (arXiv 2006.13256), action recognition:
+    an action's score is that of its verb times that of its noun.
+    """
+
+    sets: dict[str, Scores]
+
+    @property
+    def labels(self) -> Tensor:
+        """V x sets; -1 = none."""
+        return torch.stack([scores.labels for scores in self.sets.values()], dim=1)
+
+    @property
+    def valid(self) -> Tensor:
+        return next(iter(self.sets.values())).valid
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        return next(iter(self.sets.values())).skipped
+
+    def accuracy(self, top: int = 1) -> float:
+        """Share of the readable videos with all labels that stand among the `top` best together."""
+        labels = self.labels
+        usable = self.valid & (labels >= 0).all(dim=1)
+        probabilities = [scores.probabilities[usable] for scores in self.sets.values()]
+        _, best = best_combinations(probabilities, top)
+        hits = (best == labels[usable, None]).all(dim=2).any(dim=1)
+        return float(hits.double().mean()) if len(hits) else math.nan
+
+    def loss(self) -> float:
+        """Sum of the sets' losses: negative logarithm of the labels' joint probability."""
+        return sum(scores.loss() for scores in self.sets.values())
+
+
+def best_combinations(probabilities: Sequence[Tensor], top: int) -> tuple[Tensor, Tensor]:
+    """The `top` combinations of classes by the product of their probabilities, best first.
+
+    probabilities: V x classes of each set. Returns the products V x m and the classes V x m x sets;
+    m is `top`, or all combinations where there are fewer.
+    """
+    scores, classes = probabilities[0].new_ones(len(probabilities[0]), 1), list[Tensor]()
+    for own in probabilities:
+        # No better one is lost: the best combinations consist of what is best in each set.
+        best = own.topk(min(top, own.shape[1]), dim=1)
+        products = (scores[:, :, None] * best.values[:, None]).flatten(1)
+        scores, places = products.topk(min(top, products.shape[1]), dim=1)
+        before, last = places // best.indices.shape[1], places % best.indices.shape[1]
+        classes = [part.gather(1, before) for part in classes] + [best.indices.gather(1, last)]
+    return scores, torch.stack(classes, dim=2)
+
+
+AnyScores = Scores | JointScores
+
+
 def score_videos(
     predict: Callable[[Batch], Tensor],
     shards: ShardSet,
@@ -71,13 +133,16 @@ def score_videos(
     num_workers: int,
     device: torch.device,
     progress: str | None = None,
-) -> Scores:
+) -> AnyScores:
     """Score all videos as `outputs_of`; views are averaged after the softmax. Collective.
 
-    predict: logits (clips x classes) of a batch.
+    predict: logits (clips x classes) of a batch; where the recipe has heads, those of one label set
+    after another.
     """
+    names = None if recipe.heads is None else by_set(shards.manifest.class_names(recipe.heads))
+    counts = None if names is None else [len(classes) for classes in names.values()]
     found = outputs_of(
-        lambda loaded: predict(loaded).float().softmax(dim=1),
+        lambda loaded: _probabilities(predict(loaded).float(), counts),
         shards,
         recipe,
         views=views,
@@ -86,7 +151,21 @@ def score_videos(
         device=device,
         progress=progress,
     )
-    return Scores(found.values, found.labels, found.valid, found.skipped)
+    if names is None or counts is None:
+        return Scores(found.values, found.labels, found.valid, found.skipped)
+    rest = found.valid, found.skipped
+    parts = zip(found.values.split(counts, dim=1), found.labels.unbind(1), strict=True)
+    sets = [
+        Scores(values.clone(memory_format=torch.contiguous_format), labels, *rest)
+        for values, labels in parts
+    ]
+    return JointScores(dict(zip(names, sets, strict=True)))
+
+
+def _probabilities(logits: Tensor, counts: list[int] | None) -> Tensor:
+    if counts is None:
+        return logits.softmax(dim=1)
+    return torch.cat([own.softmax(dim=1) for own in logits.split(counts, dim=1)], dim=1)
 
 
 def outputs_of(
@@ -113,7 +192,7 @@ def outputs_of(
     # A rank whose share is shorter predicts the first batch once more, and forgets it.
     dealt = mine + [batches[0]] * (math.ceil(len(batches) / size) - len(mine))
     loader = evaluation_loader(shards, recipe, dealt, views=views, num_workers=num_workers)
-    rows: dict[int, tuple[Tensor, int, bool]] = {}
+    rows: dict[int, Row] = {}
     skipped: list[Skipped] = []
     shown = tqdm(loader, desc=progress, unit="batch", disable=progress is None or rank > 0)
     for number, loaded in enumerate(shown):
@@ -125,9 +204,7 @@ def outputs_of(
     return _together(rows, skipped, shards.num_samples)
 
 
-def _rows(
-    batch: Batch, means: Tensor, views: int
-) -> Iterator[tuple[int, tuple[Tensor, int, bool]]]:
+def _rows(batch: Batch, means: Tensor, views: int) -> Iterator[tuple[int, Row]]:
     """Of each video of a batch its number, values, label, and whether it decoded."""
     keys, labels = batch.keys[::views].tolist(), batch.labels[::views].tolist()
     for number, mean, label, valid in zip(
@@ -136,9 +213,7 @@ def _rows(
         yield number, (mean if valid else torch.zeros_like(mean), label, valid)
 
 
-def _together(
-    rows: dict[int, tuple[Tensor, int, bool]], skipped: list[Skipped], num_samples: int
-) -> Outputs:
+def _together(rows: dict[int, Row], skipped: list[Skipped], num_samples: int) -> Outputs:
     shares: list[Any] = [(rows, skipped)]
     if dist.is_initialized():
         shares = [None] * dist.get_world_size()

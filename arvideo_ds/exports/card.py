@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from arvideo_ds.exports.opened import Opened
-from arvideo_ds.exports.source import Source, architecture, public_recipe
+from arvideo_ds.exports.source import Source, architecture, class_counts, public_recipe
 
 # Of the summary, what describes the run or its machine and is no result.
 _NO_RESULTS = re.compile(
@@ -57,10 +57,17 @@ def _what_it_is(source: Source) -> str:
     facts = architecture(source)
     parameters = sum(p.numel() for p in source.model.parameters()) / 1e6
     clip = " x ".join(str(n) for n in source.clip_shape)
-    what = "video encoder" if source.labels is None else f"classifier of {facts['classes']} classes"
+    what = "video encoder" if source.labels is None else f"classifier of {_classes(source)}"
     return (
         f"A {what}, ViT-{facts['model_size']} ({parameters:.1f} M parameters), for clips of {clip} "
         f"(frames, rows, columns), trained with arvideo_ds."
+    )
+
+
+def _classes(source: Source) -> str:
+    counts = class_counts(source)
+    return " and ".join(
+        f"{count} {name} classes".replace("  ", " ") for name, count in counts.items()
     )
 
 

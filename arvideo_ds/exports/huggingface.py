@@ -7,6 +7,7 @@ where ours has 1e-6, which changes logits by some millionths.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,10 @@ from arvideo_ds.models.positions import sincos_1d
 
 
 def export(source: Source, folder: Path) -> Opened:
-    """Errors: `UserError` without transformers, and for positions that VideoMAE does not have."""
+    """Errors: `UserError` without transformers, and for what VideoMAE does not have."""
     transformers = _transformers()
     _require_its_positions(source)
+    _require_its_head(source)
     name = "VideoMAEModel" if source.labels is None else "VideoMAEForVideoClassification"
     _config(source, transformers, name).save_pretrained(folder)
     _processor(source, transformers).save_pretrained(folder)
@@ -69,6 +71,21 @@ def _require_its_positions(source: Source) -> None:
             f"sincos_1d over the clip's grid; this run has another ({source.recipe.model.positions}"
             ", or interpolated from another grid), so its weights would mean nothing there. Use "
             "--format encoder, onnx or timm, or pretrain with model.positions=sincos_1d."
+        )
+
+
+def _require_its_head(source: Source) -> None:
+    if source.recipe.pooling == "attention":
+        raise UserError(
+            "transformers' VideoMAEForVideoClassification classifies the mean of the tokens, and "
+            "has no class-attention layer (finetune.pooling=attention). Use --format encoder, onnx "
+            "or timm."
+        )
+    if isinstance(source.labels, Mapping):
+        raise UserError(
+            "transformers' VideoMAEForVideoClassification has one label for a video, and this run "
+            f"has several (finetune.heads: {', '.join(source.labels)}). Use --format encoder, onnx "
+            "or timm."
         )
 
 

@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.exports.opened import Opened, versions
-from arvideo_ds.exports.source import Outputs, Source, architecture, outputs
+from arvideo_ds.exports.source import (
+    Outputs,
+    Source,
+    architecture,
+    logits_in_words,
+    outputs,
+    pooled,
+)
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import encode_clips
 
@@ -33,8 +40,8 @@ class Graph(nn.Module):
     def forward(self, clips: Tensor) -> tuple[Tensor, ...]:
         if not isinstance(self.model, Classifier):
             return (encode_clips(self.model, clips, self.patch).mean(1),)
-        features = self.model.features(clips)
-        return features, self.model.head(self.model.norm(features))
+        features = self.model.pool(encode_clips(self.model.encoder, clips, self.patch))
+        return features, self.model.classify(features)
 
 
 def export(source: Source, folder: Path) -> Opened:
@@ -69,7 +76,8 @@ def export(source: Source, folder: Path) -> Opened:
         remarks=[
             f"Opset {OPSET}. `clips` is uint8, batch x {_by(source.clip_shape)} x 3 (frames, rows, "
             "columns, colours); pixels are normalised inside. The batch is free, the rest fixed.",
-            "`features` are the mean of the tokens.",
+            f"`features` are {pooled(source)}.",
+            *logits_in_words(source),
         ],
     )
 

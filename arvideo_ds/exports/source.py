@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from arvideo_ds.config import Recipe
+from arvideo_ds.data.manifest import ClassNames, by_set
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder, read_labels
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
 from arvideo_ds.models.encoder import NORM_EPSILON, Encoder, encode_clips
 
-# Tensors by what they are: "tokens" B N D, "features" B D (their mean), "logits" B x classes.
+# Tensors by what they are: "tokens" B N D, "features" B D (pooled), "logits" B x classes.
 Outputs = dict[str, Tensor]
 
 
@@ -31,7 +32,7 @@ class Source:
 
     recipe: Recipe
     model: Encoder | Classifier
-    labels: list[str] | None
+    labels: ClassNames | None
     summary: Mapping[str, Any]
     run: Mapping[str, Any]
     # File of the run that the weights are of.
@@ -69,10 +70,30 @@ def read_source(folder: Path, recipe: Recipe, weights: str = "model.safetensors"
 def outputs(source: Source, clips: Tensor) -> Outputs:
     """What the trained model makes of clips B T H W 3; exports are held against it."""
     tokens = encode_clips(source.encoder, clips, source.recipe.patch)
-    out = {"tokens": tokens, "features": tokens.mean(1)}
-    if isinstance(source.model, Classifier):
-        out["logits"] = source.model(clips)
-    return out
+    if not isinstance(source.model, Classifier):
+        return {"tokens": tokens, "features": tokens.mean(1)}
+    features = source.model.pool(tokens)
+    return {"tokens": tokens, "features": features, "logits": source.model.classify(features)}
+
+
+def class_counts(source: Source) -> dict[str, int]:
+    """Number of classes of each label set; of one label that of the set ''."""
+    return {name: len(classes) for name, classes in by_set(source.labels).items()}
+
+
+def logits_in_words(source: Source) -> list[str]:
+    """A remark for the card where the logits are those of several label sets."""
+    if not isinstance(source.labels, Mapping):
+        return []
+    parts = ", then ".join(f"{count} of {name}" for name, count in class_counts(source).items())
+    return [f"`logits` are {parts}: a softmax for each set."]
+
+
+def pooled(source: Source) -> str:
+    """What the exported features are, in words."""
+    if source.recipe.pooling == "attention":
+        return "what the classifier's class-attention layer reads of the tokens"
+    return "the mean of the tokens"
 
 
 def architecture(source: Source) -> dict[str, Any]:
@@ -94,9 +115,12 @@ def architecture(source: Source) -> dict[str, Any]:
         "heads": size.heads,
         "mlp": size.mlp,
         "norm_epsilon": NORM_EPSILON,
+        "pooling": source.recipe.pooling,
         "pixel_mean": list(PIXEL_MEAN),
         "pixel_std": list(PIXEL_STD),
-        "classes": None if source.labels is None else len(source.labels),
+        "classes": None if source.labels is None else sum(class_counts(source).values()),
+        # Of several label sets the logits stand one set after another.
+        "label_sets": class_counts(source) if isinstance(source.labels, Mapping) else None,
     }
 
 

@@ -25,6 +25,7 @@ from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.layouts import to_videomae
 
 _FILE = "model.safetensors"
+_POOLS = {"mean": "avg", "attention": "map"}
 
 
 class CubeEmbed(nn.Module):
@@ -52,8 +53,9 @@ def open_timm(folder: str | Path) -> VisionTransformer:
         img_size=facts["size"],
         patch_size=facts["patch"][1:],
         num_classes=classes or 0,
-        # Mean pooling with a norm after it, and none before, is timm's "avg".
-        global_pool="avg" if classes else "",
+        # Mean pooling with a norm after it, and none before, is timm's "avg"; a class-attention
+        # layer with the norm before it is its "map".
+        global_pool=_POOLS[facts.get("pooling", "mean")] if classes else "",
         embed_dim=facts["width"],
         depth=facts["depth"],
         num_heads=facts["heads"],
@@ -101,15 +103,18 @@ def _state(source: Source) -> dict[str, Tensor]:
     state |= {name: value for name, value in ours.items() if name.endswith("qkv.bias")}
     state["pos_embed"] = source.encoder.positions[None]
     if isinstance(source.model, Classifier):
-        for part, name in ((source.model.norm, "fc_norm"), (source.model.head, "head")):
-            state |= {f"{name}.{key}": value for key, value in part.state_dict().items()}
+        parts = {"fc_norm": "norm", "head": "head", "attn_pool": "class_attention"}
+        for theirs, name in parts.items():
+            part = getattr(source.model, name)
+            own = {} if part is None else part.state_dict()
+            state |= {f"{theirs}.{key}": value for key, value in own.items()}
     return state
 
 
 @torch.no_grad()
 def _run(model: VisionTransformer, pixels: Tensor) -> Outputs:
     tokens = model.forward_features(pixels)
-    out = {"tokens": tokens, "features": tokens.mean(1)}
-    if model.num_classes:
-        out["logits"] = model(pixels)
-    return out
+    if not model.num_classes:
+        return {"tokens": tokens, "features": tokens.mean(1)}
+    logits = model.forward_head(tokens)
+    return {"tokens": tokens, "features": model.pool(tokens), "logits": logits}

@@ -1,36 +1,58 @@
-"""A video classifier: the pretrained encoder, mean pooling, LayerNorm, one linear layer.
+"""A video classifier: the pretrained encoder, its tokens made one vector, one linear layer.
 
-B clips, T H W frames and pixels, N tokens, D width.
+B clips, T H W frames and pixels, N tokens (M of them seen), D width.
 """
 
 from __future__ import annotations
 
+from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from arvideo_ds.config.schema import Recipe
-from arvideo_ds.models.encoder import build_encoder, encode_clips, layer_norm
+from arvideo_ds.models.encoder import build_encoder, encode_clips, initialize, layer_norm
 
 
 class Classifier(nn.Module):
-    """What is fine-tuned on labels (VideoMAE's protocol, METHOD, section 4).
+    """What is fine-tuned on labels.
 
-    The encoder's own last norm is left out: the pooled token is normalised instead.
+    `recipe.pooling` mean: the mean of the tokens, LayerNorm, linear layer; the encoder's own last
+    norm is left out, as the pooled token is normalised instead (VideoMAE's protocol, METHOD,
+    section 4). attention: the encoder's last norm, one class-attention layer, linear layer (LVMAE's
+    ViT-L; timm's "map" pooling).
+
+    Of several label sets the classes stand one set after another: one matrix holds a linear layer
+    for each.
     """
 
     def __init__(self, recipe: Recipe, num_classes: int, *, drop_path: float = 0.0) -> None:
         super().__init__()
+        size, attends = recipe.size, recipe.pooling == "attention"
         self.patch = recipe.patch
-        self.encoder = build_encoder(recipe, drop_path=drop_path, final_norm=False)
-        self.norm = layer_norm(recipe.size.width)
-        self.head = nn.Linear(recipe.size.width, num_classes)
+        self.encoder = build_encoder(recipe, drop_path=drop_path, final_norm=attends)
+        self.norm = nn.Identity() if attends else layer_norm(size.width)
+        self.class_attention = None
+        if attends:
+            ratio = size.mlp / size.width
+            self.class_attention = AttentionPoolLatent(
+                size.width, num_heads=size.heads, mlp_ratio=ratio, norm_layer=layer_norm
+            )
+            initialize(self.class_attention)
+        self.head = nn.Linear(size.width, num_classes)
         # Near zero: the first steps move the head, not the pretrained encoder.
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
 
-    def forward(self, clips: Tensor) -> Tensor:
-        """Logits B x classes of clips B T H W 3, uint8 or floating 0..1."""
-        return self.head(self.norm(self.features(clips)))
+    def forward(self, clips: Tensor, tokens: Tensor | None = None) -> Tensor:
+        """Logits B x classes of clips B T H W 3, uint8 or floating 0..1.
 
-    def features(self, clips: Tensor) -> Tensor:
-        """Mean of the tokens, B D, before the norm."""
-        return encode_clips(self.encoder, clips, self.patch).mean(1)
+        tokens: B M, those that alone are seen; none = all.
+        """
+        return self.classify(self.pool(encode_clips(self.encoder, clips, self.patch, tokens)))
+
+    def pool(self, tokens: Tensor) -> Tensor:
+        """Encoded tokens B M D as one vector each, B D."""
+        return tokens.mean(1) if self.class_attention is None else self.class_attention(tokens)
+
+    def classify(self, features: Tensor) -> Tensor:
+        """Logits B x classes of pooled tokens B D."""
+        return self.head(self.norm(features))

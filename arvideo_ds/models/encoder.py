@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from arvideo_ds.config.schema import Recipe
 from arvideo_ds.geometry import Triple
-from arvideo_ds.models.cubes import standardize, to_cubes
+from arvideo_ds.models.cubes import pick, standardize, to_cubes
 from arvideo_ds.models.positions import interpolated_positions, position_table
 
 NORM_EPSILON = 1e-6
@@ -101,9 +101,16 @@ def _positions(recipe: Recipe) -> Tensor:
     return interpolated_positions(scheme, recipe.pretrained_grid, grid, width)
 
 
-def encode_clips(encoder: Encoder, clips: Tensor, patch: Triple) -> Tensor:
-    """Whole clips B T H W 3 under full attention, as the encoder is used afterwards: B N D."""
+def encode_clips(
+    encoder: Encoder, clips: Tensor, patch: Triple, tokens: Tensor | None = None
+) -> Tensor:
+    """Clips B T H W 3 under full attention, as the encoder is used afterwards: B N D.
+
+    tokens: B M, those that alone are seen (then B M D); none = all N.
+    """
     cubes = to_cubes(clips, patch)
+    if tokens is not None:
+        return encoder(pick(cubes, tokens), tokens)
     tokens = torch.arange(cubes.shape[1], device=cubes.device).expand(cubes.shape[:2])
     return encoder(cubes, tokens)
 

@@ -52,4 +52,5 @@ def layer_of(name: str, top: int) -> int:
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    return parameter.ndim > 1
+    # A learned query stands alone in its leading axes.
+    return parameter.ndim == 2 or parameter.shape[:-1].numel() > 1

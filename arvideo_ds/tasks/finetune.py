@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import torch
-from timm.data.mixup import Mixup
+from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arvideo_ds.config import FinetuneRecipe
+from arvideo_ds.config.schema import FinetuneSettings
 from arvideo_ds.data.augment import seeded
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.cubes import unit_pixels
+from arvideo_ds.models.selection import tokens_of, tube
 
 
 class Finetune(nn.Module):
     """While training the mean loss over clips that decoded, else logits B x classes.
 
-    All draws (what is mixed, which branches drop out) are functions of the key of the micro-batch's
-    first clip, so a resumed run makes them again.
+    num_classes: of the one label, or of each of the recipe's heads, whose classes stand one head
+    after another; a clip's loss is the sum of theirs. All draws (what is mixed, which branches drop
+    out) are functions of the key of the micro-batch's first clip, those of tubes of each clip's
+    own, so a resumed run makes them again.
     """
 
-    def __init__(self, recipe: FinetuneRecipe, num_classes: int) -> None:
+    def __init__(self, recipe: FinetuneRecipe, *num_classes: int) -> None:
         super().__init__()
         settings = recipe.finetune
-        self.model = Classifier(recipe, num_classes, drop_path=settings.drop_path)
+        self.model = Classifier(recipe, sum(num_classes), drop_path=settings.drop_path)
         self.num_classes = num_classes
         self.smoothing = settings.label_smoothing
-        self.mixup = _mixup(recipe, num_classes)
+        mixes = settings.mixup or settings.cutmix
+        self.mixup = _Mixing(settings, num_classes) if mixes else None
+        self.grid, self.seen_places = recipe.geometry.grid, recipe.seen_places
+        self.seen_tokens = recipe.counts.encoded
+        self.drops = settings.drop_tokens > 0
 
     def forward(self, batch: Batch) -> Tensor:
         if not self.training:
@@ -39,34 +47,52 @@ class Finetune(nn.Module):
 
     def _loss(self, batch: Batch) -> Tensor:
         # A clip without a label teaches nothing; one_hot wants a class all the same.
-        usable = batch.valid & (batch.labels >= 0)
-        labels = batch.labels.clamp(min=0)
+        by_head = batch.labels.view(len(batch.labels), -1)
+        usable = batch.valid & (by_head >= 0).all(dim=1)
+        labels = by_head.clamp(min=0).unbind(1)
         if self.mixup is None:
             clips, weight = batch.clips, usable
-            targets = F.one_hot(labels, self.num_classes).float()
-            targets = targets * (1 - self.smoothing) + self.smoothing / self.num_classes
+            targets = [self._smoothed(*pair) for pair in zip(labels, self.num_classes, strict=True)]
         else:
-            clips, targets = self._mixed(batch, labels)
+            # Channels first for timm, which cuts boxes out of the last two axes.
+            flat = unit_pixels(batch.clips).permute(0, 1, 4, 2, 3).flatten(1, 2)
+            flat, targets = self.mixup(flat, labels)
+            clips = flat.unflatten(1, (-1, 3)).permute(0, 1, 3, 4, 2)
             # timm mixes each clip with its mirror place in the batch.
             weight = usable & usable.flip(0)
-        losses = F.cross_entropy(self.model(clips).float(), targets, reduction="none")
+        logits = self.model(clips, self._seen(batch.keys)).float().split(self.num_classes, dim=1)
+        pairs = zip(logits, targets, strict=True)
+        losses = torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs]).sum(0)
         return (losses * weight).sum() / weight.sum().clamp(min=1)
 
-    def _mixed(self, batch: Batch, labels: Tensor) -> tuple[Tensor, Tensor]:
-        assert self.mixup is not None
-        # Channels first for timm, which cuts boxes out of the last two axes.
-        clips = unit_pixels(batch.clips).permute(0, 1, 4, 2, 3).flatten(1, 2)
-        clips, targets = self.mixup(clips, labels)
-        return clips.unflatten(1, (-1, 3)).permute(0, 1, 3, 4, 2), targets
+    def _smoothed(self, labels: Tensor, num_classes: int) -> Tensor:
+        targets = F.one_hot(labels, num_classes).float()
+        return targets * (1 - self.smoothing) + self.smoothing / num_classes
+
+    def _seen(self, keys: Tensor) -> Tensor | None:
+        """Tokens B M that the encoder sees, none = all: of some places nothing at any time.
+
+        Source: LVMAE (arXiv 2411.13683): fine-tuning drops tokens by random tubes.
+        """
+        if not self.drops:
+            return None
+        return tokens_of(tube(keys, self.grid, self.seen_places), self.seen_tokens)
 
 
-def _mixup(recipe: FinetuneRecipe, num_classes: int) -> Mixup | None:
-    settings = recipe.finetune
-    if not settings.mixup and not settings.cutmix:
-        return None
-    return Mixup(
-        mixup_alpha=settings.mixup,
-        cutmix_alpha=settings.cutmix,
-        label_smoothing=settings.label_smoothing,
-        num_classes=num_classes,
-    )
+class _Mixing(Mixup):
+    """timm's mixup and cutmix; one draw mixes the clips and the labels of every head."""
+
+    def __init__(self, settings: FinetuneSettings, num_classes: tuple[int, ...]) -> None:
+        super().__init__(
+            mixup_alpha=settings.mixup,
+            cutmix_alpha=settings.cutmix,
+            label_smoothing=settings.label_smoothing,
+        )
+        self.classes_of_heads = num_classes
+
+    def __call__(self, clips: Tensor, labels: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
+        """Clips, mixed in place, and soft targets B x classes of each head."""
+        share = self._mix_batch(clips)
+        pairs = zip(labels, self.classes_of_heads, strict=True)
+        smoothing = self.label_smoothing
+        return clips, [mixup_target(own, count, share, smoothing) for own, count in pairs]

@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.loader import worker_count
-from arvideo_ds.data.manifest import ShardSet, require_same_labels
+from arvideo_ds.data.manifest import ClassNames, ShardSet, by_set, require_same_labels
 from arvideo_ds.engine.world import start_world
 from arvideo_ds.evaluation.confusion import draw_confusion
 from arvideo_ds.evaluation.pretrained import load_classifier
-from arvideo_ds.evaluation.scores import Scores, score_videos
+from arvideo_ds.evaluation.scores import AnyScores, JointScores, Scores, score_videos
 from arvideo_ds.train import run_folder
 
 FOLDER = "evaluation"
@@ -40,7 +40,8 @@ def evaluate(
     """
     shards = ShardSet(where)
     model, labels = load_classifier(recipe, folder, run_folder.WEIGHTS[name])
-    require_same_labels(str(folder), labels, shards.name, shards.manifest.labels)
+    others = shards.manifest.class_names(recipe.heads)
+    require_same_labels(str(folder), labels, shards.name, others)
     world = start_world()
     model = model.to(world.device)
     with torch.no_grad():
@@ -70,19 +71,36 @@ def evaluate(
     return result
 
 
-def accuracies(scores: Scores, labels: list[str]) -> dict[str, Any]:
-    """Percent; unreadable videos are counted, listed, and left out of the accuracies."""
+def accuracies(scores: AnyScores, labels: ClassNames) -> dict[str, Any]:
+    """Percent; unreadable videos are counted, listed, and left out of the accuracies.
+
+    Of several label sets top1 and top5 ask for all labels together; `label_sets` has each alone.
+    """
+    names, missing = by_set(labels), scores.labels.view(len(scores.labels), -1) < 0
+    if isinstance(scores, JointScores):
+        sets = {name: _of_classes(own, names[name]) for name, own in scores.sets.items()}
+        of_classes: dict[str, Any] = {"label_sets": sets}
+    else:
+        of_classes = _of_classes(scores, names[""])
+    return {
+        "top1": 100 * scores.accuracy(),
+        "top5": 100 * scores.accuracy(5),
+        "loss": scores.loss(),
+        "videos": len(scores.labels),
+        "unlabelled": int(missing.any(dim=1).sum()),
+        "unreadable": len(scores.skipped),
+        "unreadable_videos": [dataclasses.asdict(s) for s in scores.skipped[:_MOST_LISTED]],
+        **of_classes,
+    }
+
+
+def _of_classes(scores: Scores, labels: list[str]) -> dict[str, Any]:
     confusion = scores.confusion()
     totals, hits = confusion.sum(1), confusion.diagonal()
     return {
         "top1": 100 * scores.accuracy(),
         "top5": 100 * scores.accuracy(5),
         "mean_class_accuracy": float(100 * (hits / totals)[totals > 0].mean()),
-        "loss": scores.loss(),
-        "videos": len(scores.labels),
-        "unlabelled": int((scores.labels < 0).sum()),
-        "unreadable": len(scores.skipped),
-        "unreadable_videos": [dataclasses.asdict(s) for s in scores.skipped[:_MOST_LISTED]],
         "per_class": {
             label: {"videos": int(total), "top1": float(100 * hit / total) if total else None}
             for label, total, hit in zip(labels, totals, hits, strict=True)
@@ -90,27 +108,37 @@ def accuracies(scores: Scores, labels: list[str]) -> dict[str, Any]:
     }
 
 
-def _write(folder: Path, scores: Scores, labels: list[str], result: dict[str, Any]) -> None:
+def _write(folder: Path, scores: AnyScores, labels: ClassNames, result: dict[str, Any]) -> None:
     stem = (
         f"{Path(result['shards']).name}-{result['weights']}-{'x'.join(map(str, result['views']))}"
     )
     target = folder / FOLDER
     target.mkdir(exist_ok=True)
     (target / f"{stem}.json").write_text(json.dumps(run_folder.finite(result), indent=1) + "\n")
-    tensors = {
-        "probabilities": scores.probabilities,
-        "labels": scores.labels,
-        "valid": scores.valid,
-    }
+    sets = scores.sets if isinstance(scores, JointScores) else {"": scores}
+    tensors = {"labels": scores.labels, "valid": scores.valid}
+    for name, own in sets.items():
+        tensors[_joined("probabilities", name)] = own.probabilities
+        figure = draw_confusion(own.confusion(), by_set(labels)[name])
+        figure.savefig(target / f"{_joined(stem, name)}.png", dpi=110)
+        plt.close(figure)
     save_file(tensors, target / f"{stem}.safetensors")
-    figure = draw_confusion(scores.confusion(), labels)
-    figure.savefig(target / f"{stem}.png", dpi=110)
-    plt.close(figure)
     brief = {key: result[key] for key in ("top1", "top5", "views", "weights", "manifest")}
+    alone = result.get("label_sets", {})
+    brief |= {f"{name}_top1": own["top1"] for name, own in alone.items()}
     run_folder.update_summary(folder, {f"test_{stem}": brief})
+    each = "".join(f", {name} {_percent(own)}" for name, own in alone.items())
     print(
         f"{result['videos']} videos, {result['unreadable']} unreadable, weights "
-        f"{result['weights']}: top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %; see "
-        f"{target / stem}.json",
+        f"{result['weights']}: {_percent(result)}{each}; see {target / stem}.json",
         flush=True,
     )
+
+
+def _joined(stem: str, name: str) -> str:
+    """Of one label alone the stem is the whole name."""
+    return f"{stem}-{name}" if name else stem
+
+
+def _percent(result: dict[str, Any]) -> str:
+    return f"top-1 {result['top1']:.2f} %, top-5 {result['top5']:.2f} %"

@@ -25,7 +25,7 @@ from arvideo_ds.config import (
 )
 from arvideo_ds.data.detection import TrainKeyframes, collate_keyframes
 from arvideo_ds.data.loader import TrainLoader, worker_count
-from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.manifest import ShardSet, by_set
 from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import (
@@ -105,7 +105,8 @@ def _start(
             run_folder.write_recipe(folder, settings.recipe)
             (folder / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
             if isinstance(settings.recipe, FinetuneRecipe):
-                (folder / run_folder.LABELS).write_text(json.dumps(shards.manifest.labels) + "\n")
+                names = shards.manifest.class_names(settings.recipe.heads)
+                (folder / run_folder.LABELS).write_text(json.dumps(names) + "\n")
             record.print_header(options, settings, shards, world, loader.decoder, first_step)
         started = time.monotonic()
         outcome = train(
@@ -181,7 +182,8 @@ def _engine(settings: Settings[Any], shards: ShardSet, world: World, *, first: b
 
 def _task(recipe: Recipe, shards: ShardSet) -> Task:
     if isinstance(recipe, FinetuneRecipe):
-        return Finetune(recipe, len(shards.manifest.labels or ()))
+        names = by_set(shards.manifest.class_names(recipe.heads))
+        return Finetune(recipe, *map(len, names.values()))
     if isinstance(recipe, DetectRecipe):
         return Detect(recipe)
     if isinstance(recipe, TokenizerRecipe):

@@ -12,7 +12,7 @@
   model.safetensors  fp32 weights of the finished run, all of the model
   ema.safetensors    their moving average, where ema_decay asks for it
   best.safetensors   the weights that validated best (fine-tuning, detection, tokenizer)
-  labels.json        names of the classes (fine-tuning)
+  labels.json        names of the classes, by label set where there are heads (fine-tuning)
   summary.json       the outcome
 """
 

@@ -186,7 +186,7 @@ def _check_labels(
         )
     if shards is None:
         return
-    labels = shards.manifest.labels
+    labels = shards.manifest.class_names(settings.heads)
     if labels is None:
         raise UserError(
             f"{shards.name} has no labels; fine-tuning needs shards made from class folders, a CSV "
@@ -199,7 +199,8 @@ def _check_labels(
         )
     _require_validation(recipe.evaluation.shards, validation)
     if validation is not None:
-        require_same_labels(shards.name, labels, validation.name, validation.manifest.labels)
+        others = validation.manifest.class_names(settings.heads)
+        require_same_labels(shards.name, labels, validation.name, others)
 
 
 def _check_boxes(

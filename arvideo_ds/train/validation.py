@@ -17,7 +17,7 @@ from arvideo_ds.engine.world import World
 from arvideo_ds.evaluation.detection import Judge
 from arvideo_ds.evaluation.features import POOLING, Features
 from arvideo_ds.evaluation.probe import nearest_neighbours
-from arvideo_ds.evaluation.scores import outputs_of, score_videos
+from arvideo_ds.evaluation.scores import JointScores, outputs_of, score_videos
 from arvideo_ds.evaluation.tokenizer import judge
 from arvideo_ds.tasks import PREFIX
 from arvideo_ds.train import run_folder
@@ -26,7 +26,10 @@ BEST = "best.json"
 
 
 class Validation:
-    """Top-1 and top-5 on the central clip of every video of `evaluation.shards`."""
+    """Top-1 and top-5 on the central clip of every video of `evaluation.shards`.
+
+    Where the recipe has heads, of all labels together; beside them top-1 of each.
+    """
 
     # The metric whose highest value is the best.
     BEST_BY = "top1"
@@ -66,7 +69,9 @@ class Validation:
             num_workers=worker_count(self._recipe, cores=self._world.cores),
             device=self._world.device,
         )
+        sets = scores.sets if isinstance(scores, JointScores) else {}
         return {
+            **{f"validation/top1_{name}": 100 * own.accuracy() for name, own in sets.items()},
             "validation/top1": 100 * scores.accuracy(),
             "validation/top5": 100 * scores.accuracy(5),
             "validation/loss": scores.loss(),

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from arvideo_ds.config import PretrainRecipe, load_recipe
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, load_recipe
 from arvideo_ds.config.cost import cost_of, parameter_sizes
 from arvideo_ds.config.sizes import SIZES
 from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.encoder import count_parameters
+from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import build_objective
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
@@ -53,6 +54,33 @@ def test_formulas_equal_what_pytorch_counts(name: str, tiny: Callable[..., Pretr
     assert count_parameters(model) == cost.parameters_encoder + cost.parameters_decoder
     for part, sizes in zip((model.encoder, model.decoder), parameter_sizes(recipe), strict=True):
         assert sorted(p.numel() for p in part.parameters()) == sorted(sizes)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+@pytest.mark.parametrize("drop_tokens", [0.0, 0.3])
+def test_formulas_of_fine_tuning_equal_what_pytorch_counts(
+    pooling: str, drop_tokens: float, tiny_finetune: Callable[..., FinetuneRecipe]
+) -> None:
+    settings = {"pooling": pooling, "drop_tokens": drop_tokens, "mixup": 0, "cutmix": 0}
+    recipe, num_clips = tiny_finetune(finetune=settings), 2
+    cost, width = cost_of(recipe), recipe.size.width
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        task = Finetune(recipe, 3).requires_grad_(
+            False
+        )  # what counts cannot track a view of a leaf
+        clips = torch.zeros((num_clips, *recipe.geometry.clip, 3), dtype=torch.uint8)
+        task.model(clips, task._seen(torch.arange(num_clips)))
+    head = 2 * width * 3
+    assert counted.get_total_flops() == num_clips * (cost.flops_forward_per_clip + head)
+    assert count_parameters(task) == cost.parameters_encoder + 3 * width + 3
+
+
+def test_long_fine_tuning_encodes_the_tokens_of_its_source() -> None:
+    """LVMAE: 128 frames of 224 x 224 are 12,544 tokens; a fifth of the places is left out."""
+    shape = ["data.frames=128", "finetune.drop_tokens=0.2"]
+    recipe = load_recipe("finetune_vit_b_k400", shape, FinetuneRecipe)
+    assert recipe.geometry.num_tokens == 12_544
+    assert recipe.counts.encoded == 64 * 157
 
 
 @pytest.mark.parametrize("size", SIZES)

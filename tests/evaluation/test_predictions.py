@@ -125,3 +125,20 @@ def test_a_model_that_was_not_fine_tuned_is_refused(
     done = run(sys.executable, ROOT / "scripts" / "predict.py", videos[0], "--model", model)
     assert done.returncode == 2 and done.stdout == ""
     assert "holds no labels.json" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_of_a_verb_and_a_noun_the_likeliest_actions_are_named(
+    tiny_finetune: Callable[..., FinetuneRecipe],
+) -> None:
+    recipe = tiny_finetune(finetune={"heads": ["verb", "noun"]})
+    model = Classifier(recipe, 5)
+    model.head.weight.data.zero_()
+    # take 0.75, put 0.25; cup 0.5, lid 0.3, pan 0.2
+    model.head.bias.data = torch.tensor([0.75, 0.25, 0.5, 0.3, 0.2]).log()
+    names = {"verb": ["take", "put"], "noun": ["cup", "lid", "pan"]}
+    clip = torch.zeros(8, 32, 32, 3, dtype=torch.uint8)
+    ranked = top_labels(model.eval(), names, clip, count=100)
+    assert [name for name, _ in ranked[:3]] == ["take cup", "take lid", "take pan"]
+    assert ranked[0][1] == pytest.approx(0.375)
+    assert len(ranked) == 6
+    assert sum(score for _, score in ranked) == pytest.approx(1)

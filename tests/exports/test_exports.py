@@ -152,6 +152,48 @@ def test_an_onnx_model_takes_any_number_of_clips(make_source: MakeSource, tmp_pa
         assert difference.abs().max() <= 1e-3
 
 
+@pytest.mark.parametrize("format_name", ["encoder", "onnx", "timm"])
+def test_a_class_attention_layer_leaves_with_the_model(
+    format_name: str, make_source: MakeSource, tmp_path: Path
+) -> None:
+    require(format_name)
+    source = make_source("fine-tuned", finetune={"pooling": "attention"})
+    parity = export(source, format_name, tmp_path / "out", random_clips(source.recipe))
+    assert {"features", "logits"} <= set(parity["max_abs_difference"])
+
+
+def test_transformers_has_no_class_attention_layer(make_source: MakeSource, tmp_path: Path) -> None:
+    require("huggingface")
+    source = make_source("fine-tuned", finetune={"pooling": "attention"})
+    with pytest.raises(
+        UserError, match=r"no class-attention layer.*--format encoder, onnx or timm"
+    ):
+        export(source, "huggingface", tmp_path / "out", random_clips(source.recipe))
+
+
+SETS = {"verb": ["take", "put"], "noun": ["cup", "lid"]}
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_two_label_sets_leave_with_the_model_but_not_to_transformers(
+    format_name: str, make_source: MakeSource, tmp_path: Path
+) -> None:
+    require(format_name)
+    source = make_source("fine-tuned", finetune={"heads": ["verb", "noun"]})
+    (tmp_path / "run" / "labels.json").write_text(json.dumps(SETS))
+    source = read_source(tmp_path / "run", source.recipe)
+    out, clips = tmp_path / "out", random_clips(source.recipe)
+    if format_name == "huggingface":
+        with pytest.raises(UserError, match=r"one label for a video.*verb, noun"):
+            export(source, format_name, out, clips)
+        return
+    assert "logits" in export(source, format_name, out, clips)["max_abs_difference"]
+    assert json.loads((out / "config.json").read_text())["label_sets"] == {"verb": 2, "noun": 2}
+    assert "2 verb classes and 2 noun classes" in (out / "README.md").read_text()
+    if format_name == "encoder":
+        assert read_source(out, run_folder.read_recipe(out, Recipe)).labels == SETS
+
+
 def test_positions_that_videomae_does_not_have_are_refused_there_and_kept_elsewhere(
     make_source: MakeSource, tmp_path: Path
 ) -> None:

@@ -38,6 +38,17 @@ def test_matrices_decay_and_biases_norms_and_the_query_do_not(
     assert decay[id(task.model.decoder.query)] == 0
 
 
+def test_the_query_of_class_attention_does_not_decay_and_learns_as_the_head(
+    tiny_finetune: Callable[..., FinetuneRecipe],
+) -> None:
+    task = Finetune(tiny_finetune(finetune={"pooling": "attention"}), 3)
+    groups = {id(p): g for g in parameter_groups(task, 0.05, layer_decay=0.5) for p in g["params"]}
+    for name, parameter in task.model.class_attention.named_parameters():
+        matrix = parameter.ndim == 2
+        assert groups[id(parameter)]["weight_decay"] == (0.05 if matrix else 0), name
+        assert groups[id(parameter)]["lr_scale"] == 1, name
+
+
 @pytest.mark.parametrize("decay", [0.75, 0.9])
 def test_each_layer_learns_slower_than_the_one_above(
     decay: float, tiny_finetune: Callable[..., FinetuneRecipe]

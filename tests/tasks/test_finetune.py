@@ -10,6 +10,7 @@ from torch import Tensor
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.loader import Batch
+from arvideo_ds.models.cubes import from_cubes, to_cubes
 from arvideo_ds.tasks.finetune import Finetune
 
 CLASSES = 5
@@ -114,3 +115,99 @@ def test_in_evaluation_it_gives_logits(tiny_finetune: Make) -> None:
     task, batch = task_of(tiny_finetune()).eval(), batch_of()
     assert torch.equal(task(batch), task.model(batch.clips))
     assert task(batch).shape == (4, CLASSES)
+
+
+DROPS = PLAIN | {"drop_tokens": 0.25, "label_smoothing": 0.0}
+
+
+def test_dropped_tubes_are_seen_neither_by_the_loss_nor_by_the_gradient(
+    tiny_finetune: Make,
+) -> None:
+    recipe = tiny_finetune(finetune=DROPS)
+    task, batch = task_of(recipe), batch_of()
+    seen = task._seen(batch.keys)
+    assert seen is not None
+    # 4 times, 64 places of which 48 are seen, the same ones at all times.
+    assert seen.shape == (4, recipe.counts.encoded) == (4, 192)
+    places = seen.view(4, 4, 48) % 64
+    assert torch.equal(places, places[:, :1].expand_as(places))
+    before = loss_and_gradient(task, batch)
+    hidden = ~torch.zeros(4, 256, dtype=torch.bool).scatter(1, seen, value=True)
+    cubes = to_cubes(batch.clips, recipe.patch)
+    cubes[hidden] = 255 - cubes[hidden]
+    batch.clips = from_cubes(cubes, recipe.patch, recipe.geometry.grid)
+    after = loss_and_gradient(task, batch)
+    assert torch.equal(before[0], after[0])
+    assert torch.equal(before[1], after[1])
+    # What is seen does count.
+    batch.clips = 255 - batch.clips
+    assert task(batch) != before[0]
+
+
+def test_which_tubes_are_dropped_is_a_function_of_each_clips_key(tiny_finetune: Make) -> None:
+    task = task_of(tiny_finetune(finetune=DROPS))
+    keys = torch.arange(40)
+    seen = task._seen(keys)
+    assert seen is not None
+    assert len({tuple(row.tolist()) for row in seen}) == 40
+    # No place is always left out.
+    assert len(seen.unique()) == 256
+    again = task._seen(keys.flip(0))
+    assert again is not None
+    assert torch.equal(seen, again.flip(0))
+
+
+def test_a_test_sees_all_tokens(tiny_finetune: Make) -> None:
+    task = task_of(tiny_finetune(finetune=DROPS)).eval()
+    plain = task_of(tiny_finetune(finetune=PLAIN)).eval()
+    assert torch.equal(task(batch_of()), plain(batch_of()))
+
+
+def test_class_attention_classifies_what_one_query_reads_of_the_tokens(
+    tiny_finetune: Make,
+) -> None:
+    task = task_of(tiny_finetune(finetune=DROPS | {"pooling": "attention"})).eval()
+    model = task.model
+    tokens = torch.randn(2, 6, 128, generator=torch.Generator().manual_seed(0))
+    pooled = model.pool(tokens)
+    assert pooled.shape == (2, 128)
+    # A set of tokens has no order; which tokens there are matters.
+    torch.testing.assert_close(model.pool(tokens.flip(1)), pooled)
+    assert not torch.allclose(model.pool(tokens[:, 1:]), pooled)
+    assert task(batch_of()).shape == (4, CLASSES)
+    loss, gradient = loss_and_gradient(task.train(), batch_of())
+    assert loss > 0 and gradient.isfinite().all()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("settings", [PLAIN, {"drop_path": 0}, {"drop_tokens": 0.25}])
+def test_the_loss_of_two_heads_is_the_sum_of_both_alone(
+    settings: dict[str, object], tiny_finetune: Make
+) -> None:
+    """Also where clips are mixed: one draw for both."""
+    both = Finetune(tiny_finetune(finetune=settings | {"heads": ["verb", "noun"]}), 5, 3)
+    torch.nn.init.normal_(both.model.head.weight)
+    verb, noun = [0, 4, 2, 1], [2, 0, 1, 1]
+    batch = batch_of()
+    batch.labels = torch.tensor([verb, noun]).T
+    losses = []
+    for labels, rows in ((verb, slice(0, 5)), (noun, slice(5, 8))):
+        alone = Finetune(tiny_finetune(finetune=settings), rows.stop - rows.start)
+        state = both.state_dict()
+        for name in ("weight", "bias"):
+            state[f"model.head.{name}"] = state[f"model.head.{name}"][rows]
+        alone.load_state_dict(state)
+        losses.append(alone(batch_of(labels=labels)))
+    torch.testing.assert_close(both(batch), sum(losses))
+
+
+def test_a_clip_that_lacks_one_label_teaches_nothing(tiny_finetune: Make) -> None:
+    task = Finetune(tiny_finetune(finetune=PLAIN | {"heads": ["verb", "noun"]}), 5, 3)
+    torch.nn.init.normal_(task.model.head.weight)
+    batch = batch_of()
+    batch.labels = torch.tensor([[0, 1], [2, -1], [3, 2], [-1, -1]])
+    first = loss_and_gradient(task, batch)
+    batch.clips[[1, 3]] = 255 - batch.clips[[1, 3]]
+    again = loss_and_gradient(task, batch)
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
