@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe, recipe_names
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe, recipe_names
 from arvideo_ds.config.load import recipes_dir
 from arvideo_ds.train.settle import Options, settle
 
@@ -124,3 +124,26 @@ def test_pretraining_follows_the_published_protocol(data: str) -> None:
         assert recipe.geometry.num_clusters == 16
     paper = load_recipe(f"pretrain_vit_b_{data}_paper")
     assert (paper.objective.targets, paper.decoder.target_ratio) == ("paper", 1.0)
+
+
+LONG = sorted(path.stem for path in (recipes_dir() / "long").glob("finetune_*.yaml"))
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_long_fine_tuning_follows_the_text(name: str) -> None:
+    """LVMAE (arXiv 2411.13683): what is dropped at which length, pooling, views, heads."""
+    recipe = load_recipe(name, [], FinetuneRecipe)
+    settings, frames = recipe.finetune, int(name.rsplit("_", 1)[1].removesuffix("f"))
+    large = recipe.model.size == "L"
+    assert recipe.data.frames == frames
+    assert settings.drop_tokens == (0 if frames < 128 else 0.25 if large else 0.2)
+    assert settings.pooling == ("attention" if large else "mean")
+    assert recipe.evaluation.views[0] == 1
+    if "diving48" in name:
+        assert (settings.num_classes, recipe.train.epochs) == (48, 50 if large else 200)
+    else:
+        assert settings.heads == ("verb", "noun")
+
+
+def test_there_are_long_recipes_of_every_length() -> None:
+    assert len(LONG) == 7
