@@ -116,8 +116,9 @@ def test_views_are_averaged_in_each_set_before_the_product(
     shards, logits = ShardSet(epic_shards / "test"), []
 
     def predict(batch: Batch) -> Tensor:
-        flat = batch.clips.float().flatten(2).mean(2) / 10
-        logits.append(flat[:, :7])
+        flat = batch.clips.float().flatten(2).mean(2)[:, :7] / 10
+        # Apart from each other: of equal products either may be the best.
+        logits.append(flat * torch.linspace(1.1, 0.9, 7))
         return logits[-1]
 
     recipe = tiny_finetune(finetune={"heads": ["verb", "noun"]})
