@@ -41,19 +41,7 @@ def start_world() -> World:
 
     Errors: `UserError` when there are more ranks than GPUs or the ranks cannot meet.
     """
-    launcher = find_launcher()
-    _set_environment(launcher)
-    local_rank = int(os.environ["LOCAL_RANK"])
-    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
-    world = World(
-        rank=int(os.environ["RANK"]),
-        size=int(os.environ["WORLD_SIZE"]),
-        local_rank=local_rank,
-        local_size=local_size,
-        device=_device(local_rank, local_size, launcher),
-        launcher=launcher,
-        cores=_cores(local_size),
-    )
+    world = find_world()
     if world.device.type == "cpu":
         # Ranks of one host share its cores; torch would give each of them all.
         torch.set_num_threads(world.cores)
@@ -62,6 +50,26 @@ def start_world() -> World:
         print(_place(world), flush=True)
     _init_process_group(world)
     return world
+
+
+def find_world() -> World:
+    """Who this process is, for work in which the ranks need not talk to each other.
+
+    Errors: `UserError` when there are more ranks than GPUs.
+    """
+    launcher = find_launcher()
+    _set_environment(launcher)
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
+    return World(
+        rank=int(os.environ["RANK"]),
+        size=int(os.environ["WORLD_SIZE"]),
+        local_rank=local_rank,
+        local_size=local_size,
+        device=_device(local_rank, local_size, launcher),
+        launcher=launcher,
+        cores=_cores(local_size),
+    )
 
 
 def _place(world: World) -> str:

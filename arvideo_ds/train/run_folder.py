@@ -54,6 +54,7 @@ _MARKS = {
     RECIPE: "a run",
     "manifest.json": "shards",
     "index.jsonl": "features",
+    "scores.json": "token scores",
     "parity.json": "an export",
 }
 

@@ -1,0 +1,80 @@
+"""Classical optical flow: pyramidal Lucas-Kanade, dense, in plain tensor operations.
+
+Coarse to fine: at each level of the pyramid the second picture is warped by the flow so far, and
+the rest of the way is the least-squares solution in a window around each pixel. A little weight on
+a short way keeps flat regions, where the picture says nothing, at rest.
+
+Source: Lucas and Kanade 1981; the pyramid and the use of the first picture's gradients only after
+Bouguet 2001.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LEVELS, ITERATIONS, RADIUS = 4, 3, 3
+# In squared grey levels of 0..1 a pixel.
+_REST = 1e-4
+# A level is not made smaller than this, and one step at a level not longer than that: pixels.
+_LEAST_SIDE, _LONGEST_STEP = 16, 2.0
+
+
+def optical_flow(first: Tensor, second: Tensor) -> Tensor:
+    """Way of every pixel of `first` into `second`: M 2 H W (x to the right, y down), in pixels.
+
+    first and second: M H W, grey 0..1, float32.
+    """
+    pyramid = [(first[:, None], second[:, None])]
+    while len(pyramid) < LEVELS and min(pyramid[-1][0].shape[-2:]) >= 2 * _LEAST_SIDE:
+        one, other = pyramid[-1]
+        pyramid.append((F.avg_pool2d(one, 2), F.avg_pool2d(other, 2)))
+    flow = first.new_zeros(len(first), 2, *pyramid[-1][0].shape[-2:])
+    for one, other in reversed(pyramid):
+        flow = _finer(flow, one.shape[-2:])
+        flow = _refined(flow, one, other)
+    return flow
+
+
+def _finer(flow: Tensor, sides: torch.Size) -> Tensor:
+    """The same way on a level of these sides, in its pixels."""
+    height, width = flow.shape[-2:]
+    if (height, width) == tuple(sides):
+        return flow
+    scale = flow.new_tensor([sides[1] / width, sides[0] / height])[:, None, None]
+    return scale * F.interpolate(flow, tuple(sides), mode="bilinear", align_corners=False)
+
+
+def _refined(flow: Tensor, first: Tensor, second: Tensor) -> Tensor:
+    dx, dy = _gradients(first)
+    xx, xy, yy = _around(dx * dx) + _REST, _around(dx * dy), _around(dy * dy) + _REST
+    determinant = xx * yy - xy * xy
+    for _ in range(ITERATIONS):
+        rest = first - _warped(second, flow)
+        x, y = _around(dx * rest), _around(dy * rest)
+        step = torch.cat([yy * x - xy * y, xx * y - xy * x], dim=1) / determinant
+        flow = flow + step.clamp(-_LONGEST_STEP, _LONGEST_STEP)
+    return flow
+
+
+def _gradients(pictures: Tensor) -> tuple[Tensor, Tensor]:
+    """Central differences along x and y."""
+    padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    return dx, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+
+
+def _around(values: Tensor) -> Tensor:
+    """Mean over the window around each pixel, of what lies in the picture."""
+    side = 2 * RADIUS + 1
+    return F.avg_pool2d(values, side, stride=1, padding=RADIUS, count_include_pad=False)
+
+
+def _warped(pictures: Tensor, flow: Tensor) -> Tensor:
+    """What each pixel meets at the end of its way; beyond the edge the edge's value."""
+    height, width = flow.shape[-2:]
+    x = torch.arange(width, device=flow.device) + 0.5 + flow[:, 0]
+    y = torch.arange(height, device=flow.device)[:, None] + 0.5 + flow[:, 1]
+    places = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)
+    return F.grid_sample(pictures, places, padding_mode="border", align_corners=False)

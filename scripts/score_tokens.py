@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""Score every token of a shard set once, for pretraining with data.scores.
+
+    python scripts/score_tokens.py --shards SHARDS --scorer flow
+    torchrun --nproc_per_node 8 scripts/score_tokens.py --scorer tokenizer --tokenizer RUN \\
+        --recipe pretrain_lvmae_vit_b_128 data.shards=SHARDS         also deepspeed, srun python
+
+Stride, size and patch are those of --recipe (with overrides), or given one by one. Writes to
+SHARDS/scores/NAME, a file a shard; ranks share the shards. Ctrl-C or SIGTERM finishes the videos
+under way; the same command goes on with the shards that are not done. docs/long_video.md says more.
+Exit codes: 0 done; 2 wrong input; 75 interrupted, start it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from types import FrameType
+
+from arvideo_ds.config import Recipe, load_recipe
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.token_scores import SCORERS, ScoreContents
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
+from arvideo_ds.geometry import Geometry, Triple
+from arvideo_ds.train import run_folder
+
+_STRIDE, _SIZE, _PATCH = 4, (224, 224), (2, 16, 16)
+_MAX_WORKERS = 16
+_MOST_NAMED = 5
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", help="default: data.shards of the recipe")
+    parser.add_argument("--scorer", required=True, choices=SCORERS)
+    parser.add_argument("--tokenizer", help="run of scripts/train_tokenizer.py, or its weights")
+    parser.add_argument("--recipe", metavar="NAME|PATH", help="what is to be pretrained")
+    parser.add_argument("--stride", type=int, help=f"without --recipe; default {_STRIDE}")
+    parser.add_argument(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="PIXELS",
+        help=f"default {_SIZE[0]} (or rows, columns)",
+    )
+    parser.add_argument(
+        "--patch", type=int, nargs=3, metavar=("FRAMES", "ROWS", "COLUMNS"), help="default 2 16 16"
+    )
+    parser.add_argument("--output", type=Path, help="default SHARDS/scores/SCORER")
+    parser.add_argument("--decoder", default="auto", help="as data.decoder")
+    parser.add_argument(
+        "--workers", type=int, help="processes of each rank that decode; default: its cores"
+    )
+    parser.add_argument("--timeout_s", type=float, default=120, help="per 8 windows of a video")
+    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_intermixed_args()
+
+
+@command
+def main() -> int:
+    args = parse_arguments()
+    recipe = None if args.recipe is None else load_recipe(args.recipe, args.overrides, Recipe)
+    stride, size, patch = shape_of(args, recipe)
+    where = args.shards or (recipe and recipe.data.shards)
+    if not where:
+        raise UserError("there are no shards to score: give --shards SHARDS.")
+    shards = ShardSet(where)
+    shards.check_sizes()
+    output = output_of(args, shards)
+    run_folder.require_own(output, "scores.json")
+    for name in ("workers", "timeout_s"):
+        if getattr(args, name) is not None and getattr(args, name) < 0:
+            raise UserError(f"--{name} {getattr(args, name)} must not be negative.")
+    stop = Stop()
+    # Only now: torch and DeepSpeed take seconds to load.
+    import torch
+
+    from arvideo_ds.data.decoders import choose_decoder
+    from arvideo_ds.engine.world import find_world
+    from arvideo_ds.evaluation.token_scorers import make_scorer
+    from arvideo_ds.evaluation.token_scoring import ScoringJob, make_spec, score_shards
+
+    world = find_world()
+    # On a CPU the workers are the parallelism, and one thread each gives one result.
+    torch.set_num_threads(1)
+    scorer = make_scorer(args.scorer, patch, tokenizer=args.tokenizer, device=str(world.device))
+    workers = min(_MAX_WORKERS, world.cores) if args.workers is None else args.workers
+    job = ScoringJob(
+        shards=shards,
+        scorer=scorer,
+        spec=make_spec(shards, scorer, stride=stride, size=size, patch=patch),
+        output=output,
+        decoder=choose_decoder(args.decoder),
+        workers=workers,
+        timeout_s=args.timeout_s,
+        rank=world.rank,
+        num_ranks=world.size,
+    )
+    if world.is_main:
+        print(
+            f"{shards.name}: {shards.num_samples:,} videos in {len(shards.manifest.shards):,} "
+            f"shards, {world.size} rank(s) x {workers} worker(s), scorer {args.scorer} on "
+            f"{world.device if scorer.on_device else 'cpu'}",
+            flush=True,
+        )
+    with run_folder.lock(output) if world.is_main else nullcontext():
+        try:
+            report = score_shards(job, stop=stop.asked)
+        except KeyboardInterrupt:
+            return EXIT_INTERRUPTED
+    if report.contents is not None:
+        print_summary(output, report.contents, report.new_videos)
+    if report.interrupted:
+        print("interrupted; the same command goes on with the shards not done", flush=True)
+        return EXIT_INTERRUPTED
+    return EXIT_OK
+
+
+def shape_of(
+    args: argparse.Namespace, recipe: Recipe | None
+) -> tuple[int, tuple[int, int], Triple]:
+    """Stride, size and patch. Errors: `UserError` where they are wrong or said twice."""
+    given = [name for name in ("stride", "size", "patch") if getattr(args, name) is not None]
+    if recipe is not None:
+        if given:
+            raise UserError(f"--{given[0]} and --recipe both say the {given[0]}; leave one out.")
+        return recipe.data.stride, recipe.data.size, recipe.patch
+    if args.overrides:
+        raise UserError(f"'{args.overrides[0]}' is a setting of a recipe; give --recipe as well.")
+    stride = _STRIDE if args.stride is None else args.stride
+    sides = list(_SIZE) if args.size is None else args.size
+    patch = _PATCH if args.patch is None else (args.patch[0], args.patch[1], args.patch[2])
+    if stride < 1:
+        raise UserError(f"--stride {stride} must be at least one frame.")
+    if len(sides) > 2:
+        raise UserError(f"--size takes one number or two, rows and columns, not {len(sides)}.")
+    size = (sides[0], sides[-1])
+    if patch[0] < 1:
+        raise UserError(f"--patch {list(patch)}: a token has at least one frame.")
+    _ = Geometry.whole((patch[0], *size), patch)
+    return stride, size, patch
+
+
+def output_of(args: argparse.Namespace, shards: ShardSet) -> Path:
+    if args.output is not None:
+        if args.output.exists() and not args.output.is_dir():
+            raise UserError(f"--output {args.output} is a file; give a folder.")
+        return Path(args.output)
+    if "://" in shards.name:
+        raise UserError(f"{shards.name} is no folder of this machine; give --output FOLDER.")
+    return Path(shards.name) / "scores" / str(args.scorer)
+
+
+class Stop:
+    """The first Ctrl-C or SIGTERM raises a flag, the second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        # Not print: a signal may come in the middle of one.
+        os.write(2, b"\nfinishing the videos under way; Ctrl-C again ends at once\n")
+
+
+def print_summary(output: Path, contents: ScoreContents, new_videos: int) -> None:
+    """new_videos: scored by rank 0 in this run."""
+    size = sum(file.bytes for file in contents.files) / 2**20
+    print(
+        f"{output}: {contents.num_videos:,} videos in {len(contents.files):,} files, "
+        f"{size:,.1f} MiB ({new_videos:,} videos scored now by rank 0)"
+    )
+    if contents.unreadable:
+        named = [f"{key}: {why}" for key, why in contents.unreadable.items()][:_MOST_NAMED]
+        print(f"without scores: {len(contents.unreadable)} ({'; '.join(named)}); see scores.json")
+    print(f"pretrain with data.scores={output} data.crop=grid", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
