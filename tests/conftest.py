@@ -16,6 +16,7 @@ from arvideo_ds.config.load import validate
 from arvideo_ds.data.demo_set import make_split
 from tests.ava_set import AvaSet, make_ava
 from tests.epic_set import make_epic
+from tests.textured_set import make_textured
 
 ROOT = Path(__file__).parent.parent
 # Real videos of the developers' machines; the project passes without them.
@@ -57,6 +58,12 @@ def epic_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ava(tmp_path_factory: pytest.TempPathFactory) -> AvaSet:
     """Two films of moving squares with boxes and actions, as shards: 16 keyframes."""
     return make_ava(tmp_path_factory.mktemp("ava"), "train", seconds=10)
+
+
+@pytest.fixture(scope="session")
+def textured_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three shards of nine videos of several shapes and lengths, every token its own."""
+    return make_textured(tmp_path_factory.mktemp("textured"))
 
 
 @pytest.fixture

@@ -193,7 +193,7 @@ class TokenizerScorer:
 
     @functools.cached_property
     def _network(self) -> Any:
-        from arvideo_ds.models.tokenizer import load_tokenizer  # type: ignore[import-not-found]
+        from arvideo_ds.models.tokenizer import load_tokenizer
 
         network = load_tokenizer(Path(self.path))
         if tuple(network.patch) != self.patch:

@@ -1,0 +1,479 @@
+"""The scoring pass and what pretraining gets of it: the scores of the delivered clip's own tokens.
+
+Whatever the ranks, the workers and the kills on the way, the files are the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from arvideo_ds.config import PretrainRecipe, make_plan
+from arvideo_ds.data.clips import TrainClips, VideoClips
+from arvideo_ds.data.loader import Batch, TrainLoader
+from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.token_scores import SCORES, TokenScores
+from arvideo_ds.errors import EXIT_INTERRUPTED, UserError
+from arvideo_ds.evaluation import token_scorers
+from arvideo_ds.evaluation.token_scorers import (
+    Piece,
+    RuleScorer,
+    Scored,
+    Scorer,
+    TokenizerScorer,
+    everest,
+)
+from arvideo_ds.evaluation.token_scoring import ScoringJob, ScoringReport, make_spec, score_shards
+from arvideo_ds.models.cubes import to_cubes
+from tests.textured_set import SHAPES, repeat_shards
+
+ROOT = Path(__file__).parent.parent.parent
+PATCH, SIZE, STRIDE = (2, 8, 8), (32, 32), 2
+MakeRecipe = Callable[..., PretrainRecipe]
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@dataclass(frozen=True)
+class MeanScorer:
+    """A token's score is its mean colour, its code that colour as a whole number."""
+
+    name: str = "mean"
+    tokenizer: str | None = "f" * 64
+    levels: tuple[int, ...] | None = (256,)
+    on_device: bool = False
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return {}
+
+    def __call__(self, piece: Piece) -> Scored:
+        means = cube_means(torch.from_numpy(piece.frames))
+        height, width = piece.frames.shape[2] // 8, piece.frames.shape[3] // 8
+        scores = means.view(len(means), 8, height, width).numpy()
+        return Scored(scores, scores.astype(np.int64))
+
+
+def cube_means(clips: torch.Tensor) -> torch.Tensor:
+    """Clips B F h w 3 -> B N."""
+    return to_cubes(clips, PATCH).float().mean(-1)
+
+
+def score(
+    shards: Path,
+    output: Path,
+    scorer: Scorer,
+    *,
+    stop_after: int | None = None,
+    spec: dict[str, Any] | None = None,
+    **options: Any,
+) -> ScoringReport:
+    opened = ShardSet(shards)
+    shape = {"stride": STRIDE, "size": SIZE, "patch": PATCH, **(spec or {})}
+    asked = iter(range(10**9))
+    return score_shards(
+        ScoringJob(opened, scorer, make_spec(opened, scorer, **shape), output, "pyav", **options),
+        stop=lambda: stop_after is not None and next(asked) >= stop_after,
+    )
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def recipe_of(tiny: MakeRecipe, shards: Path, scores: Path | None, **data: Any) -> PretrainRecipe:
+    return tiny(
+        model={"patch": list(PATCH)},
+        data={
+            "shards": str(shards),
+            "scores": None if scores is None else str(scores),
+            "crop": "grid",
+            "stride": STRIDE,
+            "decoder": "pyav",
+            "num_streams": 3,
+            **data,
+        },
+        train={"total_batch": 6, "micro_batch": 6, "max_steps": 4},
+    )
+
+
+def delivered(clips: TrainClips, positions: int) -> list[tuple[str, VideoClips]]:
+    return [(clips.sample(n)[1].key, clips[n]) for n in range(positions)]
+
+
+@pytest.fixture(scope="module")
+def means(textured_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Scores of the mean colour, with codes."""
+    folder = tmp_path_factory.mktemp("means") / "scores"
+    score(textured_shards, folder, MeanScorer())
+    return folder
+
+
+@pytest.fixture
+def other_shards(textured_shards: Path, tmp_path: Path) -> Path:
+    """The same videos under another manifest."""
+    repeat_shards(textured_shards, tmp_path / "other", 1)
+    return tmp_path / "other"
+
+
+@pytest.fixture
+def damaged(textured_shards: Path, tmp_path: Path) -> tuple[Path, str]:
+    """A copy of the shards in which one video's bytes were overwritten, and its key."""
+    folder = shutil.copytree(textured_shards, tmp_path / "damaged")
+    shards = ShardSet(folder)
+    sample = shards.index(1).samples[2]
+    with (folder / shards.manifest.shards[1].name).open("r+b") as tar:
+        tar.seek(sample.offset)
+        tar.write(b"\xa5" * sample.bytes)
+    return folder, sample.key
+
+
+def test_grids_are_those_of_the_whole_video(textured_shards: Path, means: Path) -> None:
+    store, shards = TokenScores(means), ShardSet(textured_shards)
+    assert store.contents.num_videos == len(SHAPES)
+    assert store.contents.unreadable == {}
+    for shard in range(3):
+        for sample in shards.index(shard).samples:
+            video = store.read(shard, sample.key)
+            assert video is not None
+            number = int(Path(sample.key).name.split("_")[0][1:])
+            height, width, frames = SHAPES[number]
+            sampled = -(-frames // STRIDE)
+            scale = 32 / min(height, width)
+            expected = (-(-sampled // 2), int(scale * height) // 8, int(scale * width) // 8)
+            assert video.scores.shape == expected, sample.key
+
+
+def test_scores_and_codes_are_those_of_the_delivered_clips_tokens(
+    textured_shards: Path, means: Path, tiny: MakeRecipe
+) -> None:
+    recipe = recipe_of(tiny, textured_shards, means, repeats=3)
+    clips = TrainClips(ShardSet(textured_shards), recipe)
+    differing = set()
+    for key, video in delivered(clips, 45):
+        assert video.skipped is None
+        assert video.scores is not None
+        for clip, stored in zip(video.clips, video.scores, strict=True):
+            expected = cube_means(clip[None])[0].numpy()
+            scores, codes = stored.flat()
+            # Also where a short video repeats its last frame, which repeats its last tokens.
+            assert np.array_equal(scores, expected.astype(np.float16).astype(np.float32)), key
+            assert codes is not None
+            assert np.array_equal(codes, expected.astype(np.int64)), key
+            differing.add(scores.tobytes())
+    assert len(differing) > 30  # crops and starts are many
+
+
+def test_distances_in_time_are_those_of_the_delivered_clips_tokens(
+    textured_shards: Path, tiny: MakeRecipe, tmp_path: Path
+) -> None:
+    """Only the first time of a stored window may differ: it has the next one's distance."""
+    score(textured_shards, tmp_path / "everest", RuleScorer("everest", PATCH))
+    recipe = recipe_of(tiny, textured_shards, tmp_path / "everest", frames=32)
+    clips = TrainClips(ShardSet(textured_shards), recipe)
+    starts = []
+    for key, video in delivered(clips, 45):
+        if int(key.rpartition("_")[2].removesuffix(".mp4")) < 32 * STRIDE:
+            continue
+        assert video.scores is not None
+        piece = Piece("", 0, video.clips[0].numpy()[None])
+        expected = everest(piece, PATCH)[0].astype(np.float16)
+        found = video.scores[0].flat()[0].reshape(expected.shape)
+        same = [np.allclose(f, e, rtol=2e-3) for f, e in zip(found, expected, strict=True)]
+        others = [time for time in range(1, 16) if not same[time]]
+        assert len({time % 8 for time in others}) <= 1, (key, others)
+        assert all(np.allclose(found[t], expected[t + 1], rtol=2e-3) for t in others if t < 15)
+        starts.append(tuple(others))
+    assert len(starts) > 10
+    assert len(set(starts)) > 3
+
+
+def test_batches_carry_scores_whatever_the_workers(
+    textured_shards: Path, means: Path, tiny: MakeRecipe
+) -> None:
+    recipe = recipe_of(tiny, textured_shards, means)
+    loaded = [load(textured_shards, recipe, workers=workers) for workers in (0, 2)]
+    for one, other in zip(*loaded, strict=True):
+        for batch in (one, other):
+            assert batch.scores is not None
+            assert batch.codes is not None
+            assert batch.scores.shape == batch.codes.shape == (6, 4 * 4 * 4)
+            assert (batch.scores.dtype, batch.codes.dtype) == (torch.float32, torch.int64)
+            wanted = cube_means(batch.clips).half().float()
+            assert torch.equal(batch.to(torch.device("cpu")).scores, wanted)  # type: ignore[arg-type]
+        assert torch.equal(one.clips, other.clips)
+        assert torch.equal(one.scores, other.scores)  # type: ignore[arg-type]
+
+
+def test_clips_on_the_grid_need_no_scores(textured_shards: Path, tiny: MakeRecipe) -> None:
+    for batch in load(textured_shards, recipe_of(tiny, textured_shards, None), workers=0):
+        assert batch.clips.shape == (6, 8, 32, 32, 3)
+        assert batch.valid.all()
+        assert batch.scores is batch.codes is None
+
+
+def load(shards: Path, recipe: PretrainRecipe, *, workers: int) -> list[Batch]:
+    opened = ShardSet(shards)
+    plan = make_plan(recipe, world_size=1, num_videos=opened.num_samples)
+    return list(
+        TrainLoader(
+            opened, recipe, plan, rank=0, first_step=0, num_workers=workers, pin_memory=False
+        )
+    )
+
+
+@pytest.mark.parametrize("scorer", [MeanScorer(), MeanScorer(on_device=True)])
+def test_ranks_interruptions_and_leftovers_change_no_byte(
+    textured_shards: Path, means: Path, tmp_path: Path, scorer: Scorer
+) -> None:
+    folder = tmp_path / "scores"
+    ranks = [{"rank": rank, "num_ranks": 2} for rank in range(2)]
+    assert score(textured_shards, folder, scorer, stop_after=2, **ranks[0]).interrupted
+    assert contents(folder) == {}
+    (folder / "shard-000000.safetensors.partial").write_bytes(b"half")
+    assert not score(textured_shards, folder, scorer, **ranks[1]).interrupted
+    left = {"shard-000000.safetensors.partial", "shard-000001.safetensors"}
+    assert set(contents(folder)) == left
+    report = score(textured_shards, folder, scorer, **ranks[0])
+    assert (report.new_videos, report.new_files) == (6, 2)
+    assert contents(folder) == contents(means)
+    again = score(textured_shards, folder, scorer)
+    assert (again.new_videos, again.new_files) == (0, 0)
+    assert contents(folder) == contents(means)
+
+
+def test_rank_0_waits_for_the_others_until_it_is_to_stop(
+    textured_shards: Path, tmp_path: Path
+) -> None:
+    report = score(textured_shards, tmp_path / "s", MeanScorer(), stop_after=7, rank=0, num_ranks=2)
+    assert report.interrupted
+    assert report.new_files == 2
+    assert not (tmp_path / "s" / SCORES).exists()
+
+
+def test_a_file_that_was_altered_is_made_anew_and_training_names_it(
+    textured_shards: Path, means: Path, tiny: MakeRecipe, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(means, tmp_path / "altered")
+    path = folder / "shard-000002.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-3] ^= 1
+    path.write_bytes(data)
+    shards = ShardSet(textured_shards)
+    clips = TrainClips(shards, recipe_of(tiny, textured_shards, folder))
+    skipped = [video.skipped for _, video in delivered(clips, 9) if video.skipped is not None]
+    assert [one.kind for one in skipped] == ["altered"]
+    assert "altered/shard-000002.safetensors" in skipped[0].message
+    assert score(textured_shards, folder, MeanScorer()).new_files == 1
+    assert contents(folder) == contents(means)
+    path.write_bytes(data[:-1])
+    with pytest.raises(UserError, match=r"shard-000002.safetensors has \d+ bytes"):
+        TrainClips(shards, recipe_of(tiny, textured_shards, folder))
+
+
+def test_unreadable_videos_are_named_have_no_entry_and_are_not_valid(
+    damaged: tuple[Path, str], textured_shards: Path, tiny: MakeRecipe, tmp_path: Path
+) -> None:
+    folder, key = damaged
+    report = score(folder, tmp_path / "scores", MeanScorer())
+    assert report.contents is not None
+    assert report.contents.num_videos == len(SHAPES) - 1
+    assert list(report.contents.unreadable) == [key]
+    assert "altered" in report.contents.unreadable[key]
+    assert TokenScores(tmp_path / "scores").read(1, key) is None
+    # The video is whole again: still there is nothing to say of its tokens.
+    shutil.copytree(textured_shards, folder, dirs_exist_ok=True)
+    clips = TrainClips(ShardSet(folder), recipe_of(tiny, folder, tmp_path / "scores"))
+    for name, video in delivered(clips, 9):
+        if name != key:
+            assert video.skipped is None
+            continue
+        assert video.skipped is not None
+        assert video.skipped.kind == "unscored"
+        assert video.scores is not None
+        scores, codes = video.scores[0].flat()
+        assert scores.shape == (64,)
+        assert codes is not None
+        assert not scores.any()
+        assert not codes.any()
+        assert not video.clips[0].any()
+
+
+def test_scores_that_are_no_numbers_are_not_stored(textured_shards: Path, tmp_path: Path) -> None:
+    class Infinite(MeanScorer):
+        def __call__(self, piece: Piece) -> Scored:
+            scored = super().__call__(piece)
+            return Scored(scored.scores + 1e5 * (piece.frames.shape[2] > 32), scored.codes)
+
+    report = score(textured_shards, tmp_path / "scores", Infinite())
+    assert report.contents is not None
+    assert 0 < len(report.contents.unreadable) < len(SHAPES)
+    assert all("not_finite" in why for why in report.contents.unreadable.values())
+
+
+def test_other_shards_scorers_tokens_and_tokenizers_are_refused(
+    textured_shards: Path, other_shards: Path, means: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(means, tmp_path / "scores")
+    before = contents(folder)
+    for begun in (True, False):
+        if not begun:
+            (folder / SCORES).unlink()
+        with pytest.raises(UserError, match=r"tokenizer was ffffffffffff, is 000000000000"):
+            score(textured_shards, folder, MeanScorer(tokenizer="0" * 64))
+        with pytest.raises(UserError, match=r'scorer was "mean", is "random"'):
+            score(textured_shards, folder, RuleScorer("random", PATCH))
+        with pytest.raises(UserError, match=r"stride was 2, is 3"):
+            score(textured_shards, folder, MeanScorer(), spec={"stride": 3})
+    with pytest.raises(UserError, match=r"the shards' manifest was \w{12}, is \w{12}"):
+        score(other_shards, folder, MeanScorer())
+    assert contents(folder) == {name: data for name, data in before.items() if name != SCORES}
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"stride": 1}, "data.stride is 2 there and 1 in the recipe"),
+        ({"size": [32, 64]}, r"data.size is \[32, 32\] there and \[32, 64\] in the recipe"),
+    ],
+)
+def test_recipes_of_other_tokens_are_refused_with_both_values(
+    textured_shards: Path, means: Path, tiny: MakeRecipe, changed: dict[str, Any], said: str
+) -> None:
+    recipe = recipe_of(tiny, textured_shards, means, **changed)
+    with pytest.raises(UserError, match=said):
+        TrainClips(ShardSet(textured_shards), recipe)
+
+
+def test_scores_of_other_shards_and_unfinished_ones_are_refused(
+    other_shards: Path, means: Path, tiny: MakeRecipe, tmp_path: Path
+) -> None:
+    shards = ShardSet(other_shards)
+    with pytest.raises(UserError, match=r"scores of other shards than .*other: manifest \w{12}"):
+        TrainClips(shards, recipe_of(tiny, other_shards, means))
+    with pytest.raises(UserError, match=r"no finished token scores in .*score_tokens\.py"):
+        TrainClips(shards, recipe_of(tiny, other_shards, tmp_path))
+
+
+def test_a_recipe_that_moves_tokens_is_refused(tiny: MakeRecipe) -> None:
+    with pytest.raises(UserError, match=r'Set data\.crop="grid", data\.flip=false,'):
+        tiny(data={"scores": "S", "flip": True})
+    with pytest.raises(UserError, match=r"data\.erase=0\.25 changes them"):
+        tiny(data={"scores": "S", "crop": "grid", "erase": 0.25})
+
+
+class StandIn(torch.nn.Module):
+    """A tokenizer as the scorer needs it."""
+
+    class settings:  # noqa: N801  named as the attribute of the real one
+        levels = (8, 8)
+
+    def __init__(self, weight: float = 1.0) -> None:
+        super().__init__()
+        self.patch = PATCH
+        self.weight = torch.nn.Parameter(torch.tensor(weight))
+
+    def tokens(self, windows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        means = self.weight * cube_means(windows)
+        scores = means.view(len(windows), 8, windows.shape[2] // 8, windows.shape[3] // 8)
+        return scores, (scores.long() % 64)
+
+
+def test_a_tokenizer_gives_scores_and_codes_and_is_known_by_its_weights(
+    textured_shards: Path, means: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    networks = {"run": StandIn(), "copy": StandIn(), "other": StandIn(0.5)}
+    module = type(sys)("arvideo_ds.models.tokenizer")
+    module.load_tokenizer = lambda path: networks[str(path)]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "arvideo_ds.models.tokenizer", module)
+    scorer = token_scorers.make_scorer("tokenizer", PATCH, tokenizer="run", device="cpu")
+    report = score(textured_shards, tmp_path / "scores", scorer)
+    assert report.contents is not None
+    assert report.contents.spec.levels == (8, 8)
+    store, expected = TokenScores(tmp_path / "scores"), TokenScores(means)
+    for shard in range(3):
+        for sample in ShardSet(textured_shards).index(shard).samples:
+            found, wanted = store.read(shard, sample.key), expected.read(shard, sample.key)
+            assert found is not None
+            assert wanted is not None
+            assert np.array_equal(found.scores, wanted.scores)
+            assert found.codes is not None
+            assert wanted.codes is not None
+            assert np.array_equal(found.codes, wanted.codes % 64)
+    assert TokenizerScorer("copy", PATCH, "cpu").tokenizer == scorer.tokenizer
+    with pytest.raises(UserError, match=r"the tokenizer was \w{12}, is \w{12}"):
+        score(textured_shards, tmp_path / "scores", TokenizerScorer("other", PATCH, "cpu"))
+    with pytest.raises(UserError, match=r"Score with its own"):
+        _ = TokenizerScorer("run", (2, 16, 16), "cpu").tokenizer
+
+
+def command(shards: Path, output: Path, *more: str) -> list[str]:
+    shape = ["--stride", "2", "--size", "32", "--patch", "2", "8", "8", "--decoder", "pyav"]
+    script = [sys.executable, str(ROOT / "scripts" / "score_tokens.py"), "--scorer", "flow"]
+    return [*script, "--shards", str(shards), "--output", str(output), *shape, *more]
+
+
+@pytest.mark.slow
+def test_the_command_on_two_ranks_and_on_one_writes_the_same_bytes(
+    textured_shards: Path, tmp_path: Path, run: Run, environment: Callable[..., dict[str, str]]
+) -> None:
+    alone = run(*command(textured_shards, tmp_path / "one", "--workers", "0"))
+    assert alone.returncode == 0, alone.stderr
+    assert "9 videos in 3 files" in alone.stdout
+    ranks = [
+        subprocess.Popen(
+            command(textured_shards, tmp_path / "two", "--workers", "1"),
+            env=environment(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)),
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(300) for rank in ranks] == [0, 0]
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+    listed = json.loads((tmp_path / "one" / SCORES).read_text())
+    assert listed["spec"]["scorer"] == "flow"
+    refused = run(*command(textured_shards, tmp_path / "one", "--patch", "2", "16", "16"))
+    assert refused.returncode == 2
+    assert "patch was [2, 8, 8], is [2, 16, 16]" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.slow
+def test_a_pass_killed_at_random_moments_ends_in_the_same_files(
+    textured_shards: Path, tmp_path: Path, run: Run, environment: Callable[..., dict[str, str]]
+) -> None:
+    many = tmp_path / "many"
+    repeat_shards(textured_shards, many, 4)
+    started = time.monotonic()
+    whole = run(*command(many, tmp_path / "whole", "--workers", "1"))
+    assert whole.returncode == 0, whole.stderr
+    lasts = time.monotonic() - started
+    kills, generator = 0, random.Random(0)
+    for attempt in range(40):
+        sent = signal.SIGTERM if attempt % 3 == 2 else signal.SIGKILL
+        process = subprocess.Popen(
+            command(many, tmp_path / "killed", "--workers", "1"), env=environment()
+        )
+        try:
+            process.wait(generator.uniform(0.3, 0.9) * lasts)
+        except subprocess.TimeoutExpired:
+            process.send_signal(sent)
+        code = process.wait(120)
+        if code == 0:
+            break
+        assert code in (-signal.SIGKILL, EXIT_INTERRUPTED, -signal.SIGTERM)
+        kills += 1
+    assert code == 0
+    assert kills >= 2
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
