@@ -10,6 +10,7 @@ from typing import Any
 from arvideo_ds.config import PretrainRecipe, Recipe, RunPlan, TokenizerRecipe
 from arvideo_ds.config.plan import notes
 from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
 from arvideo_ds.train.loop import Outcome
@@ -27,6 +28,7 @@ def facts(settings: Settings[Any], shards: ShardSet, world_size: int) -> dict[st
         "world_size": world_size,
         "zero_stage": zero_stage(settings.deepspeed),
         "manifest": shards.hash,
+        "scores": hash_of_scores(settings.recipe),
         "commit": git_commit(),
         "versions": {"python": platform.python_version(), **_versions()},
     }

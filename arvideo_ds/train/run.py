@@ -26,6 +26,7 @@ from arvideo_ds.config import (
 from arvideo_ds.data.detection import TrainKeyframes, collate_keyframes
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.data.manifest import ShardSet, by_set
+from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import (
@@ -93,7 +94,7 @@ def _start(
                 folder, rank=world.rank, size=world.size, stall_s=settings.recipe.train.stall_s
             )
         )
-        checkpoint = _checkpoint(options, shards)
+        checkpoint = _checkpoint(options, settings.recipe, shards)
         first_step = 0 if checkpoint is None else checkpoint.step
         engine = _engine(settings, shards, world, first=checkpoint is None)
         if checkpoint is not None:
@@ -140,7 +141,7 @@ def _start(
     return EXIT_INTERRUPTED if outcome.interrupted else EXIT_OK
 
 
-def _checkpoint(options: Options, shards: ShardSet) -> Checkpoint | None:
+def _checkpoint(options: Options, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
     """What to go on from: the run's own newest checkpoint, else that of --resume, else nothing."""
     own = newest_checkpoint(options.folder / run_folder.CHECKPOINTS)
     if own is None and options.resume is None:
@@ -153,6 +154,12 @@ def _checkpoint(options: Options, shards: ShardSet) -> Checkpoint | None:
             f"checkpoint {found.path} was trained on other shards than {shards.name}: the "
             "manifest differs, so its position in the data means nothing here. Point data.shards "
             "at the shards it was started with, or start another run with another --output."
+        )
+    if own is not None and found.facts.get("scores") != hash_of_scores(recipe):
+        raise UserError(
+            f"checkpoint {found.path} was trained with other token scores than data.scores="
+            f"{recipe.data.scores}: scores.json differs. Point data.scores at those, or start "
+            "another run with another --output."
         )
     return found
 

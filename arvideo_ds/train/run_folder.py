@@ -62,7 +62,7 @@ _MARKS = {
 # changes a number.
 _FREE = frozenset(
     """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
-    data.max_skipped_share data.shards data.num_videos train.micro_batch train.log_every
+    data.max_skipped_share data.shards data.scores data.num_videos train.micro_batch train.log_every
     train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s train.compile
     optim.implementation evaluation.shards evaluation.every_epochs evaluation.views
     evaluation.batch evaluation.annotations evaluation.detections evaluation.min_score

@@ -46,8 +46,7 @@ def test_another_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Pa
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_a_recipe_comes_back_from_its_folder_as_it_was(name: str, tmp_path: Path) -> None:
-    overrides = [] if name.endswith("demo") else ["data.size=[224, 224]"]
-    recipe = load_recipe(name, overrides, Recipe)
+    recipe = load_recipe(name, ["data.crop_area=[0.1, 1.0]"], Recipe)
     run_folder.write_recipe(tmp_path, recipe)
     assert run_folder.read_recipe(tmp_path, Recipe) == recipe
     run_folder.require_same_mathematics(tmp_path, recipe)
