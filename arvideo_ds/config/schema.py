@@ -499,6 +499,13 @@ class TokenizerRecipe(Recipe):
     evaluation: TokenizerEvaluationSettings = TokenizerEvaluationSettings()
 
     @property
+    def size(self) -> Size:
+        raise UserError(
+            "this is the recipe of a tokenizer, which has no encoder to fine-tune, export or look "
+            "into; give a run of scripts/pretrain.py or scripts/finetune.py."
+        )
+
+    @property
     def patch(self) -> Triple:
         return self.model.patch
 

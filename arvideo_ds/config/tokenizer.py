@@ -17,6 +17,8 @@ from arvideo_ds.geometry import Geometry, Triple, num_kept
 
 # Above it, a code's number is no longer exact in float32, in which it is computed.
 _MOST_CODES = 2**24
+# The perceptual network halves a picture four times.
+_LEAST_SIDE = 16
 _AXES = ("frames", "rows", "columns")
 
 
@@ -98,6 +100,11 @@ class TokenizerSettings(Settings):
             raise UserError(
                 f"tokenizer.levels={list(self.levels)} makes {self.num_codes} codes; no more than "
                 f"{_MOST_CODES} can be numbered exactly."
+            )
+        if self.perceptual_weight and min(geometry.clip[1:]) < _LEAST_SIDE:
+            raise UserError(
+                f"tokenizer.perceptual_weight={self.perceptual_weight:g} looks at pictures of at "
+                f"least {_LEAST_SIDE} pixels a side; data.size is {list(geometry.clip[1:])}."
             )
         if self.perceptual_weight and self.perceptual_network is None:
             raise UserError(

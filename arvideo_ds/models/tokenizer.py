@@ -35,8 +35,8 @@ from arvideo_ds.models.token_scorer import Float32Conv3d, TokenScorer, normalize
 from arvideo_ds.models.top_k import perturbed_top_k, top_k
 from arvideo_ds.models.weight_files import read_weights
 
-# Channels that share a group norm's statistics, at least, where there are so many.
-_GROUPS = 32
+# MAGVIT's groups; with fewer channels in each, a norm would take a clip's brightness off.
+_GROUPS, _GROUP_CHANNELS = 32, 4
 # A run's weights, the best choice first, and its recipe (train/run_folder.py).
 _WEIGHTS, _RECIPE = ("ema.safetensors", "model.safetensors"), "recipe.yaml"
 
@@ -248,4 +248,4 @@ def _conv(inputs: int, outputs: int) -> nn.Conv3d:
 
 
 def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(math.gcd(_GROUPS, width), width)
+    return nn.GroupNorm(math.gcd(_GROUPS, max(1, width // _GROUP_CHANNELS)), width)

@@ -93,6 +93,7 @@ def _chosen(recipe: Recipe, transfer: TransferSettings) -> TransferSettings:
 
 
 def _require_same_encoder(recipe: Recipe, source: Recipe, where: str) -> None:
+    _ = source.size  # a tokenizer has none, and says so
     pairs = {
         "model.size": (source.model.size, recipe.model.size),
         "model.positions": (source.model.positions, recipe.model.positions),

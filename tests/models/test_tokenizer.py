@@ -12,13 +12,15 @@ import yaml
 from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
-from arvideo_ds.config import TokenizerRecipe, load_recipe
+from arvideo_ds.config import FinetuneRecipe, TokenizerRecipe, load_recipe
 from arvideo_ds.config.cost import cost_of
 from arvideo_ds.config.load import validate
 from arvideo_ds.config.tokenizer import halvings
 from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.pretrained import load_trained_encoder
 from arvideo_ds.models.encoder import count_parameters
 from arvideo_ds.models.tokenizer import Tokenizer, load_tokenizer
+from arvideo_ds.train.transfer import settle_transfer
 
 Make = Callable[..., TokenizerRecipe]
 
@@ -196,6 +198,17 @@ def test_a_tokenizer_has_powers_of_two_for_its_patch_and_no_size() -> None:
         UserError, match=r"train a tokenizer; start it with scripts/train_tokenizer"
     ):
         load_recipe("tokenizer_demo")
+
+
+def test_a_tokenizer_is_no_encoder_to_begin_with(make: Make, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    saved(run, make(), "model.safetensors")
+    with pytest.raises(UserError, match="no encoder to fine-tune"):
+        settle_transfer(
+            load_recipe("finetune_demo", [f"finetune.init_from={run}"], FinetuneRecipe), tmp_path
+        )
+    with pytest.raises(UserError, match="no encoder to fine-tune"):
+        load_trained_encoder(make(), run)
 
 
 def saved(folder: Path, recipe: TokenizerRecipe, *names: str) -> list[Tokenizer]:
