@@ -191,7 +191,7 @@ def test_contradictions_are_said_with_their_key(
 
 def test_a_tokenizer_has_powers_of_two_for_its_patch_and_no_size() -> None:
     with pytest.raises(UserError, match="power of two, but its frames are 3"):
-        load_recipe("tokenizer_demo", ["model.patch=[3,4,4]"], TokenizerRecipe)
+        load_recipe("tokenizer_demo", ["data.frames=12", "model.patch=[3,4,4]"], TokenizerRecipe)
     with pytest.raises(UserError, match=r"unknown key 'model\.size'"):
         load_recipe("tokenizer_demo", ["model.size=B"], TokenizerRecipe)
     with pytest.raises(
