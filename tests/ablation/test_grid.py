@@ -92,7 +92,7 @@ def test_a_wrong_grid_is_refused_with_its_place(
 
 
 def test_an_unknown_grid_names_those_that_there_are() -> None:
-    with pytest.raises(UserError, match="motion, paper, weizmann"):
+    with pytest.raises(UserError, match="events, motion, paper, targets, weizmann"):
         read_grid("motoin")
 
 
