@@ -51,9 +51,18 @@ class TokenScorer(nn.Module):
 def normalize_scores(scores: Tensor) -> Tensor:
     """Scores of each clip, B n, less their mean and over their deviation."""
     variance, mean = torch.var_mean(scores, dim=1, keepdim=True)
-    return (scores - mean) / (variance.sqrt() + _EPSILON)
+    # Inside the root: that of a still clip, 0, has no slope.
+    return (scores - mean) / (variance + _EPSILON**2).sqrt()
 
 
 def _strided(inputs: int, outputs: int, stride: Triple) -> Float32Conv3d:
     t, h, w = (step // 2 for step in stride)
-    return Float32Conv3d(inputs, outputs, scorer_kernel(stride), stride=stride, padding=(t, h, w))
+    # Not zeros: before the first frame they would look like a change where nothing moves.
+    return Float32Conv3d(
+        inputs,
+        outputs,
+        scorer_kernel(stride),
+        stride=stride,
+        padding=(t, h, w),
+        padding_mode="replicate",
+    )

@@ -155,6 +155,14 @@ def test_importance_is_change_and_a_still_clip_is_no_accident(make: Make) -> Non
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+def test_nothing_matters_in_a_clip_that_stands_still(make: Make) -> None:
+    model = build(make())
+    picture = clips_of(make())[:, :1]
+    scores, _ = model.tokens(picture.expand_as(clips_of(make())))
+    # No edge in time or space counts as a change.
+    assert scores.max() < 1e-5
+
+
 def test_half_precision_changes_neither_scores_nor_how_latents_are_rounded(make: Make) -> None:
     recipe = make()
     model, clips = build(recipe), clips_of(recipe)
