@@ -109,9 +109,15 @@ class VideoScores:
     codes: np.ndarray | None = None
 
     def over(self, first: int, times: int) -> VideoScores:
-        """From time `first` on; beyond the video its last time is repeated."""
-        places = np.minimum(first + np.arange(times), len(self.scores) - 1)
-        return self._map(lambda values: values[places])
+        """From time `first` on.
+
+        Beyond the video, where its last frame stands still, its last codes are repeated, and
+        nothing is worth more than the least of its tokens.
+        """
+        places, last = first + np.arange(times), len(self.scores) - 1
+        part = self._map(lambda values: values[np.minimum(places, last)])
+        part.scores[places > last] = self.scores.min()
+        return part
 
     def within(self, row: int, column: int, height: int, width: int) -> VideoScores:
         """A box of tokens."""

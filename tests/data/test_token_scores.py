@@ -114,10 +114,20 @@ def test_scores_of_other_things_are_refused_with_both_values(
 def test_scores_follow_a_clip_in_time_and_place() -> None:
     scores = np.arange(3 * 4 * 5, dtype=np.float16).reshape(3, 4, 5)
     box = VideoScores(scores).over(1, 4).within(1, 2, 2, 3)
-    # Times 1 and 2, and the last one again for as long as the clip lasts.
-    assert np.array_equal(box.scores, scores[[1, 2, 2, 2], 1:3, 2:5])
+    assert np.array_equal(box.scores[:2], scores[1:3, 1:3, 2:5])
     flat, codes = box.flat()
     assert codes is None
     assert flat.dtype == np.float32
     # Time outermost, columns innermost.
     assert flat[: 2 * 3].tolist() == scores[1, 1:3, 2:5].ravel().tolist()
+
+
+def test_a_clip_longer_than_its_video_repeats_codes_and_finds_nothing_new_there() -> None:
+    """Else a last time that moves would fill the budget with pictures that stand still."""
+    scores = np.array([1, 5, 9], np.float16).reshape(3, 1, 1)
+    codes = np.array([4, 2, 7], np.int32).reshape(3, 1, 1)
+    part = VideoScores(scores, codes).over(1, 4)
+    assert part.codes is not None
+    assert part.codes.ravel().tolist() == [2, 7, 7, 7]
+    assert part.scores.ravel().tolist() == [5, 9, 1, 1]
+    assert scores.ravel().tolist() == [1, 5, 9]  # the store's own stays
