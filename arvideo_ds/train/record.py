@@ -97,8 +97,10 @@ def _tokens(recipe: Recipe, plan: RunPlan) -> str:
         settings = recipe.tokenizer
         return f"; {settings.kept(recipe.geometry)} kept, {settings.num_codes} codes"
     if not isinstance(recipe, PretrainRecipe):
-        grid = recipe.pretrained_grid
-        return ", all encoded" + (f"; positions interpolated from those of {grid}" if grid else "")
+        grid, seen = recipe.pretrained_grid, plan.encoder_tokens
+        encoded = "all" if seen == recipe.geometry.num_tokens else seen
+        positions = f"; positions interpolated from those of {grid}" if grid else ""
+        return f", {encoded} encoded{positions}"
     clusters = f" -> {plan.num_clusters} clusters of {plan.cluster_size}"
     tokens = f"{plan.encoder_tokens} tokens encoded, {plan.decoder_queries} predicted"
     return f"{clusters}; {tokens}" if plan.num_clusters > 1 else f"; {tokens}"
