@@ -44,6 +44,8 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> None:
     args = parse_arguments()
+    if args.motion is not None and args.motion < 1:
+        raise UserError(f"--motion {args.motion} must be 1 or more videos.")
     run_folder.read_recipe(args.run, TokenizerRecipe)
     recipe = load_recipe(str(args.run / run_folder.RECIPE), args.overrides, TokenizerRecipe)
     where = recipe.evaluation.shards
@@ -61,16 +63,16 @@ def main() -> None:
     from arvideo_ds.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.run / run_folder.WEIGHTS[weights])
+    # First, since it refuses clips that its videos are too short for.
+    seen = {} if args.motion is None else {"motion": motion(tokenizer, recipe, args.motion)}
     shards = ShardSet(where)
     quality = judge_run(tokenizer, shards, recipe)
-    facts: dict[str, Any] = {"weights": weights, "shards": where, **dataclasses.asdict(quality)}
     print(
         f"{quality.videos} clips: PSNR {quality.psnr_db:.2f} dB, SSIM {quality.ssim:.3f}; "
         f"{quality.different_codes} different codes, {100 * quality.code_usage:.1f} % of what "
         "could have been seen"
     )
-    if args.motion:
-        facts["motion"] = motion(tokenizer, recipe, args.motion)
+    facts = {"weights": weights, "shards": where, **dataclasses.asdict(quality), **seen}
     (args.run / REPORT).write_text(json.dumps(run_folder.finite(facts), indent=1) + "\n")
     clips = EvaluationClips(shards, recipe)
     # Spread over the shards, which hold their videos by class.

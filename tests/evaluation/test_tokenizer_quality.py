@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from arvideo_ds.config import TokenizerRecipe, load_recipe
 from arvideo_ds.data.demo_set import render, render_scene, scene
@@ -16,6 +20,8 @@ from arvideo_ds.evaluation.tokenizer_pictures import draw_examples, example
 from arvideo_ds.geometry import Geometry
 from arvideo_ds.models.cubes import to_cubes, unit_pixels
 from arvideo_ds.models.tokenizer import Reconstruction
+from arvideo_ds.train import run_folder
+from tests.conftest import ROOT
 
 
 def demo(*overrides: str) -> TokenizerRecipe:
@@ -95,3 +101,33 @@ def test_the_picture_shows_four_rows_of_every_clip() -> None:
     assert shown[0].importance.max() == pytest.approx(1)
     figure = draw_examples(shown, "two clips")
     assert len(figure.axes) == 2 * 4 * 8
+
+
+def evaluate_tokenizer() -> ModuleType:
+    path = ROOT / "scripts" / "evaluate_tokenizer.py"
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    ("count", "overrides", "said"),
+    [("-1", [], "--motion -1 must be"), ("2", ["data.frames=16"], "have 12 frames")],
+)
+def test_a_motion_that_cannot_be_looked_at_is_refused_before_anything_is_reconstructed(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    count: str,
+    overrides: list[str],
+    said: str,
+) -> None:
+    recipe = demo("tokenizer.filters=4", f"evaluation.shards={tmp_path}", *overrides)
+    run_folder.write_recipe(tmp_path, recipe)
+    save_file(untrained(recipe).state_dict(), tmp_path / run_folder.MODEL)
+    (tmp_path / "manifest.json").write_text("{}")  # shards that would not open
+    monkeypatch.setattr("sys.argv", ["evaluate_tokenizer.py", str(tmp_path), f"--motion={count}"])
+    assert evaluate_tokenizer().main() == 2
+    assert said in capsys.readouterr().err
