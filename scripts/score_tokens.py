@@ -3,7 +3,7 @@
 
     python scripts/score_tokens.py --shards SHARDS --scorer flow
     torchrun --nproc_per_node 8 scripts/score_tokens.py --scorer tokenizer --tokenizer RUN \\
-        --recipe pretrain_lvmae_vit_b_128 data.shards=SHARDS         also deepspeed, srun python
+        --recipe lvmae_vit_b_diving48 data.shards=SHARDS             also deepspeed, srun python
 
 Stride, size and patch are those of --recipe (with overrides), or given one by one. Writes to
 SHARDS/scores/NAME, a file a shard; ranks share the shards. Ctrl-C or SIGTERM finishes the videos

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from arvideo_ds.data.synthetic import Drift, SyntheticSet, background, ensure_shards
+from arvideo_ds.data.synthetic import Drift, SyntheticSet, background
 
 EVENTS_FOLDER = Path("data/events")
 SIDE, FRAMES = 32, 128
@@ -24,11 +24,6 @@ _DIRECTIONS = {"east": 0, "north_west": 120, "south_west": 240}
 DURATION, _FIRST, _SECOND = 20, (0, 20), (80, 108)
 CLASSES = tuple(f"{a}_{b}" for a, b in itertools.permutations(_DIRECTIONS, 2))
 _DRIFT = Drift(speeds=(1.0, 1.6), radii=(4.0, 6.5), aside=4.0)
-
-
-def ensure_events_shards(folder: Path = EVENTS_FOLDER) -> None:
-    """Make videos and shards of both splits where they are missing; one process does, all wait."""
-    ensure_shards(EVENTS, folder)
 
 
 def render(kind: int, generator: np.random.Generator) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What scripts/pretrain.py, finetune.py and detect.py share: arguments, and the start of a run."""
+"""What the scripts share that train: arguments, and the start of a run."""
 
 from __future__ import annotations
 
