@@ -34,7 +34,9 @@ class Detect(nn.Module):
         losses = F.binary_cross_entropy_with_logits(
             logits, batch.targets.to(logits.dtype), reduction="none"
         )
-        return losses.mean(dim=1).sum() / batch.valid.sum().clamp(min=1)
+        # A clip may have boxes and not be valid: ranks that share its tokens agree on that.
+        per_box = losses.mean(dim=1) * batch.valid[batch.clip_of]
+        return per_box.sum() / batch.valid.sum().clamp(min=1)
 
     def _logits(self, batch: DetectionBatch) -> Tensor:
         return self.model(batch.clips, batch.boxes, batch.clip_of)

@@ -106,3 +106,15 @@ def test_a_step_drops_the_same_branches_again(ava_recipe: MakeRecipe) -> None:
 def test_in_evaluation_it_gives_logits(task: Detect) -> None:
     batch = batch_of([2, 1])
     assert task.eval()(batch).shape == (3, 3)
+
+
+def test_boxes_of_a_clip_that_another_rank_of_its_group_could_not_decode_weigh_nothing(
+    task: Detect,
+) -> None:
+    """Ranks that share a clip's tokens agree on `valid`; those that decoded it have its boxes."""
+    together = loss_and_gradient(task, batch_of([2, 3, 1], valid=[True, False, True]))
+    batch = batch_of([2, 3, 1])
+    parts = [loss_and_gradient(task, part(batch, [place])) for place in (0, 2)]
+    for number in range(2):
+        mean = (parts[0][number] + parts[1][number]) / 2
+        torch.testing.assert_close(together[number], mean)
