@@ -18,6 +18,7 @@ from arvideo_ds.ablation.grid import UNTRAINED, Plan, Variant
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.cost import cost_of
 from arvideo_ds.data.manifest import ShardSet, require_same_labels
+from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.train import run_folder
@@ -47,6 +48,10 @@ class Cell:
 
     def settings(self) -> PretrainRecipe:
         return load_recipe(self.recipe, self.overrides)
+
+    def scores(self) -> str | None:
+        """What identifies the token scores that it trains with. Errors: as `hash_of_scores`."""
+        return hash_of_scores(self.settings()) if self.trained else None
 
     def result(self) -> dict[str, Any] | None:
         """What the cell came to, or nothing where it is not finished."""
@@ -107,10 +112,13 @@ def judged_on(
 
 
 def require_same(cell: Cell, data: dict[str, Any]) -> None:
-    """Refuse a folder whose cell has other settings, or was judged on other data."""
+    """Refuse a folder whose cell has other settings, or other data than it was finished with.
+
+    Errors: `UserError`, also where there are no token scores that it needs.
+    """
     run_folder.require_same_mathematics(cell.folder, cell.settings())
-    result = cell.result()
-    changed = [key for key in data if result is not None and result["data"][key] != data[key]]
+    now, result = {**data, "scores": cell.scores()}, cell.result()
+    changed = [key for key in now if result is not None and result["data"].get(key) != now[key]]
     if changed:
         raise UserError(
             f"{cell.folder} was finished with other {', '.join(changed)} than this command's. Go "
@@ -136,6 +144,7 @@ def run_cell(cell: Cell) -> int:
             run_folder.write_recipe(cell.folder, settings.recipe)
             result = {**_probe(cell, settings.recipe), **_costs(cell, settings.recipe)}
             data, _ = judged_on(settings.recipe, cell.probe_videos)
+            data["scores"] = cell.scores()
             _write(cell.folder / RESULT, {**result, "data": data})
     return EXIT_OK
 

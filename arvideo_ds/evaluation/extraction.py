@@ -120,7 +120,8 @@ def extract_features(
 def load_encoder(recipe: Recipe, weights: Path) -> Encoder:
     """The encoder of a run. Errors: `UserError` when the weights are missing or do not fit.
 
-    A fine-tuned one has no last norm: what was pooled there were the plain tokens.
+    A fine-tuned one has no last norm where the mean was classified: what was pooled there were the
+    plain tokens.
     """
     if isinstance(recipe, PretrainRecipe):
         return load_trained_encoder(recipe, weights)
