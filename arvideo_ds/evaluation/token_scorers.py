@@ -226,6 +226,11 @@ def make_scorer(name: str, patch: Triple, *, tokenizer: str | None, device: str)
             f"--patch {list(patch)}: windows of {WINDOW} frames are no multiple of its "
             f"{patch[0]} frames."
         )
+    if name in (TOKENIZER, "everest") and patch[0] == WINDOW:
+        raise UserError(
+            f"--scorer {name} compares a token with the one before it, and --patch {list(patch)} "
+            f"makes one time of a window of {WINDOW} frames. Take flow, or tokens of fewer frames."
+        )
     if tokenizer is None:
         return RuleScorer(name, patch)
     return TokenizerScorer(tokenizer, patch, device)

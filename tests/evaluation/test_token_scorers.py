@@ -103,3 +103,6 @@ def test_scorers_that_do_not_go_with_their_settings_are_refused() -> None:
         make_scorer("tokenizer", PATCH, tokenizer=None, device="cpu")
     with pytest.raises(UserError, match="do not go together"):
         make_scorer("flow", PATCH, tokenizer="run", device="cpu")
+    for name, path in (("everest", None), ("tokenizer", "run")):
+        with pytest.raises(UserError, match="makes one time of a window of 16 frames"):
+            make_scorer(name, (16, 8, 8), tokenizer=path, device="cpu")
