@@ -16,7 +16,13 @@ import yaml
 
 from arvideo_ds.evaluation.pretrained import LABELS, load_classifier, load_trained_encoder
 from arvideo_ds.exports.opened import Opened, save_weights, versions
-from arvideo_ds.exports.source import Source, architecture, outputs, public_recipe
+from arvideo_ds.exports.source import (
+    Source,
+    architecture,
+    logits_in_words,
+    outputs,
+    public_recipe,
+)
 
 
 def export(source: Source, folder: Path) -> Opened:
@@ -45,5 +51,5 @@ def export(source: Source, folder: Path) -> Opened:
         run=lambda clips: outputs(again, clips),
         how_to=how_to,
         versions=versions("safetensors", "timm"),
-        remarks=['`folder` is `pathlib.Path("FOLDER")`.'],
+        remarks=['`folder` is `pathlib.Path("FOLDER")`.', *logits_in_words(source)],
     )

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from arvideo_ds.exports.opened import Opened, save_weights, versions
-from arvideo_ds.exports.source import Outputs, Source, architecture
+from arvideo_ds.exports.source import Outputs, Source, architecture, logits_in_words
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.layouts import to_videomae
@@ -88,7 +88,8 @@ def export(source: Source, folder: Path) -> Opened:
             "All names are those of timm's VisionTransformer(class_token=False). What cannot "
             "match: patch_embed.proj.weight has five axes (cubes of frames, not patches of an "
             "image), and pos_embed one row for each token of all times. A timm model takes them "
-            "with `CubeEmbed` of this module as its embed_layer; `open_timm` does that."
+            "with `CubeEmbed` of this module as its embed_layer; `open_timm` does that.",
+            *logits_in_words(source),
         ],
     )
 

@@ -189,7 +189,9 @@ def test_two_label_sets_leave_with_the_model_but_not_to_transformers(
         return
     assert "logits" in export(source, format_name, out, clips)["max_abs_difference"]
     assert json.loads((out / "config.json").read_text())["label_sets"] == {"verb": 2, "noun": 2}
-    assert "2 verb classes and 2 noun classes" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "2 verb classes and 2 noun classes" in card
+    assert "`logits` are 2 of verb, then 2 of noun: a softmax for each set." in card
     if format_name == "encoder":
         assert read_source(out, run_folder.read_recipe(out, Recipe)).labels == SETS
 
