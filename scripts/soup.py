@@ -81,6 +81,8 @@ def _require_alike(runs: list[Path], recipes: list[FinetuneRecipe]) -> None:
             "finetune.init_from": (_start(recipe), _start(first)),
             "the clip": (recipe.geometry.clip, first.geometry.clip),
             "finetune.pooling": (recipe.pooling, first.pooling),
+            # Also their order, in which the classes stand.
+            "finetune.heads": (recipe.heads, first.heads),
             "model.positions": (recipe.model.positions, first.model.positions),
             "the grid of the positions": (recipe.pretrained_grid, first.pretrained_grid),
         }

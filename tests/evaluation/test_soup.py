@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -59,6 +60,25 @@ def runs(tiny_finetune: Callable[..., FinetuneRecipe], tmp_path: Path) -> list[P
         (folder / "labels.json").write_text(json.dumps(["a", "b", "c"]))
         folders.append(folder)
     return folders
+
+
+@pytest.mark.parametrize("key", ["heads", "pooling"])
+def test_runs_whose_classes_stand_otherwise_are_refused(
+    tiny_finetune: Callable[..., FinetuneRecipe],
+    runs: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    key: str,
+) -> None:
+    values = {"heads": (["verb", "noun"], ["noun", "verb"]), "pooling": ("mean", "attention")}
+    for folder, value in zip(runs, values[key], strict=True):
+        run_folder.write_recipe(folder, tiny_finetune(finetune={key: value}))
+    words = ["soup.py", *map(str, runs), f"--output={tmp_path / 'soup'}"]
+    monkeypatch.setattr("sys.argv", words)
+    script = runpy.run_path(str(ROOT / "scripts" / "soup.py"))
+    assert script["main"]() == 2
+    assert f"has another finetune.{key}" in capsys.readouterr().err
 
 
 @pytest.mark.slow

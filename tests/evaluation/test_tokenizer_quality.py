@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
+import runpy
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -103,15 +102,6 @@ def test_the_picture_shows_four_rows_of_every_clip() -> None:
     assert len(figure.axes) == 2 * 4 * 8
 
 
-def evaluate_tokenizer() -> ModuleType:
-    path = ROOT / "scripts" / "evaluate_tokenizer.py"
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.parametrize(
     ("count", "overrides", "said"),
     [("-1", [], "--motion -1 must be"), ("2", ["data.frames=16"], "have 12 frames")],
@@ -129,5 +119,6 @@ def test_a_motion_that_cannot_be_looked_at_is_refused_before_anything_is_reconst
     save_file(untrained(recipe).state_dict(), tmp_path / run_folder.MODEL)
     (tmp_path / "manifest.json").write_text("{}")  # shards that would not open
     monkeypatch.setattr("sys.argv", ["evaluate_tokenizer.py", str(tmp_path), f"--motion={count}"])
-    assert evaluate_tokenizer().main() == 2
+    script = runpy.run_path(str(ROOT / "scripts" / "evaluate_tokenizer.py"))
+    assert script["main"]() == 2
     assert said in capsys.readouterr().err
