@@ -80,9 +80,17 @@ _JUDGED_WITH = {
 
 
 def lock(folder: Path) -> IO[str]:
-    """Hold the folder until the returned file closes. Errors: `UserError` if somebody else does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / ".lock").open("w")
+    """Hold the folder until the returned file closes.
+
+    Errors: `UserError` if somebody else does, or nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); choose another --output."
+        ) from None
     # A file server may hold the lock of a lost node for a while after Slurm started the job anew.
     limit = time.monotonic() + (_STALE_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
     while True:

@@ -108,3 +108,10 @@ def test_facts_are_added_to_the_summary(tmp_path: Path) -> None:
     assert whole == {"steps": 8, "loss": 1.5, "knn": 0.5}
     assert json.loads((tmp_path / run_folder.SUMMARY).read_text()) == whole
     assert [path.name for path in tmp_path.iterdir()] == [run_folder.SUMMARY]
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+    """Such as token scores beside shards that others own."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"cannot write to .*Not a directory.*another --output"):
+        run_folder.lock(tmp_path / "file" / "scores")
