@@ -12,10 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.image import (
-    peak_signal_noise_ratio,
-    structural_similarity_index_measure,
-)
 
 from arvideo_ds.config import TokenizerRecipe
 from arvideo_ds.data.demo_set import scene
@@ -85,6 +81,12 @@ def judge(
 
 def measured(made: Reconstruction, clips: Tensor) -> Tensor:
     """PSNR, SSIM and the codes of each clip: B x (2 + N), float32, which holds codes exactly."""
+    # Imported here: it takes two seconds, which every start of every program would wait for.
+    from torchmetrics.functional.image import (
+        peak_signal_noise_ratio,
+        structural_similarity_index_measure,
+    )
+
     wanted, pixels = unit_pixels(clips), made.pixels.clamp(0, 1)
     psnr = peak_signal_noise_ratio(
         pixels, wanted, data_range=1.0, dim=(1, 2, 3, 4), reduction="none"
