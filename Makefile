@@ -35,7 +35,8 @@ check: setup  ## style, types, import rules and the fast tests (minutes)
 	pytest -q -n auto -m "not slow and not dist and not gpu and not slurm"
 
 test: check  ## check, then every other test that this machine can run
-	pytest -q --durations=25 -m "slow or dist or gpu or slurm"
+	OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile --durations=25 \
+		-m "slow or dist or gpu or slurm"
 
 clean:  ## remove the environment, the demo's data and the runs
 	rm -rf $(VENV) data/demo runs *.egg-info .mypy_cache .ruff_cache .pytest_cache
