@@ -114,6 +114,7 @@ def probe(
             )
     results["probe_chance_accuracy"] = round(1 / len(train.manifest.labels or "?"), 4)
     results["probe_features"] = recipe.probe.features
+    results["probe_clips"] = recipe.probe.clips
     results["probe_manifests"] = [train.hash, test.hash]
     return results
 

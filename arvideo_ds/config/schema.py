@@ -244,10 +244,12 @@ class ProbeSettings(Settings):
     """Labelled shards on which scripts/probe.py judges the frozen encoder, and by what.
 
     features: `mean` of all tokens, or their `change`: the mean of the later half of the times less
-    the mean of the earlier half, which drops what stands still.
+    the mean of the earlier half, which drops what stands still. clips: so many, spread over the
+    video, of which the mean counts; the central one where it is 1.
     """
 
     features: Literal["mean", "change"] = "mean"
+    clips: Annotated[int, Field(ge=1)] = 1
     train_shards: str | None = None
     test_shards: str | None = None
     # Epochs between nearest-neighbour probes while training, on both shards; None = never.

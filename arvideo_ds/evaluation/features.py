@@ -38,7 +38,7 @@ def extract(
     *,
     videos: int | None = None,
 ) -> Features:
-    """Features of the central clip of every video, pooled as `probe.features` says.
+    """Features of every video: the mean over `probe.clips` clips, pooled as `probe.features` says.
 
     `videos` takes the first ones only (shards are shuffled when they are made).
 
@@ -49,16 +49,19 @@ def extract(
     encoder = encoder.to(device)
     workers = worker_count(recipe, cores=len(os.sched_getaffinity(0)))
     count = shards.num_samples if videos is None else min(videos, shards.num_samples)
-    batches = evaluation_batches(count, _BATCH)
-    loader = evaluation_loader(shards, recipe, batches, num_workers=workers)
+    clips = recipe.probe.clips
+    batches = evaluation_batches(count, max(1, _BATCH // clips))
+    loader = evaluation_loader(shards, recipe, batches, views=(clips, 1), num_workers=workers)
     values, labels, skipped = [], [], 0
     for batch in tqdm(loader, desc=f"features of {shards.name}", unit="batch"):
         moved = batch.to(device)
         tokens = encode_clips(encoder, moved.clips, recipe.patch)
-        usable = moved.valid & (moved.labels != NO_LABEL)
         pooled = POOLING[recipe.probe.features](tokens, recipe.geometry.grid[0])
-        values.append(pooled[usable].float().cpu())
-        labels.append(moved.labels[usable].cpu())
+        pooled = pooled.float().unflatten(0, (-1, clips)).mean(1)
+        labels_of_videos = moved.labels[::clips]
+        usable = moved.valid[::clips] & (labels_of_videos != NO_LABEL)
+        values.append(pooled[usable].cpu())
+        labels.append(labels_of_videos[usable].cpu())
         skipped += batch.num_skipped
     return Features(torch.cat(values), torch.cat(labels), skipped)
 

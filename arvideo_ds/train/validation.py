@@ -167,7 +167,7 @@ class OnlineProbe(Validation):
             lambda batch: pool(self._engine.evaluate(batch), times),
             shards,
             self._recipe,
-            views=(1, 1),
+            views=(self._recipe.probe.clips, 1),
             batch=self._recipe.train.micro_batch,
             num_workers=worker_count(self._recipe, cores=self._world.cores),
             device=self._world.device,

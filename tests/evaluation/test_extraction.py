@@ -18,7 +18,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import PretrainRecipe, Recipe
+from arvideo_ds.data.clips import decoded
 from arvideo_ds.data.decoders import decode
 from arvideo_ds.data.inputs import list_videos
 from arvideo_ds.data.manifest import ShardSet
@@ -149,6 +150,25 @@ def test_a_short_video_gives_what_the_probe_sees(
         assert found[key]["label"] == shards.manifest.labels[label]
         saved = np.load(tmp_path / "out" / found[key]["file"])
         np.testing.assert_allclose(saved["features"], values[None].numpy(), atol=1e-5)
+
+
+def test_a_probe_of_several_clips_is_their_mean(
+    tiny: Callable[..., PretrainRecipe], demo_shards: Path
+) -> None:
+    """12 frames hold three clips of 4 side by side."""
+    recipe = tiny(data={"frames": 4}, probe={"clips": 3})
+    encoder = untrained(recipe).encoder
+    shards = ShardSet(demo_shards / "test")
+    probed = extract(encoder, shards, recipe, CPU, videos=5)
+    assert len(probed.values) == 5
+    samples = shards.index(0).samples
+    for number in range(5):
+        film = decoded(shards, "pyav", 0, samples[number], np.arange(12))
+        crop = view_crop(*film.shape[1:3], recipe.data.size)
+        clips = [cut(film[at : at + 4], crop, recipe.data.size, flip=False) for at in (0, 4, 8)]
+        with torch.no_grad():
+            tokens = encode_clips(encoder, torch.stack(clips), recipe.patch)
+        np.testing.assert_allclose(probed.values[number], tokens.mean((0, 1)), atol=1e-5)
 
 
 def test_a_rerun_after_any_end_gives_the_same_files(extracted: Extract, tmp_path: Path) -> None:
