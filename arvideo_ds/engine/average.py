@@ -26,5 +26,5 @@ class Average:
     def update(self, refused: Tensor) -> None:
         """`refused` is 1 where the step was not applied: the average then stays too."""
         for owner, average in self._averages.values():
-            share = (1 - self._decay) * (1 - refused.to(average))
+            share = (1 - self._decay) * (1 - refused.to(average, non_blocking=True))
             average.lerp_(owner.detach().to(average), share)

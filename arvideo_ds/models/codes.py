@@ -14,7 +14,10 @@ from torch import Tensor
 
 def latents_of(codes: Tensor, levels: Sequence[int]) -> Tensor:
     """Latents, float32, ... len(levels), each number in -1..1, of codes int64 of any shape."""
-    sizes = torch.tensor(levels, device=codes.device)
-    steps = sizes.cumprod(0) // sizes
-    halves = sizes // 2
-    return ((codes[..., None] // steps % sizes - halves) / halves).float()
+    numbers = []
+    # One by one: a tensor of the levels would be sent to the device, and the host wait for that.
+    for level in levels:
+        half = level // 2
+        numbers.append((codes % level - half) / half)
+        codes = codes // level
+    return torch.stack(numbers, dim=-1)

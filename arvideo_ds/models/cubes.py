@@ -48,7 +48,7 @@ def unit_pixels(cubes: Tensor) -> Tensor:
 
 def standardize(cubes: Tensor) -> Tensor:
     """What the encoder sees: pixels less ImageNet's mean, over its deviation, float32."""
-    mean, std = _pixel_statistics(cubes.device)
+    mean, std = pixel_statistics(cubes.device)
     pixels = _by_channel(unit_pixels(cubes))
     return rearrange((pixels - mean) / std, "b m p c -> b m (p c)")
 
@@ -83,7 +83,8 @@ def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @functools.lru_cache
-def _pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """PIXEL_MEAN and PIXEL_STD on a device, to which they are sent once: each 3, float32."""
     # Not buffers: DeepSpeed casts every floating buffer to the run's precision, and pixels are
     # normalised in float32 whatever that is.
     with torch.inference_mode(False):  # or a first call under it would spoil all later training

@@ -15,7 +15,7 @@ from torchvision.models import vgg16
 
 from arvideo_ds.config.tokenizer import TokenizerSettings
 from arvideo_ds.errors import UserError
-from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
+from arvideo_ds.models.cubes import pixel_statistics
 from arvideo_ds.models.weight_files import State, read_weights
 
 # Of VGG16's layers those before a pooling: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
@@ -48,7 +48,7 @@ class Perceptual:
         return total
 
     def _depths(self, clips: Tensor) -> list[Tensor]:
-        mean, std = clips.new_tensor(PIXEL_MEAN), clips.new_tensor(PIXEL_STD)
+        mean, std = pixel_statistics(clips.device)
         x = rearrange((clips - mean) / std, "b t h w c -> (b t) c h w")
         found = []
         for number, layer in enumerate(self._features):

@@ -71,10 +71,11 @@ def running_cell(keys: Tensor, grid: Triple) -> Tensor:
     Source: VideoMAE V2 (arXiv 2303.16727), section 3.2.
     """
     t, h, w = grid
-    place = torch.arange(h)[:, None] % 2 * 2 + torch.arange(w) % 2
-    phase = rearrange(place, "h w -> (h w)") - torch.arange(t)[:, None]
+    times, rows, columns = (torch.arange(n, device=keys.device) for n in (t, h, w))
+    place = rows[:, None] % 2 * 2 + columns % 2
+    phase = rearrange(place, "h w -> (h w)") - times[:, None]
     start = random_ranks(keys, _CELL_PURPOSE, (_CELL,))[:, 0]
-    return (phase.view(1, -1).to(keys.device) - start[:, None]) % _CELL < _CELL // 2
+    return (phase.view(1, -1) - start[:, None]) % _CELL < _CELL // 2
 
 
 def tokens_of(chosen: Tensor, count: int) -> Tensor:
