@@ -31,10 +31,16 @@ _KNOWN_KEYS = frozenset(
     communication_data_type prescale_gradients gradient_predivide_factor sparse_gradients
     steps_per_print wall_clock_breakdown dump_state flops_profiler comms_logger memory_breakdown
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer checkpoint data_types tensorboard
-    csv_monitor wandb compile timers seq_parallel_communication_data_type torch_autocast
-    disable_allgather sequence_parallel_size""".split()
+    csv_monitor wandb compile timers seq_parallel_communication_data_type disable_allgather
+    sequence_parallel_size""".split()
 )
-_RECIPE_SECTIONS = {"optimizer": "optim", "scheduler": "optim", "amp": "train.precision"}
+_RECIPE_SECTIONS = {
+    "optimizer": "optim.*",
+    "scheduler": "optim.*",
+    "amp": "train.precision",
+    # It would also compute in half precision what models keep in float32.
+    "torch_autocast": "train.precision",
+}
 
 
 def read_deepspeed_json(path: Path) -> dict[str, Any]:
@@ -123,7 +129,7 @@ def _check_keys(tree: dict[str, Any], origin: str) -> None:
     for key in tree:
         if key in _RECIPE_SECTIONS:
             raise UserError(
-                f'{origin}: "{key}" belongs to the recipe ({_RECIPE_SECTIONS[key]}.*), so that one '
+                f'{origin}: "{key}" belongs to the recipe ({_RECIPE_SECTIONS[key]}), so that one '
                 "recipe gives one curve with any JSON. Remove the section."
             )
         if key not in _KNOWN_KEYS:
