@@ -5,6 +5,9 @@ B clips, T H W frames and pixels, t h w token grid.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,11 +20,12 @@ _EPSILON = 1e-6
 
 class Float32Conv3d(nn.Conv3d):
     """A convolution that computes in float32 whatever the run's precision: small, and a choice
-    (of tokens, of codes) hangs on its last digits."""
+    (of tokens, of codes) hangs on its last digits. Its gradient may be in TF32."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
-        return self._conv_forward(x.float(), self.weight.float(), bias)
+        with _without_tf32():
+            return self._conv_forward(x.float(), self.weight.float(), bias)
 
 
 class TokenScorer(nn.Module):
@@ -46,6 +50,15 @@ class TokenScorer(nn.Module):
         change = features[:, :, 1:] - features[:, :, :-1]
         # Where nothing moved, the root has no slope.
         return (change.square().sum(dim=1) + _EPSILON**2).sqrt()
+
+
+@contextlib.contextmanager
+def _without_tf32() -> Iterator[None]:
+    """Unless told so, cuDNN rounds what a float32 convolution gets to ten bits after the point."""
+    cudnn = torch.backends.cudnn
+    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+    with cudnn.flags(**kept, allow_tf32=False):
+        yield
 
 
 def normalize_scores(scores: Tensor) -> Tensor:

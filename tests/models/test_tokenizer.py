@@ -19,6 +19,7 @@ from arvideo_ds.config.tokenizer import halvings
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pretrained import load_trained_encoder
 from arvideo_ds.models.encoder import count_parameters
+from arvideo_ds.models.token_scorer import Float32Conv3d
 from arvideo_ds.models.tokenizer import Tokenizer, load_tokenizer
 from arvideo_ds.train.transfer import settle_transfer
 
@@ -161,6 +162,44 @@ def test_nothing_matters_in_a_clip_that_stands_still(make: Make) -> None:
     scores, _ = model.tokens(picture.expand_as(clips_of(make())))
     # No edge in time or space counts as a change.
     assert scores.max() < 1e-5
+
+
+def test_choices_are_made_in_float32_and_not_in_tf32(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    convolve, allowed = Float32Conv3d._conv_forward, []
+
+    def looked_at(self: Float32Conv3d, *given: Any) -> torch.Tensor:
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return convolve(self, *given)
+
+    monkeypatch.setattr(Float32Conv3d, "_conv_forward", looked_at)
+    assert torch.backends.cudnn.allow_tf32  # as torch has it
+    build(make()).tokens(clips_of(make()))
+    assert allowed == [False] * 3  # the scorer's two, the encoder's last
+    assert torch.backends.cudnn.allow_tf32 and torch.backends.cudnn.enabled
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_scores_and_latents_are_float32(make: Make) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    torch.manual_seed(0)
+    convolution, x = Float32Conv3d(64, 64, 3, padding=1), torch.randn(2, 64, 8, 28, 28)
+    exact = (
+        convolution.double()
+        ._conv_forward(x.double(), convolution.weight, convolution.bias)
+        .detach()
+    )
+    off = convolution.float().cuda()(x.cuda()).double().cpu() - exact
+    # TF32 is off by some 3e-4 of it.
+    assert off.norm() < 1e-5 * exact.norm()
+    recipe = make()
+    model, clips = build(recipe), clips_of(recipe)
+    wanted, _ = model.tokens(clips)
+    scores, codes = model.cuda().tokens(clips.cuda())
+    torch.testing.assert_close(scores.cpu(), wanted, rtol=1e-4, atol=1e-5)
+    assert codes.min() >= 0 and codes.max() < recipe.tokenizer.num_codes
 
 
 def test_half_precision_changes_neither_scores_nor_how_latents_are_rounded(make: Make) -> None:
