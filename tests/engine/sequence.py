@@ -1,12 +1,13 @@
 """Run by test_sequence.py: every case on one rank, then on 2 and 4 that share tokens.
 
-Writes to FOLDER the curves of all cases by name, and checkpoints after the first and last step.
-Ranks are forked, so that torch and DeepSpeed are imported once.
+    sequence.py FOLDER [RANKS]
+
+Writes to FOLDER the curves of all cases by name, and checkpoints after the first and last step; on
+no more than RANKS. Ranks are forked, so that torch and DeepSpeed are imported once.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import multiprocessing
 import os
@@ -42,16 +43,31 @@ from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain, build_objective
 
-STEPS, BATCH, CLASSES = 3, 4, 3
-# Encoded tokens: 6, 4 and 32, so four ranks fill up the first and deal out the others.
+STEPS, BATCH, CLASSES, CODES = 3, 4, 3, 512
+SETTINGS = {"mixup": 0, "cutmix": 0, "drop_path": 0.2}
+# Encoded tokens: 6, 4, 9, 32 and 18, so that ranks get as many, unlike ones, or none but filling.
 TASKS: dict[str, dict[str, Any]] = {
     "arvideo": {"objective": {"cluster": [2, 2, 2]}, "decoder": {"depth": 1}},
     "videomae": {"objective": {"name": "videomae"}, "decoder": {"depth": 1}},
-    "finetune": {"task": "finetune", "finetune": {"mixup": 0, "cutmix": 0, "drop_path": 0.2}},
+    "lvmae": {
+        "objective": {"name": "lvmae", "mask_ratio": 0.8, "latent_levels": [8, 8, 8]},
+        "decoder": {"depth": 1},
+        "data": {"frames": 6},
+    },
+    "finetune": {"task": "finetune", "finetune": SETTINGS},
+    "heads": {
+        "task": "finetune",
+        "finetune": {
+            **SETTINGS,
+            "heads": ["verb", "noun"],
+            "drop_tokens": 0.4,
+            "pooling": "attention",
+        },
+    },
 }
 # Recipes whose activations are counted.
 WHOLE = {"arvideo": "demo", "videomae": "videomae_demo"}
-# Stage, task, recomputation, micro-batch, whether it goes on from one rank's first step.
+# Stage, task, recomputation, micro-batch, whether it goes on from another run's first step.
 CASES = [
     (0, "arvideo", False, BATCH, False),
     (1, "arvideo", False, 1, False),
@@ -59,20 +75,28 @@ CASES = [
     (3, "arvideo", False, BATCH, False),
     (2, "videomae", True, BATCH, False),
     (3, "videomae", True, BATCH, True),
+    (1, "lvmae", False, BATCH, False),
+    (3, "lvmae", True, BATCH, False),
     # Each clip alone, so that the same paths drop out however the clips are dealt.
     (0, "finetune", False, 1, False),
+    (2, "heads", True, 1, False),
+    (3, "heads", False, 1, False),
 ]
-# Ranks -> sizes of sequence groups. One rank comes first: others go on from its checkpoints.
-WORLDS = {1: (1,), 2: (2,), 4: (2, 4)}
+# Ranks -> sizes of sequence groups.
+WORLDS = {1: (1,), 2: (2,), 4: (2, 4, 1)}
+# Those that go on do so from the first step of this case, where ranks had shared tokens otherwise.
+FIRST = (2, "videomae", True, BATCH, False)
+BEFORE = {"2-of-2": "1-of-1", "2-of-4": "2-of-2", "4-of-4": "2-of-4", "1-of-4": "4-of-4"}
 # Its video does not decode on the last rank of its group.
 FAILING = 5
 
 
 def recipe_of(task: str, micro_batch: int) -> Recipe:
+    data = {"frames": 4, "size": 16, "num_videos": 100, "num_streams": 4}
     tree = {
         **TASKS[task],
         "model": {"size": "tiny"},
-        "data": {"frames": 4, "size": 16, "num_videos": 100, "num_streams": 4},
+        "data": {**data, **TASKS[task].get("data", {})},
         "optim": {"warmup_steps": 0},
         "train": {
             "total_batch": BATCH,
@@ -86,24 +110,40 @@ def recipe_of(task: str, micro_batch: int) -> Recipe:
 
 def task_of(recipe: Recipe) -> nn.Module:
     if isinstance(recipe, FinetuneRecipe):
-        return Finetune(recipe, CLASSES)
+        return Finetune(recipe, *[CLASSES] * num_heads(recipe))
     assert isinstance(recipe, PretrainRecipe)
     return Pretrain(recipe)
 
 
+def num_heads(recipe: Recipe) -> int:
+    return len(recipe.finetune.heads or "1") if isinstance(recipe, FinetuneRecipe) else 1
+
+
 def batch_of(recipe: Recipe, plan: RunPlan, positions: list[int], rank: int) -> Batch:
-    clips = []
+    clips, scores, codes = [], [], []
+    count = recipe.geometry.num_tokens
     for position in positions:
         generator = torch.Generator().manual_seed(position)
         clips.append(torch.randint(0, 256, (*recipe.geometry.clip, 3), generator=generator))
+        scores.append(torch.rand(count, generator=generator))
+        codes.append(torch.randint(0, CODES, (count,), generator=generator))
     keys = torch.tensor(positions)
     valid = torch.ones_like(keys, dtype=torch.bool)
     # Losses are means over a micro-batch's valid clips: comparable where each clip is alone.
-    if plan.micro_batch == 1 and (rank + 1) % plan.sequence_parallel == 0:
+    if recipe.train.micro_batch == 1 and (rank + 1) % plan.sequence_parallel == 0:
         valid = keys != FAILING
         clips = [c if ok else torch.zeros_like(c) for c, ok in zip(clips, valid, strict=True)]
-    stacked = torch.stack(clips).to(torch.uint8)
-    return Batch(stacked, keys, keys % CLASSES, valid, first_key=positions[0])
+    heads = num_heads(recipe)
+    labels = keys % CLASSES if heads == 1 else (keys[:, None] + torch.arange(heads)) % CLASSES
+    return Batch(
+        torch.stack(clips).to(torch.uint8),
+        keys,
+        labels,
+        valid,
+        first_key=positions[0],
+        scores=torch.stack(scores),
+        codes=torch.stack(codes),
+    )
 
 
 def curve(case: tuple[int, str, bool, int, bool], size: int, world: World, root: Path) -> list[Any]:
@@ -120,8 +160,9 @@ def curve(case: tuple[int, str, bool, int, bool], size: int, world: World, root:
     config = resolve(tree, recipe, plan, "sequence")
     engine = build_engine(task, parameter_groups(task, 0.05), config, betas=(0.9, 0.95))
     engine.set_learning_rate(1e-3)
-    first, losses, source = 0, [], root / "1-of-1" / name_of(case) / "step-00000001"
-    if resumed and world.size > 1:
+    first, losses, groups = 0, [], f"{size}-of-{world.size}"
+    if resumed and groups in BEFORE:
+        source = root / BEFORE[groups] / name_of(FIRST) / "step-00000001"
         facts = json.loads((source / "run.json").read_text())
         load_checkpoint(engine, Checkpoint(source, 1, facts))
         first = 1
@@ -129,15 +170,14 @@ def curve(case: tuple[int, str, bool, int, bool], size: int, world: World, root:
     for step in range(first, STEPS):
         total = 0.0
         for _ in range(plan.accumulation):
-            batch = batch_of(recipe, plan, next(batches), world.rank)
+            batch = batch_of(recipe, plan, next(batches), world.rank).to(world.device)
             loss = engine.forward(batch)
             engine.backward(loss)
             engine.step()
             total += float(loss.detach()) / plan.accumulation
         losses.append(total)
         if step in (0, STEPS - 1):
-            target = root / f"{size}-of-{world.size}" / name_of(case)
-            save_checkpoint(engine, target, step + 1, {}, keep=9)
+            save_checkpoint(engine, root / groups / name_of(case), step + 1, {}, keep=9)
     ranks = gather_over_ranks(losses, world.device)
     return [sum(values) / len(values) for values in zip(*ranks, strict=True)]
 
@@ -165,9 +205,13 @@ def rank_main(rank: int, size: int, port: int, groups: tuple[int, ...], root: Pa
     world = start_world()
     curves = {
         f"{group}-of-{size}/{name_of(case)}": curve(case, group, world, root)
-        for group, case in itertools.product(groups, CASES)
+        for group in groups
+        for case in CASES
+        # Ranks that share nothing are there for what goes on from those that did.
+        if size == 1 or group > 1 or case[-1]
     }
-    kept = {name: kept_bytes(name, groups[-1]) for name in WHOLE} if size > 1 else {}
+    counted = size > 1 and world.device.type == "cpu"
+    kept = {name: kept_bytes(name, max(groups)) for name in WHOLE} if counted else {}
     if world.is_main:
         (root / f"curves-{size}.json").write_text(json.dumps(curves))
         (root / f"kept-{size}.json").write_text(json.dumps(kept))
@@ -182,7 +226,10 @@ def free_port() -> int:
 
 def main() -> int:
     root, context = Path(sys.argv[1]), multiprocessing.get_context("fork")
+    largest = int(sys.argv[2]) if len(sys.argv) > 2 else max(WORLDS)
     for size, groups in WORLDS.items():
+        if size > largest:
+            break
         port = free_port()
         ranks = [
             context.Process(target=rank_main, args=(rank, size, port, groups, root))

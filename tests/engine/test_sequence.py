@@ -15,7 +15,9 @@ from tests.conftest import run_command
 
 Curves = dict[str, list[float]]
 ONE = "1-of-1"
-SHARED = ["2-of-2", "2-of-4", "4-of-4"]
+# Ranks that share tokens, and four that go on from those that did.
+SHARED = ["2-of-2", "2-of-4", "4-of-4", "1-of-4"]
+NUM_CASES = {groups: 11 if groups in SHARED[:3] else 1 for groups in SHARED}
 
 
 def values(checkpoint: Path, kind: str) -> list[Tensor]:
@@ -47,8 +49,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def curves(folder: Path) -> Curves:
+    return run_cases(folder)
+
+
+def run_cases(folder: Path, *ranks: str, **environment: str) -> Curves:
     script = Path(__file__).with_name("sequence.py")
-    done = run_command(sys.executable, script, folder, timeout=900)
+    done = run_command(sys.executable, script, folder, *ranks, timeout=1800, **environment)
     assert done.returncode == 0, done.stderr[-4000:]
     files = sorted(folder.glob("curves-*.json"))
     return {name: curve for file in files for name, curve in json.loads(file.read_text()).items()}
@@ -58,7 +64,7 @@ def curves(folder: Path) -> Curves:
 @pytest.mark.parametrize("groups", SHARED)
 def test_losses_are_those_of_one_rank(groups: str, curves: Curves) -> None:
     found = {name: c for name, c in curves.items() if name.startswith(groups)}
-    assert len(found) == 7
+    assert len(found) == NUM_CASES[groups]
     for name, curve in found.items():
         one = curves[name.replace(groups, ONE)][-len(curve) :]
         assert curve == pytest.approx(one, rel=1e-5), name
@@ -84,3 +90,14 @@ def test_a_rank_keeps_what_the_adviser_says(ranks: int, curves: Curves, folder: 
     assert curves
     for name, (kept, predicted) in json.loads((folder / f"kept-{ranks}.json").read_text()).items():
         assert predicted == pytest.approx(kept, rel=0.05), name
+
+
+@pytest.mark.gpu
+def test_two_gpus_share_tokens_as_two_cpus_do(tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("fewer than two CUDA GPUs")
+    found = run_cases(tmp_path, "2", DS_ACCELERATOR="cuda")
+    assert len(found) == 2 * NUM_CASES["2-of-2"]
+    for name, curve in found.items():
+        one = found[name.replace("2-of-2", ONE)][-len(curve) :]
+        assert curve == pytest.approx(one, rel=1e-4), name
