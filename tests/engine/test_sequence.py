@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.engine.saved_state import SavedState
+from arvideo_ds.errors import UserError
+from arvideo_ds.train.settle import Options, Settings, settle
 from tests.conftest import run_command
 
 Curves = dict[str, list[float]]
@@ -90,6 +93,51 @@ def test_a_rank_keeps_what_the_adviser_says(ranks: int, curves: Curves, folder: 
     assert curves
     for name, (kept, predicted) in json.loads((folder / f"kept-{ranks}.json").read_text()).items():
         assert predicted == pytest.approx(kept, rel=0.05), name
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind", "size", "ranks", "overrides", "said"),
+    [
+        ("lvmae_vit_b_epic", PretrainRecipe, 2, 3, [], "3 rank(s) are no whole groups of"),
+        ("lvmae_vit_b_epic", PretrainRecipe, 8, 8, [], "has 12. Use one of 1, 2, 3, 4, 6, 12"),
+        ("lvmae_vit_b_epic", PretrainRecipe, 2, 2, ["train.compile=true"], "may lose gradients"),
+        ("finetune_vit_b_epic_128f", FinetuneRecipe, 5, 5, [], "model.size=B has 12"),
+        ("tokenizer_b_k600", TokenizerRecipe, 2, 2, [], "and the tokenizer is none"),
+    ],
+)
+def test_what_cannot_be_shared_is_said_before_a_run_begins(
+    recipe: str,
+    kind: type[Recipe],
+    size: int,
+    ranks: int,
+    overrides: list[str],
+    said: str,
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(UserError, match="sequence_parallel_size") as refused:
+        settled(recipe, kind, size, ranks, overrides, tmp_path)
+    assert said in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("lvmae_vit_b_epic", PretrainRecipe), ("finetune_vit_b_epic_128f", FinetuneRecipe)],
+)
+def test_long_clips_are_dealt_to_groups_of_ranks(
+    recipe: str, kind: type[Recipe], tmp_path: Path
+) -> None:
+    plan = settled(recipe, kind, 4, 8, [], tmp_path).plan
+    assert (plan.sequence_parallel, plan.data_ranks) == (4, 2)
+    assert plan.micro_batch * plan.accumulation * plan.data_ranks == plan.total_batch
+
+
+def settled(
+    recipe: str, kind: type[Recipe], size: int, ranks: int, overrides: list[str], folder: Path
+) -> Settings[Recipe]:
+    path = folder / "deepspeed.json"
+    path.write_text(json.dumps({"sequence_parallel_size": size}))
+    given = [*overrides, "data.num_videos=1000", "data.num_streams=120"]
+    return settle(Options(recipe, path, given, folder / "run"), kind, world_size=ranks)
 
 
 @pytest.mark.gpu
