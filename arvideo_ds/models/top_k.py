@@ -25,7 +25,7 @@ _CHUNK = 2**16
 
 def top_k(scores: Tensor, k: int) -> Tensor:
     """True at the k largest of the last axis, exactly k also where scores are equal."""
-    chosen = scores.topk(k, dim=-1).indices
+    chosen = scores.topk(k, dim=-1, sorted=False).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, value=True)
 
 

@@ -3,7 +3,8 @@
     sequence.py FOLDER [RANKS]
 
 Writes to FOLDER the curves of all cases by name, and checkpoints after the first and last step; on
-no more than RANKS. Ranks are forked, so that torch and DeepSpeed are imported once.
+no more than RANKS. Ranks are forked, so that torch and DeepSpeed are imported once; on GPUs they
+are started anew, as CUDA does not survive a fork.
 """
 
 from __future__ import annotations
@@ -225,7 +226,8 @@ def free_port() -> int:
 
 
 def main() -> int:
-    root, context = Path(sys.argv[1]), multiprocessing.get_context("fork")
+    on_cpu = os.environ.get("DS_ACCELERATOR") == "cpu"
+    root, context = Path(sys.argv[1]), multiprocessing.get_context("fork" if on_cpu else "spawn")
     largest = int(sys.argv[2]) if len(sys.argv) > 2 else max(WORLDS)
     for size, groups in WORLDS.items():
         if size > largest:

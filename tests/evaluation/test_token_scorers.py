@@ -39,6 +39,16 @@ def test_a_flat_picture_does_not_move() -> None:
     assert optical_flow(flat, flat + 0.1).abs().max() < 1e-3
 
 
+@pytest.mark.gpu
+def test_a_gpu_finds_the_same_flow() -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    picture = texture(120, 144)
+    pair = picture[None, 20:100, 20:124], picture[None, 17:97, 15:119]
+    flow = optical_flow(*(frame.cuda() for frame in pair)).cpu()
+    torch.testing.assert_close(flow, optical_flow(*pair), rtol=1e-3, atol=1e-2)
+
+
 def moving_square(speed: int) -> Piece:
     """A textured square on its way to the right over a still background: two windows."""
     background = (255 * texture(48, 96)).byte().numpy()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -18,6 +19,7 @@ from arvideo_ds.config.load import validate
 from arvideo_ds.config.tokenizer import halvings
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pretrained import load_trained_encoder
+from arvideo_ds.evaluation.token_scorers import Piece, make_scorer
 from arvideo_ds.models.encoder import count_parameters
 from arvideo_ds.models.token_scorer import Float32Conv3d
 from arvideo_ds.models.tokenizer import Tokenizer, load_tokenizer
@@ -200,6 +202,25 @@ def test_on_a_gpu_scores_and_latents_are_float32(make: Make) -> None:
     scores, codes = model.cuda().tokens(clips.cuda())
     torch.testing.assert_close(scores.cpu(), wanted, rtol=1e-4, atol=1e-5)
     assert codes.min() >= 0 and codes.max() < recipe.tokenizer.num_codes
+
+
+@pytest.mark.gpu
+def test_a_gpu_scores_videos_as_a_cpu_does(make: Make, tmp_path: Path) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    recipe, run = make(), tmp_path / "run"
+    saved(run, recipe, "model.safetensors")
+    piece = Piece("v", 0, clips_of(recipe, 4).numpy().reshape(2, 16, 16, 16, 3))
+    here, there = (
+        make_scorer("tokenizer", recipe.patch, tokenizer=str(run), device=device)
+        for device in ("cpu", "cuda")
+    )
+    assert there.on_device and here.tokenizer == there.tokenizer
+    one, other = here(piece), there(piece)
+    assert one.codes is not None and other.codes is not None
+    assert np.abs(one.scores - other.scores).max() < 1e-4
+    # Latents near the edge of two levels may fall to the other side.
+    assert (one.codes == other.codes).mean() > 0.95
 
 
 def test_half_precision_changes_neither_scores_nor_how_latents_are_rounded(make: Make) -> None:
