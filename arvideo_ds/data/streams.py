@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from arvideo_ds.data.processes import failure
+from arvideo_ds.data.video import RejectedError
 from arvideo_ds.errors import UserError
 
 Function = Callable[[Any], Iterator[Any]]
@@ -34,10 +35,14 @@ class Finished:
 
 @dataclass(frozen=True)
 class Failed:
-    """The end of a task that raised, hung or crashed: a reason to count by, and a message."""
+    """The end of a task that raised, hung or crashed: a reason to count by, and a message.
+
+    rejected: true of the video (`RejectedError`), and so of every other try.
+    """
 
     reason: str
     message: str
+    rejected: bool = False
 
 
 def stream_all(
@@ -132,7 +137,7 @@ class _Crew:
             task, item = worker.task, None
             if worker.pipe in speaking:
                 item = self._receive(number, worker)
-            elif task is not None and time.monotonic() - worker.heard > self._timeout_s:
+            elif task is not None and self._is_late(worker):
                 message = f"nothing within {self._timeout_s:g} s; its process was killed"
                 self._replace(number, worker)
                 item = Failed("timeout", message)
@@ -142,6 +147,11 @@ class _Crew:
                 worker.task = None
             if item is not None and task is not None:
                 yield task, item
+
+    def _is_late(self, worker: _Worker) -> bool:
+        # While the others' items were dealt with, it may have spoken.
+        late = time.monotonic() - worker.heard > self._timeout_s
+        return late and not worker.pipe.poll()
 
     def _receive(self, number: int, worker: _Worker) -> Any:
         try:
@@ -193,6 +203,6 @@ def _items(function: Function, task: Any) -> Iterator[Any]:
     except UserError:
         raise
     except Exception as error:  # a decoder's own bug must not stop the other videos
-        yield Failed(*failure(error, None))
+        yield Failed(*failure(error, None), rejected=isinstance(error, RejectedError))
     else:
         yield Finished()

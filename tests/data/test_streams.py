@@ -24,6 +24,8 @@ def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def count(task: tuple[str, int]) -> Iterator[int]:
     what, number = task
+    if what == "later":
+        time.sleep(0.5)
     yield from range(number)
     if what == "reject":
         raise RejectedError("short", "too short")
@@ -50,7 +52,7 @@ def test_every_task_gives_its_items_in_order_and_an_end(workers: int) -> None:
     found = collected(tasks, workers=workers, timeout_s=60)
     for number in range(5):
         assert found["good", number] == [*range(number), Finished()]
-    assert found["reject", 2] == [0, 1, Failed("short", "too short")]
+    assert found["reject", 2] == [0, 1, Failed("short", "too short", rejected=True)]
     assert found["raise", 1] == [0, Failed("error", "ZeroDivisionError: a bug")]
 
 
@@ -62,6 +64,16 @@ def test_one_that_hangs_and_one_that_dies_are_replaced() -> None:
     assert found["die", 1][-1] == Failed("crash", "the decoder's process died (exit code 7)")
     assert found["good", 3] == [0, 1, 2, Finished()]
     assert found["good", 4][-1] == Finished()
+
+
+def test_one_that_spoke_while_others_were_dealt_with_is_not_late() -> None:
+    tasks = [("good", 1), ("later", 2), ("later", 3)]
+    found = defaultdict(list)
+    for task, item in stream_all(count, tasks, workers=3, timeout_s=2):
+        if not found:
+            time.sleep(2.5)
+        found[task].append(item)
+    assert found == {(what, number): [*range(number), Finished()] for what, number in tasks}
 
 
 @pytest.mark.parametrize("workers", [0, 1])
