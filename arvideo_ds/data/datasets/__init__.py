@@ -44,6 +44,7 @@ _KINETICS = ("kinetics400", "kinetics600", "kinetics700")
 # Options that only some data sets read; with the others they would change nothing, unsaid.
 _ONLY_FOR = {
     "labels": ("folder", "csv", "jsonl", *_KINETICS, "ssv2", "diving48", "epic_kitchens"),
+    "nouns": ("epic_kitchens",),
     "replacement": _KINETICS,
     "excluded": ("ava",),
     "first_second": ("ava",),

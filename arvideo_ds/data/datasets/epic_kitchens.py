@@ -25,7 +25,8 @@ from arvideo_ds.data.datasets.listing import (
 from arvideo_ds.data.manifest import Reject
 from arvideo_ds.errors import UserError
 
-_VERBS, _NOUNS = 97, 300
+_CLASSES = {"verb": 97, "noun": 300}
+_OPTIONS = {"verb": "--labels", "noun": "--nouns"}
 _ROWS = {"EPIC_100_train": 67_217, "EPIC_100_validation": 9_668}
 
 
@@ -33,16 +34,17 @@ def read_epic_kitchens(source: Source) -> Listing:
     """Rows of the CSV; --labels EPIC_100_verb_classes.csv names the verbs, --nouns the nouns."""
     path = source.need_annotations("EPIC_100_train.csv, _validation.csv or _test_timestamps.csv")
     bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    sets = {"verb": _names(source.labels, _VERBS), "noun": _names(source.nouns, _NOUNS)}
+    files = {"verb": source.labels, "noun": source.nouns}
+    sets = {name: _names(name, file) for name, file in files.items()}
     tree = VideoTree(source.videos)
     entries: list[Entry] = []
     rejects: list[Reject] = []
     rows = 0
-    labelled = True
+    labelled = False
     needed = ["narration_id", "video_id", "start_timestamp", "stop_timestamp"]
     for line, row in csv_rows(path, needed, bad_rows):
         rows += 1
-        labelled = "verb_class" in row
+        labelled = _is_labelled(path, row)
         try:
             if not (row["narration_id"] and row["video_id"]):
                 raise ValueError("narration_id or video_id is empty")
@@ -63,6 +65,7 @@ def read_epic_kitchens(source: Source) -> Listing:
             entries.append(tree.entry(video, verb, names_by_set=names, **details))
     rejects += bad_rows.finish()
     notes = compare_count(f"rows in {path.name}", rows, _ROWS.get(path.stem))
+    notes += _notes_on_names(files, sets) if labelled else _notes_on_unused(path, files)
     return Listing(
         tuple(entries),
         sets["verb"] if labelled else None,
@@ -72,15 +75,48 @@ def read_epic_kitchens(source: Source) -> Listing:
     )
 
 
-def _names(path: Path | None, count: int) -> tuple[str, ...]:
+def _is_labelled(path: Path, row: dict[str, str]) -> bool:
+    there = [name for name in _CLASSES if f"{name}_class" in row]
+    if len(there) == 1:
+        (lost,) = _CLASSES.keys() - there
+        raise UserError(
+            f"{path} has a column '{there[0]}_class' and none '{lost}_class'. An action has both, "
+            "and those of the test neither; take the release's file."
+        )
+    return bool(there)
+
+
+def _notes_on_names(files: dict[str, Path | None], sets: dict[str, tuple[str, ...]]) -> list[str]:
+    notes = []
+    for name, file in files.items():
+        if file is not None:
+            notes += compare_count(f"{name}s in {file.name}", len(sets[name]), _CLASSES[name])
+        elif any(files.values()):
+            notes.append(f"the {name}s are called by their numbers: {_OPTIONS[name]} names them")
+    return notes
+
+
+def _notes_on_unused(path: Path, files: dict[str, Path | None]) -> list[str]:
+    given = [_OPTIONS[name] for name, file in files.items() if file is not None]
+    return [f"{path.name} has no labels; {' and '.join(given)} change nothing"] if given else []
+
+
+def _names(name: str, path: Path | None) -> tuple[str, ...]:
     """Names of the classes in the order of their numbers; the numbers where no file names them."""
     if path is None:
-        return tuple(str(number) for number in range(count))
+        return tuple(str(number) for number in range(_CLASSES[name]))
     bad_rows = BadRows(path, skip=False)
     rows = list(csv_rows(path, ["id", "key"], bad_rows))
     bad_rows.finish()
     if [row["id"] for _, row in rows] != [str(number) for number in range(len(rows))]:
         raise UserError(f"{path}: ids are not 0, 1, 2, ... in order.")
+    for other, count in _CLASSES.items():
+        if other != name and len(rows) == count:
+            raise UserError(
+                f"{_OPTIONS[name]} {path} has {count} classes, as many as there are {other}s; "
+                f"{_OPTIONS[name]} is for the file of the {name}s "
+                f"(EPIC_100_{name}_classes.csv), {_OPTIONS[other]} for that of the {other}s."
+            )
     return tuple(row["key"] for _, row in rows)
 
 

@@ -148,6 +148,54 @@ def test_verb_and_noun_are_two_label_sets_with_the_names_of_their_files(
         read(videos, row(), **files)
 
 
+def classes(path: Path, count: int) -> Path:
+    path.write_text("".join(["id,key\n", *(f"{n},name{n}\n" for n in range(count))]))
+    return path
+
+
+def test_files_of_names_that_were_taken_for_each_other_are_refused(
+    make_videos: MakeVideos, tmp_path: Path
+) -> None:
+    videos = make_videos("P02_11.mp4")
+    verbs, nouns = classes(tmp_path / "verbs.csv", 97), classes(tmp_path / "nouns.csv", 300)
+    with pytest.raises(
+        UserError, match=r"--labels .*nouns\.csv has 300.*--nouns for that of the n"
+    ):
+        read(videos, row(), labels=nouns)
+    with pytest.raises(UserError, match=r"--nouns .*verbs\.csv has 97 classes.*as there are verbs"):
+        read(videos, row(), labels=verbs, nouns=verbs)
+    assert read(videos, row(), labels=verbs, nouns=nouns).notes == ()
+
+
+def test_classes_that_are_called_by_number_or_are_too_few_are_told(
+    make_videos: MakeVideos, tmp_path: Path
+) -> None:
+    videos = make_videos("P02_11.mp4")
+    few = classes(tmp_path / "few.csv", 9)
+    assert read(videos, row()).notes == ()
+    assert read(videos, row(), nouns=few).notes == (
+        "the verbs are called by their numbers: --labels names them",
+        "9 nouns in few.csv; the published set has 300",
+    )
+
+
+@pytest.mark.parametrize(("lost", "kept"), [("noun", "verb"), ("verb", "noun")])
+def test_a_list_with_one_of_the_two_classes_is_refused(
+    make_videos: MakeVideos, lost: str, kept: str
+) -> None:
+    header = HEADER.replace(f"{lost}_class", "other")
+    with pytest.raises(UserError, match=f"column '{kept}_class' and none '{lost}_class'"):
+        read(make_videos("P02_11.mp4"), row(), header=header, skip_bad_rows=True)
+
+
+def test_names_of_nouns_are_for_epic_kitchens_alone(
+    make_videos: MakeVideos, tmp_path: Path
+) -> None:
+    source = Source(make_videos("a.mp4"), nouns=classes(tmp_path / "nouns.csv", 3))
+    with pytest.raises(UserError, match="--dataset folder does not read --nouns"):
+        read_listing("folder", source)
+
+
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
@@ -188,10 +236,17 @@ def test_verbs_out_of_order_are_refused(make_videos: MakeVideos, tmp_path: Path,
 
 def test_the_test_times_have_no_labels(make_videos: MakeVideos) -> None:
     line = "P01_1_0,P01,P01_1,00:00:02.851,00:00:02.86,00:00:03.87,143,193"
-    listing = read(make_videos("P01_1.MP4"), line, header=TEST_HEADER)
+    videos = make_videos("P01_1.MP4")
+    listing = read(videos, line, header=TEST_HEADER)
     (entry,) = listing.entries
     assert (entry.video_id, entry.label_name, entry.part) == ("P01_1_0", None, (2.86, 3.87))
     assert (listing.labels, entry.facts, listing.notes) == (None, {}, ())
+    named = classes(videos.parent / "verbs.csv", 97)
+    listing = read(videos, line, header=TEST_HEADER, labels=named)
+    assert (listing.label_sets, listing.notes) == (
+        None,
+        ("list.csv has no labels; --labels change nothing",),
+    )
 
 
 def test_many_actions_of_one_video_stand_in_the_order_of_their_ids(
