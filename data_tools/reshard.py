@@ -28,6 +28,7 @@ from arvideo_ds.data.reshard import (
     Pool,
     first_samples,
     merged,
+    notes,
     open_pool,
     split,
     with_keys,
@@ -95,6 +96,8 @@ def print_staged(args: argparse.Namespace) -> None:
 def write_parts(args: argparse.Namespace) -> None:
     how, choose = choice(args)
     pool = open_pool(args.sources, args.seed)
+    for note in notes(pool.sources):
+        print(f"note: {note}", flush=True)
     for part in choose(pool):
         manifest = write_part(pool, part, how=how, samples_per_shard=args.samples_per_shard)
         print_summary(part.folder, manifest)

@@ -131,7 +131,7 @@ class Manifest(_Record):
         sets = self.label_sets or {}
         for name in heads:
             if name not in sets:
-                known = ", ".join(sets) or "one label each, no sets"
+                known = ", ".join(sets) or ("one label each, no sets" if self.labels else "none")
                 raise UserError(
                     f"finetune.heads names the label set '{name}', but the shards of "
                     f"{self.dataset} have {known}. Make them again with make_shards.py (--dataset "

@@ -110,16 +110,40 @@ def open_pool(folders: Sequence[Path], seed: int) -> Pool:
     # By key, not by source: the order in which sources are named changes labels at most.
     keys = sorted(by_key)
     items = tuple(by_key[keys[place]] for place in split_generator(seed).permutation(len(keys)))
-    names = dict.fromkeys(name for shards in sources for name in shards.manifest.labels or ())
-    return Pool(sources, items, tuple(names) or None, seed, _united_sets(sources))
+    sets = {name: _united(sources, name) for name in _names_of_sets(sources)}
+    return Pool(sources, items, _united(sources, "") or None, seed, sets or None)
 
 
-def _united_sets(sources: Sequence[m.ShardSet]) -> dict[str, tuple[str, ...]] | None:
-    united: dict[str, dict[str, None]] = {}
-    for shards in sources:
-        for name, classes in (shards.manifest.label_sets or {}).items():
-            united.setdefault(name, {}).update(dict.fromkeys(classes))
-    return {name: tuple(classes) for name, classes in united.items()} or None
+def notes(sources: Sequence[m.ShardSet]) -> Iterator[str]:
+    """What a user should read before sources become one whose labels differ."""
+    for which in ("", *_names_of_sets(sources)):
+        united, what = _united(sources, which), f"label set '{which}'" if which else "labels"
+        counts = {shards.name: len(_classes(shards, which)) for shards in sources}
+        for shards in sources:
+            if united and not counts[shards.name]:
+                yield (
+                    f"{shards.name} has no {what}: its {shards.num_samples:,} samples stay "
+                    "without, and fine-tuning takes no loss on them"
+                )
+        if any(0 < count < len(united) for count in counts.values()):
+            listed = ", ".join(f"{count:,} in {name}" for name, count in counts.items())
+            yield f"{what}: {len(united):,} names together, {listed}"
+
+
+def _names_of_sets(sources: Sequence[m.ShardSet]) -> list[str]:
+    return list(
+        dict.fromkeys(name for shards in sources for name in shards.manifest.label_sets or ())
+    )
+
+
+def _united(sources: Sequence[m.ShardSet], which: str) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for shards in sources for name in _classes(shards, which)))
+
+
+def _classes(shards: m.ShardSet, which: str) -> tuple[str, ...]:
+    """Names of a label set, or of the one label ('')."""
+    sets = {"": shards.manifest.labels or (), **(shards.manifest.label_sets or {})}
+    return sets.get(which, ())
 
 
 def _items(sources: Sequence[m.ShardSet]) -> Iterator[Item]:

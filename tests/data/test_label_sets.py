@@ -16,7 +16,7 @@ from arvideo_ds.data.clips import EvaluationClips, TrainClips
 from arvideo_ds.data.loader import collate
 from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.data.members import read_facts
-from arvideo_ds.data.reshard import merged, open_pool, split, with_labels, write_part
+from arvideo_ds.data.reshard import merged, notes, open_pool, split, with_labels, write_part
 from arvideo_ds.data.verify import check_shard
 from arvideo_ds.errors import UserError
 from tests.epic_set import NOUNS, VERBS
@@ -132,6 +132,35 @@ def test_resharding_keeps_both_labels(epic_shards: Path, tmp_path: Path) -> None
     put = ShardSet(tmp_path / "put").manifest
     assert (put.labels, put.label_sets) == (("put",), {"verb": VERBS, "noun": NOUNS})
     assert {names["verb"] for names in labels_by_key(tmp_path / "put").values()} == {"put"}
+
+
+def relabelled(shards: Path, folder: Path, labels: list[str] | None) -> ShardSet:
+    """A manifest as versions before label sets wrote it."""
+    tree = json.loads((shards / "manifest.json").read_text())
+    del tree["label_sets"]
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({**tree, "labels": labels}))
+    return ShardSet(folder)
+
+
+def test_what_a_merge_does_to_labels_is_told_before(epic_shards: Path, tmp_path: Path) -> None:
+    train, test = (ShardSet(epic_shards / split) for split in ("train", "test"))
+    assert list(notes([train, test])) == []
+    old = relabelled(epic_shards / "test", tmp_path / "old", list(VERBS))
+    assert list(notes([train, old])) == [
+        f"{old.name} has no label set '{name}': its 8 samples stay without, and fine-tuning takes "
+        "no loss on them"
+        for name in ("verb", "noun")
+    ]
+    numbered = relabelled(epic_shards / "test", tmp_path / "numbered", ["0", "1"])
+    told = next(notes([train, numbered]))
+    assert told == f"labels: 5 names together, 3 in {train.name}, 2 in {numbered.name}"
+
+
+def test_heads_for_shards_without_any_label_are_refused(epic_shards: Path, tmp_path: Path) -> None:
+    bare = relabelled(epic_shards / "test", tmp_path / "bare", None)
+    with pytest.raises(UserError, match=r"'verb', but the shards of epic_kitchens have none\."):
+        bare.manifest.class_names(["verb", "noun"])
 
 
 def test_a_label_of_a_set_that_is_not_its_name_is_found(epic_shards: Path, tmp_path: Path) -> None:
