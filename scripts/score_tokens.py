@@ -6,25 +6,34 @@
         --recipe lvmae_vit_b_diving48 data.shards=SHARDS             also deepspeed, srun python
 
 Stride, size and patch are those of --recipe (with overrides), or given one by one. Writes to
-SHARDS/scores/NAME, a file a shard; ranks share the shards. Ctrl-C or SIGTERM finishes the videos
-under way; the same command goes on with the shards that are not done. docs/long_video.md says more.
-Exit codes: 0 done; 2 wrong input; 75 interrupted, start it again.
+SHARDS/scores/NAME, a file a shard; ranks share the shards, and the one that ends last writes
+scores.json. Ctrl-C or SIGTERM finishes the videos under way; the same command goes on with the
+others. docs/long_video.md says more.
+Exit codes: 0 done, of the last rank: all is done; 2 wrong input; 3 some videos hung or died and
+have no scores yet, see --leave_out_failed; 75 interrupted, start it again.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType
 
 from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.data.manifest import ShardSet
-from arvideo_ds.data.token_scores import SCORERS, ScoreContents
-from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
+from arvideo_ds.data.token_scores import SCORERS, SCORES, ScoreContents
+from arvideo_ds.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_MANY_REJECTS,
+    EXIT_OK,
+    UserError,
+    command,
+)
 from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.train import run_folder
 
@@ -57,7 +66,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers", type=int, help="processes of each rank that decode; default: its cores"
     )
-    parser.add_argument("--timeout_s", type=float, default=120, help="per 8 windows of a video")
+    parser.add_argument(
+        "--timeout_s", type=float, default=120, help="longest time from window to window of a video"
+    )
+    parser.add_argument(
+        "--leave_out_failed",
+        action="store_true",
+        help="record videos that hang or die twice as without scores",
+    )
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser.parse_intermixed_args()
@@ -74,10 +90,11 @@ def main() -> int:
     shards = ShardSet(where)
     shards.check_sizes()
     output = output_of(args, shards)
-    run_folder.require_own(output, "scores.json")
-    for name in ("workers", "timeout_s"):
-        if getattr(args, name) is not None and getattr(args, name) < 0:
-            raise UserError(f"--{name} {getattr(args, name)} must not be negative.")
+    run_folder.require_own(output, SCORES)
+    if args.workers is not None and args.workers < 0:
+        raise UserError(f"--workers {args.workers} must not be negative.")
+    if args.timeout_s <= 0:
+        raise UserError(f"--timeout_s {args.timeout_s:g} must be above 0.")
     stop = Stop()
     # Only now: torch and DeepSpeed take seconds to load.
     import torch
@@ -102,6 +119,7 @@ def main() -> int:
         timeout_s=args.timeout_s,
         rank=world.rank,
         num_ranks=world.size,
+        leave_out_failed=args.leave_out_failed,
     )
     if world.is_main:
         print(
@@ -110,16 +128,27 @@ def main() -> int:
             f"{world.device if scorer.on_device else 'cpu'}",
             flush=True,
         )
-    with run_folder.lock(output) if world.is_main else nullcontext():
+    with run_folder.lock(output, "" if world.is_main else f"-{world.rank}"):
         try:
             report = score_shards(job, stop=stop.asked)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
+    if report.failed:
+        print_failed(report.failed)
+    if report.interrupted:
+        print("interrupted; the same command goes on with the other videos", flush=True)
+        return EXIT_INTERRUPTED
+    if report.lacking:
+        print_lacking(report.lacking)
+        return EXIT_MANY_REJECTS
     if report.contents is not None:
         print_summary(output, report.contents, report.new_videos)
-    if report.interrupted:
-        print("interrupted; the same command goes on with the shards not done", flush=True)
-        return EXIT_INTERRUPTED
+    else:
+        print(
+            f"rank {world.rank} of {world.size} is done, others are not; the last one writes "
+            f"{SCORES}. Where one has died, the same command goes on.",
+            flush=True,
+        )
     return EXIT_OK
 
 
@@ -177,17 +206,37 @@ class Stop:
         os.write(2, b"\nfinishing the videos under way; Ctrl-C again ends at once\n")
 
 
+def print_failed(failed: Mapping[str, str]) -> None:
+    """failed: videos by key, and how."""
+    print(f"hung or died twice: {len(failed)} ({_named(failed)})", flush=True)
+
+
+def print_lacking(keys: list[str]) -> None:
+    named = ", ".join(keys[:_MOST_NAMED]) + ", ..." * (len(keys) > _MOST_NAMED)
+    print(
+        f"{len(keys):,} video(s) have no scores yet, because they hung or died or a rank was "
+        f"interrupted: {named}. The same command tries these alone, perhaps on a less busy "
+        "machine or with a longer --timeout_s; --leave_out_failed records those that hang or die "
+        "again as videos without scores.",
+        flush=True,
+    )
+
+
 def print_summary(output: Path, contents: ScoreContents, new_videos: int) -> None:
-    """new_videos: scored by rank 0 in this run."""
+    """new_videos: scored by this rank in this run."""
     size = sum(file.bytes for file in contents.files) / 2**20
     print(
         f"{output}: {contents.num_videos:,} videos in {len(contents.files):,} files, "
-        f"{size:,.1f} MiB ({new_videos:,} videos scored now by rank 0)"
+        f"{size:,.1f} MiB ({new_videos:,} videos scored now by this rank)"
     )
     if contents.unreadable:
-        named = [f"{key}: {why}" for key, why in contents.unreadable.items()][:_MOST_NAMED]
-        print(f"without scores: {len(contents.unreadable)} ({'; '.join(named)}); see scores.json")
+        unreadable = contents.unreadable
+        print(f"without scores: {len(unreadable)} ({_named(unreadable)}); see {SCORES}")
     print(f"pretrain with data.scores={output} data.crop=grid", flush=True)
+
+
+def _named(videos: Mapping[str, str]) -> str:
+    return "; ".join(f"{key}: {why}" for key, why in itertools.islice(videos.items(), _MOST_NAMED))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@
 
 A video is its frames 0, stride, 2 stride, ..., fitted to the grid of tokens (transforms.py) and cut
 into windows of 16 that touch. t h w is the grid of the whole video, so h or w may be larger than a
-clip's. Videos that do not decode have no entry. Every file names what decided its scores and the
-CRC-32 of its entries, so one that an interrupted pass left is known to be whole, or is not.
+clip's. Videos that do not decode have no entry, but a reason. Every file names what decided its
+scores and the CRC-32 of its entries, so it is known of each video whether the pass has to score it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import functools
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -289,23 +289,27 @@ def _entry(file: Any, name: str) -> np.ndarray | None:
         return None
 
 
-def is_whole(path: Path, spec: ScoreSpec, keys: Sequence[str]) -> bool:
-    """Whether a shard's file holds every one of these videos, intact.
+def stored(
+    path: Path, spec: ScoreSpec, keys: Sequence[str]
+) -> Iterator[tuple[str, VideoScores | str]]:
+    """Those of these videos that a shard's file holds intact: the scores, or why there are none.
 
     Errors: `UserError` where it holds scores of another spec.
     """
     try:
         file, header = open_file(path)
     except (OSError, AlteredError):
-        return False
+        return
     require_same(header.spec, spec, str(path.parent))
-    try:
-        for key in keys:
-            if key not in header.unreadable:
-                read_video(file, header, key, path.name)
-    except AlteredError:
-        return False
-    return True
+    for key in keys:
+        if key in header.unreadable:
+            yield key, header.unreadable[key]
+            continue
+        try:
+            video = read_video(file, header, key, path.name)
+        except AlteredError:
+            continue
+        yield key, video
 
 
 def require_same(before: ScoreSpec, now: ScoreSpec, folder: str) -> None:

@@ -1,8 +1,9 @@
 """What a token is worth predicting, by five rules behind one interface.
 
 A scorer takes consecutive windows of one video and gives a score for every token, larger for more
-important, and, where it has them, codes. It is called with the same windows whatever the number of
-ranks or workers, and all it draws is a function of the video's key.
+important, and, where it has them, codes. All it draws is a function of the video's key. The pass
+gives it one window at a time: in larger batches some kernels round in another way, and how many
+windows are there at once is a matter of memory.
 
 tokenizer  importance that the adaptive tokenizer learned, and its codes (LVMAE)
 flow       mean length of the optical flow in the token, pixels per sampled frame
@@ -188,7 +189,15 @@ class TokenizerScorer:
     @torch.no_grad()
     def __call__(self, piece: Piece) -> Scored:
         windows = torch.from_numpy(piece.frames).to(self.device)
-        scores, codes = self._network.tokens(windows)
+        try:
+            scores, codes = self._network.tokens(windows)
+        except torch.OutOfMemoryError:
+            count, frames, height, width, _ = windows.shape
+            raise UserError(
+                f"the GPU's memory is too small for the tokenizer {self.path} on {count} window(s) "
+                f"of {frames} frames of {height} x {width}. Nothing else may run on it; else score "
+                "on the CPU (export DS_ACCELERATOR=cpu), or choose a smaller --size."
+            ) from None
         return Scored(scores.float().cpu().numpy(), codes.cpu().numpy())
 
     @functools.cached_property

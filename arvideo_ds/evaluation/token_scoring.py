@@ -1,27 +1,30 @@
 """The scoring pass: shards -> windows -> scores of every token, one file a shard.
 
-Rank r of R scores every R-th shard from r on; no rank talks to another. A shard's file is written
-once all its videos are through, to a temporary name, synced, renamed; those that are there and
-whole are kept, so the same command goes on. Rank 0 waits for all files and writes scores.json.
-What a file holds is a function of its shard and the spec alone, so neither ranks, workers nor
-interruptions change a byte (on one kind of machine).
+Rank r of R scores every R-th shard from r on; no rank talks to another or waits for it. A shard's
+file is written once all its videos are through, or where the pass ends before, to a temporary name,
+synced, renamed; videos that stand in a file are kept, so the same command goes on. The rank that
+ends last, and so finds all files there, writes scores.json.
+
+What a file holds at last is a function of its shard and the spec alone, so neither ranks, workers
+nor interruptions change a byte (on one kind of machine). A video without scores has a reason that
+is true of the video: it does not decode, or a score is no finite number. That one hung or died says
+nothing of the kind: it is tried once more, and then the next pass tries it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from arvideo_ds.data.clips import decoded
-from arvideo_ds.data.decoders import DecodeError
-from arvideo_ds.data.manifest import ShardSet, dump_json
+from arvideo_ds.data.decoders import DecodeError, decode
+from arvideo_ds.data.manifest import AlteredError, ShardSet, dump_json
 from arvideo_ds.data.sampling import window_frames
 from arvideo_ds.data.shard_writer import explained_when_full, write_atomically
 from arvideo_ds.data.streams import Failed, Finished, stream_all
@@ -34,17 +37,16 @@ from arvideo_ds.data.token_scores import (
     contents_of,
     file_bytes,
     file_name,
-    is_whole,
     parse_contents,
     require_same,
+    stored,
 )
 from arvideo_ds.data.transforms import fit_to_grid
 from arvideo_ds.data.video import RejectedError
 from arvideo_ds.evaluation.token_scorers import Piece, Scored, Scorer
 
-# Windows that are decoded and scored together: what a process holds at once.
-_WINDOWS_AT_ONCE = 8
-_POLL_S, _SAY_EVERY_S = 1.0, 60.0
+# Frames that are decoded together, at the video's own size. Decoders hold them about twice.
+_DECODED_BYTES = 128 * 2**20
 
 # A video: number of its shard, place in it.
 Task = tuple[int, int]
@@ -52,7 +54,11 @@ Task = tuple[int, int]
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What `score_shards` is to do. timeout_s: longest time for some windows of one video."""
+    """What `score_shards` is to do.
+
+    timeout_s: longest time from one window of a video to the next. leave_out_failed: videos that
+    hung or died twice are recorded as those that do not decode.
+    """
 
     shards: ShardSet
     scorer: Scorer
@@ -63,6 +69,7 @@ class ScoringJob:
     timeout_s: float = 120.0
     rank: int = 0
     num_ranks: int = 1
+    leave_out_failed: bool = False
 
     def path(self, shard: int) -> Path:
         return self.output / file_name(shard)
@@ -70,18 +77,29 @@ class ScoringJob:
     def keys(self, shard: int) -> list[str]:
         return [sample.key for sample in self.shards.index(shard).samples]
 
-    def is_done(self, shard: int) -> bool:
-        """Errors: `UserError` where the file there is of another spec."""
-        return is_whole(self.path(shard), self.spec, self.keys(shard))
+    def lacking(self, shard: int) -> list[str]:
+        """The videos that its file does not hold.
+
+        Errors: `UserError` where that is of another spec.
+        """
+        keys = self.keys(shard)
+        there = {key for key, _ in stored(self.path(shard), self.spec, keys)}
+        return [key for key in keys if key not in there]
 
 
 @dataclass(frozen=True)
 class ScoringReport:
-    """What one rank did. contents: of scores.json, where this rank wrote it."""
+    """What one rank did.
+
+    failed: videos that hung or died twice, and how. lacking: where this rank was the last one, the
+    videos of all ranks that have no scores yet; contents: of scores.json, where it has all.
+    """
 
     new_videos: int
     new_files: int
     interrupted: bool
+    failed: dict[str, str]
+    lacking: list[str]
     contents: ScoreContents | None
 
 
@@ -107,73 +125,83 @@ def make_spec(
 
 
 def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -> ScoringReport:
-    """Write this rank's files that are not there yet and, on rank 0, scores.json.
+    """Write this rank's files that are not there yet and, once all ranks' are, scores.json.
 
-    stop: once true, the videos under way are finished and no other is begun; the shard they are of
-    is scored anew. Errors: `UserError` where the folder holds scores of another spec, or its disk
-    is full.
+    stop: once true, the videos under way are finished and no other is begun. Errors: `UserError`
+    where the folder holds scores of another spec, or its disk is full.
     """
     job.output.mkdir(parents=True, exist_ok=True)
     if (job.output / SCORES).exists():
         before = parse_contents((job.output / SCORES).read_bytes(), str(job.output))
         require_same(before.spec, job.spec, str(job.output))
     own = range(job.rank, len(job.shards.manifest.shards), job.num_ranks)
-    missing = [shard for shard in own if not job.is_done(shard)]
+    missing = [shard for shard in own if job.lacking(shard) or not job.path(shard).exists()]
     with explained_when_full(job.output):
-        new_videos, new_files = _score(job, missing, stop)
-        contents = None
-        if job.rank == 0 and new_files == len(missing) and _all_there(job, stop):
-            contents = contents_of(job.output, job.spec, job.shards)
-            write_atomically(job.output / SCORES, dump_json(contents))
-    interrupted = new_files < len(missing) or (job.rank == 0 and contents is None)
-    return ScoringReport(new_videos, new_files, interrupted, contents)
+        shards = _score(job, missing, stop)
+        lacking, contents = ([], None) if shards.interrupted else _finish(job, bool(missing))
+    return ScoringReport(
+        new_videos=shards.num_videos,
+        new_files=shards.num_files,
+        interrupted=shards.interrupted,
+        failed=shards.failed,
+        lacking=lacking,
+        contents=contents,
+    )
 
 
-def read_pieces(job: ScoringJob, task: Task) -> Iterator[Piece]:
-    """The windows of a video, some at a time. Errors: `RejectedError` where it does not decode."""
+def read_windows(job: ScoringJob, task: Task) -> Iterator[Piece]:
+    """The windows of a video, one by one. Errors: `RejectedError` where it does not decode.
+
+    Decoded at once are as many as `_DECODED_BYTES` hold at the video's own size, which the first
+    one shows, and one at least.
+    """
     shard, member = task
     sample = job.shards.index(shard).samples[member]
     windows = window_frames(sample.num_frames, job.spec.stride, WINDOW)
-    for first in range(0, len(windows), _WINDOWS_AT_ONCE):
-        wanted = windows[first : first + _WINDOWS_AT_ONCE]
-        try:
-            frames = decoded(job.shards, job.decoder, shard, sample, wanted.ravel())
-        except DecodeError as error:
-            raise RejectedError(error.kind, error.message) from None
-        fitted = fit_to_grid(frames, job.spec.size, job.spec.patch[1:])
-        yield Piece(sample.key, first, fitted.reshape(*wanted.shape, *fitted.shape[1:]))
+    with _rejected():
+        video = job.shards.read(shard, sample)
+    first, count = 0, 1
+    while first < len(windows):
+        wanted = windows[first : first + count]
+        with _rejected():
+            frames = decode(job.decoder, video, wanted.ravel())
+        for number, window in enumerate(np.split(frames, len(wanted)), first):
+            fitted = fit_to_grid(window, job.spec.size, job.spec.patch[1:])
+            yield Piece(sample.key, number, fitted[None])
+        first, count = first + count, max(1, _DECODED_BYTES // window.nbytes)
 
 
-def _score(job: ScoringJob, missing: list[int], stop: Callable[[], bool]) -> tuple[int, int]:
-    """How many videos and files were made."""
-    open_shards = {shard: _OpenShard(job, shard) for shard in missing}
-    tasks = [(shard, member) for shard in missing for member in range(len(job.keys(shard)))]
-    for opened in open_shards.values():
-        if opened.complete:  # no video at all
-            opened.write()
-    videos, files = 0, sum(opened.complete for opened in open_shards.values())
+@contextlib.contextmanager
+def _rejected() -> Iterator[None]:
+    """What cannot be read becomes a `RejectedError`, unless it was the memory that was short."""
+    try:
+        yield
+    except AlteredError as error:
+        raise RejectedError("altered", str(error)) from None
+    except DecodeError as error:
+        if error.kind.endswith("MemoryError"):  # NumPy and PyAV have their own
+            raise MemoryError(error.message) from None
+        raise RejectedError(error.kind, error.message) from None
+
+
+def _score(job: ScoringJob, missing: list[int], stop: Callable[[], bool]) -> _OpenShards:
+    """Score what the files of these shards lack, and write them."""
+    shards = _OpenShards(job, missing)
     with tqdm(
-        desc="scores", unit="video", total=len(tasks), miniters=0, disable=job.rank > 0
+        desc="scores", unit="video", total=len(shards.tasks()), miniters=0, disable=job.rank > 0
     ) as bar:
-        for (shard, member), item in _scored(job, tasks, stop):
-            opened = open_shards[shard]
-            if isinstance(item, Scored):
-                opened.append(member, item)
-                bar.update(0)
-                continue
-            opened.end(member, item)
-            videos += 1
-            bar.update()
-            if opened.complete:
-                opened.write()
-                files += 1
-                del open_shards[shard]
-    return videos, files
+        _work_off(job, shards, bar, stop)
+        # The machine may have been busy: once more, after all others.
+        shards.reopen_failed()
+        _work_off(job, shards, bar, stop)
+    if job.leave_out_failed:
+        shards.leave_out_failed()
+    shards.write()
+    return shards
 
 
-def _scored(
-    job: ScoringJob, tasks: list[Task], stop: Callable[[], bool]
-) -> Iterable[tuple[Task, Scored | Finished | Failed]]:
+def _work_off(job: ScoringJob, shards: _OpenShards, bar: tqdm, stop: Callable[[], bool]) -> None:
+    tasks = shards.tasks()
     items = stream_all(
         functools.partial(_work, job),
         tasks,
@@ -182,49 +210,146 @@ def _scored(
         stop=stop,
     )
     for task, item in items:
-        yield task, job.scorer(item) if isinstance(item, Piece) else item
+        shards.take(task, job.scorer(item) if isinstance(item, Piece) else item)
+        bar.update(shards.num_videos - bar.n)
 
 
 def _work(job: ScoringJob, task: Task) -> Iterator[Piece | Scored]:
     """What a decoding process does with a video: all of it, unless the scorer has a device."""
-    for piece in read_pieces(job, task):
+    for piece in read_windows(job, task):
         yield piece if job.scorer.on_device else job.scorer(piece)
 
 
-@dataclass
-class _OpenShard:
-    """The scores of one shard on their way into its file."""
+class _OpenShards:
+    """The shards of this rank whose files are not there or lack videos.
 
-    job: ScoringJob
-    shard: int
-    parts: dict[int, list[Scored]] = field(default_factory=dict)
-    videos: dict[str, VideoScores] = field(default_factory=dict)
-    unreadable: dict[str, str] = field(default_factory=dict)
+    num_videos, num_files: videos that came to an end, and files that were made whole.
+    """
+
+    def __init__(self, job: ScoringJob, missing: list[int]) -> None:
+        self.num_videos = self.num_files = 0
+        self._open = {shard: _OpenShard(job, shard) for shard in missing}
 
     @property
-    def complete(self) -> bool:
-        samples = self.job.shards.manifest.shards[self.shard].samples
-        return len(self.videos) + len(self.unreadable) == samples
+    def interrupted(self) -> bool:
+        return bool(self.tasks())
 
-    def append(self, member: int, scored: Scored) -> None:
-        self.parts.setdefault(member, []).append(scored)
+    @property
+    def failed(self) -> dict[str, str]:
+        """Videos that hung or died, by key, and how."""
+        return {key: why for opened in self._open.values() for key, why in opened.failed.items()}
 
-    def end(self, member: int, how: Finished | Failed) -> None:
-        """A video is through: it has scores, or a reason why not."""
-        sample = self.job.shards.index(self.shard).samples[member]
-        parts = self.parts.pop(member, [])
-        if isinstance(how, Finished):
-            video = _joined(parts, self.job.spec.times(sample.num_frames))
-            if np.isfinite(video.scores).all():
-                self.videos[sample.key] = video
-                return
-            how = Failed("not_finite", "a score is no finite number")
-        self.unreadable[sample.key] = f"{how.reason} ({how.message})"
-        tqdm.write(f"without scores: {sample.key!r}: {self.unreadable[sample.key]}")
+    def tasks(self) -> list[Task]:
+        """The videos that came to no end yet."""
+        return [
+            (shard, member) for shard, opened in self._open.items() for member in opened.missing()
+        ]
+
+    def take(self, task: Task, item: Scored | Finished | Failed) -> None:
+        """Scores of a part of a video, or its end. The file of a shard's last one is written."""
+        shard, member = task
+        opened = self._open[shard]
+        if isinstance(item, Scored):
+            opened.append(member, item)
+        elif opened.end(member, item):
+            self.num_videos += 1
+            if opened.whole:
+                self._close(shard)
+
+    def reopen_failed(self) -> None:
+        """Forget that videos failed."""
+        for opened in self._open.values():
+            opened.failed.clear()
+
+    def leave_out_failed(self) -> None:
+        """Count the videos that failed as those that do not decode."""
+        for opened in self._open.values():
+            opened.unreadable |= opened.failed
+            opened.failed.clear()
 
     def write(self) -> None:
-        data = file_bytes(self.job.spec, self.videos, self.unreadable)
-        write_atomically(self.job.path(self.shard), data)
+        """What there is of the shards that are still open."""
+        for shard, opened in list(self._open.items()):
+            if opened.whole:
+                self._close(shard)
+            elif opened.begun:
+                opened.write()
+
+    def _close(self, shard: int) -> None:
+        self._open.pop(shard).write()
+        self.num_files += 1
+
+
+class _OpenShard:
+    """The scores of one shard on their way into its file; first those that stand there."""
+
+    def __init__(self, job: ScoringJob, shard: int) -> None:
+        self._job, self._shard, self._keys = job, shard, job.keys(shard)
+        self._parts: dict[int, list[Scored]] = {}
+        self._videos: dict[str, VideoScores] = {}
+        # Why videos have no scores, and how others failed.
+        self.unreadable: dict[str, str] = {}
+        self.failed: dict[str, str] = {}
+        for key, found in stored(job.path(shard), job.spec, self._keys):
+            if isinstance(found, VideoScores):
+                self._videos[key] = found
+            else:
+                self.unreadable[key] = found
+
+    @property
+    def whole(self) -> bool:
+        return len(self._videos) + len(self.unreadable) == len(self._keys)
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._videos or self.unreadable or self.failed)
+
+    def missing(self) -> list[int]:
+        ended = self._videos.keys() | self.unreadable.keys() | self.failed.keys()
+        return [member for member, key in enumerate(self._keys) if key not in ended]
+
+    def append(self, member: int, scored: Scored) -> None:
+        self._parts.setdefault(member, []).append(scored)
+
+    def end(self, member: int, how: Finished | Failed) -> bool:
+        """Whether that is true of the video: it has scores, or a reason in itself why not."""
+        sample = self._job.shards.index(self._shard).samples[member]
+        parts = self._parts.pop(member, [])
+        if isinstance(how, Finished):
+            video = _joined(parts, self._job.spec.times(sample.num_frames))
+            if np.isfinite(video.scores).all():
+                self._videos[sample.key] = video
+                return True
+            how = Failed("not_finite", "a score is no finite number", rejected=True)
+        why = f"{how.reason} ({how.message})"
+        (self.unreadable if how.rejected else self.failed)[sample.key] = why
+        tqdm.write(f"{'without scores' if how.rejected else 'failed'}: {sample.key!r}: {why}")
+        return how.rejected
+
+    def write(self) -> None:
+        data = file_bytes(self._job.spec, self._videos, self.unreadable)
+        write_atomically(self._job.path(self._shard), data)
+
+
+def _finish(job: ScoringJob, worked: bool) -> tuple[list[str], ScoreContents | None]:
+    """What the last rank does: scores.json, or which videos have no scores yet.
+
+    Whoever looks here has written its own files, so the last one finds all there. worked: a rank
+    that had nothing to do is not the last one as long as videos are lacking; others are on them.
+    """
+    shards = range(len(job.shards.manifest.shards))
+    # First without reading: most ranks end before the others.
+    if not all(job.path(shard).exists() for shard in shards):
+        return [], None
+    lacking = [key for shard in shards for key in job.lacking(shard)]
+    if lacking:
+        return lacking if worked else [], None
+    contents = contents_of(job.output, job.spec, job.shards)
+    # Ranks that end at the same moment both write it, with the same bytes.
+    own = job.output / f"{SCORES}.{job.rank}"
+    write_atomically(own, dump_json(contents))
+    own.rename(job.output / SCORES)
+    return [], contents
 
 
 def _joined(parts: list[Scored], times: int) -> VideoScores:
@@ -238,22 +363,3 @@ def _joined(parts: list[Scored], times: int) -> VideoScores:
 def _row(parts: list[np.ndarray], times: int) -> np.ndarray:
     windows = np.concatenate(parts)
     return windows.reshape(-1, *windows.shape[2:])[:times]
-
-
-def _all_there(job: ScoringJob, stop: Callable[[], bool]) -> bool:
-    """Wait until every rank has written its files; False where it is to stop before."""
-    missing = list(range(len(job.shards.manifest.shards)))
-    said = time.monotonic()
-    while missing := [shard for shard in missing if not job.is_done(shard)]:
-        if stop():
-            return False
-        if time.monotonic() - said > _SAY_EVERY_S:
-            said = time.monotonic()
-            late = missing[0]
-            print(
-                f"waiting for {len(missing)} file(s) of other ranks, such as {file_name(late)} of "
-                f"rank {late % job.num_ranks}",
-                flush=True,
-            )
-        time.sleep(_POLL_S)
-    return True

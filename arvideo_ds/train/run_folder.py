@@ -79,14 +79,14 @@ _JUDGED_WITH = {
 }
 
 
-def lock(folder: Path) -> IO[str]:
-    """Hold the folder until the returned file closes.
+def lock(folder: Path, part: str = "") -> IO[str]:
+    """Hold the folder, or a part of it, until the returned file closes.
 
     Errors: `UserError` if somebody else does, or nothing can be written there.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / ".lock").open("w")
+        file = (folder / f".lock{part}").open("w")
     except OSError as error:
         raise UserError(
             f"cannot write to {folder} ({error.strerror}); choose another --output."

@@ -12,10 +12,10 @@ from arvideo_ds.data.token_scores import (
     ScoreSpec,
     VideoScores,
     file_bytes,
-    is_whole,
     open_file,
     read_video,
     require_same,
+    stored,
 )
 from arvideo_ds.errors import UserError
 
@@ -50,6 +50,10 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+def holds(path: Path, spec: ScoreSpec, keys: list[str]) -> bool:
+    return [key for key, _ in stored(path, spec, keys)] == keys
+
+
 def test_what_is_written_is_read_and_equal_content_is_equal_bytes(path: Path) -> None:
     file, header = open_file(path)
     assert header.spec == SPEC
@@ -62,21 +66,21 @@ def test_what_is_written_is_read_and_equal_content_is_equal_bytes(path: Path) ->
         assert np.array_equal(found.codes, video.codes)
     other_order = dict(reversed(videos().items()))
     assert file_bytes(SPEC, other_order, header.unreadable) == path.read_bytes()
-    assert is_whole(path, SPEC, [*videos(), "d"])
+    assert holds(path, SPEC, [*videos(), "d"])
 
 
 def test_a_file_is_not_whole_without_a_video_cut_short_or_with_a_bit_changed(path: Path) -> None:
     keys = [*videos(), "d"]
-    assert not is_whole(path, SPEC, [*keys, "e"])
+    assert not holds(path, SPEC, [*keys, "e"])
     data = path.read_bytes()
     for place in (len(data) - 1, len(data) // 2, 40, 3):
         path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
-        assert not is_whole(path, SPEC, keys), place
+        assert not holds(path, SPEC, keys), place
     for length in (len(data) - 1, 20, 0):
         path.write_bytes(data[:length])
-        assert not is_whole(path, SPEC, keys), length
+        assert not holds(path, SPEC, keys), length
     path.unlink()
-    assert not is_whole(path, SPEC, keys)
+    assert not holds(path, SPEC, keys)
 
 
 def test_an_altered_entry_is_named_and_costs_no_other(path: Path) -> None:
@@ -88,6 +92,7 @@ def test_an_altered_entry_is_named_and_costs_no_other(path: Path) -> None:
     with pytest.raises(AlteredError, match=r"c\.scores in S/shard-000000"):
         read_video(file, header, "c", f"S/{path.name}")
     assert np.array_equal(read_video(file, header, "b", "").scores, videos()["b"].scores)
+    assert {key for key, _ in stored(path, SPEC, [*videos(), "d"])} == {*videos(), "d"} - {"c"}
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,7 @@ def test_scores_of_other_things_are_refused_with_both_values(
     with pytest.raises(UserError, match=said):
         require_same(SPEC, other, "S")
     with pytest.raises(UserError, match=said):
-        is_whole(path, other, list(videos()))
+        holds(path, other, list(videos()))
 
 
 def test_scores_follow_a_clip_in_time_and_place() -> None:
