@@ -15,10 +15,8 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 from pathlib import Path
-from types import FrameType
 
 import torch
 
@@ -34,6 +32,7 @@ from arvideo_ds.evaluation.extraction import (
 )
 from arvideo_ds.evaluation.feature_files import WRITERS
 from arvideo_ds.evaluation.feature_folder import INDEX
+from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.train import run_folder
 
 _MAX_WORKERS = 16
@@ -116,25 +115,6 @@ def main() -> int:
     rejects = sum(report.rejects.values())
     share = rejects / (len(listing.videos) + len(listing.rejects))
     return EXIT_MANY_REJECTS if share > args.max_reject_share else EXIT_OK
-
-
-class Stop:
-    """The first Ctrl-C or SIGTERM raises a flag, the second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def asked(self) -> bool:
-        return self._asked
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        # Not print: a signal may come in the middle of one.
-        os.write(2, b"\nfinishing the videos under way; Ctrl-C again ends at once\n")
 
 
 def print_summary(output: Path, report: ExtractionReport) -> None:

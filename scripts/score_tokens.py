@@ -17,12 +17,9 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import os
-import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import FrameType
 
 from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.data.manifest import ShardSet
@@ -34,6 +31,7 @@ from arvideo_ds.errors import (
     UserError,
     command,
 )
+from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.train import run_folder
 
@@ -185,25 +183,6 @@ def output_of(args: argparse.Namespace, shards: ShardSet) -> Path:
     if "://" in shards.name:
         raise UserError(f"{shards.name} is no folder of this machine; give --output FOLDER.")
     return Path(shards.name) / "scores" / str(args.scorer)
-
-
-class Stop:
-    """The first Ctrl-C or SIGTERM raises a flag, the second Ctrl-C ends at once."""
-
-    def __init__(self) -> None:
-        self._asked = False
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._receive)
-
-    def asked(self) -> bool:
-        return self._asked
-
-    def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._asked:
-            raise KeyboardInterrupt
-        self._asked = True
-        # Not print: a signal may come in the middle of one.
-        os.write(2, b"\nfinishing the videos under way; Ctrl-C again ends at once\n")
 
 
 def print_failed(failed: Mapping[str, str]) -> None:

@@ -1,0 +1,26 @@
+"""Signals that ask a pass over many videos to stop: those under way are finished first."""
+
+from __future__ import annotations
+
+import os
+import signal
+from types import FrameType
+
+
+class Stop:
+    """The first Ctrl-C or SIGTERM raises a flag, the second Ctrl-C ends at once."""
+
+    def __init__(self) -> None:
+        self._asked = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._receive)
+
+    def asked(self) -> bool:
+        return self._asked
+
+    def _receive(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self._asked:
+            raise KeyboardInterrupt
+        self._asked = True
+        # Not print: a signal may come in the middle of one.
+        os.write(2, b"\nfinishing the videos under way; Ctrl-C again ends at once\n")
