@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import matplotlib
@@ -20,9 +21,13 @@ from arvideo_ds.geometry import CHANNELS
 from arvideo_ds.models.cubes import from_cubes, pick, target_statistics, to_cubes, unit_pixels
 from arvideo_ds.models.objective import Objective
 
-_BLANK = 0.82
+# Grey of tokens that are not there.
+BLANK = 0.82
 _MAX_STEPS, _MAX_COLUMNS = 8, 8
 _OUTLINE = (1.0, 0.35, 0.0)
+
+# Label; T H W (3) of 0..1; what is outlined of it, T H W, if anything.
+Row = tuple[str, np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
@@ -59,9 +64,9 @@ def predict_clip(model: Objective, clip: Tensor, key: int, recipe: PretrainRecip
     def picture(cube_values: Tensor) -> np.ndarray:
         return np.asarray(from_cubes(cube_values[None], model.patch, grid)[0].clamp(0, 1))
 
-    kept = torch.full_like(pixels, _BLANK)
+    kept = torch.full_like(pixels, BLANK)
     kept[draw.encoded[0]] = pixels[draw.encoded[0]]
-    canvas = torch.full_like(pixels, _BLANK)
+    canvas = torch.full_like(pixels, BLANK)
     given = model.given(draw)[0]
     canvas[given] = pixels[given]
     after_step, newest = [], []
@@ -77,15 +82,19 @@ def predict_clip(model: Objective, clip: Tensor, key: int, recipe: PretrainRecip
 
 def draw_prediction(prediction: Prediction, title: str) -> Figure:
     """Rows: original, kept tokens, then steps of the order; columns: frames."""
-    frames = _evenly(len(prediction.original), _MAX_COLUMNS)
-    steps = _evenly(len(prediction.after_step), _MAX_STEPS)
-    rows: list[tuple[str, np.ndarray, np.ndarray | None]]
+    rows: list[Row]
     rows = [("original", prediction.original, None), ("kept tokens", prediction.kept, None)]
     rows += [
         (_step_name(step, prediction), prediction.after_step[step], prediction.newest[step])
-        for step in steps
+        for step in _evenly(len(prediction.after_step), _MAX_STEPS)
     ]
-    height, width = prediction.original.shape[1:3]
+    return draw_rows(rows, title)
+
+
+def draw_rows(rows: Sequence[Row], title: str) -> Figure:
+    """Clips of one shape below each other; columns: frames, at most eight."""
+    num_frames, height, width = rows[0][1].shape[:3]
+    frames = _evenly(num_frames, _MAX_COLUMNS)
     figure, axes = plt.subplots(
         len(rows),
         len(frames),
@@ -93,12 +102,12 @@ def draw_prediction(prediction: Prediction, title: str) -> Figure:
         squeeze=False,
         layout="constrained",
     )
-    for row, (label, pictures, newest) in zip(axes, rows, strict=True):
+    for row, (label, pictures, outlined) in zip(axes, rows, strict=True):
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         for axis, frame in zip(row, frames, strict=True):
-            axis.imshow(pictures[frame], interpolation="nearest")
-            if newest is not None and newest[frame].any():
-                axis.contour(newest[frame], levels=[0.5], colors=[_OUTLINE], linewidths=1.5)
+            axis.imshow(pictures[frame], interpolation="nearest", vmin=0, vmax=1)
+            if outlined is not None and outlined[frame].any():
+                axis.contour(outlined[frame], levels=[0.5], colors=[_OUTLINE], linewidths=1.5)
             axis.set_xticks([])
             axis.set_yticks([])
     for axis, frame in zip(axes[0], frames, strict=True):

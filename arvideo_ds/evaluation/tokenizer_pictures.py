@@ -8,22 +8,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import torch
 from einops import repeat
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from arvideo_ds.evaluation.pictures import BLANK, draw_rows
 from arvideo_ds.models.cubes import unit_pixels
 from arvideo_ds.models.tokenizer import Tokenizer
-
-_BLANK = 0.82
-_MAX_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -51,41 +44,21 @@ def example(tokenizer: Tokenizer, clip: Tensor) -> Example:
     return Example(
         np.asarray(original),
         np.asarray(made.pixels[0].clamp(0, 1)),
-        np.asarray(original * kept + _BLANK * (1 - kept)),
+        np.asarray(original * kept + BLANK * (1 - kept)),
         np.asarray(spread(scores[0] / scores.max())),
     )
 
 
 def draw_examples(examples: Sequence[Example], title: str) -> Figure:
     """Four rows for each clip; columns are frames."""
-    rows = ("original", "reconstruction", "tokens kept", "importance")
-    frames = _evenly(len(examples[0].original))
-    height, width = examples[0].original.shape[1:3]
-    figure, axes = plt.subplots(
-        len(rows) * len(examples),
-        len(frames),
-        figsize=(1.1 * len(frames) * width / height + 1, 1.1 * len(rows) * len(examples) + 0.4),
-        squeeze=False,
-        layout="constrained",
-    )
-    shown = [
-        (label, pictures)
+    rows = [
+        row
         for one in examples
-        for label, pictures in zip(
-            rows, (one.original, one.reconstruction, one.kept, one.importance), strict=True
+        for row in (
+            ("original", one.original, None),
+            ("reconstruction", one.reconstruction, None),
+            ("tokens kept", one.kept, None),
+            ("importance", one.importance, None),
         )
     ]
-    for row, (label, pictures) in zip(axes, shown, strict=True):
-        row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
-        for axis, frame in zip(row, frames, strict=True):
-            axis.imshow(pictures[frame], interpolation="nearest", vmin=0, vmax=1)
-            axis.set_xticks([])
-            axis.set_yticks([])
-    for axis, frame in zip(axes[0], frames, strict=True):
-        axis.set_title(f"frame {frame}", fontsize=8)
-    figure.suptitle(title, fontsize=9)
-    return figure
-
-
-def _evenly(count: int) -> list[int]:
-    return sorted({round(i) for i in np.linspace(0, count - 1, min(count, _MAX_COLUMNS))})
+    return draw_rows(rows, title)

@@ -53,7 +53,7 @@ def test_every_pixel_shows_what_it_is_said_to_show(
     model = untrained(recipe)
     shown = pictures.predict_clip(model, clip, KEY, recipe)
     draw, original = model.draw(torch.tensor([KEY])), clip.numpy() / 255
-    blank = np.float32(pictures._BLANK)
+    blank = np.float32(pictures.BLANK)
     np.testing.assert_allclose(shown.original, original, atol=1e-6)
 
     kept = pixels_of(draw.encoded[0], model, recipe)
@@ -109,7 +109,7 @@ def test_videomae_shows_what_it_sees_and_what_it_predicts(
     there = predicted | pixels_of(draw.encoded[0], model, recipe)
     np.testing.assert_array_equal(newest, predicted)
     np.testing.assert_allclose(picture[there], (clip.numpy() / 255)[there], atol=1e-5)
-    assert (picture[~there] == np.float32(pictures._BLANK)).all()
+    assert (picture[~there] == np.float32(pictures.BLANK)).all()
     assert there.all() == (decoder_mask == "none")
 
 
