@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from arvideo_ds.config.schema import PretrainRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO
-from arvideo_ds.config.tokenizer_cost import tokenizer_cost
+from arvideo_ds.config.tokenizer_cost import convolutions
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,12 @@ class Cost:
 def cost_of(recipe: Recipe) -> Cost:
     """Cost of a recipe's model on a clip of training; a linear head is too small to count."""
     if isinstance(recipe, TokenizerRecipe):
-        cost = tokenizer_cost(recipe.tokenizer, recipe.geometry)
-        return Cost(cost.parameters_encoder, cost.parameters_decoder, cost.flops_forward_per_clip)
+        encoding, decoding = convolutions(recipe.tokenizer, recipe.geometry)
+        return Cost(
+            sum(convolution.parameters for convolution in encoding),
+            sum(convolution.parameters for convolution in decoding),
+            sum(convolution.flops for convolution in (*encoding, *decoding)),
+        )
     if not isinstance(recipe, PretrainRecipe):
         parameters, flops = sum(encoder_sizes(recipe)), encoder_flops(recipe)
         if recipe.pooling == "attention":

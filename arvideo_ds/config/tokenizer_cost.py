@@ -42,23 +42,12 @@ class Convolution:
         return 2 * self.voxels * self.kernel * self.inputs * self.outputs
 
 
-@dataclass(frozen=True)
-class TokenizerCost:
-    """parameters_encoder counts the scorer too; FLOP of one clip without the losses."""
-
-    parameters_encoder: int
-    parameters_decoder: int
-    flops_forward_per_clip: int
-
-
-def tokenizer_cost(settings: TokenizerSettings, geometry: Geometry) -> TokenizerCost:
+def convolutions(
+    settings: TokenizerSettings, geometry: Geometry
+) -> tuple[list[Convolution], list[Convolution]]:
+    """Those of encoder and scorer, and those of the decoder, on one clip; without the losses'."""
     encoder = [*_encoder(settings, geometry), *_scorer(settings.filters, geometry)]
-    decoder = list(_decoder(settings, geometry))
-    return TokenizerCost(
-        sum(convolution.parameters for convolution in encoder),
-        sum(convolution.parameters for convolution in decoder),
-        sum(convolution.flops for convolution in (*encoder, *decoder)),
-    )
+    return encoder, list(_decoder(settings, geometry))
 
 
 def _levels(settings: TokenizerSettings, geometry: Geometry) -> list[tuple[int, int]]:
