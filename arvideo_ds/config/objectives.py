@@ -193,17 +193,6 @@ class MaskedSettings(BaseObjective):
             )
 
 
-def require_whole_cells(geometry: Geometry, key: str) -> None:
-    """Errors: `UserError` where the running cell does not visit all places equally often."""
-    t, h, w = geometry.grid
-    if t % 4 or h % 2 or w % 2:
-        raise UserError(
-            f"{key}=running_cell walks over cells of 2 x 2 places in 4 times, so the token grid "
-            f"must be a multiple of 4 x 2 x 2, but it is {t}x{h}x{w}. Change data.frames or "
-            f"data.size, or {key}."
-        )
-
-
 class VideomaeSettings(MaskedSettings):
     """VideoMAE; with `decoder_mask: running_cell` VideoMAE V2."""
 
@@ -217,8 +206,14 @@ class VideomaeSettings(MaskedSettings):
 
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:
         super().check(geometry, decoder)
-        if self.decoder_mask == "running_cell":
-            require_whole_cells(geometry, "objective.decoder_mask")
+        t, h, w = geometry.grid
+        # So that the cell visits all places equally often.
+        if self.decoder_mask == "running_cell" and (t % 4 or h % 2 or w % 2):
+            raise UserError(
+                "objective.decoder_mask=running_cell walks over cells of 2 x 2 places in 4 times, "
+                f"so the token grid must be a multiple of 4 x 2 x 2, but it is {t}x{h}x{w}. Change "
+                "data.frames or data.size, or objective.decoder_mask."
+            )
 
 
 class LvmaeSettings(MaskedSettings):
