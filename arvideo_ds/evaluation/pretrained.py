@@ -18,7 +18,7 @@ from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.models.objective import Objective
-from arvideo_ds.models.weight_files import read_weights
+from arvideo_ds.models.weight_files import load_state, read_weights
 from arvideo_ds.tasks.pretrain import build_objective
 
 # Names of the classes of a fine-tuned run, in the order of its logits.
@@ -47,11 +47,7 @@ def with_weights(model: AnyModel, weights: Path) -> AnyModel:
         ) from None
     except SafetensorError as error:
         raise UserError(f"{weights} is damaged ({error}); train or copy it again.") from None
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise UserError(f"{weights} does not fit the recipe beside it: {first}") from None
+    load_state(model, state, f"{weights} does not fit the recipe beside it")
     return model.eval()
 
 
@@ -116,12 +112,7 @@ def load_classifier(
     labels = require_classifier(folder)
     count = sum(map(len, by_set(labels).values()))
     model = Classifier(recipe, count)
-    try:
-        model.load_state_dict(read_weights(folder if weights is None else folder / weights))
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise UserError(
-            f"the weights in {folder} are not the classifier of its recipe and its {count} "
-            f"labels: {first}"
-        ) from None
+    state = read_weights(folder if weights is None else folder / weights)
+    wrong = f"the weights in {folder} are not the classifier of its recipe and its {count} labels"
+    load_state(model, state, wrong)
     return model.eval(), labels

@@ -14,9 +14,8 @@ from torch.nn import functional as F
 from torchvision.models import vgg16
 
 from arvideo_ds.config.tokenizer import TokenizerSettings
-from arvideo_ds.errors import UserError
 from arvideo_ds.models.cubes import pixel_statistics
-from arvideo_ds.models.weight_files import State, read_weights
+from arvideo_ds.models.weight_files import State, load_state, read_weights
 
 # Of VGG16's layers those before a pooling: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
 _LOOKED_AT = (3, 8, 15, 22, 29)
@@ -78,14 +77,11 @@ def _vgg16(state: State, path: Path) -> nn.Sequential:
         for name, value in state.items()
         if name.startswith(_FEATURES)
     }
-    try:
-        features.load_state_dict(own, assign=True)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise UserError(
-            f"tokenizer.perceptual_network={path} is not torchvision's vgg16 (the file "
-            f"vgg16-397923af.pth): {first}"
-        ) from None
+    wrong = (
+        f"tokenizer.perceptual_network={path} is not torchvision's vgg16 (the file "
+        "vgg16-397923af.pth)"
+    )
+    load_state(features, own, wrong, assign=True)
     for layer in features:
         # What autograd keeps of a layer must not be overwritten by the next one.
         if isinstance(layer, nn.ReLU):

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from arvideo_ds.errors import UserError
 
@@ -47,6 +47,18 @@ def read_weights(path: Path) -> State:
     if not state:
         raise UserError(f"{file} holds no weights by name; it is no model's state.")
     return state
+
+
+def load_state(module: nn.Module, state: State, wrong: str, *, assign: bool = False) -> None:
+    """Give a module its weights by name, all of them; `assign` as in PyTorch.
+
+    Errors: `UserError` where names or shapes differ: `wrong`, and the first that does.
+    """
+    try:
+        module.load_state_dict(state, assign=assign)
+    except RuntimeError as error:
+        first = str(error).splitlines()[1].strip()
+        raise UserError(f"{wrong}: {first}") from None
 
 
 def weights_file(path: Path) -> Path:
