@@ -58,9 +58,9 @@ def main() -> None:
     run_folder.choose_weights(args.run, weights)
     # Only now: torch takes seconds to load.
     from arvideo_ds.data.clips import EvaluationClips
+    from arvideo_ds.evaluation.pretrained import load_tokenizer
     from arvideo_ds.evaluation.tokenizer import judge_run
     from arvideo_ds.evaluation.tokenizer_pictures import draw_examples, example
-    from arvideo_ds.models.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.run / run_folder.WEIGHTS[weights])
     # First, since it refuses clips that its videos are too short for.

@@ -202,7 +202,7 @@ class TokenizerScorer:
 
     @functools.cached_property
     def _network(self) -> Any:
-        from arvideo_ds.models.tokenizer import load_tokenizer
+        from arvideo_ds.evaluation.pretrained import load_tokenizer
 
         network = load_tokenizer(Path(self.path))
         if tuple(network.patch) != self.patch:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from einops import rearrange, reduce
@@ -25,20 +24,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ
 
-from arvideo_ds.config.load import read_yaml, validate
-from arvideo_ds.config.schema import TokenizerRecipe
 from arvideo_ds.config.tokenizer import TokenizerSettings, halvings
-from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import CHANNELS, Geometry, Triple
 from arvideo_ds.models.cubes import unit_pixels
 from arvideo_ds.models.token_scorer import Float32Conv3d, TokenScorer, normalize_scores
 from arvideo_ds.models.top_k import perturbed_top_k, top_k
-from arvideo_ds.models.weight_files import read_weights
 
 # MAGVIT's groups; with fewer channels in each, a norm would take a clip's brightness off.
 _GROUPS, _GROUP_CHANNELS = 32, 4
-# A run's weights, the best choice first, and its recipe (train/run_folder.py).
-_WEIGHTS, _RECIPE = ("ema.safetensors", "model.safetensors"), "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -203,36 +196,6 @@ class Upsample(nn.Module):
 def centred(clips: Tensor) -> Tensor:
     """Clips B T H W 3 as the networks see them: B 3 T H W, float32, -1..1."""
     return rearrange(2 * unit_pixels(clips) - 1, "b t h w c -> b c t h w")
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """A trained tokenizer, in evaluation mode, on the CPU.
-
-    path: the folder of a finished run of scripts/train_tokenizer.py, of which the averaged weights
-    are taken where it kept them; or a file of its weights with the run's recipe.yaml beside it.
-    Errors: `UserError` where weights or recipe are missing, damaged, or not of one tokenizer.
-    """
-    file = next((path / name for name in _WEIGHTS if (path / name).is_file()), path)
-    state = read_weights(file)
-    recipe = _recipe_beside(path if path.is_dir() else path.parent)
-    tokenizer = Tokenizer(recipe.patch, recipe.tokenizer)
-    try:
-        tokenizer.load_state_dict(state)
-    except RuntimeError as error:
-        first = str(error).splitlines()[1].strip()
-        raise UserError(f"{file} does not fit the {_RECIPE} beside it: {first}") from None
-    return tokenizer.eval().requires_grad_(requires_grad=False)
-
-
-def _recipe_beside(folder: Path) -> TokenizerRecipe:
-    path = folder / _RECIPE
-    tree = read_yaml(path)
-    if not isinstance(tree, dict) or tree.get("task") != "tokenizer":
-        raise UserError(
-            f"{folder} holds no tokenizer: {_RECIPE} says another task. scripts/train_tokenizer.py "
-            "trains one."
-        )
-    return validate(tree, str(path), TokenizerRecipe)
 
 
 def _widths(settings: TokenizerSettings) -> list[int]:

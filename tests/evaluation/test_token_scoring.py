@@ -535,9 +535,8 @@ def test_a_tokenizer_gives_scores_and_codes_and_is_known_by_its_weights(
     textured_shards: Path, means: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks = {"run": StandIn(), "copy": StandIn(), "other": StandIn(0.5)}
-    module = type(sys)("arvideo_ds.models.tokenizer")
-    module.load_tokenizer = lambda path: networks[str(path)]  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "arvideo_ds.models.tokenizer", module)
+    load = "arvideo_ds.evaluation.pretrained.load_tokenizer"
+    monkeypatch.setattr(load, lambda path: networks[str(path)])
     scorer = token_scorers.make_scorer("tokenizer", PATCH, tokenizer="run", device="cpu")
     report = score(textured_shards, tmp_path / "scores", scorer)
     assert report.contents is not None

@@ -18,11 +18,11 @@ from arvideo_ds.config.cost import cost_of
 from arvideo_ds.config.load import validate
 from arvideo_ds.config.tokenizer import halvings
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.pretrained import load_trained_encoder
+from arvideo_ds.evaluation.pretrained import load_tokenizer, load_trained_encoder
 from arvideo_ds.evaluation.token_scorers import Piece, make_scorer
 from arvideo_ds.models.encoder import count_parameters
 from arvideo_ds.models.token_scorer import Float32Conv3d
-from arvideo_ds.models.tokenizer import Tokenizer, load_tokenizer
+from arvideo_ds.models.tokenizer import Tokenizer
 from arvideo_ds.train.transfer import settle_transfer
 
 Make = Callable[..., TokenizerRecipe]

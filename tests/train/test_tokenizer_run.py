@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from arvideo_ds.models.tokenizer import load_tokenizer
+from arvideo_ds.evaluation.pretrained import load_tokenizer
 from tests.conftest import ROOT, run_command
 
 TRAIN, EVALUATE = (
