@@ -1,4 +1,7 @@
-"""What a recipe may say, and every default, once; of the objective: objectives.py."""
+"""What a recipe may say, and every default, once.
+
+Of the objective they stand in objectives.py, of the tokenizer in tokenizer.py.
+"""
 
 from __future__ import annotations
 

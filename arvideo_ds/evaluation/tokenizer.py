@@ -24,7 +24,7 @@ from arvideo_ds.geometry import num_kept
 from arvideo_ds.models.cubes import to_cubes, unit_pixels
 from arvideo_ds.models.tokenizer import Reconstruction, Tokenizer
 
-# Share of the tokens that LVMAE's decoder is asked for, rounded to that of its whole budget.
+# Share of the tokens that LVMAE's decoder is asked for: its whole budget.
 BUDGET = 0.15
 
 
