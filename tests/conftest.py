@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -182,6 +183,13 @@ def run_command(
         timeout=timeout,
         check=False,
     )
+
+
+def free_port() -> int:
+    """For ranks of one test to meet at, which others may run beside."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def command_environment(**extra: str) -> dict[str, str]:

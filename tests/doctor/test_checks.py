@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import pytest
 
 from arvideo_ds.doctor import machine, software
 from arvideo_ds.doctor.report import Finding, exit_code, of_other_hosts, render
+from tests.conftest import free_port
 
 GIB = 2**30
 DOCTOR = Path(__file__).parent.parent.parent / "scripts" / "doctor.py"
@@ -161,8 +161,7 @@ def test_limits_of_nested_cgroups_are_found_in_both_versions(
 def test_the_doctor_reports_two_ranks_together(
     run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
 ) -> None:
-    port = 29500 + os.getpid() % 1000
-    torchrun = (sys.executable, "-m", "torch.distributed.run", f"--master_port={port}")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", f"--master_port={free_port()}")
     done = run(*torchrun, "--nproc_per_node=2", DOCTOR, f"--output={tmp_path}", "--json")
     assert done.returncode == 0, done.stderr
     report = {finding["about"]: finding for finding in json.loads(done.stdout)}

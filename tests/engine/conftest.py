@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.conftest import run_command
+from tests.conftest import free_port, run_command
 
 OnRanks = Callable[..., Any]
 
@@ -23,15 +22,9 @@ def on_ranks() -> OnRanks:
 
 def run_on_ranks(script: str, ranks: int, *arguments: str | Path, timeout: float = 900) -> Any:
     """Run a script of this folder under `deepspeed`; returns what it printed after RESULT."""
-    command = ["deepspeed", f"--num_gpus={ranks}", f"--master_port={_free_port()}"]
+    command = ["deepspeed", f"--num_gpus={ranks}", f"--master_port={free_port()}"]
     path = Path(__file__).with_name(script)
     done = run_command(*command, path, *arguments, timeout=timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return json.loads(found[0].removeprefix("RESULT ")) if found else None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, free_port, run_command
 
 PRETRAIN = ROOT / "scripts" / "pretrain.py"
 FAULTY = Path(__file__).parent / "faulty_pretrain.py"
@@ -24,8 +23,6 @@ LOSS = "loss/pretrain"
 
 class Runs:
     """Starts runs of the demo recipe on the test's shards; each in a folder of its own."""
-
-    _ports = itertools.count(29_000 + os.getpid() % 2000)
 
     def __init__(self, folder: Path, shards: Path, environment: dict[str, str]) -> None:
         self.folder, self.shards, self.environment = folder, shards, environment
@@ -85,7 +82,7 @@ class Runs:
         return output
 
     def deepspeed(self, ranks: int) -> tuple[str, ...]:
-        return ("deepspeed", f"--num_gpus={ranks}", f"--master_port={next(self._ports)}")
+        return ("deepspeed", f"--num_gpus={ranks}", f"--master_port={free_port()}")
 
     def losses(self, name: str) -> list[float]:
         return [metrics[LOSS] for metrics in self.metrics(name)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.evaluation.detection import Judge
 from arvideo_ds.tasks.detect import Detect
 from tests.ava_set import AvaSet, make_ava
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, free_port, run_command
 
 DETECT, EVALUATE = ROOT / "scripts" / "detect.py", ROOT / "scripts" / "evaluate_detection.py"
 
@@ -92,13 +91,10 @@ def test_it_learns_and_frame_map_rises(tmp_path: Path) -> None:
 def test_two_ranks_train_and_judge_as_one(tmp_path: Path, ava: AvaSet) -> None:
     path = write_recipe(tmp_path, ava, ava, max_steps=5, log_every=1)
     start = [str(DETECT), f"--recipe={path}", f"--deepspeed_config={ROOT}/ds_configs/zero2.json"]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     curves = []
     for name, launcher in (
         ("one", [sys.executable]),
-        ("two", ["deepspeed", "--num_gpus=2", f"--master_port={port}"]),
+        ("two", ["deepspeed", "--num_gpus=2", f"--master_port={free_port()}"]),
     ):
         done = run_command(*launcher, *start, f"--output={tmp_path / name}", cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from arvideo_ds.evaluation.pretrained import load_tokenizer
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, free_port, run_command
 
 TRAIN, EVALUATE = (
     ROOT / "scripts" / "train_tokenizer.py",
@@ -97,7 +97,7 @@ def test_two_ranks_and_recomputation_give_the_curve_of_one(
 ) -> None:
     train("one", "train.max_steps=4")
     json_file = f"--deepspeed_config={ROOT}/ds_configs/zero2_checkpointing.json"
-    port = "--master_port=29871"
+    port = f"--master_port={free_port()}"
     train("two", "train.max_steps=4", json_file, launcher=("deepspeed", "--num_gpus=2", port))
     one, two = ([m[LOSS] for m in metrics_of(tmp_path / name)] for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-5)

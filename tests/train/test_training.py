@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, free_port
 from tests.train.conftest import Runs, stop
 
 pytestmark = pytest.mark.dist
@@ -51,7 +51,7 @@ def test_videomae_gives_one_curve_on_one_rank_and_two(runs: Runs, decoder_mask: 
 
 
 def test_accumulation_and_torchrun_give_the_curve_too(runs: Runs, plain: list[float]) -> None:
-    torchrun = ("torchrun", "--nproc_per_node=2", "--master_port=29699")
+    torchrun = ("torchrun", "--nproc_per_node=2", f"--master_port={free_port()}")
     runs.run("torchrun", "train.max_steps=20", "train.micro_batch=2", launcher=torchrun)
     assert runs.summary("torchrun")["plan"]["accumulation"] == 4
     assert largest_difference(runs.losses("torchrun"), plain) <= 1e-4
