@@ -104,10 +104,7 @@ def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stop = Stop()
     with run_folder.lock(args.output):
-        try:
-            report = extract_features(recipe, args.model / weights, job, device, stop=stop.asked)
-        except KeyboardInterrupt:
-            return EXIT_STOPPED
+        report = extract_features(recipe, args.model / weights, job, device, stop=stop.asked)
     print_summary(args.output, report)
     if report.interrupted:
         print("interrupted; the same command goes on with the other videos", flush=True)
