@@ -88,11 +88,15 @@ class Runs:
         return [metrics[LOSS] for metrics in self.metrics(name)]
 
     def metrics(self, name: str) -> list[dict[str, Any]]:
-        lines = (self.folder / name / "metrics.jsonl").read_text().splitlines()
-        return [json.loads(line) for line in lines]
+        return metrics_of(self.folder / name)
 
     def summary(self, name: str) -> dict[str, Any]:
         return dict(json.loads((self.folder / name / "summary.json").read_text()))
+
+
+def metrics_of(folder: Path) -> list[dict[str, Any]]:
+    """What a run logged, step by step."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def stop(process: subprocess.Popen[str]) -> None:

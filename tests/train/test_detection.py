@@ -18,6 +18,7 @@ from arvideo_ds.evaluation.detection import Judge
 from arvideo_ds.tasks.detect import Detect
 from tests.ava_set import AvaSet, make_ava
 from tests.conftest import ROOT, free_port, run_command
+from tests.train.conftest import metrics_of
 
 DETECT, EVALUATE = ROOT / "scripts" / "detect.py", ROOT / "scripts" / "evaluate_detection.py"
 
@@ -52,10 +53,6 @@ def write_recipe(folder: Path, train: AvaSet, test: AvaSet, **overrides: Any) ->
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(tree))
     return path
-
-
-def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from arvideo_ds.config import FinetuneRecipe, load_recipe
 from arvideo_ds.models.encoder import build_encoder
 from tests.conftest import ROOT
 from tests.epic_set import NOUNS, VERBS
+from tests.train.conftest import metrics_of
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -52,8 +53,7 @@ def test_a_run_of_two_heads_is_trained_tested_and_predicts_actions(
     assert done.returncode == 0, done.stderr[-3000:]
     names = {"verb": list(VERBS), "noun": list(NOUNS)}
     assert json.loads((folder / "labels.json").read_text()) == names
-    metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    judged = metrics[-1]
+    judged = metrics_of(folder)[-1]
     # Both right is never more often than one.
     for name in names:
         assert judged["validation/top1"] <= judged[f"validation/top1_{name}"] <= 100

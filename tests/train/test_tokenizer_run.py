@@ -7,13 +7,13 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from arvideo_ds.evaluation.pretrained import load_tokenizer
 from tests.conftest import ROOT, free_port, run_command
+from tests.train.conftest import metrics_of
 
 TRAIN, EVALUATE = (
     ROOT / "scripts" / "train_tokenizer.py",
@@ -47,10 +47,6 @@ def train(demo_shards: Path, tmp_path: Path) -> Callable[..., subprocess.Complet
         return done
 
     return start
-
-
-def metrics_of(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.slow
