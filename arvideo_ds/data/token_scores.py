@@ -237,7 +237,10 @@ def parse_contents(text: bytes, name: str) -> ScoreContents:
         why = f"it has version {contents.spec.version}, this program reads {VERSION}"
     except ValidationError as error:
         why = error.errors()[0]["msg"]
-    raise UserError(f"{name}/{SCORES} cannot be read ({why}); score the shards again.")
+    raise UserError(
+        f"{name}/{SCORES} cannot be read ({why}). Delete it and run score_tokens.py again, which "
+        "keeps the files that are whole."
+    )
 
 
 def file_bytes(

@@ -13,7 +13,6 @@ nothing of the kind: it is tried once more, and then the next pass tries it.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ import numpy as np
 from tqdm import tqdm
 
 from arvideo_ds.data.decoders import DecodeError, decode
-from arvideo_ds.data.manifest import AlteredError, ShardSet, dump_json
+from arvideo_ds.data.manifest import ShardSet, dump_json
 from arvideo_ds.data.sampling import window_frames
 from arvideo_ds.data.shard_writer import explained_when_full, write_atomically
 from arvideo_ds.data.streams import Failed, Finished, stream_all
@@ -150,34 +149,29 @@ def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -
 
 
 def read_windows(job: ScoringJob, task: Task) -> Iterator[Piece]:
-    """The windows of a video, one by one. Errors: `RejectedError` where it does not decode.
+    """The windows of a video, one by one.
 
     Decoded at once are as many as `_DECODED_BYTES` hold at the video's own size, which the first
-    one shows, and one at least.
+    one shows, and one at least. Errors: `RejectedError` where it does not decode; `AlteredError`
+    where the shard does not hold it any more, and `MemoryError`, which say nothing of the video.
     """
     shard, member = task
     sample = job.shards.index(shard).samples[member]
     windows = window_frames(sample.num_frames, job.spec.stride, WINDOW)
-    with _rejected():
-        video = job.shards.read(shard, sample)
+    video = job.shards.read(shard, sample)
     first, count = 0, 1
     while first < len(windows):
         wanted = windows[first : first + count]
-        with _rejected():
-            frames = decode(job.decoder, video, wanted.ravel())
+        frames = _decoded(job, video, wanted.ravel())
         for number, window in enumerate(np.split(frames, len(wanted)), first):
             fitted = fit_to_grid(window, job.spec.size, job.spec.patch[1:])
             yield Piece(sample.key, number, fitted[None])
         first, count = first + count, max(1, _DECODED_BYTES // window.nbytes)
 
 
-@contextlib.contextmanager
-def _rejected() -> Iterator[None]:
-    """What cannot be read becomes a `RejectedError`, unless it was the memory that was short."""
+def _decoded(job: ScoringJob, video: bytes, wanted: np.ndarray) -> np.ndarray:
     try:
-        yield
-    except AlteredError as error:
-        raise RejectedError("altered", str(error)) from None
+        return decode(job.decoder, video, wanted)
     except DecodeError as error:
         if error.kind.endswith("MemoryError"):  # NumPy and PyAV have their own
             raise MemoryError(error.message) from None
@@ -193,7 +187,8 @@ def _score(job: ScoringJob, missing: list[int], stop: Callable[[], bool]) -> _Op
         _work_off(job, shards, bar, stop)
         # The machine may have been busy: once more, after all others.
         shards.reopen_failed()
-        _work_off(job, shards, bar, stop)
+        if not stop():  # no processes are started for nothing
+            _work_off(job, shards, bar, stop)
     if job.leave_out_failed:
         shards.leave_out_failed()
     shards.write()

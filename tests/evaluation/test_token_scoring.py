@@ -423,15 +423,62 @@ def test_a_file_that_was_altered_is_made_anew_and_training_names_it(
         TrainClips(shards, recipe_of(tiny, textured_shards, folder))
 
 
+def test_a_video_that_was_altered_waits_until_its_shard_is_whole_again(
+    damaged: tuple[Path, str], textured_shards: Path, means: Path, tmp_path: Path
+) -> None:
+    folder, key = damaged
+    report = score(folder, tmp_path / "scores", MeanScorer())
+    assert report.lacking == list(report.failed) == [key]
+    assert "copy the shard again" in report.failed[key]
+    shutil.copytree(textured_shards, folder, dirs_exist_ok=True)
+    assert score(folder, tmp_path / "scores", MeanScorer()).new_videos == 1
+    assert contents(tmp_path / "scores") == contents(means)
+
+
+@pytest.mark.parametrize("kind", ["RuntimeError", "_ArrayMemoryError"])
+def test_a_video_that_does_not_decode_is_settled_unless_memory_was_short(
+    textured_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    calls = []
+
+    def decode(name: str, video: bytes, frames: np.ndarray) -> np.ndarray:
+        if len(frames) == 16 and frames[-1] == 0:  # the video of one frame
+            calls.append(frames)
+            raise decoders.DecodeError(kind, "no")
+        return decoders.decode(name, video, frames)
+
+    monkeypatch.setattr(token_scoring, "decode", decode)
+    report = score(textured_shards, tmp_path / "scores", MeanScorer())
+    if kind == "RuntimeError":
+        assert (len(calls), report.failed) == (1, {})
+        assert report.contents is not None
+        assert list(report.contents.unreadable.values()) == ["RuntimeError (no)"]
+    else:
+        assert len(calls) == 2
+        assert list(report.failed.values()) == ["error (MemoryError: no)"]
+
+
+def test_a_list_of_scores_that_cannot_be_read_says_what_to_do(
+    textured_shards: Path, means: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(means, tmp_path / "s")
+    (folder / SCORES).write_text((folder / SCORES).read_text()[:100])
+    with pytest.raises(UserError, match=r"scores\.json cannot be read .*Delete it"):
+        score(textured_shards, folder, MeanScorer())
+    (folder / SCORES).unlink()
+    assert score(textured_shards, folder, MeanScorer()).new_videos == 0
+    assert contents(folder) == contents(means)
+
+
 def test_unreadable_videos_are_named_have_no_entry_and_are_not_valid(
     damaged: tuple[Path, str], textured_shards: Path, tiny: MakeRecipe, tmp_path: Path
 ) -> None:
     folder, key = damaged
-    report = score(folder, tmp_path / "scores", MeanScorer())
+    report = score(folder, tmp_path / "scores", MeanScorer(), leave_out_failed=True)
     assert report.contents is not None
     assert report.contents.num_videos == len(SHAPES) - 1
     assert list(report.contents.unreadable) == [key]
-    assert "altered" in report.contents.unreadable[key]
+    assert "AlteredError" in report.contents.unreadable[key]
     assert TokenScores(tmp_path / "scores").read(1, key) is None
     # The video is whole again: still there is nothing to say of its tokens.
     shutil.copytree(textured_shards, folder, dirs_exist_ok=True)
