@@ -29,7 +29,7 @@ class Perceptual:
     over places; the five are summed. Source: Zhang et al. 2018, arXiv 1801.03924, section 3.
 
     No module, so that neither the optimiser, nor ZeRO, nor a checkpoint knows of its weights; it
-    follows its inputs from device to device and computes in float32.
+    follows its inputs from device to device and computes in float32, or TF32 where cuDNN may.
     """
 
     def __init__(self, features: nn.Sequential) -> None:

@@ -81,7 +81,6 @@ CASES = [
     # Each clip alone, so that the same paths drop out however the clips are dealt.
     (0, "finetune", False, 1, False),
     (2, "heads", True, 1, False),
-    (3, "heads", False, 1, False),
 ]
 # Ranks -> sizes of sequence groups.
 WORLDS = {1: (1,), 2: (2,), 4: (2, 4, 1)}

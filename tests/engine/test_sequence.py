@@ -20,7 +20,7 @@ Curves = dict[str, list[float]]
 ONE = "1-of-1"
 # Ranks that share tokens, and four that go on from those that did.
 SHARED = ["2-of-2", "2-of-4", "4-of-4", "1-of-4"]
-NUM_CASES = {groups: 11 if groups in SHARED[:3] else 1 for groups in SHARED}
+NUM_CASES = {groups: 10 if groups in SHARED[:3] else 1 for groups in SHARED}
 
 
 def values(checkpoint: Path, kind: str) -> list[Tensor]:
