@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torchvision.models import vgg16
@@ -68,16 +69,38 @@ class HostWaits(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.found: list[str] = []
+        self._constants = Constants(self.found)
+
+    def __enter__(self) -> HostWaits:
+        self._constants.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._constants.__exit__(*error)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         given = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         copies = func in (aten._to_copy.default, aten.copy_.default)
         sent = any(t.device.type == "cpu" and (t.ndim or copies) for t in given)
-        # This is how torch.tensor(..., device=...) ends.
-        made = func is aten.lift_fresh.default
-        if isinstance(out, Tensor) and out.is_meta and (sent or made):
+        if isinstance(out, Tensor) and out.is_meta and sent:
             self.found.append(str(func))
+        return out
+
+
+class Constants(TorchFunctionMode):
+    """Tensors made of Python's numbers, which torch sends to the device before any operator."""
+
+    def __init__(self, found: list[str]) -> None:
+        super().__init__()
+        self._found = found
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func in (torch.tensor, torch.as_tensor, Tensor.new_tensor) and out.is_meta:
+            self._found.append(func.__name__)
         return out
 
 
