@@ -247,11 +247,12 @@ class ProbeSettings(Settings):
     """Labelled shards on which scripts/probe.py judges the frozen encoder, and by what.
 
     features: `mean` of all tokens, or their `change`: the mean of the later half of the times less
-    the mean of the earlier half, which drops what stands still. clips: so many, spread over the
+    the mean of the earlier half, which drops what stands still; or their `course`: the means of 8
+    spans of the times side by side, less the mean of all. clips: so many, spread over the
     video, of which the mean counts; the central one where it is 1.
     """
 
-    features: Literal["mean", "change"] = "mean"
+    features: Literal["mean", "change", "course"] = "mean"
     clips: Annotated[int, Field(ge=1)] = 1
     train_shards: str | None = None
     test_shards: str | None = None
@@ -394,10 +395,10 @@ class PretrainRecipe(Recipe):
             raise UserError(
                 f"decoder.width {width} must be even and a multiple of decoder.heads {heads}."
             )
-        if self.probe.features == "change" and geometry.grid[0] < 2:
+        if self.probe.features != "mean" and geometry.grid[0] < 2:
             raise UserError(
-                f"probe.features=change compares later times with earlier ones, but data.frames="
-                f"{self.data.frames} makes only one. Set probe.features: mean."
+                f"probe.features={self.probe.features} compares later times with earlier ones, but "
+                f"data.frames={self.data.frames} makes only one. Set probe.features: mean."
             )
         return self
 

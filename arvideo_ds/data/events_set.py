@@ -21,9 +21,9 @@ EVENTS_FOLDER = Path("data/events")
 SIDE, FRAMES = 32, 128
 # Degrees; an event's frames; the first frames at which the first and the second event may start.
 _DIRECTIONS = {"east": 0, "north_west": 120, "south_west": 240}
-DURATION, _FIRST, _SECOND = 20, (0, 20), (80, 108)
+DURATION, _FIRST, _SECOND = 28, (0, 4), (96, 100)
 CLASSES = tuple(f"{a}_{b}" for a, b in itertools.permutations(_DIRECTIONS, 2))
-_DRIFT = Drift(speeds=(1.0, 1.6), radii=(4.0, 6.5), aside=4.0)
+_DRIFT = Drift(speeds=(0.7, 1.1), radii=(4.0, 6.5), aside=4.0)
 
 
 def render(kind: int, generator: np.random.Generator) -> np.ndarray:

@@ -18,6 +18,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.models.encoder import Encoder, encode_clips
 
 _BATCH = 64
+_SPANS = 8
 
 
 @dataclass(frozen=True)
@@ -82,4 +83,14 @@ def change(tokens: Tensor, times: int) -> Tensor:
     return by_time[:, -half:].mean(1) - by_time[:, :half].mean(1)
 
 
-POOLING = {"mean": mean, "change": change}
+def course(tokens: Tensor, times: int) -> Tensor:
+    """Tokens B (t s) D -> how they change: means of up to 8 spans of time less that of all, B (8 D).
+
+    Where `change` knows earlier from later, this knows when, and in what order.
+    """
+    by_time = reduce(tokens, "b (t s) d -> b t d", "mean", t=times)
+    spans = [span.mean(1) for span in by_time.tensor_split(min(_SPANS, times), dim=1)]
+    return torch.cat([span - by_time.mean(1) for span in spans], dim=1)
+
+
+POOLING = {"mean": mean, "change": change, "course": course}

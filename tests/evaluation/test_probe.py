@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from arvideo_ds.evaluation.features import Features, change, mean
+from arvideo_ds.evaluation.features import Features, change, course, mean
 from arvideo_ds.evaluation.probe import linear_probe, nearest_neighbours
 
 CLASSES, WIDTH = 4, 16
@@ -82,3 +82,15 @@ def test_change_sees_what_moves_and_not_what_stands_still(times: int) -> None:
     torch.testing.assert_close(change(tokens.flip(1).flatten(1, 2), times), -change(flat, times))
     assert change(flat, times).shape == mean(flat, times).shape == (5, WIDTH)
     assert not torch.allclose(mean(above_still, times), mean(flat, times))
+
+
+@pytest.mark.parametrize("times", [2, 8, 32])
+def test_course_knows_when_and_not_what_stands_still(times: int) -> None:
+    still = torch.randn(1, 1, 3, 5).expand(4, times, 3, 5)
+    event = torch.zeros(4, times, 3, 5)
+    event[torch.arange(4), torch.tensor([0, times // 2, -1, -1]), 0] = 1.0
+    features = course((still + event).flatten(1, 2), times)
+    assert features.shape == (4, min(8, times) * 5)
+    assert torch.allclose(course(still.flatten(1, 2), times), torch.tensor(0.0), atol=1e-6)
+    assert torch.allclose(features[2], features[3], atol=1e-6)
+    assert len({tuple(row.round(decimals=4).tolist()) for row in features[:3]}) == min(3, times)
