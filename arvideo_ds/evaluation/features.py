@@ -84,7 +84,7 @@ def change(tokens: Tensor, times: int) -> Tensor:
 
 
 def course(tokens: Tensor, times: int) -> Tensor:
-    """Tokens B (t s) D -> how they change: means of up to 8 spans of time less that of all, B (8 D).
+    """Tokens B (t s) D -> means of up to 8 spans of time less that of all, side by side, B (8 D).
 
     Where `change` knows earlier from later, this knows when, and in what order.
     """
