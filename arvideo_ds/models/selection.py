@@ -54,8 +54,8 @@ def priorities(rule: Rule, keys: Tensor, grid: Triple, scores: Tensor | None = N
     # Sorted once by chance and then, stably, by value.
     shuffled = random_ranks(keys, _TIE_PURPOSE, (count,))
     ranked = shuffled.gather(1, value.gather(1, shuffled).argsort(dim=1, stable=True))
-    places = torch.arange(count, device=keys.device, dtype=torch.float32)
-    return torch.empty_like(places).expand_as(ranked).scatter(1, ranked, places.expand_as(ranked))
+    # The place of every token among them.
+    return ranked.argsort(dim=1).float()
 
 
 def choose(priority: Tensor, allowed: Tensor, count: int) -> Tensor:
