@@ -30,9 +30,11 @@ def killable_map(
 
     A call that takes longer than `timeout_s` is killed; `prepare`, called once in each process, is
     outside of it. What a future's `result()` may raise beside the function's own errors is for
-    `failure` to put in words.
+    `failure` to put in words. It ends every process that was started since it began: maps may
+    stand within each other, and not overlap.
     """
     waiting: deque[concurrent.futures.Future[Any]] = deque()
+    others = set(multiprocessing.active_children())
     # spawn: a forked child would inherit locks of this process's threads.
     pool = pebble.ProcessPool(
         max_workers=workers,
@@ -50,6 +52,9 @@ def killable_map(
             yield waiting.popleft()
     finally:
         pool.stop()
+        # One that is only starting would print a traceback: pebble takes its locks away first.
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()
         pool.join()
 
 
