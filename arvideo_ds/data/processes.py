@@ -30,8 +30,8 @@ def killable_map(
 
     A call that takes longer than `timeout_s` is killed; `prepare`, called once in each process, is
     outside of it. What a future's `result()` may raise beside the function's own errors is for
-    `failure` to put in words. It ends every process that was started since it began: maps may
-    stand within each other, and not overlap.
+    `failure` to put in words. When a map ends, it ends every process that was started since it
+    began: one may stand within another, and none may outlive the one around it.
     """
     waiting: deque[concurrent.futures.Future[Any]] = deque()
     others = set(multiprocessing.active_children())
