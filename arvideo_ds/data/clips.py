@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -221,18 +221,26 @@ def decoded(
 
 
 def require_protocol(shards: ShardSet, data: DataSettings) -> None:
-    """Errors: `UserError` where the settings break what the data set's labels mean."""
-    dataset = shards.manifest.dataset
-    if data.flip and dataset in NEVER_FLIPPED:
+    """Errors: `UserError` where the settings break what the data set's labels mean.
+
+    The rules of one data set hold for all shards that it was merged into.
+    """
+    datasets = shards.manifest.datasets
+    if data.flip and (found := NEVER_FLIPPED.intersection(datasets)):
         raise UserError(
-            f"data.flip=true, but {shards.name} is {dataset}, whose labels tell left from right. "
-            "Set data.flip: false."
+            f"data.flip=true, but {shards.name} {_holds(shards, found)}, whose labels tell left "
+            "from right. Set data.flip: false."
         )
-    if data.sampling != "uniform" and dataset in SAMPLED_UNIFORMLY:
+    if data.sampling != "uniform" and (found := SAMPLED_UNIFORMLY.intersection(datasets)):
         raise UserError(
-            f"data.sampling={data.sampling}, but {shards.name} is {dataset}, whose labels need "
-            "the whole video. Set data.sampling: uniform."
+            f"data.sampling={data.sampling}, but {shards.name} {_holds(shards, found)}, whose "
+            "labels need the whole video. Set data.sampling: uniform."
         )
+
+
+def _holds(shards: ShardSet, found: Iterable[str]) -> str:
+    name = " and ".join(sorted(found))
+    return f"is {name}" if shards.manifest.dataset == name else f"has samples of {name}"
 
 
 def open_scores(shards: ShardSet, recipe: Recipe) -> TokenScores | None:

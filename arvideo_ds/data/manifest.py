@@ -36,6 +36,8 @@ MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 # What the manifest of somebody else's tars says of their videos (foreign.py).
 AS_FOUND = "as found"
+# Between the names of the data sets (or splits) of merged shards: kinetics400+ssv2.
+JOINED_BY = "+"
 # Open files and parsed indices that one reader keeps; a window of the order spans few shards.
 _OPEN_SHARDS = 64
 _BLOCK = 2**20
@@ -120,6 +122,11 @@ class Manifest(_Record):
     num_samples: int
     num_rejects: int
     shards: tuple[Shard, ...]
+
+    @property
+    def datasets(self) -> tuple[str, ...]:
+        """The data sets that the samples come from: several where shards were merged."""
+        return tuple(self.dataset.split(JOINED_BY))
 
     def class_names(self, heads: Sequence[str] | None = None) -> ClassNames | None:
         """Names of `labels`, or of the label sets called `heads`; None where there are none.

@@ -378,4 +378,4 @@ def _split(pool: Pool) -> str | None:
 
 def _joined(names: Iterable[str | None]) -> str | None:
     """Different names as one, such as kinetics400+ssv2."""
-    return "+".join(dict.fromkeys(name for name in names if name)) or None
+    return m.JOINED_BY.join(dict.fromkeys(name for name in names if name)) or None

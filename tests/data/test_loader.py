@@ -230,11 +230,12 @@ def test_evaluation_visits_every_sample_once_in_order(
 
 
 @pytest.mark.parametrize("wrong", [{"flip": True}, {"sampling": "dense"}])
-def test_ssv2_is_never_flipped_and_always_sampled_uniformly(
-    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path, wrong: dict[str, object]
+@pytest.mark.parametrize("dataset", ["ssv2", "folder+ssv2", "ssv2+kinetics400", "a+ssv2+b"])
+def test_ssv2_is_never_flipped_and_always_sampled_uniformly_also_when_merged(
+    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path, wrong: dict[str, object], dataset: str
 ) -> None:
     folder = shutil.copytree(shards.folder, tmp_path / "ssv2")
-    manifest = json.loads((folder / MANIFEST).read_bytes()) | {"dataset": "ssv2"}
+    manifest = json.loads((folder / MANIFEST).read_bytes()) | {"dataset": dataset}
     (folder / MANIFEST).write_text(json.dumps(manifest))
     right: dict[str, object] = {"flip": False, "sampling": "uniform"}
     assert load(ShardSet(folder), tiny(data=right))
