@@ -118,7 +118,7 @@ def tiny() -> Callable[..., PretrainRecipe]:
                 "num_streams": 12,
                 "workers": 0,
             },
-            "optim": {"warmup_steps": 2, "base_lr": 4e-3},
+            "optim": {"warmup_steps": 2, "base_lr": 4e-3, "warmup_lr": 3.2e-5, "min_lr": 3.2e-4},
             "train": {
                 "max_steps": 4,
                 "total_batch": 8,

@@ -10,8 +10,10 @@ from arvideo_ds.config.cost import cost_of
 from arvideo_ds.config.schema import Recipe, TokenizerRecipe
 from arvideo_ds.errors import UserError
 
-# The batch that base learning rates are quoted for (linear scaling rule).
-BASE_BATCH = 256
+# Videos per step that the recipe's learning rates are given for (linear scaling rule). Repeated
+# clips of a video do not count, as in VideoMAE's and VideoMAE V2's run_mae_pretraining.py and
+# run_class_finetuning.py, which scale lr, min_lr and warmup_lr alike.
+BASE_VIDEOS = 256
 _SHARE_OF_WRONG_COUNT = 0.05
 
 
@@ -92,7 +94,7 @@ def make_plan(
         warmup_steps = optim.warmup_steps
     else:
         warmup_steps = round(optim.warmup_epochs * count / videos_per_step)
-    scale = train.total_batch / BASE_BATCH
+    scale = videos_per_step / BASE_VIDEOS
     cost = cost_of(recipe)
     return RunPlan(
         world_size=world_size,
@@ -108,8 +110,8 @@ def make_plan(
         warmup_steps=warmup_steps,
         epochs=round(steps * videos_per_step / count, 3),
         lr=optim.base_lr * scale,
-        warmup_lr=optim.warmup_lr,
-        min_lr=optim.min_lr,
+        warmup_lr=optim.warmup_lr * scale,
+        min_lr=optim.min_lr * scale,
         clip_shape=geometry.clip,
         token_grid=geometry.grid,
         num_tokens=geometry.num_tokens,

@@ -6,7 +6,7 @@ Of the objective they stand in objectives.py, of the tokenizer in tokenizer.py.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
@@ -107,7 +107,10 @@ class DataSettings(Settings):
 
 
 class OptimSettings(Settings):
-    # lr = base_lr x total_batch / 256, repeats counted in total_batch.
+    # Learning rates are given for 256 videos per step and scale linearly: the peak of a run is
+    # base_lr x V / 256, it warms up from warmup_lr x V / 256 and ends at min_lr x V / 256, where
+    # V = train.total_batch / data.repeats. This is the convention of the official VideoMAE and
+    # VideoMAE V2 scripts; several clips of one video count once.
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
@@ -269,6 +272,9 @@ class WandbSettings(Settings):
 class Recipe(Settings):
     """What every run says, as its YAML file says it; `load_recipe` reads one."""
 
+    # Whether the task trains on labels, so that the protocols of labelled data sets apply.
+    learns_labels: ClassVar[bool] = False
+
     task: str
     model: ModelSettings
     data: DataSettings = DataSettings()
@@ -406,6 +412,8 @@ class PretrainRecipe(Recipe):
 class FinetuneRecipe(Recipe):
     """A run that trains a classifier on labels, from pretrained weights or from scratch."""
 
+    learns_labels: ClassVar[bool] = True
+
     task: Literal["finetune"] = "finetune"
     finetune: FinetuneSettings = FinetuneSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -464,6 +472,8 @@ class FinetuneRecipe(Recipe):
 
 class DetectRecipe(Recipe):
     """A run that trains a detector of actions in boxes around keyframes."""
+
+    learns_labels: ClassVar[bool] = True
 
     task: Literal["detect"] = "detect"
     detect: DetectSettings = DetectSettings()

@@ -76,7 +76,7 @@ class TrainClips(Dataset[VideoClips]):
         left_out: Mapping[str, str] | None = None,
     ) -> None:
         data = recipe.data
-        require_protocol(shards, data)
+        require_protocol(shards, recipe)
         self.shards, self.data, self.seed = shards, data, recipe.train.seed
         self.patch, self.grid = recipe.patch, recipe.geometry.grid
         self.scores = open_scores(shards, recipe)
@@ -173,7 +173,7 @@ class EvaluationClips(Dataset[VideoClips]):
     def __init__(
         self, shards: ShardSet, recipe: Recipe, *, views: tuple[int, int] = (1, 1)
     ) -> None:
-        require_protocol(shards, recipe.data)
+        self.sampling = evaluation_sampling(shards, recipe)
         self.shards, self.data, self.views = shards, recipe.data, views
         self.heads = recipe.heads
         self.decoder = choose_decoder(recipe.data.decoder)
@@ -192,7 +192,7 @@ class EvaluationClips(Dataset[VideoClips]):
         data, (temporal, spatial) = self.data, self.views
         keys = [number] * (temporal * spatial)
         wanted = [
-            view_frames(sample.num_frames, data.frames, data.stride, data.sampling, view, temporal)
+            view_frames(sample.num_frames, data.frames, data.stride, self.sampling, view, temporal)
             for view in range(temporal)
         ]
         try:
@@ -220,22 +220,36 @@ def decoded(
         raise DecodeError("altered", str(error)) from None
 
 
-def require_protocol(shards: ShardSet, data: DataSettings) -> None:
+def require_protocol(shards: ShardSet, recipe: Recipe) -> None:
     """Errors: `UserError` where the settings break what the data set's labels mean.
 
-    The rules of one data set hold for all shards that it was merged into.
+    The rules of one data set hold for all shards that it was merged into. Flips are refused for
+    every task; uniform sampling is required where labels are learnt.
     """
-    datasets = shards.manifest.datasets
+    data, datasets = recipe.data, shards.manifest.datasets
     if data.flip and (found := NEVER_FLIPPED.intersection(datasets)):
         raise UserError(
             f"data.flip=true, but {shards.name} {_holds(shards, found)}, whose labels tell left "
             "from right. Set data.flip: false."
         )
-    if data.sampling != "uniform" and (found := SAMPLED_UNIFORMLY.intersection(datasets)):
+    found = SAMPLED_UNIFORMLY.intersection(datasets)
+    if recipe.learns_labels and data.sampling != "uniform" and found:
         raise UserError(
             f"data.sampling={data.sampling}, but {shards.name} {_holds(shards, found)}, whose "
             "labels need the whole video. Set data.sampling: uniform."
         )
+
+
+def evaluation_sampling(shards: ShardSet, recipe: Recipe) -> str:
+    """How frames are sampled for a test: as in training where labels are learnt.
+
+    A probe of a pretrained encoder samples uniformly where the labels need the whole video, however
+    the encoder was pretrained. Errors: as `require_protocol`.
+    """
+    require_protocol(shards, recipe)
+    if not recipe.learns_labels and SAMPLED_UNIFORMLY.intersection(shards.manifest.datasets):
+        return "uniform"
+    return recipe.data.sampling
 
 
 def _holds(shards: ShardSet, found: Iterable[str]) -> str:

@@ -139,7 +139,7 @@ class EvaluationKeyframes(Dataset[KeyframeClips]):
     """
 
     def __init__(self, shards: ShardSet, recipe: DetectRecipe, boxes: BoxSource) -> None:
-        require_protocol(shards, recipe.data)
+        require_protocol(shards, recipe)
         self.shards, self.data, self.boxes = shards, recipe.data, boxes
         self.views = recipe.evaluation.views
         self.decoder = choose_decoder(recipe.data.decoder)

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from arvideo_ds.config import PretrainRecipe, Recipe, RunPlan, TokenizerRecipe
-from arvideo_ds.config.plan import notes
+from arvideo_ds.config.plan import BASE_VIDEOS, notes
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.resolve import zero_stage
@@ -60,8 +60,10 @@ def print_header(
         f"clip {plan.clip_shape} -> tokens {plan.token_grid}{_tokens(recipe, plan)}\n"
         f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
         f"batch {plan.total_batch} clips ({videos}) = {_shares(plan)} x "
-        f"{plan.micro_batch} x {plan.accumulation} accumulated; lr {plan.lr:.3e}; {plan.steps} "
-        f"steps = {plan.epochs:g} epochs, {plan.warmup_steps} of warm-up\n"
+        f"{plan.micro_batch} x {plan.accumulation} accumulated\n"
+        f"lr {plan.lr:.3g} = optim.base_lr x {plan.videos_per_step} videos / {BASE_VIDEOS}, from "
+        f"{plan.warmup_lr:.3g}, to {plan.min_lr:.3g}; {plan.steps} steps = {plan.epochs:g} epochs, "
+        f"{plan.warmup_steps} of warm-up\n"
         f"{world.size} rank(s) by {world.launcher} on {world.device.type}, ZeRO stage "
         f"{zero_stage(settings.deepspeed)}, {recipe.train.precision}; writing to {options.folder}"
         + (f"; going on after step {first_step}" if first_step else ""),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvideo_ds.config import PretrainRecipe, RunPlan, load_recipe, make_plan
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, RunPlan, load_recipe, make_plan
 from arvideo_ds.config.load import validate
 from arvideo_ds.errors import UserError
 
@@ -148,17 +148,35 @@ def test_ranks_that_cannot_share_tokens_are_refused(world: int, size: int, said:
         make_plan(load_recipe(VIT_B), world_size=world, sequence_parallel=size)
 
 
-def test_the_learning_rate_grows_with_the_clips_of_a_step() -> None:
-    assert plan_of("train.total_batch=256", "optim.base_lr=1e-4").lr == pytest.approx(1e-4)
-    assert plan_of("train.total_batch=2048", "optim.base_lr=1e-4").lr == pytest.approx(8e-4)
-    # The ends of the schedule are given as they are.
-    assert plan_of("train.total_batch=2048").warmup_lr == plan_of().warmup_lr
-    assert plan_of("train.total_batch=2048").min_lr == plan_of().min_lr
+def test_all_learning_rates_scale_with_the_videos_of_a_step() -> None:
+    """VideoMAE's scripts scale lr, warmup_lr and min_lr by videos / 256."""
+    plan = plan_of("train.total_batch=1024")
+    assert (plan.lr, plan.warmup_lr, plan.min_lr) == pytest.approx((6e-4, 4e-6, 4e-5))
+    plan = plan_of("train.total_batch=128", "optim.base_lr=1e-3")
+    assert (plan.lr, plan.warmup_lr, plan.min_lr) == pytest.approx((5e-4, 5e-7, 5e-6))
 
 
-def test_repeats_count_as_clips_for_the_rate_and_not_as_videos_for_the_epochs() -> None:
+# At 256 videos per step; source: VideoMAE's scripts/{kinetics,ssv2}/*/finetune.sh.
+OFFICIAL_PEAKS = {
+    "finetune_vit_s_k400": 5e-4,
+    "finetune_vit_b_k400": 5e-4,
+    "finetune_vit_l_k400": 2e-3,
+    "finetune_vit_h_k400": 1e-3,
+    "finetune_vit_s_ssv2": 1e-3,
+    "finetune_vit_b_ssv2": 5e-4,
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL_PEAKS)
+def test_the_second_clip_of_a_video_does_not_double_the_rate_of_fine_tuning(name: str) -> None:
+    recipe = load_recipe(name, ["train.total_batch=512"], FinetuneRecipe)
+    assert recipe.data.repeats == 2
+    assert make_plan(recipe, world_size=8).lr == pytest.approx(OFFICIAL_PEAKS[name])
+
+
+def test_repeats_count_neither_for_the_rate_nor_as_videos_for_the_epochs() -> None:
     once, four = plan_of(), plan_of("data.repeats=4")
-    assert four.lr == once.lr
+    assert four.lr == once.lr / 4
     assert four.total_batch == once.total_batch == 4 * four.videos_per_step
     # An epoch shows every video once; each gives four clips, so it takes four times the steps.
     assert four.steps == pytest.approx(4 * once.steps, abs=2)

@@ -9,13 +9,12 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
-from arvideo_ds.config import PretrainRecipe, make_plan
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, make_plan
 from arvideo_ds.data import clips as clips_module
 from arvideo_ds.data.clips import EvaluationClips, TrainClips
 from arvideo_ds.data.decoders import DecodeError, decode
@@ -229,20 +228,51 @@ def test_evaluation_visits_every_sample_once_in_order(
     assert_same(batches, again)
 
 
-@pytest.mark.parametrize("wrong", [{"flip": True}, {"sampling": "dense"}])
-@pytest.mark.parametrize("dataset", ["ssv2", "folder+ssv2", "ssv2+kinetics400", "a+ssv2+b"])
-def test_ssv2_is_never_flipped_and_always_sampled_uniformly_also_when_merged(
-    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path, wrong: dict[str, object], dataset: str
-) -> None:
-    folder = shutil.copytree(shards.folder, tmp_path / "ssv2")
+def called(shards: ShardSet, folder: Path, dataset: str) -> ShardSet:
+    """The same shards under the name of another data set."""
+    shutil.copytree(shards.folder, folder)
     manifest = json.loads((folder / MANIFEST).read_bytes()) | {"dataset": dataset}
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    right: dict[str, object] = {"flip": False, "sampling": "uniform"}
-    assert load(ShardSet(folder), tiny(data=right))
-    recipe = tiny(data=right | wrong)
-    for use in (load, partial(evaluation_loader, batches=[[0]], num_workers=0)):
-        with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
-            use(ShardSet(folder), recipe)
+    return ShardSet(folder)
+
+
+SSV2 = ["ssv2", "folder+ssv2", "ssv2+kinetics400", "a+ssv2+b"]
+
+
+@pytest.mark.parametrize("wrong", [{"flip": True}, {"sampling": "dense"}])
+@pytest.mark.parametrize("dataset", SSV2)
+def test_fine_tuning_on_ssv2_is_never_flipped_and_samples_uniformly_also_when_merged(
+    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path, wrong: dict[str, object], dataset: str
+) -> None:
+    ssv2 = called(shards, tmp_path / "ssv2", dataset)
+
+    def clips(**data: object) -> list[object]:
+        recipe = finetuning(tiny(data={"flip": False, "sampling": "uniform"} | data))
+        return [TrainClips(ssv2, recipe), EvaluationClips(ssv2, recipe)]
+
+    assert clips()
+    with pytest.raises(UserError, match=f"data.{next(iter(wrong))}"):
+        clips(**wrong)
+
+
+def test_pretraining_on_ssv2_samples_densely_and_is_probed_on_the_whole_video(
+    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path
+) -> None:
+    """VideoMAE pretrains on 16 frames x stride 2 of SSv2 (scripts/ssv2/*/pretrain.sh)."""
+    ssv2 = called(shards, tmp_path / "ssv2", "ssv2")
+    dense, uniform = (tiny(data={"sampling": name}) for name in ("dense", "uniform"))
+    assert load(ssv2, dense)
+    with pytest.raises(UserError, match="data.flip"):
+        load(ssv2, tiny(data={"flip": True}))
+    clip = EvaluationClips(ssv2, dense)[0].clips[0]
+    assert torch.equal(clip, EvaluationClips(ssv2, uniform)[0].clips[0])
+    assert not torch.equal(clip, EvaluationClips(shards, dense)[0].clips[0])
+
+
+def finetuning(recipe: PretrainRecipe) -> FinetuneRecipe:
+    """The same model, clips and training for labels."""
+    tree = recipe.model_dump(include={"model", "data", "optim", "train"})
+    return FinetuneRecipe.model_validate(tree)
 
 
 def key_at(shards: ShardSet, recipe: PretrainRecipe, position: int) -> tuple[str, bytes]:
