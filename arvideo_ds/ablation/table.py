@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from arvideo_ds.ablation.cell import Cell
-from arvideo_ds.ablation.grid import UNTRAINED, Ablation, Plan, Row
+from arvideo_ds.ablation.grid import UNTRAINED, Ablation, Plan, Row, Variant
 from arvideo_ds.ablation.ranking import Spread, compare, verdict
+from arvideo_ds.config.plan import drop_ratio
 
 # Key of a cell's result: how people call it.
 MEASURES = {"linear": "linear probe", "knn": "nearest neighbours"}
@@ -44,7 +45,11 @@ def summarize(
 def _ablation(
     plan: Plan, ablation: Ablation, found: Mapping[str, list[dict[str, Any]]]
 ) -> dict[str, Any]:
-    rows = [_row(row, plan.variant_of[ablation.name, row.name], found) for row in ablation.rows]
+    variants = {variant.name: variant for variant in plan.variants}
+    rows = [
+        _row(row, variants[plan.variant_of[ablation.name, row.name]], found)
+        for row in ablation.rows
+    ]
     said = {}
     for measure in MEASURES:
         pairs = compare([(row["name"], row["paper"], _spread(row, measure)) for row in rows])
@@ -52,13 +57,15 @@ def _ablation(
     return {"name": ablation.name, "title": ablation.title, "rows": rows, "verdicts": said}
 
 
-def _row(row: Row, variant: str, found: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    results = found.get(variant, [])
+def _row(row: Row, variant: Variant, found: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    results = found.get(variant.name, [])
+    dropped = drop_ratio(variant.settings)
     return {
         "name": row.name,
         "note": row.note,
-        "variant": variant,
+        "variant": variant.name,
         "paper": row.paper,
+        "dropped": None if dropped is None else round(100 * dropped, 1),
         **_measured(results),
         "seconds_per_step": _median(results, "seconds_per_step"),
         "gflops_forward_per_clip": _median(results, "gflops_forward_per_clip"),
@@ -90,7 +97,14 @@ def _median(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
     return round(statistics.median(values), 4) if values else None
 
 
-COLUMNS = ("row", *(f"{name}, %" for name in MEASURES.values()), "paper", "s / step", "GFLOP")
+COLUMNS = (
+    "row",
+    *(f"{name}, %" for name in MEASURES.values()),
+    "paper",
+    "dropped, %",
+    "s / step",
+    "GFLOP",
+)
 
 
 def cells_of_row(row: Mapping[str, Any]) -> list[str]:
@@ -103,6 +117,7 @@ def cells_of_row(row: Mapping[str, Any]) -> list[str]:
             "" if row.get(key) is None else form.format(row[key])
             for key, form in (
                 ("paper", "{:.1f}"),
+                ("dropped", "{:.0f}"),
                 ("seconds_per_step", "{:.3f}"),
                 ("gflops_forward_per_clip", "{:.3g}"),
             )
@@ -129,8 +144,9 @@ def references(document: Mapping[str, Any]) -> list[list[str]]:
 def legend(document: Mapping[str, Any]) -> str:
     return (
         f"Accuracies of the frozen encoder in percent, mean ± deviation over {document['seeds']} "
-        f"seed(s). Paper: {document['paper_figure']}. GFLOP: counted, forward, one clip. A pair of "
-        "rows is certain where its means differ by more than two standard errors."
+        f"seed(s). Paper: {document['paper_figure']}. Dropped: share of the tokens of steps 1..C-1 "
+        "that the encoder does not see. GFLOP: counted, forward, one clip. A pair of rows is "
+        "certain where its means differ by more than two standard errors."
     )
 
 

@@ -94,28 +94,50 @@ class ArvideoSettings(BaseObjective):
     # Tokens along time, height and width of one cluster.
     cluster: PositiveTriple = (2, 7, 7)
     order: Literal["spatial_first", "temporal_first", "random"] = "random"
+    # Share of the tokens of steps 1..C-1 that the encoder does not see.
     drop_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.8
+    # What is dropped. "tokens": the same share of every cluster, but never a whole one, so clusters
+    # of one token drop nothing. "clusters": whole clusters, which keeps the ratio for clusters of
+    # any size; for a random order.
+    drop: Literal["tokens", "clusters"] = "tokens"
 
     def geometry(self, clip: Triple, patch: Triple) -> Geometry:
         return Geometry(clip, patch, self.cluster)
 
-    def steps_encoded(self, geometry: Geometry) -> int:
-        """Clusters that the encoder sees: all but the last of the order."""
-        return geometry.num_clusters - 1
+    def encoded_steps(self, geometry: Geometry) -> tuple[int, ...]:
+        """Steps whose cluster the encoder sees, from 1: all but the last step, or some of those.
+
+        Where whole clusters are dropped, the steps that stay are evenly spaced and the same for
+        every clip. The order decides which cluster comes at which step, so a random order drops
+        clusters at random, and the attention masks are the same matrices for all clips. Step 1
+        always stays: the first prediction has something to attend to.
+        """
+        last = geometry.num_clusters - 1
+        if self.drop == "tokens":
+            return tuple(range(1, last + 1))
+        kept = num_kept(1 - self.drop_ratio, last)
+        return tuple(1 + number * last // kept for number in range(kept))
 
     def steps_predicted(self, geometry: Geometry) -> int:
         """Clusters that are predicted: steps 2..C, or 2..C-1 in the paper's convention."""
-        return self.steps_encoded(geometry) - (self.targets == "paper")
+        return geometry.num_clusters - 1 - (self.targets == "paper")
 
     def kept(self, geometry: Geometry) -> int:
-        """Tokens of each cluster that the encoder sees."""
+        """Tokens that the encoder sees of each cluster that it sees."""
+        if self.drop == "clusters":
+            return geometry.cluster_size
         return num_kept(1 - self.drop_ratio, geometry.cluster_size)
+
+    def effective_drop_ratio(self, geometry: Geometry) -> float:
+        """Share of the tokens of steps 1..C-1 that is dropped once whole tokens are counted."""
+        seen = len(self.encoded_steps(geometry)) * self.kept(geometry)
+        return 1 - seen / ((geometry.num_clusters - 1) * geometry.cluster_size)
 
     def counts(self, geometry: Geometry, decoder: DecoderSettings) -> TokenCounts:
         targets = num_kept(decoder.target_ratio, geometry.cluster_size)
         queries = self.steps_predicted(geometry) * targets
         return TokenCounts(
-            encoded=self.steps_encoded(geometry) * self.kept(geometry),
+            encoded=len(self.encoded_steps(geometry)) * self.kept(geometry),
             decoded=queries,
             predicted=queries,
         )
@@ -133,6 +155,11 @@ class ArvideoSettings(BaseObjective):
                 f"{geometry.grid}: nothing is left to predict. Use smaller clusters."
             )
         super().check(geometry, decoder)
+        if self.drop == "clusters" and self.order != "random":
+            raise UserError(
+                f"objective.drop=clusters with objective.order={self.order} would drop the same "
+                "clusters of every clip. Set objective.order: random or objective.drop: tokens."
+            )
         if decoder.self_attention and decoder.target_ratio < 1:
             raise UserError(
                 f"decoder.target_ratio={decoder.target_ratio} with "

@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass
 
 from arvideo_ds.config.cost import cost_of
-from arvideo_ds.config.schema import Recipe, TokenizerRecipe
+from arvideo_ds.config.objectives import ArvideoSettings
+from arvideo_ds.config.schema import PretrainRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.errors import UserError
 
 # Videos per step that the recipe's learning rates are given for (linear scaling rule). Repeated
@@ -15,6 +16,7 @@ from arvideo_ds.errors import UserError
 # run_class_finetuning.py, which scale lr, min_lr and warmup_lr alike.
 BASE_VIDEOS = 256
 _SHARE_OF_WRONG_COUNT = 0.05
+_SHARE_OF_WRONG_RATIO = 0.03
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class RunPlan:
     cluster_size: int
     encoder_tokens: int
     decoder_queries: int
+    # Share of the tokens that the encoder could see and that are dropped; None of other objectives.
+    drop_ratio: float | None
     parameters_encoder: int
     parameters_decoder: int
     gflops_forward_per_clip: float
@@ -119,6 +123,7 @@ def make_plan(
         cluster_size=geometry.cluster_size,
         encoder_tokens=recipe.counts.encoded,
         decoder_queries=recipe.counts.predicted,
+        drop_ratio=drop_ratio(recipe),
         parameters_encoder=cost.parameters_encoder,
         parameters_decoder=cost.parameters_decoder,
         gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
@@ -135,10 +140,35 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
             f"a step takes {plan.videos_per_step} videos, and there are {plan.num_videos}: the "
             f"run has {plan.steps} steps in all. Lower train.total_batch, or set train.max_steps."
         )
+    objective = _arvideo(recipe)
+    if objective is not None and plan.drop_ratio is not None:
+        requested = objective.drop_ratio
+        if abs(plan.drop_ratio - requested) > _SHARE_OF_WRONG_RATIO:
+            found.append(
+                f"objective.drop_ratio={requested:g} drops {plan.drop_ratio:.1%} of the tokens: of "
+                f"each cluster of {plan.cluster_size} token(s) a whole number stays, at least one. "
+                "objective.drop=clusters drops whole clusters instead."
+            )
     expected = recipe.data.num_videos
     if expected and abs(plan.num_videos - expected) > _SHARE_OF_WRONG_COUNT * expected:
         found.append(f"the recipe expects {expected} videos, the shards hold {plan.num_videos}.")
     return found
+
+
+def drop_ratio(recipe: Recipe) -> float | None:
+    """Share of the tokens that ARVideo's encoder could see and that are dropped.
+
+    Whole tokens are counted, so it may differ from objective.drop_ratio. None for other objectives.
+    """
+    objective = _arvideo(recipe)
+    if objective is None:
+        return None
+    return round(objective.effective_drop_ratio(recipe.geometry), 4)
+
+
+def _arvideo(recipe: Recipe) -> ArvideoSettings | None:
+    objective = recipe.objective if isinstance(recipe, PretrainRecipe) else None
+    return objective if isinstance(objective, ArvideoSettings) else None
 
 
 def _check_groups(recipe: Recipe, world_size: int, sequence_parallel: int) -> None:

@@ -2,6 +2,7 @@
 
     order      a permutation of the clusters                      step i = i-th cluster of it
     encode     a random subset of each cluster's tokens, steps 1..C-1, block-causal attention
+               (objective.drop=clusters: whole clusters of some of these steps instead)
     decode     a query for every token of steps 2..C; it sees encoded tokens of earlier steps
     loss       squared error on the (normalised) pixels of those tokens (objective.py)
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -43,6 +45,7 @@ class ARVideo(Objective):
     """Encoder, decoder and loss of ARVideo for the shapes of one recipe."""
 
     clusters: Tensor
+    encoded_steps: Tensor
     default_order: Tensor | None
     encoder_mask: Tensor
     cross_mask: Tensor
@@ -52,23 +55,26 @@ class ARVideo(Objective):
         super().__init__(recipe)
         settings, geometry = recipe.objective, recipe.geometry
         assert isinstance(settings, ArvideoSettings)
-        self.num_encoded = settings.steps_encoded(geometry)
+        self.num_encoded = len(settings.encoded_steps(geometry))
         self.num_predicted = settings.steps_predicted(geometry)
         self.kept = settings.kept(geometry)
         self.grid, self.target_rule = geometry.grid, recipe.decoder.target_rule
         self.targets = num_kept(recipe.decoder.target_ratio, geometry.cluster_size)
         self.decoder = CrossDecoder(recipe)
-        self._register_clusters(geometry, settings.order)
+        self._register_clusters(geometry, settings)
         self._register_masks(self_attention=recipe.decoder.self_attention)
 
-    def _register_clusters(self, geometry: Geometry, order: str) -> None:
+    def _register_clusters(self, geometry: Geometry, settings: ArvideoSettings) -> None:
+        order = settings.order
         default = None if order == "random" else fixed_order(geometry, order)
+        steps = torch.tensor(settings.encoded_steps(geometry))
+        self.register_buffer("encoded_steps", steps, persistent=False)
         self.register_buffer("clusters", cluster_tokens(geometry), persistent=False)
         self.register_buffer("default_order", default, persistent=False)
 
     def _register_masks(self, *, self_attention: bool) -> None:
-        encoded = step_numbers(1, self.num_encoded, self.kept)
-        queries = step_numbers(2, self.num_predicted, self.targets)
+        encoded = step_numbers(self.encoded_steps, self.kept)
+        queries = step_numbers(torch.arange(2, 2 + self.num_predicted), self.targets)
         self_mask = may_see_up_to(queries, queries) if self_attention else None
         self.register_buffer("encoder_mask", may_see_up_to(encoded, encoded), persistent=False)
         self.register_buffer("cross_mask", may_see_before(queries, encoded), persistent=False)
@@ -88,7 +94,7 @@ class ARVideo(Objective):
         predicted = order[:, 1 : 1 + self.num_predicted]
         return OrderedDraw(
             order=order,
-            encoded=self._tokens(order[:, : self.num_encoded], kept),
+            encoded=self._tokens(order[:, self.encoded_steps - 1], kept),
             targets=self._tokens(predicted, self._wanted(keys, predicted, scores)),
         )
 

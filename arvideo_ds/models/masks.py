@@ -6,13 +6,12 @@ matrices for every clip, built once.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
-def step_numbers(first: int, num_steps: int, tokens_per_step: int) -> Tensor:
-    """The step of each token of a sequence of equal steps."""
-    return torch.arange(first, first + num_steps).repeat_interleave(tokens_per_step)
+def step_numbers(steps: Tensor, tokens_per_step: int) -> Tensor:
+    """The step of each token of a sequence in which every one of `steps` has equally many."""
+    return steps.repeat_interleave(tokens_per_step)
 
 
 def may_see_up_to(rows: Tensor, columns: Tensor) -> Tensor:

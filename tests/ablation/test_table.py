@@ -70,7 +70,7 @@ def test_mean_and_deviation_over_the_seeds_and_the_verdict(
     assert (found["cells"], found["finished"], found["chance"]) == (6, 6, 12.5)
     assert found["ablations"][0]["verdicts"]["linear"].startswith("The order agrees")
     text = table.markdown(found)
-    assert "| small | 51.0 ± 1.4 | 41.0 ± 1.4 | 66.0 | 0.250 | 0.12 |" in text
+    assert "| small | 51.0 ± 1.4 | 41.0 ± 1.4 | 66.0 | 80 | 0.250 | 0.12 |" in text
     assert "| base (the default) | 61.5 ± 2.1 |" in text
     assert "| untrained encoder | 21.0 ± 1.4 |" in text
     assert "| chance | 12.5 | 12.5 |" in text
@@ -82,7 +82,7 @@ def test_an_unfinished_grid_says_what_is_missing(planned: tuple[Plan, list[Cell]
     found = document(planned, **{"cluster_small-seed0": "out of memory"})
     text = table.markdown(found)
     assert "1 of 6 cells are finished. Failed: cluster_small-seed0: out of memory." in text
-    assert "| small | - | - | 66.0 |  |  |" in text
+    assert "| small | - | - | 66.0 | 80 |  |  |" in text
     assert "| base (the default) | 60.0 | 50.0 |" in text
     assert "no order to compare" in text
 

@@ -262,7 +262,7 @@ def test_pretraining_on_ssv2_samples_densely_and_is_probed_on_the_whole_video(
     ssv2 = called(shards, tmp_path / "ssv2", "ssv2")
     dense, uniform = (tiny(data={"sampling": name}) for name in ("dense", "uniform"))
     assert load(ssv2, dense)
-    with pytest.raises(UserError, match="data.flip"):
+    with pytest.raises(UserError, match=r"data\.flip"):
         load(ssv2, tiny(data={"flip": True}))
     clip = EvaluationClips(ssv2, dense)[0].clips[0]
     assert torch.equal(clip, EvaluationClips(ssv2, uniform)[0].clips[0])

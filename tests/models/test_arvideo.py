@@ -7,7 +7,8 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config import PretrainRecipe, make_plan
+from arvideo_ds.errors import UserError
 from arvideo_ds.models.arvideo import ARVideo, OrderedDraw
 from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
 from arvideo_ds.models.draws import random_subsets
@@ -24,6 +25,10 @@ SHAPES: dict[str, dict[str, dict[str, object]]] = {
     "tubes": {"objective": {"cluster": [4, 2, 2]}},
     "tokens": {"objective": {"cluster": [1, 1, 1]}, "data": {"size": 16}},
     "rectangle": {"objective": {"cluster": [2, 2, 3]}, "data": {"size": [16, 24]}},
+    "tokens_dropped_as_clusters": {
+        "objective": {"cluster": [1, 1, 1], "drop": "clusters"},
+        "data": {"size": 16},
+    },
     "pixels": {
         "model": {"patch": [1, 1, 1]},
         "objective": {"cluster": [1, 1, 1], "normalize_targets": False},
@@ -58,6 +63,8 @@ def test_no_prediction_depends_on_pixels_of_its_own_or_a_later_cluster(
     tiny: Make, shape: str, order: str, decoder: str, targets: str
 ) -> None:
     sections = with_order(SHAPES[shape], order)
+    if order != "random" and sections["objective"].get("drop") == "clusters":
+        pytest.skip("refused: it would drop the same clusters of every clip")
     sections["objective"]["targets"] = targets
     recipe = tiny(**sections, decoder=DECODERS[decoder])
     model = ARVideo(recipe)
@@ -78,18 +85,20 @@ def test_no_prediction_depends_on_pixels_of_its_own_or_a_later_cluster(
         assert set(touched.nonzero().flatten().tolist()) <= set(draw.encoded[0].tolist())
 
 
+@pytest.mark.parametrize("objective", [{}, {"cluster": [2, 2, 2], "drop": "clusters"}])
 @pytest.mark.parametrize("self_attention", [False, True])
 def test_masked_attention_equals_running_each_step_on_its_past_alone(
-    tiny: Make, self_attention: bool
+    tiny: Make, self_attention: bool, objective: dict[str, object]
 ) -> None:
-    recipe = tiny(decoder={"self_attention": self_attention})
+    recipe = tiny(objective=objective, decoder={"self_attention": self_attention})
     model = ARVideo(recipe)
     cubes = to_cubes(clips_of(recipe, 2), model.patch)
     draw = model.draw(keys_of(2))
     whole = model.predict(cubes, draw)
     for step in range(1, model.num_predicted + 1):
         # Only steps 1..step encoded, only queries of steps 2..step+1 asked, nothing else there.
-        seen, asked = step * model.kept, step * model.targets
+        seen = int((model.encoded_steps <= step).sum()) * model.kept
+        asked = step * model.targets
         past = draw.encoded[:, :seen]
         encoded = model.encoder(pick(cubes, past), past, model.encoder_mask[:seen, :seen])
         self_mask = None if model.self_mask is None else model.self_mask[:asked, :asked]
@@ -126,6 +135,45 @@ def test_a_draw_keeps_the_right_number_of_different_tokens_of_each_step(
             wanted = draw.targets[clip].view(model.num_predicted, -1)[step].tolist()
             assert len(set(wanted)) == 16
             assert set(wanted) <= members
+
+
+@pytest.mark.parametrize(
+    ("cluster", "of_tokens", "of_clusters"),
+    [([1, 1, 1], 0.0, 0.8), ([2, 1, 1], 0.5, 0.8), ([4, 1, 1], 0.75, 0.8), ([2, 4, 4], 0.81, 0.86)],
+)
+def test_small_clusters_drop_the_requested_share_as_whole_clusters(
+    tiny: Make, cluster: list[int], of_tokens: float, of_clusters: float
+) -> None:
+    """One token of each cluster stays where tokens are dropped, so small ones drop less."""
+    for drop, expected in (("tokens", of_tokens), ("clusters", of_clusters)):
+        recipe = tiny(objective={"cluster": cluster, "drop": drop, "drop_ratio": 0.8})
+        geometry, encoded = recipe.geometry, recipe.counts.encoded
+        share = 1 - encoded / (geometry.num_tokens - geometry.cluster_size)
+        assert share == pytest.approx(expected, abs=0.01)
+        assert make_plan(recipe, world_size=1).drop_ratio == pytest.approx(share, abs=1e-4)
+        assert ARVideo(recipe).draw(keys_of(2)).encoded.shape == (2, encoded)
+
+
+def test_dropping_clusters_keeps_the_first_step_whole_and_every_cluster_equally_often(
+    tiny: Make,
+) -> None:
+    recipe = tiny(objective={"cluster": [2, 2, 2], "drop": "clusters", "drop_ratio": 0.75})
+    model = ARVideo(recipe)
+    num_clusters, size = model.clusters.shape
+    draw = model.draw(keys_of(2000))
+    cluster_of = torch.empty(recipe.geometry.num_tokens, dtype=torch.long)
+    cluster_of[model.clusters.flatten()] = torch.arange(num_clusters).repeat_interleave(size)
+    seen = cluster_of[draw.encoded].unflatten(1, (model.num_encoded, size))
+    assert (seen == seen[..., :1]).all()  # whole clusters
+    assert torch.equal(seen[:, 0, 0], draw.order[:, 0])
+    counts = torch.bincount(seen[..., 0].flatten(), minlength=num_clusters) / 2000
+    # One standard deviation is 0.01.
+    assert torch.allclose(counts, torch.tensor(model.num_encoded / num_clusters), atol=0.05)
+
+
+def test_dropping_clusters_needs_a_random_order(tiny: Make) -> None:
+    with pytest.raises(UserError, match=r"objective\.drop=clusters .*spatial_first"):
+        tiny(objective={"drop": "clusters", "order": "spatial_first"})
 
 
 def test_orders_differ_between_clips_and_steps_and_repeat_with_the_key(tiny: Make) -> None:
@@ -232,8 +280,8 @@ def test_the_gradient_on_a_share_of_the_targets_is_an_unbiased_estimate_of_the_w
         targets = model._tokens(order, members)
         repeated = OrderedDraw(encoded=held.encoded, targets=targets, order=held.order)
         num_targets = members.shape[-1]
-        queries = step_numbers(2, model.num_predicted, num_targets)
-        model.cross_mask = may_see_before(queries, step_numbers(1, model.num_encoded, model.kept))
+        queries = step_numbers(torch.arange(2, 2 + model.num_predicted), num_targets)
+        model.cross_mask = may_see_before(queries, step_numbers(model.encoded_steps, model.kept))
         wanted = pixel_targets(pick(cubes, targets), normalize=True)
         (model.predict(cubes, repeated) - wanted).square().mean().backward()
         return torch.cat([p.grad.flatten() for p in model.parameters()])
