@@ -27,6 +27,7 @@ from arvideo_ds.data.shard_writer import write_atomically
 from arvideo_ds.data.windows import Windows
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import TEMPORARY, FeatureFile, file_name
+from arvideo_ds.json_lines import read_json_lines
 
 CONFIG, INDEX, FEATURES = "config.json", "index.jsonl", "features"
 _RANGES = ("start_frame", "stop_frame", "start_s", "stop_s")
@@ -137,14 +138,10 @@ def _require_same(path: Path, config: Mapping[str, Any]) -> None:
 
 
 def _read_index(folder: Path, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Lines of videos that are done and unchanged; a last line cut short is passed over."""
-    path = folder / INDEX
-    if not path.exists():
-        return {}
-    lines = map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
+    """Lines of videos that are done and unchanged; torn ones are skipped (json_lines.py)."""
     return {
         line["key"]: line
-        for line in lines
+        for line in read_json_lines(folder / INDEX)
         if sizes.get(line["key"]) == line["video_bytes"] and (folder / line["file"]).exists()
     }
 

@@ -6,7 +6,6 @@ for the device to say so; this looks at what happened whenever the loop logs.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,10 @@ from arvideo_ds.config import Recipe, RunPlan
 from arvideo_ds.data.order import rank_positions
 from arvideo_ds.errors import UserError
 from arvideo_ds.train.metrics import Reading
-from arvideo_ds.train.run_folder import QUARANTINE, read_metrics
+from arvideo_ds.train.run_folder import QUARANTINE, append_of_rank, read_metrics
 
-REFUSED = "not_applied.jsonl"
+# A file for each rank (run_folder.append_of_rank).
+REFUSED = "not_applied"
 # A share means nothing before so many clips were seen.
 _CLIPS_BEFORE_SKIP_LIMIT = 200
 
@@ -60,8 +60,8 @@ class Guard:
         if metrics["data/seen_total"] >= _CLIPS_BEFORE_SKIP_LIMIT and share > limit:
             raise UserError(
                 f"{share:.1%} of the clips did not decode, above data.max_skipped_share={limit}. "
-                f"The videos stand in {self._folder / QUARANTINE}; check the shards, or raise the "
-                "limit."
+                f"The videos stand in {self._folder / QUARANTINE}-rank-*.jsonl; check the shards, "
+                "or raise the limit."
             )
 
     def _look_at_steps(self, done: int, reading: Reading) -> None:
@@ -76,8 +76,8 @@ class Guard:
                     f"steps {step - self._in_a_row + 1} to {step} were not applied, since loss or "
                     f"gradient was not finite; that is train.max_refused_steps. The weights are "
                     f"those of the step before. Their videos and losses stand in "
-                    f"{self._folder / REFUSED}. Start another run (--output) with a lower "
-                    "optim.base_lr, with optim.clip, or with train.precision=fp32 or bf16."
+                    f"{self._folder / REFUSED}-rank-*.jsonl. Start another run (--output) with a "
+                    "lower optim.base_lr, with optim.clip, or with train.precision=fp32 or bf16."
                 )
 
     def _dump(self, step: int, losses: list[float]) -> None:
@@ -90,8 +90,7 @@ class Guard:
             "losses": [loss if math.isfinite(loss) else None for loss in losses],
             "videos": [[self._video_at(position) for position in batch] for batch in mine],
         }
-        with (self._folder / REFUSED).open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_of_rank(self._folder, REFUSED, self._rank, [line])
 
 
 def _totals_before(folder: Path, first_step: int) -> dict[str, float]:

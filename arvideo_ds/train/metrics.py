@@ -23,7 +23,14 @@ from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
-from arvideo_ds.train.run_folder import METRICS, QUARANTINE, finite, read_metrics
+from arvideo_ds.json_lines import append_json_lines
+from arvideo_ds.train.run_folder import (
+    METRICS,
+    QUARANTINE,
+    append_of_rank,
+    finite,
+    read_metrics,
+)
 
 _GIB = 2**30
 # A rank whose forward pass takes so many times the median is named.
@@ -198,8 +205,7 @@ class JsonLines:
         temporary.replace(self._path)
 
     def log(self, metrics: dict[str, Any]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(finite(metrics)) + "\n")
+        append_json_lines(self._path, [finite(metrics)])
 
 
 class Wandb:
@@ -249,11 +255,9 @@ class Wandb:
 
 
 def quarantine(folder: Path, rank: int, skipped: list[Skipped]) -> None:
-    """Append the videos that did not decode; ranks write whole lines to one file."""
+    """Append the videos that did not decode to the rank's own file."""
     if skipped:
         lines = [
-            json.dumps({"key": s.key, "kind": s.kind, "message": s.message, "rank": rank}) + "\n"
-            for s in skipped
+            {"key": s.key, "kind": s.kind, "message": s.message, "rank": rank} for s in skipped
         ]
-        with (folder / QUARANTINE).open("a") as file:
-            file.write("".join(lines))
+        append_of_rank(folder, QUARANTINE, rank, lines)

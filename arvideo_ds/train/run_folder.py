@@ -4,8 +4,8 @@
   recipe.yaml        the whole recipe, overrides applied
   run.json           plan, DeepSpeed configuration, versions, commit, manifest hash
   metrics.jsonl      one object a logged step
-  quarantine.jsonl   videos that did not decode
-  not_applied.jsonl  steps that were refused, with their videos (guard.py)
+  quarantine-rank-00003.jsonl   videos that did not decode on this rank
+  not_applied-rank-00003.jsonl  steps that were refused, with this rank's videos (guard.py)
   heartbeats/        where each rank stands (heartbeat.py)
   failures/          what ended each rank (failure.py)
   checkpoints/       see engine/checkpoints.py
@@ -23,7 +23,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +33,7 @@ from arvideo_ds.config import Recipe
 from arvideo_ds.config.load import AnyRecipe, read_yaml, validate, what_and_script
 from arvideo_ds.config.schema import RECIPES
 from arvideo_ds.errors import UserError
+from arvideo_ds.json_lines import append_json_lines, read_json_lines
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -45,7 +46,8 @@ _WHY_NONE = {
     "last": "the run is not finished, or its weights were moved. Go on with the run first",
     "ema": "it is written where the run had an ema_decay",
 }
-QUARANTINE = "quarantine.jsonl"
+# A file for each rank: appends of several nodes to one file may tear each other's lines.
+QUARANTINE = "quarantine"
 RECIPE = "recipe.yaml"
 SUMMARY = "summary.json"
 _STALE_LOCK_S = 120
@@ -166,11 +168,23 @@ def require_same_mathematics(folder: Path, recipe: Recipe) -> None:
 
 def left_out(folder: Path) -> dict[str, str]:
     """Keys of videos on which data workers hung or died in earlier starts, and which of the two."""
-    path = folder / QUARANTINE
-    if not path.is_file():
-        return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    return {line["key"]: line["kind"] for line in lines if line["kind"] in ("hang", "crash")}
+    lines = read_of_ranks(folder, QUARANTINE)
+    return {
+        line["key"]: line["kind"]
+        for line in lines
+        if line.get("kind") in ("hang", "crash") and "key" in line
+    }
+
+
+def append_of_rank(folder: Path, name: str, rank: int, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Append to this rank's own file."""
+    append_json_lines(folder / f"{name}-rank-{rank:05d}.jsonl", lines)
+
+
+def read_of_ranks(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of all ranks, also of the one file that runs had before."""
+    paths = [folder / f"{name}.jsonl", *sorted(folder.glob(f"{name}-rank-*.jsonl"))]
+    return [line for path in paths for line in read_json_lines(path)]
 
 
 def finite(value: Any) -> Any:
@@ -192,12 +206,8 @@ def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The logged steps; a last line that a crash cut short is passed over."""
-    path = folder / METRICS
-    if not path.is_file():
-        return []
-    lines = path.read_text().splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The logged steps; lines that a crash left torn are skipped (json_lines.py)."""
+    return [line for line in read_json_lines(folder / METRICS) if "step" in line]
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

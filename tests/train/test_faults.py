@@ -13,14 +13,15 @@ from typing import Any
 
 import pytest
 
+from arvideo_ds.train import run_folder
+from arvideo_ds.train.guard import REFUSED
 from tests.train.conftest import Runs, ranks_of, stop
 
 pytestmark = pytest.mark.dist
 
 
 def not_applied(folder: Path) -> list[dict[str, Any]]:
-    lines = (folder / "not_applied.jsonl").read_text().splitlines()
-    return sorted((json.loads(line) for line in lines), key=lambda line: line["rank"])
+    return run_folder.read_of_ranks(folder, REFUSED)
 
 
 def keys_of(shards: Path) -> set[str]:

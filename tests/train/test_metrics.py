@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.loader import Skipped
 from arvideo_ds.train import metrics
 from arvideo_ds.train.metrics import Console, JsonLines, Meter, Wandb, quarantine
-from arvideo_ds.train.run_folder import METRICS, QUARANTINE, read_metrics
+from arvideo_ds.train.run_folder import METRICS, QUARANTINE, left_out, read_metrics, read_of_ranks
 
 
 def steps_of(folder: Path) -> list[float]:
@@ -169,11 +168,19 @@ def test_the_console_says_a_step_in_one_line(capsys: pytest.CaptureFixture[str])
 
 def test_ranks_append_their_undecodable_videos(tmp_path: Path) -> None:
     quarantine(tmp_path, 0, [])
-    assert not (tmp_path / QUARANTINE).exists()
+    assert not list(tmp_path.iterdir())
     quarantine(tmp_path, 0, [Skipped("a", "io", "cut"), Skipped("b", "io", "cut")])
     quarantine(tmp_path, 3, [Skipped("c", "io", 'a "word"\nmore')])
-    lines = [json.loads(line) for line in (tmp_path / QUARANTINE).read_text().splitlines()]
-    assert [(line["key"], line["rank"]) for line in lines] == [("a", 0), ("b", 0), ("c", 3)]
+    (tmp_path / "quarantine.jsonl").write_text('{"key": "old", "kind": "hang", "rank": 9}\n')
+    lines = read_of_ranks(tmp_path, QUARANTINE)
+    assert [(line["key"], line["rank"]) for line in lines] == [
+        ("old", 9),
+        ("a", 0),
+        ("b", 0),
+        ("c", 3),
+    ]
+    assert left_out(tmp_path) == {"old": "hang"}
+    assert len(list(tmp_path.iterdir())) == 3, "a file for each rank, and that of older runs"
 
 
 def test_clips_of_ranks_that_share_them_are_counted_once(monkeypatch: pytest.MonkeyPatch) -> None:
