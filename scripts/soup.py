@@ -43,10 +43,9 @@ def main() -> None:
     recipes = [run_folder.read_recipe(run, FinetuneRecipe) for run in args.runs]
     _require_alike(args.runs, recipes)
     # Only now: torch takes seconds to load.
-    from safetensors.torch import save_file
-
     from arvideo_ds.evaluation.pretrained import load_classifier
     from arvideo_ds.evaluation.soup import greedy_soup, uniform_soup
+    from arvideo_ds.tensor_files import save_tensors
 
     loaded = [load_classifier(r, run) for r, run in zip(recipes, args.runs, strict=True)]
     for run, (_, labels) in zip(args.runs, loaded, strict=True):
@@ -66,7 +65,7 @@ def main() -> None:
     args.output.mkdir(parents=True)
     run_folder.write_recipe(args.output, recipes[0])
     shutil.copyfile(args.runs[0] / run_folder.LABELS, args.output / run_folder.LABELS)
-    save_file(state, args.output / run_folder.MODEL)
+    save_tensors(state, args.output / run_folder.MODEL)
     run_folder.update_summary(args.output, {"soup": facts})
     print(json.dumps(facts, indent=1))
 

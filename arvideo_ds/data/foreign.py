@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from arvideo_ds.checksums import sha256_of
 from arvideo_ds.data import manifest as m
 from arvideo_ds.data.datasets.listing import class_names
 from arvideo_ds.data.decoders import available_decoders
@@ -206,7 +207,7 @@ def _index(
     index = m.ShardIndex(
         inputs=_inputs(path),
         shard_bytes=path.stat().st_size,
-        shard_sha256=m.sha256_of(path),
+        shard_sha256=sha256_of(path),
         samples=tuple(result for result in results if isinstance(result, m.IndexedSample)),
         rejects=tuple(result for result in results if isinstance(result, m.Reject)),
     )

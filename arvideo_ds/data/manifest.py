@@ -40,7 +40,6 @@ AS_FOUND = "as found"
 JOINED_BY = "+"
 # Open files and parsed indices that one reader keeps; a window of the order spans few shards.
 _OPEN_SHARDS = 64
-_BLOCK = 2**20
 
 
 # Names of the classes in the order of their numbers: of the one label that samples have, or, where
@@ -299,15 +298,6 @@ class _File:
 
 def index_name(shard_name: str) -> str:
     return shard_name.removesuffix(".tar") + ".index.json"
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def dump_json(record: BaseModel) -> bytes:

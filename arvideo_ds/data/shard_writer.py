@@ -27,6 +27,7 @@ from typing import Any
 import webdataset
 from tqdm import tqdm
 
+from arvideo_ds.checksums import sha256_of
 from arvideo_ds.data import manifest as m
 from arvideo_ds.data.datasets import Entry, Listing, safe_key
 from arvideo_ds.data.decoders import available_decoders
@@ -341,7 +342,7 @@ def write_shard(
     index = m.ShardIndex(
         inputs=inputs,
         shard_bytes=partial.stat().st_size,
-        shard_sha256=m.sha256_of(partial),
+        shard_sha256=sha256_of(partial),
         samples=tuple(_indexed(partial, known)),
         rejects=tuple(rejects),
     )
@@ -396,7 +397,7 @@ def write_manifest(
                 samples=len(index.samples),
                 bytes=index.shard_bytes,
                 sha256=index.shard_sha256,
-                index_sha256=m.sha256_of(folder / m.index_name(name)),
+                index_sha256=sha256_of(folder / m.index_name(name)),
             )
             for name, index in indices.items()
             if index.samples

@@ -18,7 +18,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from arvideo_ds.data.manifest import MANIFEST, REJECTS, ShardSet, sha256_of
+from arvideo_ds.checksums import sha256_of
+from arvideo_ds.data.manifest import MANIFEST, REJECTS, ShardSet
 from arvideo_ds.data.shard_writer import TEMPORARY, explained_when_full, require_space
 from arvideo_ds.errors import UserError
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from arvideo_ds.checksums import sha256_of
 from arvideo_ds.data import manifest as m
 from arvideo_ds.data.ingest import MIN_DECODABLE
 from arvideo_ds.data.members import (
@@ -182,7 +183,7 @@ def _alteration(path: Path, entry: m.Shard) -> str:
     size = path.stat().st_size
     if size != entry.bytes:
         return f"has {size} bytes, the manifest says {entry.bytes}: it was truncated or altered"
-    if m.sha256_of(path) != entry.sha256:
+    if sha256_of(path) != entry.sha256:
         return "has another SHA-256 than the manifest says: it was altered"
     return ""
 

@@ -4,7 +4,7 @@
       step-00000500/           renamed to this name only when every rank has written
         rank-00003.safetensors   what this rank held of weights and moments (saved_state.py)
         run.json                 what was run (step, recipe, plan, versions, ...), the engine's
-                                 counters, and every file's size
+                                 counters, size and SHA-256 of every file and of this text
       .partial-step-00001000/  a save that was cut off; removed by the next one
       latest                   name of the newest complete checkpoint, replaced atomically
 
@@ -18,16 +18,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from arvideo_ds.checksums import changed_files, sha256_of, sha256_of_facts
 from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.fragments import (
@@ -44,7 +46,12 @@ from arvideo_ds.errors import UserError
 
 _PARTIAL, _PREFIX, _MARKER, _LATEST = ".partial-", "step-", "run.json", "latest"
 _ENGINE = "engine"
+# Hashes of the ranks' files, and of everything else that the marker says.
+_HASHES, _OWN_HASH = "sha256", "sha256_of_this"
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,8 +82,12 @@ def save_checkpoint(
     tensors = _held(engine)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     _agree(folder, step, lambda: _make_room(partial, num_bytes * dist.get_world_size()))
-    _agree(folder, step, lambda: _write(partial, engine, tensors))
-    facts = {"step": step, **facts, _ENGINE: _counters(engine)}
+    own_hash = _agree(folder, step, lambda: _write(partial, engine, tensors))
+    hashes = {
+        file_of_rank(partial, rank).name: sha256
+        for rank, sha256 in enumerate(gather_names(own_hash))
+    }
+    facts = {"step": step, **facts, _ENGINE: _counters(engine), _HASHES: hashes}
     _agree(folder, step, lambda: _finish(partial, final, facts))
     if dist.get_rank() == 0:
         _replace(folder / _LATEST, name)
@@ -85,12 +96,54 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of which every file is there in its full size."""
+    """The newest checkpoint of which every file is there in its full size; reads none of them."""
     for path in sorted(folder.glob(_PREFIX + "*"), reverse=True):
         facts = _complete(path)
         if facts is not None:
             return Checkpoint(path, int(facts["step"]), facts)
     return None
+
+
+def newest_sound_checkpoint(folder: Path, *, own: bool) -> Checkpoint | None:
+    """The newest checkpoint whose files are what was written, bit for bit. Collective.
+
+    Each rank hashes its share of the files. Damaged ones are passed over with a note; in the run's
+    `own` folder they lose their marker, so that they count as incomplete from now on. Errors:
+    `UserError` on every rank when there are checkpoints and none is sound.
+    """
+    found = sorted(folder.glob(_PREFIX + "*"), reverse=True)
+    # What the first rank sees: a file system may show others an older state.
+    names = gather_names("\n".join(path.name for path in found))[0].splitlines()
+    damaged: dict[str, str] = {}
+    for name in names:
+        path = folder / name
+        facts = _complete(path)
+        share = _damage(path, facts, rank=dist.get_rank(), size=dist.get_world_size())
+        damage = sorted({text for text in gather_names(share) if text})
+        if damage:
+            damaged[name] = ", ".join(damage)
+            continue
+        assert facts is not None, "without a marker it is damaged"
+        if dist.get_rank() == 0:
+            _tell(folder, name, facts, damaged, own=own)
+        return Checkpoint(path, int(facts["step"]), facts)
+    if damaged:
+        listed = "; ".join(f"{name}: {damage}" for name, damage in damaged.items())
+        raise UserError(
+            f"no checkpoint in {folder} is sound ({listed}). Copy one back from elsewhere, or "
+            f"remove {folder} to start from the first step."
+        )
+    return None
+
+
+def require_sound(path: Path) -> None:
+    """Errors: `UserError` unless every file is what was written. One process reads all of them."""
+    damage = _damage(path, _complete(path), rank=0, size=1)
+    if damage:
+        raise UserError(
+            f"checkpoint {path} is damaged ({damage}). Give the training command again: it goes on "
+            "from the newest checkpoint that is sound."
+        )
 
 
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
@@ -180,23 +233,28 @@ def _make_room(partial: Path, num_bytes: int) -> None:
         raise OSError(f"it needs about {num_bytes / gib:.2f} GiB, {free / gib:.2f} GiB are free")
 
 
-def _write(partial: Path, engine: Engine, tensors: dict[str, torch.Tensor]) -> None:
+def _write(partial: Path, engine: Engine, tensors: dict[str, torch.Tensor]) -> str:
+    """Write this rank's file; its SHA-256."""
     path = file_of_rank(partial, dist.get_rank())
     save_file(tensors, path, metadata=header(_shapes(engine)))
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
+        # The disk writes while the processor hashes.
+        on_disk = pool.submit(os.fsync, file.fileno())
+        digest = sha256_of(path)
+        on_disk.result()
+    return digest
 
 
-def _agree(folder: Path, step: int, action: Callable[[], None]) -> None:
+def _agree(folder: Path, step: int, action: Callable[[], T]) -> T:
     """Do it on every rank; if one of them could not, all raise. Collective."""
-    text = ""
+    text, result = "", None
     try:
-        action()
+        result = action()
     except (OSError, SafetensorError) as error:
         text = str(error) or type(error).__name__
     errors = [(rank, text) for rank, text in enumerate(gather_names(text)) if text]
     if not errors:
-        return
+        return result  # type: ignore[return-value]  # it is what the action returned
     rank, text = errors[0]
     if dist.get_rank() == 0:
         shutil.rmtree(folder / f"{_PARTIAL}{_PREFIX}{step:08d}", ignore_errors=True)
@@ -220,17 +278,51 @@ def _finish(partial: Path, final: Path, facts: dict[str, Any]) -> None:
         for path in sorted(partial.rglob("*"))
         if path.is_file()
     }
-    _replace(partial / _MARKER, json.dumps({**facts, "files": files}, indent=1))
+    facts = {**facts, "files": files}
+    marker = {**facts, _OWN_HASH: sha256_of_facts(facts)}
+    _replace(partial / _MARKER, json.dumps(marker, indent=1))
     partial.rename(final)
 
 
 def _complete(path: Path) -> dict[str, Any] | None:
+    """What the marker says, if it is as it was written and every file has its size."""
     try:
         facts: dict[str, Any] = json.loads((path / _MARKER).read_text())
+        own_hash = facts.pop(_OWN_HASH, None)
         intact = all((path / name).stat().st_size == size for name, size in facts["files"].items())
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
+    hashed = own_hash is not None or _HASHES in facts  # earlier versions hashed nothing
+    if hashed and own_hash != sha256_of_facts(facts):
+        return None
     return facts if intact else None
+
+
+def _damage(path: Path, facts: Mapping[str, Any] | None, *, rank: int, size: int) -> str:
+    """What is wrong with a rank's share of the files; of those without hashes nothing is known."""
+    if facts is None:
+        return f"{_MARKER} is damaged, or a file is missing or cut short"
+    hashes = facts.get(_HASHES, {})
+    changed = changed_files(path, hashes, sorted(hashes)[rank::size])
+    return ", ".join(f"{name} is not what was written" for name in changed)
+
+
+def _tell(
+    folder: Path, name: str, facts: Mapping[str, Any], damaged: Mapping[str, str], *, own: bool
+) -> None:
+    """Say what is passed over, and make it incomplete in the run's own folder."""
+    for other, damage in damaged.items():
+        print(f"note: checkpoint {folder / other} is damaged ({damage}): passed over.", flush=True)
+        if own:
+            marker = folder / other / _MARKER
+            if marker.is_file():
+                marker.rename(marker.with_name(marker.name + ".damaged"))
+    if _HASHES not in facts:
+        print(
+            f"note: checkpoint {folder / name} was saved without hashes, by an earlier version: "
+            "whether it is what was written cannot be told.",
+            flush=True,
+        )
 
 
 def _prune(folder: Path, keep: int) -> None:

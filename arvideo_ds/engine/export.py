@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors.torch import save_file
-
+from arvideo_ds.engine.checkpoints import require_sound
 from arvideo_ds.engine.saved_state import SavedState
 from arvideo_ds.errors import UserError
+from arvideo_ds.tensor_files import save_tensors
 
 
 def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = "weight") -> None:
     """Write the fp32 weights below `prefix` as safetensors; `path` appears when it is whole.
 
-    kind: "weight", or "average" for their moving average.
+    kind: "weight", or "average" for their moving average. Errors: `UserError` where the
+    checkpoint is damaged, or holds no such weights.
     """
+    require_sound(checkpoint)
     weights = SavedState(checkpoint).weights(prefix, kind)
     if not weights:
         raise UserError(f"checkpoint {checkpoint} holds no weights named {prefix}*.")
     temporary = path.with_name(path.name + ".new")
-    save_file(weights, temporary)
+    save_tensors(weights, temporary)
     temporary.replace(path)

@@ -22,9 +22,10 @@ from einops import reduce
 from torch import Tensor
 from tqdm import tqdm
 
+from arvideo_ds.checksums import sha256_of
 from arvideo_ds.config import PretrainRecipe, Recipe
 from arvideo_ds.data.inputs import Video, VideoList
-from arvideo_ds.data.manifest import REJECTS, sha256_of
+from arvideo_ds.data.manifest import REJECTS
 from arvideo_ds.data.streams import Failed, Finished, stream_all
 from arvideo_ds.data.windows import Windows, WindowShape, read_windows
 from arvideo_ds.errors import UserError

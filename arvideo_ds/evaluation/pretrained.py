@@ -8,7 +8,6 @@ from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from arvideo_ds.config import PretrainRecipe, Recipe, TokenizerRecipe
@@ -22,6 +21,7 @@ from arvideo_ds.models.objective import Objective
 from arvideo_ds.models.tokenizer import Tokenizer
 from arvideo_ds.models.weight_files import load_state, read_weights
 from arvideo_ds.tasks.pretrain import build_objective
+from arvideo_ds.tensor_files import load_tensors
 
 # Names of the classes of a fine-tuned run, in the order of its logits.
 LABELS = "labels.json"
@@ -44,7 +44,7 @@ def with_weights(model: AnyModel, weights: Path) -> AnyModel:
     Errors: as `load_pretrained`.
     """
     try:
-        state = load_file(weights)
+        state = load_tensors(weights)
     except FileNotFoundError:
         raise UserError(
             f"there is no {weights}: it is written when a run finishes. Go on with the run first."

@@ -8,10 +8,10 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from arvideo_ds.exports.source import Outputs
+from arvideo_ds.tensor_files import save_tensors
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def save_weights(state: dict[str, Tensor], path: Path) -> None:
     # safetensors lets nobody but the writer read; exports are passed on.
     path.touch()
     mode = path.stat().st_mode
-    save_file(whole, path, metadata={"format": "pt"})
+    save_tensors(whole, path)
     path.chmod(mode)
 
 

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -23,6 +22,7 @@ from arvideo_ds.exports.source import Outputs, Source, architecture, logits_in_w
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.layouts import to_videomae
+from arvideo_ds.tensor_files import load_tensors
 
 _FILE = "model.safetensors"
 _POOLS = {"mean": "avg", "attention": "map"}
@@ -66,7 +66,7 @@ def open_timm(folder: str | Path) -> VisionTransformer:
             CubeEmbed, patch=tuple(facts["patch"]), grid=tuple(facts["token_grid"])
         ),
     )
-    model.load_state_dict(load_file(folder / _FILE))
+    model.load_state_dict(load_tensors(folder / _FILE))
     return model.eval()
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from arvideo_ds.errors import UserError
+from arvideo_ds.tensor_files import load_tensors
 
 State = dict[str, Tensor]
 # A folder's file of weights: ours and Hugging Face's, then Hugging Face's older one.
@@ -101,7 +101,7 @@ def _file_in(folder: Path) -> Path:
 
 def _load_safetensors(file: Path) -> Mapping[str, Any]:
     try:
-        return load_file(file)
+        return load_tensors(file)
     except (SafetensorError, OSError) as error:
         raise UserError(f"{file} is damaged ({error}); copy or download it again.") from None
 

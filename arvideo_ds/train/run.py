@@ -33,6 +33,7 @@ from arvideo_ds.engine.checkpoints import (
     Checkpoint,
     load_checkpoint,
     newest_checkpoint,
+    newest_sound_checkpoint,
     save_checkpoint,
 )
 from arvideo_ds.engine.export import export_weights
@@ -142,11 +143,17 @@ def _start(
 
 
 def _checkpoint(options: Options, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
-    """What to go on from: the run's own newest checkpoint, else that of --resume, else nothing."""
-    own = newest_checkpoint(options.folder / run_folder.CHECKPOINTS)
+    """What to go on from: the run's own newest checkpoint, else that of --resume, else nothing.
+
+    Collective: the ranks share the work of verifying it.
+    """
+    own = newest_sound_checkpoint(options.folder / run_folder.CHECKPOINTS, own=True)
     if own is None and options.resume is None:
         return None
-    found = own or newest_checkpoint(Path(options.resume or "") / run_folder.CHECKPOINTS)
+    found = own
+    if found is None:
+        parent = Path(options.resume or "")
+        found = newest_sound_checkpoint(parent / run_folder.CHECKPOINTS, own=False)
     if found is None:
         raise UserError(f"--resume {options.resume}: that run holds no complete checkpoint.")
     if found.facts["manifest"] != shards.hash:

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from arvideo_ds.checksums import sha256_of
 from arvideo_ds.data import manifest as m
 from arvideo_ds.data.ingest import Sample
 from arvideo_ds.data.members import read_facts
@@ -338,7 +339,7 @@ def with_member(folder: Path, member: tarfile.TarInfo) -> str:
     path, _ = first_shard(folder)
     with tarfile.open(path, "a") as tar:
         tar.addfile(member, io.BytesIO(b""))
-    size, digest = path.stat().st_size, m.sha256_of(path)
+    size, digest = path.stat().st_size, sha256_of(path)
 
     def change(raw: dict[str, Any]) -> None:
         raw |= {"shard_bytes": size, "shard_sha256": digest}

@@ -15,8 +15,14 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import nn
 
+from arvideo_ds.engine import checkpoints
 from arvideo_ds.engine.average import Average
-from arvideo_ds.engine.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
+from arvideo_ds.engine.checkpoints import (
+    load_checkpoint,
+    newest_checkpoint,
+    newest_sound_checkpoint,
+    save_checkpoint,
+)
 from arvideo_ds.engine.export import export_weights
 from arvideo_ds.errors import UserError
 
@@ -192,6 +198,83 @@ def test_a_file_that_lies_about_itself_is_refused(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(UserError, match="is no part of a checkpoint"):
             load_checkpoint(PlainEngine(), checkpoint)  # type: ignore[arg-type]
+
+
+def flip_a_bit(path: Path, place: float = 0.5) -> None:
+    """One bit of a file, at a share of its length."""
+    content = bytearray(path.read_bytes())
+    content[int(place * (len(content) - 1))] ^= 0x04
+    path.write_bytes(content)
+
+
+PLACES = [0.0, 0.02, 0.3, 0.5, 0.75, 0.98, 1.0]
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("file", ["rank-00000.safetensors", "run.json"])
+def test_a_flipped_bit_anywhere_falls_back_to_the_checkpoint_before(
+    file: str, place: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 100)
+    save(tmp_path, 200)
+    flip_a_bit(tmp_path / "step-00000200" / file, place)
+    found = newest_sound_checkpoint(tmp_path, own=False)
+    assert found is not None
+    assert found.step == 100
+    assert "step-00000200 is damaged" in capsys.readouterr().out
+    with pytest.raises(UserError, match="is damaged"):
+        export_weights(tmp_path / "step-00000200", tmp_path / "out.safetensors", prefix="")
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_damaged_checkpoint_is_saved_anew_and_pushes_out_no_sound_one(tmp_path: Path) -> None:
+    save(tmp_path, 100)
+    save(tmp_path, 200)
+    flip_a_bit(tmp_path / "step-00000200" / "rank-00000.safetensors", 0.9)
+    assert newest_sound_checkpoint(tmp_path, own=True) is not None
+    save(tmp_path, 150, keep=1)
+    save(tmp_path, 200, keep=1)
+    found = newest_sound_checkpoint(tmp_path, own=True)
+    assert found is not None
+    assert found.step == 200
+
+
+@pytest.mark.usefixtures("alone")
+def test_where_no_checkpoint_is_sound_the_run_does_not_start_anew(tmp_path: Path) -> None:
+    assert newest_sound_checkpoint(tmp_path, own=True) is None
+    save(tmp_path, 100)
+    flip_a_bit(tmp_path / "step-00000100" / "rank-00000.safetensors", 0.9)
+    for _ in range(2):  # nor at the second start
+        with pytest.raises(UserError, match=r"no checkpoint in .* is sound.*rank-00000"):
+            newest_sound_checkpoint(tmp_path, own=True)
+
+
+@pytest.mark.usefixtures("alone")
+def test_a_checkpoint_of_before_the_hashes_still_opens_with_a_note(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake(tmp_path, 100)
+    found = newest_sound_checkpoint(tmp_path, own=True)
+    assert found is not None
+    assert found.step == 100
+    assert "saved without hashes" in capsys.readouterr().out
+
+
+def test_ranks_hash_a_share_each_and_miss_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"rank-{rank:05d}.safetensors" for rank in range(5)]
+    hashed: list[list[str]] = []
+    monkeypatch.setattr(
+        checkpoints, "changed_files", lambda path, hashes, share: hashed.append(list(share)) or []
+    )
+    facts = {"sha256": dict.fromkeys(names, "")}
+    for rank in range(3):
+        checkpoints._damage(tmp_path, facts, rank=rank, size=3)
+    assert sorted(name for share in hashed for name in share) == names
+    assert max(map(len, hashed)) == 2
 
 
 @pytest.mark.usefixtures("alone")

@@ -97,10 +97,44 @@ def kill_somewhere(runs: Runs, name: str, how: str, after: float, *options: str)
         stop(process)
 
 
+LONG = ("train.max_steps=60", "train.save_every=5")
+
+
+@pytest.fixture(scope="module")
+def unkilled(runs: Runs) -> Path:
+    """The folder of a run of LONG on two ranks that was left alone."""
+    runs.run("unkilled", *LONG, launcher=runs.deepspeed(2))
+    return runs.folder / "unkilled"
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    return (one / "model.safetensors").read_bytes() == (other / "model.safetensors").read_bytes()
+
+
 @pytest.mark.slow
-def test_whatever_is_killed_when_the_run_ends_as_if_nothing_had_been(runs: Runs) -> None:
-    options = ("train.max_steps=60", "train.save_every=5")
-    runs.run("unkilled", *options, launcher=runs.deepspeed(2))
+def test_a_flipped_bit_in_a_checkpoint_costs_its_steps_and_nothing_else(
+    runs: Runs, unkilled: Path
+) -> None:
+    fault, folder = "interrupt:11:11:0", runs.folder / "flipped"
+    runs.run("flipped", *LONG, launcher=runs.deepspeed(2), fault=fault, code=75)
+    newest = newest_checkpoint(folder / "checkpoints")
+    assert newest is not None
+    path = newest.path / "rank-00001.safetensors"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0x40  # of a float's exponent, or near it
+    path.write_bytes(content)
+    output = runs.run("flipped", *LONG, launcher=runs.deepspeed(2))
+    assert f"{newest.path.name} is damaged (rank-00001.safetensors" in output
+    assert "going on after step 10" in output
+    assert same_weights(folder, unkilled)
+    assert runs.losses("flipped") == runs.losses("unkilled")
+
+
+@pytest.mark.slow
+def test_whatever_is_killed_when_the_run_ends_as_if_nothing_had_been(
+    runs: Runs, unkilled: Path
+) -> None:
+    options = LONG
     chance = random.Random(7)
     watcher = Watcher(runs.folder / "killed" / "checkpoints")
     watcher.start()
@@ -116,10 +150,7 @@ def test_whatever_is_killed_when_the_run_ends_as_if_nothing_had_been(runs: Runs)
     assert watcher.seen > 0
     assert watcher.missing == 0, "at some moment there was no complete checkpoint"
     assert runs.losses("killed") == runs.losses("unkilled")
-    both = [
-        (runs.folder / name / "model.safetensors").read_bytes() for name in ("unkilled", "killed")
-    ]
-    assert both[0] == both[1]
+    assert same_weights(runs.folder / "killed", unkilled)
 
 
 @pytest.mark.slow
