@@ -11,6 +11,7 @@ Source: the published files of VideoMAE and VideoMAE V2, and transformers 4 and 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections import Counter
@@ -49,7 +50,8 @@ class KeyReport:
     """What became of every tensor; printed, a few lines for people.
 
     loaded, missing: names of our encoder; missing ones keep the values they had. unexpected: names
-    of the file that the encoder has no place for. notes: what else is worth knowing.
+    of the file that nothing has a place for. notes: what else is worth knowing. beside: names of
+    our model outside its encoder that were loaded (`load_classifier_weights`).
     """
 
     path: Path
@@ -58,6 +60,7 @@ class KeyReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def match(self) -> float:
@@ -67,6 +70,8 @@ class KeyReport:
     def __str__(self) -> str:
         whole = len(self.loaded) + len(self.missing)
         lines = [f"weights of {self.path} ({self.layout}): {len(self.loaded)} of {whole} tensors"]
+        if self.beside:
+            lines.append(f"  beside the encoder: {_listed(self.beside)}")
         if self.missing:
             lines.append(f"  not in the file, left as they were: {_listed(self.missing)}")
         if self.unexpected:
@@ -87,7 +92,52 @@ def load_encoder(
     positions, or with too few of the encoder's tensors; the encoder then is as it was.
     """
     path = Path(path)
+    return _load_encoder(encoder, read_weights(path), path, patch, min_match)
+
+
+def load_classifier_weights(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    patch: Triple | None = None,
+    same_classes: bool | None = None,
+) -> KeyReport:
+    """Load what a classifier or detector begins with: the encoder, and what a classifier adds.
+
+    model: with `encoder` and `head`. Of a classifier's file (also `fc_norm` of VideoMAE's) its norm
+    before the head and its class attention are taken over where shapes match, and its head where
+    shapes match and the classes are not known to be others: same_classes is None where they are not
+    known. VideoMAE's official code keeps the same (run_class_finetuning.py: only a head of another
+    shape is dropped). Errors: as `load_encoder`, 90 % of whose tensors must be there.
+    """
+    path = Path(path)
     found = read_weights(path)
+    encoder: Any = model.encoder
+    report = _load_encoder(encoder, found, path, patch, min_match=0.9)
+    theirs = _beside_encoder(found, find_layout(found, path))
+    if f"{_HEAD}weight" not in theirs:
+        return report
+    own = {k: v for k, v in model.state_dict().items() if not k.startswith("encoder.")}
+    fits = [name for name in own if name in theirs and theirs[name].shape == own[name].shape]
+    whole_head = all(name in fits for name in own if name.startswith(_HEAD))
+    keeps_head = whole_head and same_classes is not False
+    taken = [name for name in fits if keeps_head or not name.startswith(_HEAD)]
+    model.load_state_dict({name: theirs[name] for name in taken}, strict=False)
+    return dataclasses.replace(
+        report,
+        beside=tuple(taken),
+        unexpected=tuple(n for n in report.unexpected if _own_name(n) not in taken),
+        notes=(
+            *report.notes,
+            _about_head(theirs, own, whole=whole_head, same_classes=same_classes),
+            *_about_missing(own, taken),
+        ),
+    )
+
+
+def _load_encoder(
+    encoder: Encoder, found: State, path: Path, patch: Triple | None, min_match: float
+) -> KeyReport:
     layout = find_layout(found, path)
     inside = {
         name.removeprefix(layout.prefix): value
@@ -241,6 +291,46 @@ LAYOUTS = (
     Layout("arvideo_ds, pretraining or classifier", f"encoder.{_EMBED}", "encoder.", from_ours),
     Layout("arvideo_ds, encoder alone", _EMBED, "", from_ours),
 )
+
+
+# The head's names in our classifier, and what others call it and the norm before it.
+_HEAD = "head."
+_BESIDE_NAMES = (("fc_norm.", "norm."), ("classifier.", _HEAD))
+
+
+def _own_name(name: str) -> str:
+    for theirs, ours in _BESIDE_NAMES:
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
+
+
+def _beside_encoder(found: State, layout: Layout) -> State:
+    """What a file holds beside its encoder, by the names of our classifier."""
+    if layout.prefix:
+        outside = [name for name in found if not name.startswith(layout.prefix)]
+    else:  # `norm` is the encoder's own last one there
+        outside = [
+            name for name in found if name.startswith(("fc_norm.", "class_attention.", _HEAD))
+        ]
+    return {_own_name(name): found[name] for name in outside}
+
+
+def _about_head(theirs: State, own: State, *, whole: bool, same_classes: bool | None) -> str:
+    here, there = (len(state[f"{_HEAD}weight"]) for state in (own, theirs))
+    if not whole:
+        return f"the head begins anew: the file's has {there} classes, this one {here}"
+    if same_classes is None:
+        return f"the head is the file's: it has {here} classes too; which ones is not known"
+    if same_classes:
+        return f"the head is the file's: its {here} classes are the same"
+    return f"the head begins anew: the file's {there} classes are others"
+
+
+def _about_missing(own: State, taken: Iterable[str]) -> Iterable[str]:
+    names = [n for n in own if n not in taken and not n.startswith(_HEAD)]
+    if names:
+        yield f"before the head begins anew: {_listed(names)} (the file pools its tokens otherwise)"
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:

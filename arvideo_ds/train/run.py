@@ -40,7 +40,8 @@ from arvideo_ds.engine.export import export_weights
 from arvideo_ds.engine.fragments import AVERAGE, keep_average
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
-from arvideo_ds.models.layouts import load_encoder
+from arvideo_ds.evaluation.pretrained import read_labels
+from arvideo_ds.models.layouts import load_classifier_weights
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.tasks import PREFIX
 from arvideo_ds.tasks.detect import Detect
@@ -178,7 +179,8 @@ def _engine(settings: Settings[Any], shards: ShardSet, world: World, *, first: b
     task, transfer = _task(recipe, shards), recipe.transfer
     source = transfer and transfer.init_from
     if first and source is not None and isinstance(task, Finetune | Detect):
-        report = load_encoder(task.model.encoder, source, patch=recipe.patch)
+        same = _same_classes(Path(source), recipe, shards)
+        report = load_classifier_weights(task.model, source, patch=recipe.patch, same_classes=same)
         if world.is_main:
             print(report, flush=True)
     engine = build_engine(
@@ -192,6 +194,18 @@ def _engine(settings: Settings[Any], shards: ShardSet, world: World, *, first: b
     if recipe.ema_decay is not None:
         keep_average(engine, recipe.ema_decay)
     return engine
+
+
+def _same_classes(source: Path, recipe: Recipe, shards: ShardSet) -> bool | None:
+    """Whether weights to begin with are of the same classes; None where they do not say theirs."""
+    if not isinstance(recipe, FinetuneRecipe):
+        return False  # actions in boxes are other outputs than a clip's classes
+    names = read_labels(source if source.is_dir() else source.parent)
+    if names is None:
+        return None
+    # As lists: the logits of label sets stand in their order.
+    own = by_set(shards.manifest.class_names(recipe.heads))
+    return list(by_set(names).items()) == list(own.items())
 
 
 def _task(recipe: Recipe, shards: ShardSet) -> Task:

@@ -23,7 +23,12 @@ from arvideo_ds.geometry import Triple
 from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, build_encoder, encode_clips
-from arvideo_ds.models.layouts import load_encoder, to_huggingface, to_videomae
+from arvideo_ds.models.layouts import (
+    load_classifier_weights,
+    load_encoder,
+    to_huggingface,
+    to_videomae,
+)
 from arvideo_ds.models.positions import position_table
 
 State = dict[str, Tensor]
@@ -239,6 +244,79 @@ def test_our_own_files_load(tiny: Callable[..., Recipe], tmp_path: Path) -> None
     alone = tmp_path / "alone.safetensors"
     save_file(source.encoder.state_dict(), alone)
     assert load_encoder(build_encoder(recipe, final_norm=False), alone).match == 1
+
+
+def as_videomae(state: State, patch: Triple) -> State:
+    """A classifier of ours under the names of VideoMAE's and V2's fine-tuned files."""
+    ours = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    return {
+        **to_videomae(ours, patch),
+        **{f"fc_{k}": state[k] for k in ("norm.weight", "norm.bias")},
+        **{k: state[k] for k in ("head.weight", "head.bias")},
+    }
+
+
+def as_transformers(state: State, patch: Triple) -> State:
+    ours = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.")}
+    return {
+        **prefixed(to_huggingface(ours, patch), "videomae."),
+        **{f"fc_{k}": state[k] for k in ("norm.weight", "norm.bias")},
+        **{f"classifier.{k}": state[f"head.{k}"] for k in ("weight", "bias")},
+    }
+
+
+FILES: dict[str, Callable[[State, Triple], object]] = {
+    "ours": lambda state, patch: state,
+    "VideoMAE": lambda state, patch: {"model": as_videomae(state, patch)},
+    "VideoMAE V2": lambda state, patch: {"module": as_videomae(state, patch)},
+    "transformers": as_transformers,
+}
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize(
+    ("classes", "same", "kept"),
+    [(5, True, True), (5, None, True), (5, False, False), (7, None, False)],
+    ids=["same classes", "classes unknown", "other classes", "another number"],
+)
+def test_a_classifier_begins_with_a_classifier_s_norm_and_a_head_that_fits(
+    file: str, classes: int, same: bool | None, kept: bool, tiny: Any, tmp_path: Path
+) -> None:
+    recipe = tiny(model={"size": "tiny"})
+    source, target = randomized(Classifier(recipe, 5)), randomized(Classifier(recipe, classes), 3)
+    fresh_head = target.head.weight.clone()
+    path = saved(tmp_path, FILES[file](source.state_dict(), recipe.patch))
+    report = load_classifier_weights(target, path, patch=recipe.patch, same_classes=same)
+    assert torch.equal(target.norm.weight, source.norm.weight)
+    assert torch.equal(target.norm.bias, source.norm.bias)
+    head = source.head.weight if kept else fresh_head
+    assert torch.equal(target.head.weight, head)
+    assert report.match == 1
+    assert "beside the encoder: norm.weight" in str(report)
+    assert f"the head {'is the file' if kept else 'begins anew'}" in str(report)
+    # Nothing is counted as unused that was taken, and the other way round.
+    assert any("head" in n or "classifier" in n for n in report.unexpected) != kept
+    assert not any("norm" in name for name in report.unexpected)
+
+
+def test_a_classifier_that_pools_otherwise_gives_its_encoder_alone(
+    tiny: Any, tiny_finetune: Any, tmp_path: Path
+) -> None:
+    source = randomized(Classifier(tiny(model={"size": "tiny"}), 5))
+    recipe = tiny_finetune(finetune={"pooling": "attention"})
+    target = Classifier(recipe, 7)
+    report = load_classifier_weights(target, saved(tmp_path, source.state_dict()))
+    assert report.beside == ()
+    assert "before the head begins anew: class_attention." in str(report)
+
+
+def test_a_pretraining_file_has_nothing_beside_the_encoder(tiny: Any, tmp_path: Path) -> None:
+    recipe = tiny(model={"size": "tiny"})
+    target = Classifier(recipe, 5)
+    norm = target.norm.weight.clone()
+    report = load_classifier_weights(target, saved(tmp_path, ARVideo(recipe).state_dict()))
+    assert report.beside == ()
+    assert torch.equal(target.norm.weight, norm)
 
 
 def test_positions_of_another_scheme_are_noted(tmp_path: Path) -> None:
