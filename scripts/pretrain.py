@@ -29,7 +29,11 @@ DEFAULT_JSON = Path(__file__).parent.parent / "ds_configs" / "zero2.json"
 @command
 def main() -> int:
     parser = training_parser(__doc__, "pretrain", DEFAULT_JSON)
-    parser.add_argument("--resume", type=Path, help="another run's folder to go on from")
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        help="go on from another run's checkpoint; same model, objective, clips and order",
+    )
     args = parser.parse_intermixed_args()
     options = Options(
         recipe=args.recipe or DEMO,

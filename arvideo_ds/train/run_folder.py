@@ -72,6 +72,9 @@ _FREE = frozenset(
     detect.init_from detect.annotations tokenizer.perceptual_network probe.train_shards
     probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity""".split()
 )
+# Settings in which a run may differ from the one that it resumes (--resume), beside those: for how
+# long and how fast the same model is trained on, and by what it is judged.
+_FREE_OF_PARENT = ("train.epochs", "train.max_steps", "train.precision", "optim.", "probe.")
 # By task, the command that says how good a run is.
 _JUDGED_WITH = {
     "pretrain": "probe.py",
@@ -156,14 +159,47 @@ def require_same_mathematics(folder: Path, recipe: Recipe) -> None:
     """Refuse to go on with another recipe than the folder's, where that would change numbers."""
     if not (folder / RECIPE).is_file():
         return
-    before, now = _flat(read_recipe(folder, Recipe)), _flat(recipe)
-    changed = [k for k in now if k not in _FREE and before.get(k) != now[k]]
+    changed = _changed(read_recipe(folder, Recipe), recipe)
     if changed:
-        listed = "; ".join(f"{k} was {before.get(k)!r}, is {now[k]!r}" for k in changed[:5])
         raise UserError(
-            f"{folder} holds a run with other settings ({listed}). Go on with the settings it was "
-            "started with, or start another run with another --output."
+            f"{folder} holds a run with other settings ({_listed(changed)}). Go on with the "
+            "settings it was started with, or start another run with another --output."
         )
+
+
+def require_resumable(parent: Path, recipe: Recipe) -> None:
+    """Refuse to go on from another run whose model, objective, clips or order were others.
+
+    Its weights would be read with other positions or targets, and its step would be another place
+    in the data. Errors: `UserError` that names both values.
+    """
+    changed = _changed(read_recipe(parent, type(recipe)), recipe)
+    changed = {k: v for k, v in changed.items() if not k.startswith(_FREE_OF_PARENT)}
+    if changed:
+        raise UserError(
+            f"--resume {parent}: that run had other settings ({_listed(changed)}), and "
+            "a resumed run keeps model, objective, clips, batch and order of its parent; length "
+            "(train.epochs, train.max_steps), optim.*, train.precision and probe.* may differ. "
+            "Give the parent's values. Pretraining on clips of another shape, or with another "
+            "model or objective, must start from scratch (without --resume); to fine-tune the "
+            f"parent's encoder on clips of another shape: scripts/finetune.py --init-from {parent}."
+        )
+
+
+def _changed(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Settings that change numbers and differ, with both values."""
+    was, is_now = _flat(before), _flat(now)
+    return {
+        key: (was.get(key), value)
+        for key, value in is_now.items()
+        if key not in _FREE and was.get(key) != value
+    }
+
+
+def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    shown = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in list(changed.items())[:5]]
+    more = [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
+    return "; ".join(shown + more)
 
 
 def left_out(folder: Path) -> dict[str, str]:
@@ -203,6 +239,11 @@ def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     temporary.write_text(json.dumps(finite(summary), indent=1) + "\n")
     temporary.replace(path)
     return dict(summary)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether the run has saved, be it sound or not (engine/checkpoints.py)."""
+    return any((folder / CHECKPOINTS).glob("step-*"))
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:

@@ -79,6 +79,9 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
         raise UserError(f"--output {options.folder} is a file; give a folder.")
     run_folder.require_own(options.folder, run_folder.RECIPE)
     recipe = settle_transfer(recipe, options.folder)
+    # Afterwards the run's own checkpoints count (run.py), and so does its own recipe.
+    if options.resume is not None and not run_folder.has_checkpoints(options.folder):
+        run_folder.require_resumable(options.resume, recipe)
     shards = _open(recipe.data.shards)
     if shards is None and recipe.data.num_videos is None:
         _require(recipe, shards)

@@ -7,12 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe, recipe_names
 from arvideo_ds.errors import UserError
 from arvideo_ds.train import run_folder
+from arvideo_ds.train.settle import Options, settle
+from tests.conftest import ROOT
 
 Tiny = Callable[..., PretrainRecipe]
 
@@ -79,6 +82,62 @@ def test_going_on_with_other_mathematics_is_refused_with_both_values(
     assert f"{section}.{key} was {was!r}, is {value!r}" in message
     assert "--output" in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("data", "frames", 16),
+        ("data", "size", [64, 64]),
+        ("model", "patch", [2, 8, 8]),
+        ("model", "positions", "sincos_3d"),
+        ("objective", "drop_ratio", 0.9),
+        ("decoder", "depth", 1),
+        ("train", "total_batch", 16),
+        ("train", "seed", 1),
+    ],
+)
+def test_resuming_into_another_clip_model_or_order_is_refused_with_both_values(
+    section: str, key: str, value: Any, tiny: Tiny, tmp_path: Path
+) -> None:
+    parent = tiny()
+    run_folder.write_recipe(tmp_path, parent)
+    was = parent.model_dump(mode="json")[section][key]
+    with pytest.raises(UserError) as raised:
+        run_folder.require_resumable(tmp_path, tiny(**{section: {key: value}}))
+    message = str(raised.value)
+    assert f"{section}.{key} was {was!r}, is {value!r}" in message
+    assert f"--init-from {tmp_path}" in message
+    assert "without --resume" in message
+
+
+def test_a_resumed_run_may_be_longer_and_faster(tiny: Tiny, tmp_path: Path) -> None:
+    run_folder.write_recipe(tmp_path, tiny())
+    other = tiny(
+        train={"max_steps": 99, "precision": "bf16", "micro_batch": 2},
+        optim={"base_lr": 1e-3, "warmup_steps": 1, "weight_decay": 0.0},
+        probe={"clips": 2},
+    )
+    run_folder.require_resumable(tmp_path, other)
+
+
+def test_a_dry_run_refuses_to_resume_what_does_not_fit(tiny: Tiny, tmp_path: Path) -> None:
+    """Before anything is started; a run that has its own checkpoints is past that question."""
+    parent, output, path = tmp_path / "parent", tmp_path / "child", tmp_path / "recipe.yaml"
+    parent.mkdir()
+    run_folder.write_recipe(parent, tiny())
+    run_folder.write_recipe(tmp_path, tiny())
+    config = ROOT / "ds_configs" / "zero2.json"
+
+    def settled(*overrides: str) -> None:
+        options = Options(str(path), config, overrides, output=output, resume=parent)
+        settle(options, PretrainRecipe, world_size=1)
+
+    settled("train.max_steps=9")
+    with pytest.raises(UserError, match=r"data\.size was \[32, 32\], is \[64, 64\]"):
+        settled("data.size=[64,64]")
+    (output / "checkpoints" / "step-00000002").mkdir(parents=True)
+    settled("data.size=[64,64]")
 
 
 def test_what_changes_no_number_may_change(tiny: Tiny, tmp_path: Path) -> None:
