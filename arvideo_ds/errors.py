@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import select
 import sys
 from collections.abc import Callable
 
@@ -10,10 +12,11 @@ EXIT_OK = 0
 EXIT_USER_ERROR = 2
 # Done, and more was left out than --max_reject_share allows.
 EXIT_MANY_REJECTS = 3
-# Saved; the same command goes on. Scripts that requeue ask for exactly this code (EX_TEMPFAIL).
+# Interrupted: the same command goes on, or begins again where nothing is kept. Scripts that requeue
+# check for exactly this code (EX_TEMPFAIL).
 EXIT_INTERRUPTED = 75
-# Ctrl-C in a tool, as shells have it.
-EXIT_STOPPED = 130
+# Standard output was closed by its reader, such as `head`: 128 + SIGPIPE, as shells report it.
+EXIT_PIPE_CLOSED = 141
 
 
 class UserError(Exception):
@@ -25,20 +28,40 @@ class UserError(Exception):
 
 
 def command(main: Callable[[], int | None]) -> Callable[[], int]:
-    """Make `main` a command: a `UserError` becomes one paragraph on stderr, not a traceback.
+    """Make `main` a command, whose expected ends have an exit code and no traceback.
 
-    So does Ctrl-C, where `main` has no better word for it.
+    `UserError`: one paragraph on stderr, `EXIT_USER_ERROR`. Ctrl-C, where `main` does not handle
+    it: `EXIT_INTERRUPTED`. A reader of standard output that has left: `EXIT_PIPE_CLOSED`.
     """
 
     @functools.wraps(main)
     def run() -> int:
         try:
-            return main() or EXIT_OK
+            code = main() or EXIT_OK
+            # Here, not at the interpreter's end, where an error could no longer be handled.
+            sys.stdout.flush()
+            return code
         except UserError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
             print("interrupted.", file=sys.stderr, flush=True)
-            return EXIT_STOPPED
+            return EXIT_INTERRUPTED
+        except BrokenPipeError:
+            if not _reader_left():
+                raise
+            # What is still in the buffer goes nowhere, without another error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return EXIT_PIPE_CLOSED
 
     return run
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more."""
+    try:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):  # not a file, or closed
+        return False

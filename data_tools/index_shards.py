@@ -8,25 +8,23 @@ Every video (mp4, webm, avi, mkv, mov) is decoded once, in processes with a time
 training could not read stands in rejects.jsonl. Labels are the number or name in `<key>.cls`, or
 `label` in `<key>.json`; names are numbered in sorted order, or as in --labels.
 Exit codes: 0 done; 2 wrong input, such as a damaged tar, or nothing usable; 3 done, but more than
---max_reject_share of the videos were left out; 130 interrupted, the same command goes on.
+--max_reject_share of the videos were left out; 75 interrupted, the same command goes on.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.foreign import index_shards
-from arvideo_ds.errors import EXIT_MANY_REJECTS, EXIT_OK, EXIT_STOPPED, UserError, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 
 
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("shards", type=Path, help="folder of the tars")
     parser.add_argument(
         "--dataset",
@@ -57,7 +55,7 @@ def main() -> int:
         )
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on after the last indexed tar", flush=True)
-        return EXIT_STOPPED
+        return EXIT_INTERRUPTED
     manifest = report.manifest
     labels = f"{len(manifest.labels)} labels" if manifest.labels else "no labels"
     kept = f", {report.shards_kept} of them indexed before" if report.shards_kept else ""

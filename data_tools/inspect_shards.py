@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.inspection import format_rows, inspect_shards, table, thumbnails
 from arvideo_ds.errors import UserError, command
@@ -23,9 +24,7 @@ _DPI = 150
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("shards", type=Path, help="folder of the shards")
     parser.add_argument("--output", type=Path, help="folder of the pictures; without it, none")
     for name, value, words in (

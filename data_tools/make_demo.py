@@ -7,9 +7,9 @@ python data_tools/make_demo.py --set events   128 frames; the class is the order
 
 from __future__ import annotations
 
-import argparse
 import sys
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.demo_set import DEMO, DEMO_FOLDER
 from arvideo_ds.data.events_set import EVENTS, EVENTS_FOLDER
 from arvideo_ds.data.synthetic import ensure_shards
@@ -20,9 +20,7 @@ SETS = {"demo": (DEMO, DEMO_FOLDER), "events": (EVENTS, EVENTS_FOLDER)}
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--set", choices=SETS, default="demo")
     videos, folder = SETS[parser.parse_args().set]
     ensure_shards(videos, folder)

@@ -9,7 +9,7 @@
 
 docs/datasets.md says what each data set needs, docs/data.md what becomes of the videos.
 Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
-videos were left out (rejects.jsonl says which and why); 130 interrupted, the same command goes on.
+videos were left out (rejects.jsonl says which and why); 75 interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -21,17 +21,16 @@ from collections import Counter
 from dataclasses import fields
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.datasets import READERS, Listing, Source, read_listing
 from arvideo_ds.data.shard_writer import ShardJob, ShardReport, write_shards
 from arvideo_ds.data.video import TranscodeSettings
-from arvideo_ds.errors import EXIT_MANY_REJECTS, EXIT_OK, EXIT_STOPPED, UserError, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 
 
 def parse_arguments() -> argparse.Namespace:
     defaults = TranscodeSettings()
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--dataset", required=True, choices=list(READERS), help="kind of data set")
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     parser.add_argument("--annotations", type=Path, help="file or folder of the data set")
@@ -110,7 +109,7 @@ def main() -> int:
         report = write_shards(job)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on after the last complete shard", flush=True)
-        return EXIT_STOPPED
+        return EXIT_INTERRUPTED
     print_summary(args.output, report)
     return EXIT_MANY_REJECTS if report.share_left_out > args.max_reject_share else EXIT_OK
 

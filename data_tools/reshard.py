@@ -10,7 +10,7 @@
 
 Labels of several sources are united by name; the first source's keep their numbers. The same
 sources and settings give the same bytes. Exit codes: 0 done; 2 wrong input, or a source is
-damaged; 130 interrupted, the same command goes on.
+damaged; 75 interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.manifest import Manifest
 from arvideo_ds.data.reshard import (
     Part,
@@ -36,15 +37,13 @@ from arvideo_ds.data.reshard import (
     write_part,
 )
 from arvideo_ds.data.staging import stage
-from arvideo_ds.errors import EXIT_OK, EXIT_STOPPED, UserError, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
 
 _SAMPLES_PER_SHARD, _SEED = 500, 0
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="shard folders")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--samples_per_shard", type=int, default=_SAMPLES_PER_SHARD)
@@ -77,7 +76,7 @@ def main() -> int:
             write_parts(args)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command goes on", flush=True)
-        return EXIT_STOPPED
+        return EXIT_INTERRUPTED
     return EXIT_OK
 
 

@@ -6,7 +6,7 @@
 
 Every shard is read and hashed; of each, a share of the videos (at least one) is decoded. Every
 problem is printed with its file and, where it is one sample's, its key.
-Exit codes: 0 sound; 1 not; 2 wrong input, such as a folder without shards; 130 interrupted.
+Exit codes: 0 sound; 1 not; 2 wrong input, such as a folder without shards; 75 interrupted.
 """
 
 from __future__ import annotations
@@ -16,17 +16,16 @@ import os
 import sys
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.verify import Verification, verify
-from arvideo_ds.errors import EXIT_OK, EXIT_STOPPED, UserError, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
 
 EXIT_UNSOUND = 1
 _MIB = 2**20
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("shards", type=Path, help="folder of the shards")
     parser.add_argument(
         "--decode", default="0.01", metavar="SHARE|all", help="share of the videos (default 0.01)"
@@ -53,7 +52,7 @@ def main() -> int:
         )
     except KeyboardInterrupt:
         print("\ninterrupted; nothing was changed", flush=True)
-        return EXIT_STOPPED
+        return EXIT_INTERRUPTED
     for problem in done.problems:
         print(problem)
     print_summary(args.shards, done)

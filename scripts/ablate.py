@@ -26,6 +26,7 @@ from arvideo_ds.ablation import array
 from arvideo_ds.ablation.cell import Cell, cells_of, judged_on, require_same, run_cell
 from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
 from arvideo_ds.ablation.pool import run_cells
+from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.config import load_recipe
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
 from arvideo_ds.train import run_folder
@@ -38,16 +39,14 @@ EXIT_FAILED = 1
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("grid", metavar="GRID", help=f"{', '.join(grid_names())}; or a YAML file")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--train", help="labelled shards; default: the recipe's")
     parser.add_argument("--test", help="labelled shards; default: the recipe's")
     parser.add_argument("--jobs", type=int, help="cells at a time; default 1, with --slurm all")
-    parser.add_argument("--deepspeed_config", type=Path, default=DEFAULT_JSON)
+    add_deepspeed(parser, DEFAULT_JSON)
     parser.add_argument("--slurm", action="store_true", help="cells as a Slurm job array")
     parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of the array's tasks")
     parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)  # a task of the array

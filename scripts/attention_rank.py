@@ -11,7 +11,7 @@ pretraining run began with, or any file of weights that --init-from takes. All s
 cut as the first one's recipe says, which also stands in where weights come without a recipe.
 
 Writes OUTPUT/attention_rank.json and .png, prints a table. What is measured is kept in
-OUTPUT/spectra: the same command goes on after Ctrl-C (exit code 130), and another threshold takes
+OUTPUT/spectra: the same command goes on after Ctrl-C (exit code 75), and another threshold takes
 seconds.
 """
 
@@ -30,10 +30,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.data.loader import worker_count
 from arvideo_ds.data.manifest import ShardSet
-from arvideo_ds.errors import EXIT_STOPPED, UserError, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
 from arvideo_ds.evaluation.attention import (
     Clips,
     Statistics,
@@ -63,9 +64,7 @@ class Opened:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("encoders", nargs="+", metavar="ENCODER")
     parser.add_argument("--shards", required=True, help="the clips' shards; labels do not matter")
     parser.add_argument("--output", required=True, type=Path, help="folder")
@@ -105,7 +104,7 @@ def main() -> int:
             measured = measure(encoders, clips, args.output / "spectra")
         except KeyboardInterrupt:
             print("interrupted; the same command goes on", file=sys.stderr, flush=True)
-            return EXIT_STOPPED
+            return EXIT_INTERRUPTED
         write(args, encoders, clips, measured)
     return 0
 

@@ -30,6 +30,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.decoders import decode
@@ -92,9 +93,7 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--compare", type=Path, metavar="VIDEOS", help="the same clips, raw files")
     parser.add_argument("--memory", type=int, metavar="CLIPS", help="growth over so many clips")

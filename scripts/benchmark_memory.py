@@ -18,15 +18,16 @@ import sys
 import tempfile
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
+from arvideo_ds.errors import command
 from arvideo_ds.train.run_folder import read_metrics
 
 ROOT = Path(__file__).parent.parent
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+@command
+def main() -> None:
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--recipe", default="pretrain_vit_b_k400")
     parser.add_argument("--shards", required=True)
     parser.add_argument("--ranks", type=int, default=2)
@@ -42,7 +43,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         for name in ("zero2", "zero2_checkpointing"):
             output = Path(folder) / name
-            subprocess.run(command(args, name, output), check=True, stdout=sys.stderr)
+            subprocess.run(pretraining(args, name, output), check=True, stdout=sys.stderr)
             metrics = read_metrics(output)
             results[name] = {
                 "loss": [m["loss/pretrain"] for m in metrics],
@@ -50,10 +51,9 @@ def main() -> int:
                 "step_s": metrics[-1]["time/step_s"],
             }
     print(json.dumps(results, indent=1))
-    return 0
 
 
-def command(args: argparse.Namespace, name: str, output: Path) -> list[str]:
+def pretraining(args: argparse.Namespace, name: str, output: Path) -> list[str]:
     return [
         "deepspeed",
         f"--num_gpus={args.ranks}",

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.benchmark.step import random_batch
 from arvideo_ds.config import PretrainRecipe, load_recipe, make_plan
 from arvideo_ds.config.memory import Strategy, footprint
@@ -41,13 +42,11 @@ STEPS = 2
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--recipes", nargs="+", default=RECIPES)
     parser.add_argument("--micro_batch", type=int, default=8)
     parser.add_argument("--accumulation", type=int, default=1)
-    parser.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs" / "zero0.json")
+    add_deepspeed(parser, ROOT / "ds_configs" / "zero0.json")
     parser.add_argument("--tolerance", type=float, default=0.15)
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")

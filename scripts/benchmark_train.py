@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.benchmark.rows import Options, read_row
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.launcher import planned_world_size
@@ -33,9 +34,7 @@ _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--compare", nargs="+", default=["pretrain_vit_b_k400"], metavar="ROW")
     parser.add_argument("--micro_batch", type=int, default=8, help="clips of a step, of all rows")
     parser.add_argument("--rounds", type=int, default=5, help="turns that every row has")
@@ -48,7 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--profile", action="store_true", help="operators of each row, grouped")
     parser.add_argument("--trace", type=Path, metavar="FOLDER", help="with --profile: traces too")
-    parser.add_argument("--deepspeed_config", type=Path, default=ROOT / "ds_configs" / "zero0.json")
+    add_deepspeed(parser, ROOT / "ds_configs" / "zero0.json")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     args = parser.parse_intermixed_args()

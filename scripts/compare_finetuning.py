@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.ablation.ranking import Spread
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
 
 SCRIPTS = Path(__file__).parent
@@ -29,11 +30,9 @@ STARTS = ("pretrained", "scratch")
 
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--recipe", required=True)
-    parser.add_argument("--init-from", "--init_from", required=True, help="pretrained weights")
+    parser.add_argument("--init-from", required=True, help="pretrained weights")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time; default 1")
     parser.add_argument("--output", type=Path, required=True)

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.doctor import machine, software
 from arvideo_ds.doctor.report import Finding, exit_code, of_other_hosts, render
 from arvideo_ds.errors import UserError, command
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=Path("runs"), help="where runs would go")
     parser.add_argument("--json", action="store_true", help="a list of findings for programs")
     parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher

@@ -16,15 +16,14 @@ import argparse
 import sys
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.train import run_folder
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a fine-tuned run")
     parser.add_argument("--shards", help="default: evaluation.shards of the run's recipe")
     parser.add_argument("--views", help="such as 5x3; default: evaluation.views of the recipe")

@@ -17,6 +17,7 @@ import json
 import sys
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import DetectRecipe, load_recipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.train import run_folder
@@ -25,9 +26,7 @@ REPORT, PICTURE = "detection.json", "detections.png"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run of scripts/detect.py")
     parser.add_argument(
         "--weights", type=Path, help="file of weights; default: the run's best, else its last"

@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import TokenizerRecipe, load_recipe
 from arvideo_ds.data.manifest import MANIFEST, ShardSet
 from arvideo_ds.errors import UserError, command
@@ -28,9 +29,7 @@ REPORT, PICTURE = "tokenizer.json", "tokenizer.png"
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run of scripts/train_tokenizer.py")
     parser.add_argument(
         "--weights", choices=run_folder.WEIGHTS, help="default: the average, else the last"

@@ -10,11 +10,11 @@ What was exported is opened anew and compared with the run's model before the fo
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import command
@@ -26,9 +26,7 @@ from arvideo_ds.train import run_folder
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run, pretrained or fine-tuned")
     parser.add_argument("--format", required=True, choices=FORMATS, help="see above")
     parser.add_argument("--output", required=True, type=Path, help="new folder")

@@ -8,7 +8,7 @@
 INPUT is a folder of videos (searched at any depth), a .csv or .jsonl with a column `path`, a folder
 of shards, or one video. docs/features.md says what is written and how to read it.
 Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
-videos were left out (rejects.jsonl says which and why); 130 interrupted, the same command goes on.
+videos were left out (rejects.jsonl says which and why); 75 interrupted, the same command goes on.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from pathlib import Path
 
 import torch
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.inputs import list_videos
-from arvideo_ds.errors import EXIT_MANY_REJECTS, EXIT_OK, EXIT_STOPPED, UserError, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 from arvideo_ds.evaluation.extraction import (
     FEATURES,
     PRECISIONS,
@@ -39,9 +40,7 @@ _MAX_WORKERS = 16
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("--model", required=True, type=Path, help="folder of a finished run")
     parser.add_argument(
@@ -108,7 +107,7 @@ def main() -> int:
     print_summary(args.output, report)
     if report.interrupted:
         print("interrupted; the same command goes on with the other videos", flush=True)
-        return EXIT_STOPPED
+        return EXIT_INTERRUPTED
     rejects = sum(report.rejects.values())
     share = rejects / (len(listing.videos) + len(listing.rejects))
     return EXIT_MANY_REJECTS if share > args.max_reject_share else EXIT_OK

@@ -19,6 +19,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.config import PretrainRecipe, RunPlan
 from arvideo_ds.config.advice import (
     GIB,
@@ -51,17 +52,13 @@ ASSUMPTIONS = (
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--recipe", required=True, metavar="NAME|PATH")
     parser.add_argument("--gpus", type=int, required=True, help="number of GPUs, all hosts")
-    parser.add_argument("--gpu_memory_gib", "--gpu-memory-gib", type=float, required=True)
-    parser.add_argument("--deepspeed_config", type=Path, default=DEFAULT_JSON)
+    parser.add_argument("--gpu_memory_gib", type=float, required=True)
+    add_deepspeed(parser, DEFAULT_JSON)
     parser.add_argument("--tflops", type=float, help="achieved per GPU; assumed 100")
-    parser.add_argument(
-        "--bandwidth_gb_s", "--bandwidth-gb-s", type=float, help="sent per GPU; assumed 20"
-    )
+    parser.add_argument("--bandwidth_gb_s", type=float, help="sent per GPU; assumed 20")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     return parser.parse_intermixed_args()

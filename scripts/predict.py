@@ -9,13 +9,13 @@ The model is a fine-tuned run, or its export with --format encoder. Scores are p
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.files import find_videos
 from arvideo_ds.errors import UserError, command
@@ -26,9 +26,7 @@ from arvideo_ds.train import run_folder
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="files, or folders")
     parser.add_argument("--model", type=Path, required=True, help="folder, see above")
     parser.add_argument(

@@ -14,7 +14,6 @@ summary.json.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import torch
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import worker_count
 from arvideo_ds.data.manifest import ShardSet, require_same_labels
@@ -35,9 +35,7 @@ from arvideo_ds.train import run_folder
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--train", help="labelled shards; default: the recipe's probe.train_shards")
     parser.add_argument("--test", help="labelled shards; default: the recipe's probe.test_shards")

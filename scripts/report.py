@@ -7,12 +7,12 @@ python scripts/report.py runs/my_run --shards SHARDS --clips 4
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.clips import EvaluationClips
@@ -40,9 +40,7 @@ HOW_PREDICTED = {
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--shards", help="clips to show; default: probe.test_shards, data.shards")
     parser.add_argument("--clips", type=int, default=3)

@@ -21,6 +21,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.token_scores import SCORERS, SCORES, ScoreContents
@@ -41,9 +42,7 @@ _MOST_NAMED = 5
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--shards", help="default: data.shards of the recipe")
     parser.add_argument("--scorer", required=True, choices=SCORERS)
     parser.add_argument("--tokenizer", help="run of scripts/train_tokenizer.py, or its weights")

@@ -10,7 +10,6 @@ clips). The output is a run folder for scripts/evaluate.py, predict.py and expor
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -18,6 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.errors import UserError, command
@@ -26,9 +26,7 @@ from arvideo_ds.train import run_folder
 
 @command
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of fine-tuned runs")
     parser.add_argument("--output", type=Path, required=True, help="a new folder")
     parser.add_argument("--greedy", action="store_true", help="only what improves the mean")

@@ -8,6 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.config import Recipe, recipe_names
 from arvideo_ds.config.plan import notes
 from arvideo_ds.engine.launcher import planned_world_size
@@ -15,14 +16,12 @@ from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.train.settle import Options, settle
 
 
-def training_parser(description: str, task: str, deepspeed_config: Path) -> argparse.ArgumentParser:
+def training_parser(description: str, task: str, deepspeed_config: Path) -> CommandParser:
     """The arguments of every training script; `task` decides which recipes are named."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=description)
     names = ", ".join(recipe_names(task))
     parser.add_argument("--recipe", metavar="NAME|PATH", help=f"one of: {names}; or a YAML file")
-    parser.add_argument("--deepspeed_config", type=Path, default=deepspeed_config)
+    add_deepspeed(parser, deepspeed_config)
     parser.add_argument("--output", type=Path, help="folder of the run; default runs/<recipe>")
     parser.add_argument(
         "--dry_run", action="store_true", help="print recipe, plan and DeepSpeed dict as JSON"
@@ -38,9 +37,7 @@ def train_on_encoder(
 ) -> int:
     """The whole of a script whose task takes over an encoder; it must name its recipe."""
     parser = training_parser(description, task, deepspeed_config)
-    parser.add_argument(
-        "--init-from", "--init_from", metavar="PATH", help="weights to begin with; none = scratch"
-    )
+    parser.add_argument("--init-from", metavar="PATH", help="weights to begin with; none = scratch")
     args = parser.parse_intermixed_args()
     if args.recipe is None:
         raise UserError(f"--recipe is missing: one of {', '.join(recipe_names(task))}, or a file.")
