@@ -7,7 +7,6 @@ python scripts/report.py runs/my_run --shards SHARDS --clips 4
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,14 @@ from arvideo_ds.data.clips import EvaluationClips
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation import pictures, report
+from arvideo_ds.evaluation.features import POOLING
 from arvideo_ds.evaluation.pretrained import load_pretrained
 from arvideo_ds.randomness import draw_key
 from arvideo_ds.train import run_folder
+from arvideo_ds.train.baseline import BASELINE
+from arvideo_ds.train.lineage import curve, parents
+from arvideo_ds.train.record import BELOW_BASELINE, not_below
 
-FEATURES = {
-    "mean": "mean of the tokens",
-    "change": "mean of the tokens of the later times less that of the earlier times",
-}
 HOW_PREDICTED = {
     "arvideo": (
         "Each step predicts one more cluster (outlined) from the kept tokens of the clusters "
@@ -46,27 +45,22 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=3)
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, PretrainRecipe)
-    metrics = run_folder.read_metrics(args.run)
-    if not metrics:
+    if not run_folder.read_metrics(args.run):
         raise UserError(f"{args.run} has no metrics yet; train it first.")
-    summary = json.loads((args.run / run_folder.SUMMARY).read_text())
-    parts = [report.table(facts(recipe, summary))]
-    parts.append(report.section("Loss", "Mean over all ranks.", [pictures.draw_loss(metrics)]))
-    if "linear_probe_accuracy" in summary:
-        note = (
-            f"Frozen encoder, {FEATURES[summary['probe_features']]} of the central clip of each "
-            "test video. Untrained: the same encoder with the weights that training began with."
-        )
-        parts.append(report.section("Probes", note, [pictures.draw_probes(summary)]))
+    summary = run_folder.read_summary(args.run)
+    parts = [report.table(facts(args.run, recipe, summary)), loss(args.run, summary)]
+    parts += probes(summary)
     parts.append(predictions(args.run, recipe, args.shards, args.clips))
     path = args.run / "report.html"
     report.write_page(path, f"arvideo_ds: {args.run.name}", parts)
     print(f"report: {path}")
 
 
-def facts(recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tuple[str, Any]]:
-    plan = summary["plan"]
+def facts(run: Path, recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tuple[str, Any]]:
+    plan, continued = summary["plan"], parents(run)
+    chain = [f"{parent.folder.name} from step {parent.step}" for parent in continued]
     return [
+        *([("continues", ", which continues ".join(chain))] if chain else []),
         ("objective", ", ".join(f"{k} {v}" for k, v in recipe.objective.model_dump().items())),
         (
             "encoder",
@@ -79,6 +73,48 @@ def facts(recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tuple[str, An
         ("last start took", f"{summary['train_seconds_of_last_start'] / 60:.1f} min"),
         ("commit", summary["commit"]),
     ]
+
+
+def loss(run: Path, summary: dict[str, Any]) -> str:
+    """The curve of the run and of those that it continues."""
+    notes, continued = ["Mean over all ranks."], parents(run)
+    baseline = summary.get(BASELINE)
+    if baseline is not None:
+        notes.append(
+            "Dotted: the loss of predicting the mean of the targets without a look at the clip, "
+            "measured on the first batch."
+        )
+    if summary.get(BELOW_BASELINE) is False:
+        notes.append(f"Note: {not_below(summary['final']['loss/pretrain'], baseline)}")
+    if continued and continued[-1].missing:
+        gone = continued[-1]
+        notes.append(
+            f"Steps 1 to {gone.step} are not drawn: there are no metrics of the run that was "
+            f"continued, {gone.folder.name}."
+        )
+    joins = [(parent.step, parent.folder.name) for parent in reversed(continued)]
+    figure = pictures.draw_loss(curve(run), baseline=baseline, joins=joins)
+    return report.section("Loss", " ".join(notes), [figure])
+
+
+def probes(summary: dict[str, Any]) -> list[str]:
+    """A section for the recipe's own shards, and for each set that scripts/probe.py was given."""
+    sets = {"Probes": summary} if "linear_probe_accuracy" in summary else {}
+    sets |= {f"Probes: {name}": found for name, found in summary.get("probes", {}).items()}
+    return [
+        report.section(title, _how_probed(found), [pictures.draw_probes(found)])
+        for title, found in sets.items()
+    ]
+
+
+def _how_probed(found: dict[str, Any]) -> str:
+    clips = found.get("probe_clips", 1)
+    where = "the central clip" if clips == 1 else f"{clips} clips"
+    return (
+        f"Frozen encoder, {POOLING[found['probe_features']].words} of {where} of each test video; "
+        "an attentive probe sees all tokens. Untrained: the same encoder with the weights that "
+        "training began with."
+    )
 
 
 def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,7 +58,7 @@ def extract(
     for batch in tqdm(loader, desc=f"features of {shards.name}", unit="batch"):
         moved = batch.to(device)
         tokens = encode_clips(encoder, moved.clips, recipe.patch)
-        pooled = POOLING[recipe.probe.features](tokens, recipe.geometry.grid[0])
+        pooled = POOLING[recipe.probe.features].pool(tokens, recipe.geometry.grid[0])
         pooled = pooled.float().unflatten(0, (-1, clips)).mean(1)
         labels_of_videos = moved.labels[::clips]
         usable = moved.valid[::clips] & (labels_of_videos != NO_LABEL)
@@ -93,4 +94,20 @@ def course(tokens: Tensor, times: int) -> Tensor:
     return torch.cat([span - by_time.mean(1) for span in spans], dim=1)
 
 
-POOLING = {"mean": mean, "change": change, "course": course}
+@dataclass(frozen=True)
+class Pooling:
+    """pool: tokens B (t s) D and t -> B D'. words: what that is, for people."""
+
+    pool: Callable[[Tensor, int], Tensor]
+    words: str
+
+
+POOLING = {
+    "mean": Pooling(mean, "mean of the tokens"),
+    "change": Pooling(
+        change, "mean of the tokens of the later times less that of the earlier times"
+    ),
+    "course": Pooling(
+        course, f"means of the tokens of {_SPANS} spans of time, each less the mean of all tokens,"
+    ),
+}

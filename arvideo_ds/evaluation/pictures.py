@@ -121,35 +121,58 @@ def _step_name(step: int, prediction: Prediction) -> str:
     return f"step {step + 2}" if len(prediction.after_step) > 1 else "predicted"
 
 
-def draw_loss(metrics: list[dict[str, float]]) -> Figure:
-    """Loss and learning rate over the steps."""
+def draw_loss(
+    metrics: list[dict[str, float]],
+    *,
+    baseline: float | None = None,
+    joins: Sequence[tuple[int, str]] = (),
+) -> Figure:
+    """Loss and learning rate over the steps.
+
+    baseline: the loss of predicting the mean. joins: steps at which another run continues, with
+    the name of the run before.
+    """
     figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
     steps = [m["step"] for m in metrics]
     axis.plot(steps, [m["loss/pretrain"] for m in metrics], color="tab:blue")
     axis.set_xlabel("step")
     axis.set_ylabel("loss", color="tab:blue")
     axis.grid(alpha=0.3)
+    if baseline is not None:
+        label = f"predicting the mean: {baseline:.4g}"
+        axis.axhline(baseline, color="black", linestyle=":", linewidth=1, label=label)
+    for step, name in joins:
+        axis.axvline(step, color="tab:green", linewidth=1, label=f"after {name}")
+    if baseline is not None or joins:
+        axis.legend(fontsize=8, loc="upper right")
     right = axis.twinx()
     right.plot(steps, [m["lr"] for m in metrics], color="tab:gray", linewidth=0.8)
     right.set_ylabel("learning rate", color="tab:gray")
     return figure
 
 
+_PROBES = {
+    "linear_probe_accuracy": "linear probe",
+    "knn_accuracy": "nearest neighbours",
+    "attentive_probe_accuracy": "attentive probe",
+}
+
+
 def draw_probes(summary: dict[str, float]) -> Figure:
-    """Probe accuracies of the trained encoder beside the untrained one, and chance."""
-    figure, axis = plt.subplots(figsize=(5, 3), layout="constrained")
-    names = ("linear_probe_accuracy", "knn_accuracy")
+    """Accuracies of the probes that were made: trained encoder, untrained one, and chance."""
+    names = [name for name in _PROBES if name in summary]
+    figure, axis = plt.subplots(figsize=(1 + 2 * len(names), 3), layout="constrained")
     for offset, (prefix, label, color) in enumerate(
         (("untrained_", "untrained", "tab:gray"), ("", "pretrained", "tab:blue"))
     ):
         heights = [100 * summary[prefix + name] for name in names]
         bars = axis.bar(
-            [i + 0.4 * offset for i in range(2)], heights, 0.38, label=label, color=color
+            [i + 0.4 * offset for i in range(len(names))], heights, 0.38, label=label, color=color
         )
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     chance = 100 * summary["probe_chance_accuracy"]
     axis.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"chance {chance:g}")
-    axis.set_xticks([0.2, 1.2], ["linear probe", "nearest neighbours"])
+    axis.set_xticks([i + 0.2 for i in range(len(names))], [_PROBES[name] for name in names])
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(0, 108)
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)

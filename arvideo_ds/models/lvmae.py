@@ -45,6 +45,10 @@ class LVMAE(VideoMAE):
             priorities("random", keys, self.grid), rest, self.counts.predicted - self.by_rule
         )
 
+    @property
+    def zero_mean(self) -> bool:
+        return self.levels is None and super().zero_mean
+
     def wanted(self, cubes: Tensor, draw: Draw, codes: Tensor | None) -> Tensor:
         if self.levels is None:
             return super().wanted(cubes, draw, codes)

@@ -54,6 +54,21 @@ class Objective(nn.Module, ABC):
         predicted = self.predict(cubes, draw).float()
         return (predicted - self.wanted(cubes, draw, codes)).square().mean(dim=(1, 2))
 
+    def target_values(
+        self,
+        clips: Tensor,
+        keys: Tensor,
+        scores: Tensor | None = None,
+        codes: Tensor | None = None,
+    ) -> Tensor:
+        """What the loss compares predictions with, B Q P float32; arguments as of `forward`."""
+        return self.wanted(to_cubes(clips, self.patch), self.draw(keys, scores), codes)
+
+    @property
+    def zero_mean(self) -> bool:
+        """Whether the mean of every target token is 0 by construction."""
+        return self.normalize_targets
+
     @abstractmethod
     def draw(self, keys: Tensor, scores: Tensor | None = None) -> Draw:
         """What clips see and predict; a pure function of each one's key and scores."""

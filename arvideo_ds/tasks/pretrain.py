@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor, nn
 
 from arvideo_ds.config import PretrainRecipe
@@ -41,3 +42,20 @@ class Pretrain(nn.Module):
         per_clip = self.model(batch.clips, batch.keys, batch.scores, batch.codes)
         valid = batch.valid.to(per_clip.dtype)
         return (per_clip * valid).sum() / valid.sum().clamp(min=1)
+
+    @torch.no_grad()
+    def baseline(self, batch: Batch) -> Tensor:
+        """The loss of predicting the mean of the targets: its sum over clips, and their number, 2.
+
+        The mean is the best prediction without a look at the clip: the mean of each cube where
+        targets are normalised, which is 0; else the mean of each predicted value over the batch.
+        With normalised targets of cubes of P pixels the loss is (P - 1) / P, since the variance is
+        unbiased, and 0 in channels of one colour. Clips that did not decode do not count.
+        """
+        targets = self.model.target_values(batch.clips, batch.keys, batch.scores, batch.codes)
+        valid = batch.valid.to(targets.dtype)
+        if not self.model.zero_mean:
+            total = (targets * valid[:, None, None]).sum(dim=(0, 1))
+            targets = targets - total / (targets.shape[1] * valid.sum().clamp(min=1))
+        per_clip = targets.square().mean(dim=(1, 2))
+        return torch.stack([(per_clip * valid).sum(), valid.sum()])

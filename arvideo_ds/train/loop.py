@@ -14,6 +14,7 @@ from arvideo_ds.data.loader import Batch, TrainLoader
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.world import World
 from arvideo_ds.optim.schedule import learning_rate
+from arvideo_ds.train.baseline import Baseline
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
 from arvideo_ds.train.interrupt import Interrupt
@@ -40,6 +41,7 @@ class Run:
     hosts: list[str]
     heartbeat: Heartbeat
     guard: Guard
+    baseline: Baseline
     interrupt: Interrupt
     validation: Validation | None
     # Called with the step and its metrics.
@@ -68,6 +70,7 @@ def train(run: Run) -> Outcome:
             for _ in range(run.plan.accumulation):
                 beat("data", done)
                 batch = _next_batch(batches, run, meter)
+                run.baseline.see(batch)
                 beat("forward", done)
                 meter.forward.start()
                 loss = run.engine.forward(batch)
@@ -85,6 +88,7 @@ def train(run: Run) -> Outcome:
             if saving or done % run.recipe.train.log_every == 0:
                 beat("log", done)
                 reading = meter.read(run.hosts)
+                run.baseline.read(run.world.device)
                 judged = _judge(run, done) if judging else {}
                 metrics = _log(run, reading, done, lr, judged)
                 guard.require_health(done, metrics, reading)

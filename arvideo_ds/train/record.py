@@ -13,11 +13,14 @@ from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
+from arvideo_ds.train.baseline import BASELINE
 from arvideo_ds.train.loop import Outcome
 from arvideo_ds.train.run_folder import update_summary
 from arvideo_ds.train.settle import Options, Settings
 from arvideo_ds.version import git_commit
 
+# In summary.json: whether the last logged loss is below `BASELINE`.
+BELOW_BASELINE = "below_baseline"
 _PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "decord", "torchcodec", "av", "numpy")
 
 
@@ -116,8 +119,12 @@ def summarize(
     outcome: Outcome,
     first_step: int,
     elapsed_s: float,
+    baseline: float | None = None,
 ) -> None:
+    """Write summary.json and print the outcome. baseline: loss of predicting the mean, if known."""
     folder = options.folder
+    loss = outcome.metrics.get(f"loss/{settings.recipe.task}")
+    below = None if baseline is None or loss is None else loss < baseline
     update_summary(
         folder,
         {
@@ -127,6 +134,7 @@ def summarize(
             "resumed_from_step": first_step,
             "train_seconds_of_last_start": round(elapsed_s, 1),
             **({"final": outcome.metrics} if outcome.metrics else {}),
+            **({} if below is None else {BASELINE: baseline, BELOW_BASELINE: below}),
             "manifest": shards.hash,
             "plan": dataclasses.asdict(settings.plan),
             "commit": git_commit(),
@@ -138,5 +146,14 @@ def summarize(
     elif first_step == settings.plan.steps:
         print(f"nothing left to do: {folder} holds the finished run.", flush=True)
     else:
-        loss = outcome.metrics[f"loss/{settings.recipe.task}"]
         print(f"finished {done}: loss {loss:.4f}; see {folder / 'summary.json'}", flush=True)
+    if below is False:
+        print(f"note: {not_below(loss, baseline)}", flush=True)
+
+
+def not_below(loss: float | None, baseline: float | None) -> str:
+    """In words, that a run has not learnt anything yet."""
+    return (
+        f"the loss ({loss:.4f}) has not fallen below that of predicting the mean "
+        f"({baseline:.4f}): the model has learnt nothing yet."
+    )

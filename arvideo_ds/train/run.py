@@ -49,10 +49,12 @@ from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
 from arvideo_ds.tasks.tokenizer import TrainTokenizer
 from arvideo_ds.train import record, run_folder
+from arvideo_ds.train.baseline import BASELINE, Baseline
 from arvideo_ds.train.failure import guarded
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
 from arvideo_ds.train.interrupt import Interrupt
+from arvideo_ds.train.lineage import PARENT, parent_facts
 from arvideo_ds.train.loop import Run, Sink, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.settle import Options, Settings
@@ -102,11 +104,15 @@ def _start(
         if checkpoint is not None:
             load_checkpoint(engine, checkpoint)
         loader = _loader(settings, shards, world, first_step, folder)
-        facts = record.facts(settings, shards, world.size)
+        facts = {
+            **record.facts(settings, shards, world.size),
+            PARENT: parent_facts(folder, checkpoint),
+            BASELINE: None if checkpoint is None else checkpoint.facts.get(BASELINE),
+        }
         validation = _validation(settings, engine, world, folder, first_step)
         if world.is_main:
             run_folder.write_recipe(folder, settings.recipe)
-            (folder / "run.json").write_text(json.dumps(facts, indent=1) + "\n")
+            run_folder.write_facts(folder, facts)
             if isinstance(settings.recipe, FinetuneRecipe):
                 names = shards.manifest.class_names(settings.recipe.heads)
                 (folder / run_folder.LABELS).write_text(json.dumps(names) + "\n")
@@ -125,6 +131,7 @@ def _start(
                 hosts=gather_names(socket.gethostname()),
                 heartbeat=heartbeat,
                 guard=_guard(settings, loader, world, first_step, folder),
+                baseline=_baseline(engine, facts, world, folder),
                 interrupt=interrupt,
                 validation=validation,
                 save=lambda step, metrics: _save(
@@ -136,7 +143,9 @@ def _start(
             if not outcome.interrupted:
                 _export(folder, settings.recipe)
             elapsed_s = time.monotonic() - started
-            record.summarize(options, settings, shards, outcome, first_step, elapsed_s)
+            record.summarize(
+                options, settings, shards, outcome, first_step, elapsed_s, facts[BASELINE]
+            )
     dist.barrier()
     interrupt.disconnect()
     dist.destroy_process_group()
@@ -289,6 +298,17 @@ def _guard(
         first_step=first_step,
         video_at=loader.video_at,
     )
+
+
+def _baseline(engine: Engine, facts: dict[str, Any], world: World, folder: Path) -> Baseline:
+    def keep(loss: float) -> None:
+        facts[BASELINE] = loss  # which every checkpoint is saved with
+        if world.is_main:
+            run_folder.write_facts(folder, facts)
+            print(f"predicting the mean of the targets would give loss {loss:.4f}", flush=True)
+
+    task = engine.module
+    return Baseline(facts[BASELINE], task.baseline if isinstance(task, Pretrain) else None, keep)
 
 
 def _sinks(settings: Settings[Any], folder: Path, first_step: int, held: ExitStack) -> list[Sink]:

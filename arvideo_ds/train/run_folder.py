@@ -2,7 +2,8 @@
 
 <output>/
   recipe.yaml        the whole recipe, overrides applied
-  run.json           plan, DeepSpeed configuration, versions, commit, manifest hash
+  run.json           plan, DeepSpeed configuration, versions, commit, manifest hash; the run that it
+                     continues (lineage.py), the loss of predicting the mean (baseline.py)
   metrics.jsonl      one object a logged step
   quarantine-rank-00003.jsonl   videos that did not decode on this rank
   not_applied-rank-00003.jsonl  steps that were refused, with this rank's videos (guard.py)
@@ -48,7 +49,7 @@ _WHY_NONE = {
 }
 # A file for each rank: appends of several nodes to one file may tear each other's lines.
 QUARANTINE = "quarantine"
-RECIPE = "recipe.yaml"
+RECIPE, FACTS = "recipe.yaml", "run.json"
 SUMMARY = "summary.json"
 _STALE_LOCK_S = 120
 # By what the folders of the project's commands are known.
@@ -228,6 +229,28 @@ def finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: finite(part) for key, part in value.items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write run.json."""
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What run.json says; nothing where there is none."""
+    path = folder / FACTS
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json. Errors: `UserError` where the run has none yet."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        raise UserError(
+            f"there is no {path}: it is written when the run finishes or is interrupted. Continue "
+            "the run first."
+        )
+    return dict(json.loads(path.read_text()))
 
 
 def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:

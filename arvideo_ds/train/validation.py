@@ -162,7 +162,7 @@ class OnlineProbe(Validation):
 
     def _features(self, shards: ShardSet) -> Features:
         times = self._recipe.geometry.grid[0]
-        pool = POOLING[self._recipe.probe.features]
+        pool = POOLING[self._recipe.probe.features].pool
         found = outputs_of(
             lambda batch: pool(self._engine.evaluate(batch), times),
             shards,

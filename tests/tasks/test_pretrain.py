@@ -73,3 +73,63 @@ def test_a_batch_without_any_clip_gives_zero_and_a_gradient_of_zeros(task: Pretr
 def test_weights_of_the_objective_stand_below_the_prefix(task: Pretrain) -> None:
     names = [name.removeprefix(PREFIX) for name in task.state_dict()]
     assert names == list(task.model.state_dict())
+
+
+def predicting(value: Tensor | float, task: Pretrain, batch: Batch) -> float:
+    """Mean loss, clip by clip, of a model that always predicts `value`."""
+    losses = []
+    for number in batch.valid.nonzero().flatten().tolist():
+        one = slice(number, number + 1)
+        codes = None if batch.codes is None else batch.codes[one]
+        targets = task.model.target_values(batch.clips[one], batch.keys[one], None, codes)
+        losses.append((targets - value).square().mean().item())
+    return sum(losses) / len(losses)
+
+
+def baseline_of(task: Pretrain, batch: Batch) -> float:
+    loss, count = task.baseline(batch).tolist()
+    assert count == batch.valid.sum()
+    return loss / count
+
+
+@pytest.mark.parametrize("cluster", [[1, 2, 2], [2, 2, 2]])
+def test_predicting_the_mean_of_normalised_cubes_has_the_loss_that_algebra_says(
+    cluster: list[int], tiny: Callable[..., PretrainRecipe]
+) -> None:
+    """Unbiased variance over P pixels: the mean square of a cube's targets is (P - 1) / P."""
+    task = Pretrain(tiny(data={"frames": 4, "size": 16}, objective={"cluster": cluster}))
+    batch = batch_of(noise(3), [True, False, True])
+    pixels = 2 * 4 * 4
+    assert baseline_of(task, batch) == pytest.approx((pixels - 1) / pixels, rel=1e-4)
+    assert baseline_of(task, batch) == pytest.approx(predicting(0.0, task, batch), rel=1e-6)
+
+
+def test_cubes_of_one_colour_have_nothing_to_predict(task: Pretrain) -> None:
+    clips = torch.full_like(noise(2), 90)
+    assert baseline_of(task, batch_of(clips, [True, True])) == 0
+
+
+def test_no_constant_is_a_better_prediction_of_pixels_than_the_baseline(
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
+    objective = {"cluster": [1, 2, 2], "normalize_targets": False}
+    task = Pretrain(tiny(data={"frames": 4, "size": 16}, objective=objective))
+    batch = batch_of(noise(3) // 2, [True, False, True])
+    batch.clips[1] = 255  # did not decode: must not count
+    found = baseline_of(task, batch)
+    means = task.model.target_values(batch.clips[[0, 2]], batch.keys[[0, 2]]).mean(dim=(0, 1))
+    assert found == pytest.approx(predicting(means, task, batch), rel=1e-5)
+    for other in (means + 0.01, means - 0.01, means.mean(), 0.0, 0.5):
+        assert predicting(other, task, batch) > found
+
+
+def test_latents_have_the_loss_of_predicting_their_mean(
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
+    objective = {"name": "lvmae", "mask_ratio": 0.75, "decoder_mask": "random"}
+    task = Pretrain(tiny(data={"frames": 4, "size": 16}, objective=objective))
+    batch = batch_of(noise(4), [True] * 4)
+    batch.codes = torch.randint(0, 8**6, (4, 2 * 4 * 4), generator=torch.manual_seed(0))
+    targets = task.model.target_values(batch.clips, batch.keys, None, batch.codes)
+    means = targets.mean(dim=(0, 1))
+    assert baseline_of(task, batch) == pytest.approx(predicting(means, task, batch), rel=1e-5)

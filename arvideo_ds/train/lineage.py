@@ -1,0 +1,63 @@
+"""The runs that a run continues (`--resume`), and the metrics of all of them as one curve."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.engine.checkpoints import Checkpoint
+from arvideo_ds.train import run_folder
+
+PARENT = "parent"
+
+
+@dataclass(frozen=True)
+class Parent:
+    """A run that another one continues, and the step of the checkpoint that it started from."""
+
+    folder: Path
+    step: int
+
+    @property
+    def missing(self) -> bool:
+        return not run_folder.read_metrics(self.folder)
+
+
+def parent_facts(folder: Path, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
+    """What run.json says of the parent of the run in `folder` that starts from a checkpoint.
+
+    The parent's folder is relative to the run's, so that both can be moved together. A checkpoint
+    of the run's own already says it.
+    """
+    if checkpoint is None:
+        return None
+    source = checkpoint.path.parent.parent.resolve()
+    if source == folder.resolve():
+        facts: dict[str, Any] | None = checkpoint.facts.get(PARENT)
+        return facts
+    return {"run": os.path.relpath(source, folder.resolve()), "step": checkpoint.step}
+
+
+def parents(folder: Path) -> list[Parent]:
+    """The runs that a run continues, the nearest first; the last one may be missing."""
+    found: list[Parent] = []
+    seen = {folder.resolve()}
+    while (facts := run_folder.read_facts(folder).get(PARENT)) is not None:
+        folder = (folder / facts["run"]).resolve()
+        if folder in seen:
+            break
+        seen.add(folder)
+        found.append(Parent(folder, facts["step"]))
+    return found
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    """The logged steps of a run after those of its parents, each up to where its child starts."""
+    metrics = run_folder.read_metrics(folder)
+    for parent in parents(folder):
+        before = [m for m in run_folder.read_metrics(parent.folder) if m["step"] <= parent.step]
+        first = metrics[0]["step"] if metrics else parent.step + 1
+        metrics = [*(m for m in before if m["step"] < first), *metrics]
+    return metrics
