@@ -10,21 +10,18 @@ from __future__ import annotations
 import sys
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.data.demo_set import DEMO, DEMO_FOLDER
-from arvideo_ds.data.events_set import EVENTS, EVENTS_FOLDER
-from arvideo_ds.data.synthetic import ensure_shards
+from arvideo_ds.data.synthetic_sets import NAMES, ensure, folder_of, load
 from arvideo_ds.errors import command
-
-SETS = {"demo": (DEMO, DEMO_FOLDER), "events": (EVENTS, EVENTS_FOLDER)}
 
 
 @command
 def main() -> None:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--set", choices=SETS, default="demo")
-    videos, folder = SETS[parser.parse_args().set]
-    ensure_shards(videos, folder)
-    print(f"{videos.name} shards: {' and '.join(str(folder / split) for split in videos.splits)}")
+    parser.add_argument("--set", choices=NAMES, default="demo")
+    name = parser.parse_args().set
+    ensure(name)
+    folders = [str(folder_of(name) / split) for split in load(name).splits]
+    print(f"{name} shards: {' and '.join(folders)}")
 
 
 if __name__ == "__main__":

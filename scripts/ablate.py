@@ -27,9 +27,10 @@ from arvideo_ds.ablation.cell import Cell, cells_of, judged_on, require_same, ru
 from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
 from arvideo_ds.ablation.pool import run_cells
 from arvideo_ds.arguments import CommandParser, add_deepspeed
-from arvideo_ds.config import load_recipe
+from arvideo_ds.data import synthetic_sets
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
 from arvideo_ds.train import run_folder
+from arvideo_ds.train.settle import sets_to_make
 from arvideo_ds.version import git_commit
 
 # Cells are many and small: nothing is gained by sharing optimiser states, and on a CPU ZeRO 2 takes
@@ -71,7 +72,8 @@ def main() -> int:
     )
     if args.cell is not None:
         return run_cell(cells[args.cell])
-    make_demo_shards(plan)
+    for name in sets_to_make(plan.base):
+        synthetic_sets.ensure(name)
     data, chance = judged_on(plan.base, plan.grid.probe_videos)
     for cell in cells:
         require_same(cell, data)
@@ -89,14 +91,6 @@ def main() -> int:
 def shard_overrides(args: argparse.Namespace) -> list[str]:
     train = [f"data.shards={args.train}", f"probe.train_shards={args.train}"]
     return [*(train if args.train else []), *([f"probe.test_shards={args.test}"] * bool(args.test))]
-
-
-def make_demo_shards(plan: Plan) -> None:
-    """Where the grid is about the demo's, as scripts/pretrain.py does."""
-    if plan.base.data.shards == load_recipe("demo").data.shards:
-        from arvideo_ds.data.demo_set import ensure_demo_shards
-
-        ensure_demo_shards()
 
 
 def run_here(args: argparse.Namespace, cells: list[Cell], failed: dict[str, str]) -> int:

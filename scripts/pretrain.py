@@ -19,6 +19,7 @@ from pathlib import Path
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.errors import command
+from arvideo_ds.train import run_folder
 from arvideo_ds.train.command_line import train, training_parser
 from arvideo_ds.train.settle import Options
 
@@ -42,12 +43,10 @@ def main() -> int:
         output=args.output,
         resume=args.resume,
     )
-    if options.recipe == DEMO and not args.dry_run:
-        if args.recipe is None and os.environ.get("RANK", "0") == "0":
-            print(f"no --recipe given: this is the demo. Real runs: --recipe {EXAMPLE}", flush=True)
-        from arvideo_ds.data.demo_set import ensure_demo_shards
-
-        ensure_demo_shards()
+    if args.resume is not None:
+        run_folder.read_recipe(args.resume, PretrainRecipe)
+    if args.recipe is None and not args.dry_run and os.environ.get("RANK", "0") == "0":
+        print(f"no --recipe given: this is the demo. Real runs: --recipe {EXAMPLE}", flush=True)
     return train(args, options, PretrainRecipe)
 
 

@@ -34,10 +34,6 @@ def main() -> int:
         overrides=args.overrides,
         output=args.output,
     )
-    if options.recipe == DEMO and not args.dry_run:
-        from arvideo_ds.data.demo_set import ensure_demo_shards
-
-        ensure_demo_shards()
     return train(args, options, TokenizerRecipe)
 
 

@@ -17,21 +17,14 @@ from arvideo_ds.data.synthetic import (
     Drift,
     SyntheticSet,
     background,
-    ensure_shards,
     make_shards,
 )
 
-DEMO_FOLDER = Path("data/demo")
 DIRECTIONS = (
     "east", "north_east", "north", "north_west", "west", "south_west", "south", "south_east",
 )  # fmt: skip
 SIDE, FRAMES = 40, 12
 _DRIFT = Drift(speeds=(1.5, 2.4), radii=(5.0, 8.0), aside=5.0)
-
-
-def ensure_demo_shards(folder: Path = DEMO_FOLDER) -> None:
-    """Make videos and shards of both splits where they are missing; one process does, all wait."""
-    ensure_shards(DEMO, folder)
 
 
 def make_split(folder: Path, split: str, count: int) -> None:

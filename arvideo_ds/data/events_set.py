@@ -11,13 +11,11 @@ from __future__ import annotations
 import itertools
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
 from arvideo_ds.data.synthetic import Drift, SyntheticSet, background
 
-EVENTS_FOLDER = Path("data/events")
 SIDE, FRAMES = 32, 128
 # Degrees; an event's frames; the first frames at which the first and the second event may start.
 _DIRECTIONS = {"east": 0, "north_west": 120, "south_west": 240}

@@ -7,13 +7,16 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.config import Recipe, recipe_names
 from arvideo_ds.config.plan import notes
+from arvideo_ds.data import synthetic_sets
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
-from arvideo_ds.train.settle import Options, settle
+from arvideo_ds.train import run_folder
+from arvideo_ds.train.settle import Options, Settings, sets_to_make, settle
 
 
 def training_parser(description: str, task: str, deepspeed_config: Path) -> CommandParser:
@@ -56,15 +59,25 @@ def train(args: argparse.Namespace, options: Options, kind: type[Recipe]) -> int
     if args.dry_run:
         return _describe(options, kind, args.world_size)
     settings = settle(options, kind, world_size=planned_world_size())
-    shards = settings.require_shards()
-    # Only now: torch and DeepSpeed take seconds to load, and settings are wrong more often.
-    from arvideo_ds.train.run import start
-
-    code = start(options, settings, shards)
+    run_folder.require_same_mathematics(options.folder, settings.recipe)
+    # After all other checks: it takes minutes.
+    if sets := sets_to_make(settings.recipe):
+        for name in sets:
+            synthetic_sets.ensure(name)
+        settings = settle(options, kind, world_size=planned_world_size())
+    code = _start(options, settings)
     # The first rank that ends with another code than 0 makes srun end the others with SIGTERM;
     # their code would then be that, and the job would not be requeued.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     return code
+
+
+def _start(options: Options, settings: Settings[Any]) -> int:
+    shards = settings.require_shards()
+    # Only now: torch and DeepSpeed take seconds to load, and settings are wrong more often.
+    from arvideo_ds.train.run import start
+
+    return start(options, settings, shards)
 
 
 def _describe(options: Options, kind: type[Recipe], world_size: int | None) -> int:

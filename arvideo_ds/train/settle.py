@@ -21,6 +21,7 @@ from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.config.objectives import LvmaeSettings
 from arvideo_ds.data.files import how_to_make_shards
 from arvideo_ds.data.manifest import MANIFEST, ShardSet, require_same_labels
+from arvideo_ds.data.synthetic_sets import how_to_make, set_of
 from arvideo_ds.data.token_scores import TokenScores
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel
 from arvideo_ds.errors import UserError
@@ -107,9 +108,32 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     elif isinstance(recipe, TokenizerRecipe):
         validation = _open(recipe.evaluation.shards)
         if shards is not None:
-            _require_validation(recipe.evaluation.shards, validation)
+            _require_validation(recipe, validation)
             _check_network(recipe)
     return Settings(recipe, plan, config, shards, validation)
+
+
+def sets_to_make(recipe: Recipe) -> list[str]:
+    """Synthetic sets (data/synthetic_sets.py) whose shards a start makes where they are missing.
+
+    Those that the run reads, if it trains on one. None where it needs scores of its tokens, which
+    are made of the shards in between.
+    """
+    read = [recipe.data.shards]
+    if isinstance(recipe, FinetuneRecipe | DetectRecipe | TokenizerRecipe):
+        read.append(recipe.evaluation.shards)
+    elif isinstance(recipe, PretrainRecipe):
+        if recipe.objective.needs_scores(recipe.decoder):
+            return []
+        if recipe.probe.every_epochs is not None:
+            read += [recipe.probe.train_shards, recipe.probe.test_shards]
+    if set_of(recipe.data.shards) is None:
+        return []
+    return list(dict.fromkeys(name for name in map(set_of, read) if name is not None))
+
+
+def _will_be_made(recipe: Recipe, where: str | None) -> bool:
+    return set_of(where) in sets_to_make(recipe)
 
 
 def _open(where: str | None) -> ShardSet | None:
@@ -127,7 +151,9 @@ def _require(recipe: Recipe, shards: ShardSet | None) -> ShardSet:
             f"the recipe names no shards. {how_to_make_shards('SHARDS')}; then add "
             "data.shards=SHARDS to the command."
         )
-    raise UserError(f"there are no shards in {where}. {how_to_make_shards(where)}")
+    name = set_of(where)
+    how = how_to_make_shards(where) if name is None else how_to_make(name)
+    raise UserError(f"there are no shards in {where}. {how}")
 
 
 def _check_scores(recipe: Recipe, shards: ShardSet) -> None:
@@ -165,6 +191,10 @@ def _probe_shards(recipe: PretrainRecipe) -> ShardSet | None:
         return None
     known, asked = _open(recipe.probe.train_shards), _open(recipe.probe.test_shards)
     if known is None or asked is None:
+        if _will_be_made(recipe, recipe.probe.train_shards) and _will_be_made(
+            recipe, recipe.probe.test_shards
+        ):
+            return None
         raise UserError(
             f"probe.every_epochs={recipe.probe.every_epochs:g} needs labelled shards in "
             f"probe.train_shards ({recipe.probe.train_shards}) and probe.test_shards "
@@ -200,7 +230,7 @@ def _check_labels(
             f"finetune.num_classes={settings.num_classes}, but {shards.name} has {len(labels)} "
             "classes. Leave the key out, or point data.shards at the shards that are meant."
         )
-    _require_validation(recipe.evaluation.shards, validation)
+    _require_validation(recipe, validation)
     if validation is not None:
         others = validation.manifest.class_names(settings.heads)
         require_same_labels(shards.name, labels, validation.name, others)
@@ -210,7 +240,7 @@ def _check_boxes(
     recipe: DetectRecipe, shards: ShardSet | None, validation: ShardSet | None
 ) -> None:
     """Errors: `UserError` where files of boxes are not given or not there."""
-    _require_validation(recipe.evaluation.shards, validation)
+    _require_validation(recipe, validation)
     for section, files, opened in (
         ("detect", recipe.detect, shards),
         ("evaluation", recipe.evaluation, validation),
@@ -232,8 +262,11 @@ def _check_network(recipe: TokenizerRecipe) -> None:
         raise UserError(f"tokenizer.perceptual_network={network}: there is no such file.")
 
 
-def _require_validation(where: str | None, validation: ShardSet | None) -> None:
-    if where is not None and validation is None:
+def _require_validation(
+    recipe: FinetuneRecipe | DetectRecipe | TokenizerRecipe, validation: ShardSet | None
+) -> None:
+    where = recipe.evaluation.shards
+    if where is not None and validation is None and not _will_be_made(recipe, where):
         raise UserError(
             f"evaluation.shards={where} holds no shards (no {MANIFEST}). Make them with "
             "data_tools/make_shards.py, or leave the key out."
