@@ -112,10 +112,7 @@ def main() -> int:
 def open_encoders(sources: Sequence[str], recipe_name: str | None) -> list[Opened]:
     """Each source with its recipe, or the fallback's. Errors: `UserError` where there is none."""
     folders = [Path(source.removeprefix(_UNTRAINED)) for source in sources]
-    own = [
-        run_folder.read_recipe(folder, Recipe) if (folder / run_folder.RECIPE).is_file() else None
-        for folder in folders
-    ]
+    own = [_recipe_beside(source, folder) for source, folder in zip(sources, folders, strict=True)]
     fallback: Recipe | None = (
         load_recipe(recipe_name) if recipe_name else next((r for r in own if r is not None), None)
     )
@@ -131,19 +128,21 @@ def open_encoders(sources: Sequence[str], recipe_name: str | None) -> list[Opene
     return opened
 
 
+def _recipe_beside(source: str, folder: Path) -> Recipe | None:
+    if not (folder / run_folder.RECIPE).is_file():
+        return None
+    if source.startswith(_UNTRAINED):
+        return run_folder.read_recipe(folder, PretrainRecipe)
+    return run_folder.read_recipe(folder, *run_folder.WITH_ENCODER)
+
+
 def open_encoder(source: str, recipe: Recipe) -> Encoder:
     if not source.startswith(_UNTRAINED):
         encoder = build_encoder(recipe)
         print(load_encoder(encoder, source, patch=recipe.patch), file=sys.stderr)
         return encoder
     folder = Path(source.removeprefix(_UNTRAINED))
-    own = run_folder.read_recipe(folder, Recipe)
-    if not isinstance(own, PretrainRecipe):
-        raise UserError(
-            f"{folder} is a run to {own.task}; untrained: takes the folder of a pretraining run, "
-            "whose encoder it draws anew."
-        )
-    return untrained(own).encoder
+    return untrained(run_folder.read_recipe(folder, PretrainRecipe)).encoder
 
 
 def names_of(sources: Sequence[str]) -> list[str]:

@@ -15,7 +15,6 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.config import Recipe
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import command
 from arvideo_ds.exports.export import FORMATS, export
@@ -37,7 +36,7 @@ def main() -> None:
     )
     parser.add_argument("--shards", help="real clips to compare on; default: seeded random pixels")
     args = parser.parse_args()
-    recipe = run_folder.read_recipe(args.run, Recipe)
+    recipe = run_folder.read_recipe(args.run, *run_folder.WITH_ENCODER)
     weights = run_folder.choose_weights(args.run, args.weights)
     source = read_source(args.run, recipe, run_folder.WEIGHTS[weights])
     clips = clips_of(ShardSet(args.shards), recipe) if args.shards else random_clips(recipe)

@@ -21,7 +21,6 @@ from pathlib import Path
 import torch
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.config import Recipe
 from arvideo_ds.data.inputs import list_videos
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 from arvideo_ds.evaluation.extraction import (
@@ -85,7 +84,7 @@ def main() -> int:
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder.")
     run_folder.require_own(args.output, INDEX)
-    recipe = run_folder.read_recipe(args.model, Recipe)
+    recipe = run_folder.read_recipe(args.model, *run_folder.WITH_ENCODER)
     weights = run_folder.WEIGHTS[run_folder.choose_weights(args.model, args.weights)]
     listing = list_videos(args.input, videos=args.videos, skip_bad_rows=args.skip_bad_rows)
     print(f"{args.input}: {len(listing.videos):,} videos", flush=True)

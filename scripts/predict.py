@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.files import find_videos
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation.predictions import central_clip, top_labels
@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.top < 1:
         raise UserError(f"--top {args.top} must be 1 or more.")
-    recipe = run_folder.read_recipe(args.model, Recipe)
+    recipe = run_folder.read_recipe(args.model, FinetuneRecipe)
     require_classifier(args.model)
     weights = run_folder.choose_weights(args.model, args.weights)
     model, labels = load_classifier(recipe, args.model, run_folder.WEIGHTS[weights])

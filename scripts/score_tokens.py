@@ -22,7 +22,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.config import Recipe, load_recipe
+from arvideo_ds.config import Recipe, TokenizerRecipe, load_recipe
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.token_scores import SCORERS, SCORES, ScoreContents
 from arvideo_ds.errors import (
@@ -84,6 +84,7 @@ def main() -> int:
     where = args.shards or (recipe and recipe.data.shards)
     if not where:
         raise UserError("there are no shards to score: give --shards SHARDS.")
+    require_tokenizer(args.tokenizer)
     shards = ShardSet(where)
     shards.check_sizes()
     output = output_of(args, shards)
@@ -172,6 +173,13 @@ def shape_of(
         raise UserError(f"--patch {list(patch)}: a token has at least one frame.")
     _ = Geometry.whole((patch[0], *size), patch)
     return stride, size, patch
+
+
+def require_tokenizer(path: str | None) -> None:
+    """Errors: `UserError` where the weights are those of another run."""
+    if path is not None and Path(path).exists():
+        folder = Path(path) if Path(path).is_dir() else Path(path).parent
+        run_folder.read_recipe(folder, TokenizerRecipe)
 
 
 def output_of(args: argparse.Namespace, shards: ShardSet) -> Path:

@@ -30,8 +30,8 @@ from typing import IO, Any
 
 import yaml
 
-from arvideo_ds.config import Recipe
-from arvideo_ds.config.load import AnyRecipe, read_yaml, validate, what_and_script
+from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
 from arvideo_ds.config.schema import RECIPES
 from arvideo_ds.errors import UserError
 from arvideo_ds.json_lines import append_json_lines, read_json_lines
@@ -76,13 +76,15 @@ _FREE = frozenset(
 # Settings in which a run may differ from the one that it resumes (--resume), beside those: for how
 # long and how fast the same model is trained on, and by what it is judged.
 _FREE_OF_PARENT = ("train.epochs", "train.max_steps", "train.precision", "optim.", "probe.")
-# By task, the command that says how good a run is.
-_JUDGED_WITH = {
-    "pretrain": "probe.py",
-    "finetune": "evaluate.py",
-    "detect": "evaluate_detection.py",
-    "tokenizer": "evaluate_tokenizer.py",
+# By task: what a run is called, and the script that tests one.
+_KINDS = {
+    "pretrain": ("a pretraining run", "probe"),
+    "finetune": ("a fine-tuned run", "evaluate"),
+    "detect": ("a detection run", "evaluate_detection"),
+    "tokenizer": ("a run of the tokenizer", "evaluate_tokenizer"),
 }
+# The recipes of runs whose model has a video encoder.
+WITH_ENCODER = (PretrainRecipe, FinetuneRecipe, DetectRecipe)
 
 
 def lock(folder: Path, part: str = "") -> IO[str]:
@@ -137,23 +139,26 @@ def choose_weights(folder: Path, name: str | None = None) -> str:
     return name
 
 
-def read_recipe(folder: Path, kind: type[AnyRecipe]) -> AnyRecipe:
-    """The recipe of a run. Errors: `UserError` where there is none, or one of another task."""
+def read_recipe(folder: Path, *kinds: type[AnyRecipe]) -> AnyRecipe:
+    """The recipe of a run of one of the kinds. Errors: `UserError` where it is none of them."""
     path = folder / RECIPE
+    taken = [name for task, (name, _) in _KINDS.items() if issubclass(RECIPES[task], kinds)]
+    expected = "a run" if len(taken) == len(_KINDS) else " or ".join(taken)
     if not path.is_file():
         raise UserError(
-            f"{folder} is no run: it has no {RECIPE}. Give the folder of one; runs lie in runs/ by "
-            "default."
+            f"expected {expected}, but {folder} has no {RECIPE}. Give the folder of a run; by "
+            "default runs are in runs/."
         )
     tree = read_yaml(path)
     task = tree.get("task", "pretrain") if isinstance(tree, dict) else None
-    if task in RECIPES and not issubclass(RECIPES[task], kind):
-        what, _ = what_and_script(task)
+    if task in RECIPES and not issubclass(RECIPES[task], kinds):
+        name, script = _KINDS[task]
         raise UserError(
-            f"{folder} is a run to {what}, which this command is not for; such runs are judged "
-            f"with scripts/{_JUDGED_WITH[task]}."
+            f"expected {expected}, but {folder} is {name}; such runs are tested with "
+            f"scripts/{script}.py."
         )
-    return validate(tree, str(path), kind)
+    # Of one of the kinds: mypy cannot follow.
+    return validate(tree, str(path), Recipe)  # type: ignore[return-value]
 
 
 def require_same_mathematics(folder: Path, recipe: Recipe) -> None:

@@ -53,7 +53,7 @@ def origin_of(source: Path) -> Origin | None:
     # What lies beside a file of other people may be anything.
     folder = source.parent if source.suffix == ".safetensors" else source
     if (folder / run_folder.RECIPE).is_file():
-        recipe = run_folder.read_recipe(folder, Recipe)
+        recipe = run_folder.read_recipe(folder, *run_folder.WITH_ENCODER)
         transfer = recipe.transfer
         # Its weights know the table that its own pretraining knew.
         if transfer is not None and recipe.pretrained_grid and transfer.pretrained_clip:
@@ -93,7 +93,6 @@ def _chosen(recipe: Recipe, transfer: TransferSettings) -> TransferSettings:
 
 
 def _require_same_encoder(recipe: Recipe, source: Recipe, where: str) -> None:
-    _ = source.size  # a tokenizer has none, and says so
     pairs = {
         "model.size": (source.model.size, recipe.model.size),
         "model.positions": (source.model.positions, recipe.model.positions),

@@ -316,7 +316,7 @@ def test_the_script_compares_a_run_with_its_beginning(
     [
         (["nowhere"], [], ["nowhere has no recipe.yaml", "--recipe"]),
         (["nowhere"], ["--recipe", "demo"], ["there is no nowhere"]),
-        (["untrained:nowhere"], ["--recipe", "demo"], ["nowhere is no run"]),
+        (["untrained:nowhere"], ["--recipe", "demo"], ["nowhere has no recipe.yaml"]),
         (["a", "a"], [], ["a is given 2 times"]),
         (["a", "long"], [], ["256 tokens", "512 tokens", "data.frames"]),
         (["a"], ["--threshold", "0"], ["--threshold 0 must be"]),
@@ -356,6 +356,6 @@ def test_runs_that_are_unfinished_or_no_pretraining_are_said_to_be_so(
     run_folder.write_recipe(Path("tuned"), tiny_finetune())
     options = ("--shards", demo_shards / "test", "--output", "out")
     assert start("untrained:tuned", *options) == 2
-    assert "tuned is a run to finetune" in capsys.readouterr().err
+    assert "expected a pretraining run, but" in capsys.readouterr().err
     assert start("tuned", *options) == 2
     assert "the run in tuned is not finished" in capsys.readouterr().err

@@ -95,4 +95,4 @@ def test_a_pretraining_run_is_refused(tmp_path: Path, run: Run) -> None:
     run_folder.write_recipe(tmp_path, load_recipe("demo"))
     done = run("python", ROOT / "scripts" / "evaluate.py", tmp_path)
     assert done.returncode == 2
-    assert "is a run to pretrain" in done.stderr
+    assert "is a pretraining run" in done.stderr

@@ -154,7 +154,7 @@ def test_a_folder_without_a_run_takes_any_recipe_and_has_none_to_read(
     tiny: Tiny, tmp_path: Path
 ) -> None:
     run_folder.require_same_mathematics(tmp_path, tiny())
-    with pytest.raises(UserError, match="is no run"):
+    with pytest.raises(UserError, match=r"expected a pretraining run, but .* has no recipe"):
         run_folder.read_recipe(tmp_path, PretrainRecipe)
 
 
