@@ -20,8 +20,10 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.ablation.cell import group_of_seeds
 from arvideo_ds.ablation.ranking import Spread
 from arvideo_ds.arguments import CommandParser
+from arvideo_ds.config import FinetuneRecipe, load_recipe
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
 
 SCRIPTS = Path(__file__).parent
@@ -60,6 +62,8 @@ def _train_and_test(args: argparse.Namespace, start: str, seed: int) -> dict[str
     folder = args.output / f"{start}-{seed}"
     more = [f"--init-from={args.init_from}"] if start == "pretrained" else []
     options = [f"--recipe={args.recipe}", f"--output={folder}", f"train.seed={seed}"]
+    recipe = load_recipe(args.recipe, args.overrides, FinetuneRecipe)
+    more += group_of_seeds(recipe, args.output, start, seed)
     _run(args.jobs, "finetune.py", *options, *more, *args.overrides)
     _run(args.jobs, "evaluate.py", str(folder), "--weights=last")
     return _result(folder)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.ablation.grid import UNTRAINED, Plan, Variant
-from arvideo_ds.config import PretrainRecipe, load_recipe
+from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.config.cost import cost_of
 from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.data.token_scores import hash_of_scores
@@ -69,7 +69,11 @@ def cells_of(
             folder=output / CELLS / f"{variant.name}-seed{seed}",
             variant=variant.name,
             recipe=variant.recipe,
-            overrides=(*variant.overrides, f"train.seed={seed}"),
+            overrides=(
+                *variant.overrides,
+                f"train.seed={seed}",
+                *group_of_seeds(variant.settings, output, variant.name, seed),
+            ),
             seed=seed,
             probe_videos=plan.grid.probe_videos,
             deepspeed_config=deepspeed_config,
@@ -77,6 +81,18 @@ def cells_of(
         for seed in range(seeds)
         for variant in (untrained, *plan.variants)
     ]
+
+
+def group_of_seeds(recipe: Recipe, output: Path, name: str, seed: int) -> list[str]:
+    """Overrides by which W&B shows the seeds of `name` as one group, where it is on.
+
+    A group that the recipe has is kept.
+    """
+    if recipe.wandb.settled().mode == "disabled" or recipe.wandb.group is not None:
+        return []
+    tags = [*recipe.wandb.tags, output.name, name, f"seed {seed}"]
+    group = f"{output.name}/{name}"
+    return [f"wandb.group={json.dumps(group)}", f"wandb.tags={json.dumps(tags)}"]
 
 
 def open_probe_shards(recipe: PretrainRecipe) -> tuple[ShardSet, ShardSet]:

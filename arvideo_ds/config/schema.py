@@ -6,6 +6,8 @@ Of the objective they stand in objectives.py, of the tokenizer in tokenizer.py.
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -264,9 +266,34 @@ class ProbeSettings(Settings):
 
 
 class WandbSettings(Settings):
-    mode: Literal["disabled", "online", "offline"] = "disabled"
-    project: str = "arvideo_ds"
+    """W&B. What is None is taken from the environment (`settled`)."""
+
+    # None: $WANDB_MODE, else disabled.
+    mode: Literal["disabled", "online", "offline"] | None = None
+    # None: $WANDB_PROJECT, else arvideo_ds.
+    project: str | None = None
+    # None: $WANDB_ENTITY, else the default of the account.
     entity: str | None = None
+    # Runs of a group are shown together. ablate.py and compare_finetuning.py set group and tags
+    # themselves where no group is given: the seeds of a recipe are a group.
+    group: str | None = None
+    tags: tuple[str, ...] = ()
+
+    def settled(self, environment: Mapping[str, str] = os.environ) -> WandbSettings:
+        """With mode, project and entity chosen. Errors: `UserError` for an unknown WANDB_MODE."""
+        named = environment.get("WANDB_MODE") or "disabled"
+        mode = self.mode or {"dryrun": "offline", "run": "online"}.get(named, named)
+        if mode not in ("disabled", "online", "offline"):
+            raise UserError(
+                f"WANDB_MODE={named} in the environment: expected online, offline or disabled. "
+                "wandb.mode of the recipe overrides it."
+            )
+        chosen = {
+            "mode": mode,
+            "project": self.project or environment.get("WANDB_PROJECT") or "arvideo_ds",
+            "entity": self.entity or environment.get("WANDB_ENTITY") or None,
+        }
+        return self.model_copy(update=chosen)
 
 
 class Recipe(Settings):

@@ -209,7 +209,10 @@ class JsonLines:
 
 
 class Wandb:
-    """W&B on request, never fatal: a failure is said once and training goes on."""
+    """W&B on request, never fatal: a failure is said once and training goes on.
+
+    settings: settled, so that the environment has been read.
+    """
 
     def __init__(self, folder: Path, settings: WandbSettings, config: dict[str, Any]) -> None:
         self._run: Any = None
@@ -226,6 +229,8 @@ class Wandb:
                 mode=settings.mode,
                 project=settings.project,
                 entity=settings.entity,
+                group=settings.group,
+                tags=list(settings.tags) or None,
                 name=folder.name,
                 dir=str(folder),
                 config=config,

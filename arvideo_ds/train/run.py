@@ -316,8 +316,9 @@ def _sinks(settings: Settings[Any], folder: Path, first_step: int, held: ExitSta
         Console(settings.plan.steps, settings.recipe.task),
         JsonLines(folder, first_step),
     ]
-    if settings.recipe.wandb.mode != "disabled":
-        tracker = Wandb(folder, settings.recipe.wandb, settings.as_dict())
+    wandb = settings.recipe.wandb.settled()
+    if wandb.mode != "disabled":
+        tracker = Wandb(folder, wandb, settings.as_dict())
         # Before the ranks part: srun may end this one as soon as another has left.
         held.callback(tracker.close)
         sinks.append(tracker)

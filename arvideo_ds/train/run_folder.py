@@ -71,7 +71,8 @@ _FREE = frozenset(
     evaluation.batch evaluation.annotations evaluation.detections evaluation.min_score
     evaluation.excluded evaluation.action_list finetune.init_from finetune.num_classes
     detect.init_from detect.annotations tokenizer.perceptual_network probe.train_shards
-    probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity""".split()
+    probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity wandb.group
+    wandb.tags""".split()
 )
 # Settings in which a run may differ from the one that it resumes (--resume), beside those: for how
 # long and how fast the same model is trained on, and by what it is judged.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from arvideo_ds.ablation.cell import RESULT, Cell, require_same
-from arvideo_ds.ablation.grid import UNTRAINED
+from arvideo_ds.ablation.cell import RESULT, Cell, cells_of, require_same
+from arvideo_ds.ablation.grid import UNTRAINED, read_grid, resolve
 from arvideo_ds.data.token_scores import SCORES, ScoreContents, ScoreSpec
 from arvideo_ds.errors import UserError
 
@@ -50,3 +51,35 @@ def test_scores_that_are_not_there_are_said_before_any_cell_starts(tmp_path: Pat
     with pytest.raises(UserError, match="no finished token scores"):
         require_same(cell(tmp_path), DATA)
     require_same(cell(tmp_path, UNTRAINED), DATA)
+
+
+def test_seeds_of_a_variant_are_one_group_of_wandb_where_it_is_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+
+    def groups(*overrides: str) -> dict[str, set[str | None]]:
+        plan = resolve(read_grid("motion"), overrides)
+        cells = cells_of(
+            plan, seeds=2, output=tmp_path / "my grid: 1", deepspeed_config=tmp_path,
+            overrides=overrides,
+        )  # fmt: skip
+        settings = [(cell.variant, cell.seed, cell.settings().wandb) for cell in cells]
+        on = overrides or "WANDB_MODE" in os.environ
+        assert all((f"seed {seed}" in wandb.tags) is bool(on) for _, seed, wandb in settings)
+        return {name: {w.group for n, _, w in settings if n == name} for name, *_ in settings}
+
+    assert set.union(*groups().values()) == {None}
+    found = groups("wandb.mode=offline")
+    assert all(len(names) == 1 for names in found.values())
+    assert len(set.union(*found.values())) == len(found)
+    assert "my grid: 1/untrained" in found["untrained"]
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    assert groups() == found
+
+
+def test_a_group_of_wandb_that_was_given_is_kept(tmp_path: Path) -> None:
+    given = ("wandb.mode=offline", "wandb.group=mine")
+    plan = resolve(read_grid("motion"), given)
+    cells = cells_of(plan, seeds=1, output=tmp_path, deepspeed_config=tmp_path, overrides=given)
+    assert {cell.settings().wandb.group for cell in cells} == {"mine"}

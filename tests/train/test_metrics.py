@@ -13,6 +13,7 @@ import torch
 
 from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.loader import Skipped
+from arvideo_ds.errors import UserError
 from arvideo_ds.train import metrics
 from arvideo_ds.train.metrics import Console, JsonLines, Meter, Wandb, quarantine
 from arvideo_ds.train.run_folder import METRICS, QUARANTINE, left_out, read_metrics, read_of_ranks
@@ -92,6 +93,48 @@ def test_wandb_that_does_not_start_is_said_once_and_training_goes_on(
     sink.log({"step": 1})
     sink.log({"step": 2})
     assert capsys.readouterr().out.count("stub: not logged in") == 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "environment", "passed"),
+    [
+        ({"mode": "online"}, {}, ("online", "arvideo_ds", None, None, None)),
+        ({}, {"MODE": "offline"}, ("offline", "arvideo_ds", None, None, None)),
+        ({}, {"MODE": "dryrun"}, ("offline", "arvideo_ds", None, None, None)),
+        ({}, {"MODE": "online", "PROJECT": "p", "ENTITY": "e"}, ("online", "p", "e", None, None)),
+        (
+            {"mode": "offline", "project": "mine", "entity": "me", "group": "g", "tags": ["a"]},
+            {"MODE": "online", "PROJECT": "p", "ENTITY": "e"},
+            ("offline", "mine", "me", "g", ["a"]),
+        ),
+    ],
+)
+def test_the_environment_counts_for_wandb_where_the_recipe_says_nothing(
+    recipe: dict[str, Any],
+    environment: dict[str, str],
+    passed: tuple[Any, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MODE", "PROJECT", "ENTITY"):
+        monkeypatch.delenv(f"WANDB_{name}", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    seen: dict[str, Any] = {}
+    stub_wandb(monkeypatch, lambda **settings: seen.update(settings) or StubRun())
+    settings = WandbSettings.model_validate(recipe).settled()
+    Wandb(tmp_path, settings, {})
+    assert tuple(seen[k] for k in ("mode", "project", "entity", "group", "tags")) == passed
+
+
+def test_wandb_is_off_where_neither_the_recipe_nor_the_environment_asks_for_it() -> None:
+    assert WandbSettings().settled({}).mode == "disabled"
+    assert WandbSettings(mode="disabled").settled({"WANDB_MODE": "online"}).mode == "disabled"
+
+
+def test_a_mode_of_the_environment_that_wandb_here_does_not_have_is_refused() -> None:
+    with pytest.raises(UserError, match=r"WANDB_MODE=onlin.*online, offline or disabled"):
+        WandbSettings().settled({"WANDB_MODE": "onlin"})
 
 
 def test_wandb_that_is_not_installed_is_said_once(
