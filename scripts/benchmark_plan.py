@@ -24,15 +24,16 @@ import torch
 
 from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.benchmark.step import random_batch
-from arvideo_ds.config import PretrainRecipe, load_recipe, make_plan
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe, make_plan
 from arvideo_ds.config.memory import Strategy, footprint
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.peak import Peak
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel
 from arvideo_ds.engine.world import World, start_world
-from arvideo_ds.errors import command
+from arvideo_ds.errors import UserError, command
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
 
 ROOT = Path(__file__).parent.parent
@@ -59,7 +60,9 @@ def measure(name: str, args: argparse.Namespace, world: World) -> dict[str, Any]
     group = sequence_parallel(tree, origin)
     clips = args.micro_batch * args.accumulation * max(1, world.size // group)
     batch = [f"train.total_batch={clips}", f"train.micro_batch={args.micro_batch}"]
-    recipe = load_recipe(name, [*args.overrides, *batch])
+    recipe = load_recipe(name, [*args.overrides, *batch], Recipe)
+    if not isinstance(recipe, PretrainRecipe | FinetuneRecipe):
+        raise UserError(f"{name}: only steps of pretraining and fine-tuning are measured.")
     plan = make_plan(recipe, world_size=world.size, num_videos=clips, sequence_parallel=group)
     config = resolve(tree, recipe, plan, origin)
     peak = Peak(world.device)
@@ -91,9 +94,13 @@ def measure(name: str, args: argparse.Namespace, world: World) -> dict[str, Any]
     }
 
 
-def _engine(recipe: PretrainRecipe, config: dict[str, Any]) -> Engine:
+def _engine(recipe: PretrainRecipe | FinetuneRecipe, config: dict[str, Any]) -> Engine:
     torch.manual_seed(recipe.train.seed)
-    task = Pretrain(recipe)
+    task: Pretrain | Finetune
+    if isinstance(recipe, PretrainRecipe):
+        task = Pretrain(recipe)
+    else:
+        task = Finetune(recipe, recipe.finetune.num_classes or 1)
     groups = parameter_groups(task, recipe.optim.weight_decay)
     return build_engine(task, groups, config, betas=recipe.optim.betas)
 

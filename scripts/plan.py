@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.arguments import CommandParser, add_deepspeed
-from arvideo_ds.config import PretrainRecipe, RunPlan
+from arvideo_ds.config import Recipe, RunPlan, TokenizerRecipe, load_recipe
 from arvideo_ds.config.advice import (
     GIB,
     USABLE_SHARE,
@@ -70,7 +70,7 @@ class Advice:
 
     name: str
     json_name: str
-    recipe: PretrainRecipe
+    recipe: Recipe
     plan: RunPlan
     machine: Machine
     given: Option
@@ -86,7 +86,12 @@ def advise(args: argparse.Namespace) -> Advice:
         if value is not None and not value > 0:
             raise UserError(f"--{flag} {value:g} must be more than 0.")
     options = Options(args.recipe, args.deepspeed_config, args.overrides)
-    settings = settle(options, PretrainRecipe, world_size=args.gpus)
+    if isinstance(load_recipe(args.recipe, args.overrides, Recipe), TokenizerRecipe):
+        raise UserError(
+            f"{args.recipe} trains a tokenizer: what its convolutions keep in memory is not "
+            "modelled. scripts/train_tokenizer.py --dry_run prints its plan without memory."
+        )
+    settings = settle(options, Recipe, world_size=args.gpus)
     base = Strategy.from_json(settings.deepspeed)
     machine = Machine(
         args.gpus, args.gpu_memory_gib, args.tflops or 100.0, args.bandwidth_gb_s or 20.0
@@ -278,7 +283,7 @@ def scaling_table(advice: Advice) -> str:
     for scale in advice.scales:
         option = scale.option
         if option is None:
-            why = "does not divide train.total_batch" if scale.refused else "does not fit"
+            why = "the batch cannot be shared evenly" if scale.refused else "does not fit"
             rows.append((str(scale.num_gpus), *6 * ("-",), why))
             continue
         step_s, rate = option.step_s, clips_per_s(option, advice)

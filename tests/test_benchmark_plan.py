@@ -35,6 +35,13 @@ def test_the_peak_of_a_step_is_what_the_adviser_says(
     assert result["accumulation"] == 2
 
 
+def test_the_peak_of_a_step_of_fine_tuning_is_what_the_adviser_says(run: Run) -> None:
+    for options in (("finetune.pooling=mean",), ("finetune.pooling=attention",)):
+        flags = ("--recipes", "finetune_demo", "--micro_batch", "16", "--tolerance", "0.05")
+        done = run(sys.executable, BENCHMARK, *flags, "train.precision=fp32", *options)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_a_wrong_prediction_is_an_error_of_the_command(run: Run) -> None:
     flags = ("--recipes", "demo", "--micro_batch", "2", "--tolerance", "0.00001")
     assert run(sys.executable, BENCHMARK, *flags).returncode == 1

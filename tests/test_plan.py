@@ -72,3 +72,21 @@ def test_where_nothing_fits_it_says_so(run: Run) -> None:
 def test_advice_is_given_without_torch(run: Run) -> None:
     code = "import runpy, sys; runpy.run_path('scripts/plan.py'); print('torch' in sys.modules)"
     assert run(sys.executable, "-c", code).stdout.split() == ["False"]
+
+
+@pytest.mark.parametrize(
+    "recipe", ["finetune_vit_b_k400", "finetune_vit_b_epic_128f", "detect_vit_b_ava"]
+)
+def test_recipes_on_labels_are_planned_too(recipe: str, run: Run) -> None:
+    done = run(sys.executable, PLAN, "--recipe", recipe, "--json", "--gpus", "8", *MACHINE[2:])
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    best = said["recommended"]
+    assert best["fits"] and best["train_s"] > 0
+    assert best["micro_batch"] % 2 == 0 or not recipe.startswith("finetune")
+
+
+def test_a_tokenizer_is_refused_with_what_is_not_modelled(run: Run) -> None:
+    done = run(sys.executable, PLAN, "--recipe", "tokenizer_b_k600", *MACHINE)
+    assert done.returncode == 2 and done.stdout == ""
+    assert "convolutions" in done.stderr and "train_tokenizer.py --dry_run" in done.stderr

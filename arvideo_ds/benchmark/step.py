@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.benchmark.rows import PAPER, Row
 from arvideo_ds.benchmark.variants import attention_of, embed_all_tokens
-from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config import PretrainRecipe, Recipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.peak import Peak
@@ -89,19 +89,20 @@ def free(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def random_batch(recipe: PretrainRecipe, size: int, device: torch.device) -> Batch:
+def random_batch(recipe: Recipe, size: int, device: torch.device) -> Batch:
     """Noise made on the device, the same for equal shapes: no loader, no transfer."""
     generator = torch.Generator(device).manual_seed(recipe.train.seed)
     shape = (size, *recipe.geometry.clip, 3)
     clips = torch.randint(256, shape, dtype=torch.uint8, device=device, generator=generator)
     keys = torch.arange(size, device=device)
     valid = torch.ones(size, dtype=torch.bool, device=device)
-    if not recipe.objective.needs_scores(recipe.decoder):
-        return Batch(clips, keys, keys, valid)
+    labels = torch.zeros_like(keys)
+    if not (isinstance(recipe, PretrainRecipe) and recipe.objective.needs_scores(recipe.decoder)):
+        return Batch(clips, keys, labels, valid)
     tokens = (size, recipe.geometry.num_tokens)
     scores = torch.rand(tokens, device=device, generator=generator)
     codes = torch.zeros(tokens, dtype=torch.int64, device=device)
-    return Batch(clips, keys, keys, valid, scores=scores, codes=codes)
+    return Batch(clips, keys, labels, valid, scores=scores, codes=codes)
 
 
 def peak_bytes(row: Row, device: torch.device) -> int:

@@ -9,7 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from arvideo_ds.config.schema import PretrainRecipe, Recipe, TokenizerRecipe
+from arvideo_ds.config.schema import (
+    DetectRecipe,
+    FinetuneRecipe,
+    PretrainRecipe,
+    Recipe,
+    TokenizerRecipe,
+)
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO
 from arvideo_ds.config.tokenizer_cost import convolutions
 
@@ -87,8 +93,14 @@ def encoder_sizes(recipe: Recipe) -> list[int]:
     return [*embed, *(size.depth * block), *_norm(size.width)]
 
 
-def parameter_sizes(recipe: PretrainRecipe) -> tuple[list[int], list[int]]:
-    """Elements of every weight and bias: of the encoder's and of the decoder's."""
+def parameter_sizes(recipe: Recipe) -> tuple[list[int], list[int]]:
+    """Elements of every weight and bias: of the encoder's and of the decoder's.
+
+    Of a classifier or detector: of the encoder's with its pooling, and of the linear head's, which
+    is empty where the number of classes is not known yet.
+    """
+    if not isinstance(recipe, PretrainRecipe):
+        return _with_pooling(recipe), _head(recipe)
     size, values = recipe.size, recipe.target_values
     width, depth, _ = recipe.decoder_shape
     layer = _mlp_sizes(width, DECODER_MLP_RATIO * width)
@@ -101,6 +113,20 @@ def parameter_sizes(recipe: PretrainRecipe) -> tuple[list[int], list[int]]:
     learnt = width
     decoder = [*projection, learnt, *(depth * layer), *_norm(width), *_weights(width, values)]
     return encoder_sizes(recipe), decoder
+
+
+def _with_pooling(recipe: Recipe) -> list[int]:
+    pooling = class_attention_sizes(recipe) if recipe.pooling == "attention" else []
+    return [*encoder_sizes(recipe), *pooling]
+
+
+def _head(recipe: Recipe) -> list[int]:
+    classes = None
+    if isinstance(recipe, FinetuneRecipe):
+        classes = recipe.finetune.num_classes
+    elif isinstance(recipe, DetectRecipe):
+        classes = recipe.detect.num_actions
+    return [] if classes is None else _weights(recipe.size.width, classes)
 
 
 def _linear(rows: int, inputs: int, outputs: int) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from arvideo_ds.config.cost import parameter_sizes
-from arvideo_ds.config.schema import PretrainRecipe
+from arvideo_ds.config.schema import FinetuneRecipe, PretrainRecipe, Recipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO
 
 FP32 = 4
@@ -124,7 +124,7 @@ class ModelStates:
 
 
 def model_states(
-    recipe: PretrainRecipe, strategy: Strategy, *, world_size: int, accumulation: int = 1
+    recipe: Recipe, strategy: Strategy, *, world_size: int, accumulation: int = 1
 ) -> ModelStates:
     """Bytes of parameters, gradients and optimiser; ranks differ by less than a weight's part."""
     encoder, decoder = parameter_sizes(recipe)
@@ -227,7 +227,7 @@ class Activations:
 
 
 def activations(
-    recipe: PretrainRecipe, micro_batch: int, *, recompute: int = 0, sequence_parallel: int = 1
+    recipe: Recipe, micro_batch: int, *, recompute: int = 0, sequence_parallel: int = 1
 ) -> Activations:
     """Activations of one forward pass on one rank; keywords as in `Strategy`.
 
@@ -236,27 +236,54 @@ def activations(
     parallelism leaves a rank its share of the encoder's tokens; the rest is as on one rank.
     """
     size, values, element = recipe.size, recipe.geometry.cube_values, _element(recipe)
-    width, depth, _ = recipe.decoder_shape
-    counts = recipe.counts
-    tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
-    own = micro_batch * math.ceil(counts.encoded / sequence_parallel)
-    queries = micro_batch * counts.predicted
+    own = micro_batch * math.ceil(recipe.counts.encoded / sequence_parallel)
     block = _encoder_block(recipe, own, exchanged=sequence_parallel > 1)
-    layer = _decoder_layer(recipe, tokens, rows)
     blocks = _layers(size.depth, block, element * own * size.width, recompute)
-    layers = _layers(depth, layer, element * rows * width, recompute)
-    embedding = element * own * values
+    pixels = micro_batch * recipe.geometry.num_tokens * values  # uint8
+    if isinstance(recipe, PretrainRecipe):
+        rest, layer, beside = _of_decoder(recipe, micro_batch, own, recompute)
+        # The clips cut into cubes are a second copy while the loss is made.
+        beside += pixels
+    else:
+        rest, layer = _of_pooling(recipe, own), 0
+        # The backward pass begins in the last block, when what the pooling kept is gone: gradients
+        # of its MLP's hidden layer and of its output.
+        begun = element * own * (size.mlp + size.width) - rest
+        beside = max(_clips_beside(recipe, pixels), begun)
+    return Activations(
+        saved=element * own * values + blocks + rest,
+        workspace=max(beside, max(block, layer) if recompute else 0),
+        clips=pixels,
+    )
+
+
+def _of_decoder(
+    recipe: PretrainRecipe, micro_batch: int, own: int, recompute: int
+) -> tuple[int, int, int]:
+    """What is kept from the encoder's last norm to the loss, one layer of it, and the loss' own."""
+    size, element, counts = recipe.size, _element(recipe), recipe.counts
+    width, depth, _ = recipe.decoder_shape
+    tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
+    queries = micro_batch * counts.predicted
+    layer = _decoder_layer(recipe, tokens, rows)
     encoded = own * (element * size.width + _NORM_STATISTICS)
     encoded += tokens * element * (size.width + width)
     head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * recipe.target_values)
-    pixels = micro_batch * recipe.geometry.num_tokens * values  # uint8
-    # The clips cut into cubes are a second copy while the loss is made.
-    loss = _LOSS_TEMPORARIES * queries * recipe.target_values + pixels
-    return Activations(
-        saved=embedding + blocks + encoded + layers + head,
-        workspace=max(loss, max(block, layer) if recompute else 0),
-        clips=pixels,
-    )
+    kept = encoded + _layers(depth, layer, element * rows * width, recompute) + head
+    return kept, layer, _LOSS_TEMPORARIES * queries * recipe.target_values
+
+
+def _of_pooling(recipe: Recipe, own: int) -> int:
+    """The mean keeps nothing; class attention the tokens before and after a norm, keys, values."""
+    if recipe.pooling != "attention":
+        return 0
+    return own * (_element(recipe) * 4 * recipe.size.width + _NORM_STATISTICS)
+
+
+def _clips_beside(recipe: Recipe, pixels: int) -> int:
+    """Copies of the clips through a forward pass: cut into cubes, and where they are mixed fp32."""
+    mixed = isinstance(recipe, FinetuneRecipe) and recipe.finetune.mixes
+    return (2 * FP32 if mixed else 1) * pixels
 
 
 def _layers(depth: int, full: int, inputs: int, recompute: int) -> int:
@@ -265,11 +292,11 @@ def _layers(depth: int, full: int, inputs: int, recompute: int) -> int:
     return recomputed * inputs + (depth - recomputed) * full
 
 
-def _element(recipe: PretrainRecipe) -> int:
+def _element(recipe: Recipe) -> int:
     return BYTES[recipe.train.precision]
 
 
-def _encoder_block(recipe: PretrainRecipe, tokens: int, *, exchanged: bool) -> int:
+def _encoder_block(recipe: Recipe, tokens: int, *, exchanged: bool) -> int:
     """`exchanged`: attention's output is there by heads, and again by tokens."""
     size, encoded = recipe.size, recipe.counts.encoded
     return (
@@ -294,18 +321,19 @@ def _decoder_layer(recipe: PretrainRecipe, tokens: int, rows: int) -> int:
     return kept
 
 
-def _mask(recipe: PretrainRecipe, queries: int, keys: int) -> int:
+def _mask(recipe: Recipe, queries: int, keys: int) -> int:
     """The mask of steps in the run's precision; without steps there is none."""
-    return _element(recipe) * queries * keys if recipe.objective.crosses else 0
+    steps = isinstance(recipe, PretrainRecipe) and recipe.objective.crosses
+    return _element(recipe) * queries * keys if steps else 0
 
 
-def _attended(recipe: PretrainRecipe, rows: int, width: int, heads: int, *, own_keys: bool) -> int:
+def _attended(recipe: Recipe, rows: int, width: int, heads: int, *, own_keys: bool) -> int:
     """Norm and attention: input, normalised, queries, output [, keys, values]."""
     tensors = 6 if own_keys else 4
     return rows * (_element(recipe) * tensors * width + _NORM_STATISTICS + heads * _SOFTMAX_ROW)
 
 
-def _mlp(recipe: PretrainRecipe, rows: int, width: int, hidden: int) -> int:
+def _mlp(recipe: Recipe, rows: int, width: int, hidden: int) -> int:
     """Norm and MLP: input, normalised, before and after the activation function."""
     return rows * (_element(recipe) * (2 * width + 2 * hidden) + _NORM_STATISTICS)
 
@@ -327,7 +355,7 @@ class Footprint:
 
 
 def footprint(
-    recipe: PretrainRecipe,
+    recipe: Recipe,
     strategy: Strategy,
     *,
     world_size: int,

@@ -191,6 +191,11 @@ class FinetuneSettings(TransferSettings):
     # What is classified: the mean of the tokens, or what one class-attention layer reads of them.
     pooling: Literal["mean", "attention"] = "mean"
 
+    @property
+    def mixes(self) -> bool:
+        """Whether clips are mixed in pairs."""
+        return bool(self.mixup or self.cutmix)
+
     @field_validator("heads", mode="before")
     @classmethod
     def _a_list(cls, value: Any) -> Any:

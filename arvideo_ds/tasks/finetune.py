@@ -31,8 +31,7 @@ class Finetune(nn.Module):
         self.model = Classifier(recipe, sum(num_classes), drop_path=settings.drop_path)
         self.num_classes = num_classes
         self.smoothing = settings.label_smoothing
-        mixes = settings.mixup or settings.cutmix
-        self.mixup = _Mixing(settings, num_classes) if mixes else None
+        self.mixup = _Mixing(settings, num_classes) if settings.mixes else None
         self.grid, self.seen_places = recipe.geometry.grid, recipe.seen_places
         self.seen_tokens = recipe.counts.encoded
         self.drops = settings.drop_tokens > 0

@@ -212,7 +212,7 @@ def _check_labels(
 ) -> None:
     """Errors: `UserError` where the classes of recipe, shards and validation differ."""
     settings = recipe.finetune
-    if plan.micro_batch % 2 and (settings.mixup or settings.cutmix):
+    if plan.micro_batch % 2 and settings.mixes:
         raise UserError(
             f"finetune.mixup and finetune.cutmix mix the clips of a micro-batch in pairs, but it "
             f"holds {plan.micro_batch}. Choose train.total_batch and train.micro_batch so that it "
