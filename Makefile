@@ -6,6 +6,10 @@ STAMP  := $(VENV)/.installed
 # DeepSpeed compiles into this folder, if anything; one per environment.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PATH := $(CURDIR)/$(BIN):$(PATH)
+# Else DeepSpeed's launcher would choose Apple's GPU.
+ifeq ($(shell uname),Darwin)
+export DS_ACCELERATOR ?= cpu
+endif
 
 .PHONY: help setup demo check test clean
 

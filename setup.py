@@ -43,8 +43,8 @@ setup(
         # scripts/doctor.py compares versions; DeepSpeed needs it as well.
         "packaging",
         "matplotlib",
-        # No wheels for arm64: PyAV decodes there.
-        'decord>=0.6; platform_machine == "x86_64"',
+        # Wheels for Linux on x86_64 only: PyAV decodes elsewhere.
+        'decord>=0.6; platform_machine == "x86_64" and sys_platform == "linux"',
     ],
     extras_require={
         "wandb": ["wandb"],

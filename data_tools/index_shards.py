@@ -13,13 +13,13 @@ Exit codes: 0 done; 2 wrong input, such as a damaged tar, or nothing usable; 3 d
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.foreign import index_shards
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
+from arvideo_ds.host import available_cores
 
 
 @command
@@ -33,7 +33,7 @@ def main() -> int:
     )
     parser.add_argument("--labels", type=Path, help="file of class names, in order")
     parser.add_argument(
-        "--workers", type=int, default=os.cpu_count() or 1, help="processes; default %(default)s"
+        "--workers", type=int, default=len(available_cores()), help="processes; default %(default)s"
     )
     parser.add_argument(
         "--timeout_s", type=float, default=120, help="per video; default %(default)s"

@@ -11,7 +11,6 @@ Exit codes: 0 done; 2 wrong input, or a shard is damaged.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.inspection import format_rows, inspect_shards, table, thumbnails
 from arvideo_ds.errors import UserError, command
+from arvideo_ds.host import available_cores
 
 _DPI = 150
 
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     for name, value, words in (
         ("num_videos", 24, "on the contact sheet"),
         ("seed", 0, "chooses those videos"),
-        ("workers", os.cpu_count() or 1, "processes"),
+        ("workers", len(available_cores()), "processes"),
         ("clip_frames", DataSettings().frames, "data.frames: shorter videos are counted"),
     ):
         parser.add_argument(

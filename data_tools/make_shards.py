@@ -15,7 +15,6 @@ videos were left out (rejects.jsonl says which and why); 75 interrupted, the sam
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import Counter
 from dataclasses import fields
@@ -26,6 +25,7 @@ from arvideo_ds.data.datasets import READERS, Listing, Source, read_listing
 from arvideo_ds.data.shard_writer import ShardJob, ShardReport, write_shards
 from arvideo_ds.data.video import TranscodeSettings
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
+from arvideo_ds.host import available_cores
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -69,7 +69,7 @@ def parse_arguments() -> argparse.Namespace:
         ("crf", defaults.crf, "x264 quality, lower is better"),
         ("samples_per_shard", 500, "videos"),
         ("seed", 0, "order of the videos over the shards"),
-        ("workers", os.cpu_count() or 1, "processes"),
+        ("workers", len(available_cores()), "processes"),
     ):
         parser.add_argument(
             f"--{name}", type=int, default=value, help=f"{words}; default %(default)s"

@@ -12,13 +12,13 @@ Exit codes: 0 sound; 1 not; 2 wrong input, such as a folder without shards; 75 i
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.verify import Verification, verify
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
+from arvideo_ds.host import available_cores
 
 EXIT_UNSOUND = 1
 _MIB = 2**20
@@ -30,7 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--decode", default="0.01", metavar="SHARE|all", help="share of the videos (default 0.01)"
     )
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--workers", type=int, default=len(available_cores()))
     parser.add_argument("--seed", type=int, default=0, help="chooses the videos to decode")
     parser.add_argument("--timeout_s", type=float, default=120, help="per video")
     return parser.parse_args()

@@ -20,7 +20,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -45,6 +44,7 @@ from arvideo_ds.evaluation.attention import (
     statistics,
 )
 from arvideo_ds.evaluation.pretrained import untrained
+from arvideo_ds.host import available_cores
 from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.train import run_folder
@@ -97,7 +97,7 @@ def main() -> int:
     require_same_clips(encoders)
     shards, recipe = ShardSet(args.shards), encoders[0].recipe
     numbers = evenly(shards.num_samples, min(args.clips, shards.num_samples))
-    workers = worker_count(recipe, cores=len(os.sched_getaffinity(0)))
+    workers = worker_count(recipe, cores=len(available_cores()))
     clips = Clips(shards, numbers, recipe, workers)
     with run_folder.lock(args.output):
         try:

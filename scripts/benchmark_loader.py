@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import platform
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,6 +39,13 @@ from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.sampling import train_frames
 from arvideo_ds.data.transforms import cut, multi_scale_crop
 from arvideo_ds.errors import UserError, command
+from arvideo_ds.host import (
+    available_cores,
+    bind_to_cores,
+    cpu_name,
+    peak_resident_bytes,
+    proportional_bytes,
+)
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WARM_UP_BATCHES = 2
@@ -49,10 +55,10 @@ _STAGE_CLIPS = 60
 @command
 def main() -> None:
     args = parse_arguments()
-    cores = sorted(os.sched_getaffinity(0))[: args.cores]
+    cores = available_cores()[: args.cores]
     if len(cores) < args.cores:
         raise UserError(f"--cores {args.cores}, but this process may use {len(cores)}.")
-    os.sched_setaffinity(0, cores)
+    bind_to_cores(cores)
     torch.set_num_threads(1)
     recipe = load_recipe(
         "pretrain_vit_b_k400",
@@ -177,7 +183,7 @@ def measure(loader: DataLoader[Any], args: argparse.Namespace) -> dict[str, Any]
         clips += len(tensor)
         num_bytes += tensor.nbytes
     workers = getattr(batches, "_workers", [])
-    memory = sum(resident_mib(worker.pid) for worker in workers)
+    memory = sum(shared_mib(worker.pid) for worker in workers)
     del batches
     return {
         "clips_per_s_per_core": round(clips / elapsed / args.cores, 2),
@@ -196,8 +202,8 @@ def memory_growth(loader: DataLoader[Any], clips: int) -> dict[str, Any]:
     while seen < clips:
         seen += len(next(batches).keys)
         if not after_tenth and seen >= clips // 10:
-            after_tenth = sum(resident_mib(pid) for pid in processes)
-    at_end = sum(resident_mib(pid) for pid in processes)
+            after_tenth = sum(shared_mib(pid) for pid in processes)
+    at_end = sum(shared_mib(pid) for pid in processes)
     return {
         "clips": seen,
         "resident_mib_after_a_tenth": round(after_tenth, 1),
@@ -206,12 +212,9 @@ def memory_growth(loader: DataLoader[Any], clips: int) -> dict[str, Any]:
     }
 
 
-def resident_mib(pid: int) -> float:
-    """Memory of a process that it shares with no other, and its share of the rest (PSS)."""
-    for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) / 1024
-    return 0.0
+def shared_mib(pid: int) -> float:
+    """Memory of a process, shared pages by its share of them (PSS)."""
+    return proportional_bytes(pid) / 2**20
 
 
 def stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
@@ -248,18 +251,13 @@ def stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
 
 
 def machine() -> dict[str, Any]:
-    model = next(
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
     return {
-        "cpu": model,
+        "cpu": cpu_name(),
         "cores_of_machine": os.cpu_count(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "torch": torch.__version__,
-        "peak_rss_of_main_process_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_rss_of_main_process_mib": peak_resident_bytes() // 2**20,
     }
 
 

@@ -25,6 +25,7 @@ from arvideo_ds.ablation.ranking import Spread
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import FinetuneRecipe, load_recipe
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
+from arvideo_ds.host import available_cores
 
 SCRIPTS = Path(__file__).parent
 STARTS = ("pretrained", "scratch")
@@ -71,9 +72,7 @@ def _train_and_test(args: argparse.Namespace, start: str, seed: int) -> dict[str
 
 def _run(jobs: int, script: str, *arguments: str) -> None:
     # Threads of several runs on the same cores would only wait for each other.
-    threads = (
-        {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
-    )
+    threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, len(available_cores()) // jobs))}
     command = [sys.executable, str(SCRIPTS / script), *arguments]
     done = subprocess.run(command, env={**os.environ, **threads}, check=False)
     if done.returncode == EXIT_INTERRUPTED:

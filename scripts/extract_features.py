@@ -14,7 +14,6 @@ videos were left out (rejects.jsonl says which and why); 75 interrupted, the sam
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from pathlib import Path
 
@@ -33,6 +32,7 @@ from arvideo_ds.evaluation.extraction import (
 from arvideo_ds.evaluation.feature_files import WRITERS
 from arvideo_ds.evaluation.feature_folder import INDEX
 from arvideo_ds.evaluation.stop import Stop
+from arvideo_ds.host import available_cores
 from arvideo_ds.train import run_folder
 
 _MAX_WORKERS = 16
@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--workers",
         type=int,
-        default=min(_MAX_WORKERS, len(os.sched_getaffinity(0))),
+        default=min(_MAX_WORKERS, len(available_cores())),
         help="processes that decode, a video each; 0: the main one",
     )
     parser.add_argument("--timeout_s", type=float, default=120, help="per batch of a video")

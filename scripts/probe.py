@@ -15,7 +15,6 @@ summary.json.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 
@@ -30,6 +29,7 @@ from arvideo_ds.evaluation.attentive import attentive_probe
 from arvideo_ds.evaluation.features import extract
 from arvideo_ds.evaluation.pretrained import load_trained_encoder, untrained
 from arvideo_ds.evaluation.probe import linear_probe, nearest_neighbours
+from arvideo_ds.host import available_cores
 from arvideo_ds.train import run_folder
 
 
@@ -108,7 +108,7 @@ def probe(
                 recipe,
                 device,
                 epochs=attentive_epochs,
-                num_workers=worker_count(recipe, cores=len(os.sched_getaffinity(0))),
+                num_workers=worker_count(recipe, cores=len(available_cores())),
             )
     results["probe_chance_accuracy"] = round(1 / len(train.manifest.labels or "?"), 4)
     results["probe_features"] = recipe.probe.features

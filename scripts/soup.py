@@ -11,7 +11,6 @@ clips). The output is a run folder for scripts/evaluate.py, predict.py and expor
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -21,6 +20,7 @@ from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.errors import UserError, command
+from arvideo_ds.host import available_cores
 from arvideo_ds.train import run_folder
 
 
@@ -115,7 +115,7 @@ def _scorer(model: Any, recipe: FinetuneRecipe, shards: ShardSet) -> Any:
             recipe,
             views=(1, 1),
             batch=recipe.evaluation.batch,
-            num_workers=worker_count(recipe, cores=len(os.sched_getaffinity(0))),
+            num_workers=worker_count(recipe, cores=len(available_cores())),
             device=device,
             progress=f"judging on {shards.name}",
         )

@@ -20,6 +20,7 @@ from typing import Any
 
 from arvideo_ds.ablation.cell import LOG, Cell, run_cell
 from arvideo_ds.errors import EXIT_INTERRUPTED, command
+from arvideo_ds.host import available_cores, bind_to_cores
 
 _PRELOADED = ["arvideo_ds.train.run", "arvideo_ds.evaluation.features"]
 Say = Callable[[str], None]
@@ -75,7 +76,7 @@ def _start(cell: Cell, slot: int, jobs: int) -> BaseProcess:
         # DeepSpeed would look for accelerators and say in the terminal that it found none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         context.set_forkserver_preload(_PRELOADED)
-    cores = shares(sorted(os.sched_getaffinity(0)), jobs)[slot]
+    cores = shares(available_cores(), jobs)[slot]
     process: BaseProcess = context.Process(
         target=_child, args=(cell, cores, slot if has_gpu else None)
     )
@@ -91,7 +92,7 @@ def _child(cell: Cell, cores: list[int], gpu_slot: int | None) -> None:
     with (cell.folder / LOG).open("ab") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())
         os.dup2(log.fileno(), sys.stderr.fileno())
-    os.sched_setaffinity(0, cores)
+    bind_to_cores(cores)
     os.environ["OMP_NUM_THREADS"] = str(len(cores))
     if gpu_slot is not None:
         _take_gpu(gpu_slot)

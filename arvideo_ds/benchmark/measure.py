@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,6 +29,7 @@ from arvideo_ds.benchmark.step import (
 from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import UserError
+from arvideo_ds.host import available_cores, cpu_name
 from arvideo_ds.version import git_commit
 
 
@@ -115,19 +114,11 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type,
         "gpu": gpu,
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)),
+        "cpu": cpu_name(),
+        "cores": len(available_cores()),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "deepspeed", "timm")},
         "cuda": torch.version.cuda if gpu else None,
         "commit": git_commit(),
     }
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    for line in info.read_text().splitlines() if info.is_file() else ():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import os
 import signal
 import threading
 import time
@@ -18,7 +17,6 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +31,7 @@ from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.order import rank_positions
 from arvideo_ds.data.watch import Watch
 from arvideo_ds.errors import UserError
+from arvideo_ds.host import resident_bytes
 
 _MAX_AUTO_WORKERS = 8
 # How often the trainer looks after its workers while it waits for them.
@@ -144,7 +143,7 @@ class TrainLoader:
 
     def workers_resident_gib(self) -> float:
         """Memory of the workers now, pages they share counted in each."""
-        return sum(_resident_bytes(worker.pid) for worker in self._workers) / 2**30
+        return sum(resident_bytes(worker.pid) for worker in self._workers) / 2**30
 
     def _batches(self, delivered: int) -> Generator[Batch, None, None]:
         # torch takes any iterable of lists here, though its types ask for a Sampler.
@@ -289,14 +288,6 @@ def _prefetch(data: DataSettings, num_workers: int, batch_bytes: int) -> int | N
         return None
     allowed = int(data.prefetch_mib * 2**20 / (num_workers * batch_bytes))
     return max(1, min(data.prefetch, allowed))
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        pages = Path(f"/proc/{pid}/statm").read_text().split()[1]
-    except OSError:  # it has ended, or this is no Linux
-        return 0
-    return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def worker_count(recipe: Recipe, *, cores: int) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import math
 import multiprocessing
-import os
+import signal
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,6 +22,7 @@ from arvideo_ds.data.datasets import Source, read_listing
 from arvideo_ds.data.manifest import MANIFEST
 from arvideo_ds.data.shard_writer import ShardJob, write_shards
 from arvideo_ds.data.video import TranscodeSettings, encode
+from arvideo_ds.host import available_cores
 
 _ENCODING = TranscodeSettings(short_side=0, gop=8, crf=12)
 _SAMPLES_PER_SHARD = 100
@@ -64,7 +65,10 @@ def make_shards(videos: SyntheticSet, folder: Path, split: str, count: int) -> N
     jobs = [(videos, files, split, number) for number in range(count)]
     kinds = len(videos.classes)
     print(f"{videos.name}: {count} {split} videos of {kinds} classes", flush=True)
-    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+    # Ctrl-C reaches the whole group: the main process ends the pool, without their tracebacks.
+    ignore = (signal.SIGINT, signal.SIG_IGN)
+    workers = len(available_cores())
+    with multiprocessing.get_context("spawn").Pool(workers, signal.signal, ignore) as pool:
         done = pool.imap_unordered(_write_video, jobs, chunksize=16)
         for _ in tqdm(done, total=count, unit="video", desc=f"{videos.name} {split}"):
             pass
@@ -77,7 +81,7 @@ def make_shards(videos: SyntheticSet, folder: Path, split: str, count: int) -> N
             transcode=None,
             samples_per_shard=_SAMPLES_PER_SHARD,
             seed=0,
-            workers=os.cpu_count() or 1,
+            workers=workers,
             timeout_s=60,
         )
     )

@@ -9,10 +9,12 @@ import os
 import resource
 import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 
 from arvideo_ds.doctor.report import Finding
+from arvideo_ds.host import available_cores, available_memory
 
 _GIB = 2**30
 # One rank of the demo, the smallest run there is, takes 1.0 GiB (memory/peak_gib).
@@ -24,6 +26,7 @@ _GOOD_SHM = 4 * _GIB
 _GOOD_FILES = 4096
 _GOOD_DISK = 10 * _GIB
 _SLOW_FSYNC_S = 1.0
+_SHM = Path("/dev/shm")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -36,8 +39,10 @@ def check_cores(seen: int, quota: float | None) -> Finding:
     return Finding("cores", "ok", says)
 
 
-def check_memory(available: int, limit: int | None) -> Finding:
+def check_memory(available: int | None, limit: int | None) -> Finding:
     """Bytes: free for new programs on the host, and the most that this job may take (cgroup)."""
+    if available is None:
+        return Finding("memory", "ok", "this system does not tell how much is available")
     usable = available if limit is None else min(available, limit)
     says = f"{available / _GIB:.1f} GiB available" + (
         "" if limit is None else f", limit of {limit / _GIB:.1f} GiB"
@@ -47,7 +52,10 @@ def check_memory(available: int, limit: int | None) -> Finding:
     return Finding("memory", "ok", says)
 
 
-def check_shm(free: int) -> Finding:
+def check_shm(free: int | None) -> Finding:
+    """Bytes free; None where the system has no /dev/shm and torch shares memory in other ways."""
+    if free is None:
+        return Finding("/dev/shm", "ok", "not used on this system")
     says = f"{free / _GIB:.2f} GiB free in /dev/shm, where batches wait for the trainer"
     fix = "containers: --shm-size=16g or --ipc=host; else lower data.prefetch_mib"
     if free <= _LEAST_SHM:
@@ -157,20 +165,19 @@ def examine(folder: Path) -> list[Finding]:
     """All of the above on this host."""
     host = socket.gethostname()
     return [
-        check_cores(len(os.sched_getaffinity(0)), cgroup_cores()),
-        check_memory(_available_memory(), cgroup_memory()),
-        check_shm(shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else 0),
+        check_cores(len(available_cores()), cgroup_cores()),
+        check_memory(available_memory(), cgroup_memory()),
+        check_shm(_free_shm()),
         check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
         check_host_name(host, _address(host), [name for _, name in socket.if_nameindex()]),
         check_disk(folder),
     ]
 
 
-def _available_memory() -> int:
-    for line in _read(Path("/proc/meminfo")).splitlines():
-        if line.startswith("MemAvailable:"):
-            return int(line.split()[1]) * 1024
-    return 0
+def _free_shm() -> int | None:
+    if _SHM.is_dir():
+        return shutil.disk_usage(_SHM).free
+    return 0 if sys.platform == "linux" else None
 
 
 def _address(host: str) -> str | None:

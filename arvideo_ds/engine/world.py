@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from arvideo_ds.engine.launcher import find_launcher, slurm_ranks
 from arvideo_ds.errors import UserError
+from arvideo_ds.host import available_cores
 
 _TIMEOUT = timedelta(minutes=30)
 _RESOLVE_TRIES, _RESOLVE_PAUSE_S = 3, 2.0
@@ -121,7 +122,7 @@ def _require_resolvable(host: str) -> None:
 
 def _cores(local_size: int) -> int:
     """CPU cores that are this rank's own, or its share of the host's."""
-    seen = len(os.sched_getaffinity(0))
+    seen = len(available_cores())
     # Where Slurm binds tasks to cores, each sees its own only.
     bound = seen < int(os.environ.get("SLURM_CPUS_ON_NODE", "0"))
     return seen if bound else max(1, seen // local_size)

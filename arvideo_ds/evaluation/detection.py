@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +36,7 @@ from arvideo_ds.evaluation.detection_map import (
     mean_average_precision,
 )
 from arvideo_ds.evaluation.pretrained import with_weights
+from arvideo_ds.host import available_cores
 from arvideo_ds.models.detector import Detector
 
 
@@ -191,7 +191,7 @@ def evaluate_run(recipe: DetectRecipe, weights: Path) -> tuple[Judge, Found, Rep
     def predict(batch: DetectionBatch) -> Tensor:
         return model(batch.clips, batch.boxes, batch.clip_of)
 
-    workers = worker_count(recipe, cores=len(os.sched_getaffinity(0)))
+    workers = worker_count(recipe, cores=len(available_cores()))
     found = judge.find(predict, num_workers=workers, device=device, progress="keyframes")
     return judge, found, judge.report(found)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from arvideo_ds.data.clips import NO_LABEL
 from arvideo_ds.data.loader import evaluation_batches, evaluation_loader, worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
+from arvideo_ds.host import available_cores
 from arvideo_ds.models.encoder import Encoder, encode_clips
 
 _BATCH = 64
@@ -49,7 +49,7 @@ def extract(
     if shards.manifest.labels is None:
         raise UserError(f"{shards.name} has no labels; a probe needs class folders or a CSV.")
     encoder = encoder.to(device)
-    workers = worker_count(recipe, cores=len(os.sched_getaffinity(0)))
+    workers = worker_count(recipe, cores=len(available_cores()))
     count = shards.num_samples if videos is None else min(videos, shards.num_samples)
     clips = recipe.probe.clips
     batches = evaluation_batches(count, max(1, _BATCH // clips))

@@ -6,7 +6,6 @@ B clips, T H W frames and pixels, t h w token grid, N tokens, V videos.
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from arvideo_ds.data.transforms import cut, view_crop
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.scores import outputs_of
 from arvideo_ds.geometry import num_kept
+from arvideo_ds.host import available_cores
 from arvideo_ds.models.cubes import to_cubes, unit_pixels
 from arvideo_ds.models.tokenizer import Reconstruction, Tokenizer
 
@@ -170,7 +170,7 @@ def judge_run(tokenizer: Tokenizer, shards: ShardSet, recipe: TokenizerRecipe) -
         lambda batch: moved(batch.clips),
         shards,
         recipe,
-        num_workers=worker_count(recipe, cores=len(os.sched_getaffinity(0))),
+        num_workers=worker_count(recipe, cores=len(available_cores())),
         device=device,
         progress="reconstruct",
     )

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import secrets
 import statistics
-import sys
 import time
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +21,7 @@ from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
+from arvideo_ds.host import peak_resident_bytes
 from arvideo_ds.json_lines import append_json_lines
 from arvideo_ds.train.run_folder import (
     METRICS,
@@ -144,8 +143,7 @@ def peak_memory_gib(device: torch.device) -> float:
     """Most memory held so far: the GPU's allocations, or this process's resident size."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / _GIB
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / _GIB
+    return peak_resident_bytes() / _GIB
 
 
 class Console:
