@@ -51,7 +51,14 @@ setup(
         # Fastest decoder; needs FFmpeg's libraries and the torch that it was built for.
         "torchcodec": ["torchcodec"],
         # scripts/export.py: other programs' formats, and holding what was exported against them.
-        "export": ["transformers", "onnx", "onnxscript", "onnxruntime"],
+        # torchcodec decodes for transformers' pipeline, and needs FFmpeg's libraries.
+        "export": [
+            "transformers",
+            'torchcodec; python_version >= "3.11"',
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+        ],
         # scripts/extract_features.py --format parquet
         "parquet": ["pyarrow"],
         "dev": [

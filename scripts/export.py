@@ -17,6 +17,7 @@ from pathlib import Path
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import command
+from arvideo_ds.exports.card import UNSPECIFIED
 from arvideo_ds.exports.export import FORMATS, export
 from arvideo_ds.exports.parity import clips_of, random_clips
 from arvideo_ds.exports.source import read_source
@@ -35,12 +36,18 @@ def main() -> None:
         help="default: best where the run has it, else last",
     )
     parser.add_argument("--shards", help="real clips to compare on; default: seeded random pixels")
+    parser.add_argument(
+        "--license",
+        default=UNSPECIFIED,
+        metavar="ID",
+        help="of the weights, for the model card, such as cc-by-nc-4.0; default %(default)s",
+    )
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, *run_folder.WITH_ENCODER)
     weights = run_folder.choose_weights(args.run, args.weights)
     source = read_source(args.run, recipe, run_folder.WEIGHTS[weights])
     clips = clips_of(ShardSet(args.shards), recipe) if args.shards else random_clips(recipe)
-    parity = export(source, args.format, args.output, clips)
+    parity = export(source, args.format, args.output, clips, license_id=args.license)
     print(json.dumps(parity, indent=1))
     print(f"{args.output} is there; how to open it: {args.output / 'README.md'}", file=sys.stderr)
 

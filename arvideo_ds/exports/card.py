@@ -12,6 +12,8 @@ import yaml
 from arvideo_ds.exports.opened import Opened
 from arvideo_ds.exports.source import Source, architecture, class_counts, public_recipe
 
+# How hubs write a licence that is not in their list, or not chosen.
+UNSPECIFIED = "other"
 # Of the summary, what describes the run or its machine and is no result.
 _NO_RESULTS = re.compile(
     r"(recipe|manifest|plan|commit|interrupted|resumed_from_step|train_seconds)|"
@@ -19,14 +21,21 @@ _NO_RESULTS = re.compile(
 )
 
 
-def model_card(source: Source, name: str, opened: Opened, parity: Mapping[str, Any]) -> str:
-    """README.md of an exported folder, Markdown.
+def model_card(
+    source: Source,
+    name: str,
+    opened: Opened,
+    parity: Mapping[str, Any],
+    *,
+    license_id: str = UNSPECIFIED,
+) -> str:
+    """README.md of an exported folder, Markdown with the front matter that model hubs read.
 
-    name: of the folder. Numbers are those of the run's summary.json and of parity.json; what the
-    run did not write down is said to be unknown.
+    name: of the folder. license_id: of the weights, as hubs write it. Numbers are those of the
+    run's summary.json and of parity.json; what the run did not write down is said to be unknown.
     """
     parts = [
-        _front_matter(opened),
+        _front_matter(source, name, opened, license_id),
         f"# {name}",
         _what_it_is(source),
         f"## How to open it\n\n```python\n{opened.how_to.replace('FOLDER', name)}\n```",
@@ -41,6 +50,7 @@ def model_card(source: Source, name: str, opened: Opened, parity: Mapping[str, A
                 for output, difference in parity["max_abs_difference"].items()
             ],
         ),
+        _license(license_id),
         "## Origin\n\n" + _table(("", ""), _origin(source, opened)),
         "## Recipe\n\n```yaml\n"
         + yaml.safe_dump(public_recipe(source.recipe), sort_keys=False)
@@ -49,8 +59,54 @@ def model_card(source: Source, name: str, opened: Opened, parity: Mapping[str, A
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(opened: Opened) -> str:
-    return f"---\n{yaml.safe_dump(opened.tags)}---" if opened.tags else ""
+def _front_matter(source: Source, name: str, opened: Opened, license_id: str) -> str:
+    shards, results = source.recipe.data.shards, _model_index(source)
+    front: dict[str, Any] = {
+        "license": license_id,
+        **opened.tags,
+        **({} if shards is None else {"datasets": [PurePath(shards).name]}),
+        "tags": ["arvideo_ds", "video", f"ViT-{source.recipe.model.size}"],
+        **({"model-index": [{"name": name, "results": results}]} if results else {}),
+    }
+    return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---"
+
+
+def _model_index(source: Source) -> list[dict[str, Any]]:
+    """Measured results of the exported weights: tests of classifiers, named probes of encoders."""
+    found = []
+    weights = {"model": "last"}.get(PurePath(source.weights).stem, PurePath(source.weights).stem)
+    for key, value in source.summary.items():
+        # test_<shards>-<weights>-<views>, as scripts/evaluate.py writes it.
+        tested = isinstance(value, Mapping) and key.startswith("test_")
+        if tested and value.get("weights") == weights:
+            views = "x".join(map(str, value["views"]))
+            metrics = {f"top-{k} accuracy, %, {views} views": value[f"top{k}"] for k in (1, 5)}
+            found.append(_result(key.removeprefix("test_").rsplit("-", 2)[0], metrics))
+    if source.labels is None:
+        for name, probe in (source.summary.get("probes") or {}).items():
+            accuracy = {"linear probe accuracy, %": 100 * probe["linear_probe_accuracy"]}
+            found.append(_result(name, accuracy))
+    return found
+
+
+def _result(dataset: str, metrics: Mapping[str, float]) -> dict[str, Any]:
+    return {
+        "task": {"type": "video-classification"},
+        "dataset": {"type": dataset, "name": dataset},
+        "metrics": [
+            {"type": "accuracy", "value": round(value, 4), "name": name}
+            for name, value in metrics.items()
+        ],
+    }
+
+
+def _license(license_id: str) -> str:
+    if license_id != UNSPECIFIED:
+        return ""
+    return (
+        "## Licence\n\nNot chosen yet: whoever publishes the weights chooses it, within the terms "
+        "of the data that they were trained on (`license` above, `--license` of the export)."
+    )
 
 
 def _what_it_is(source: Source) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.exports import huggingface, onnx_graph, own, timm_vit
-from arvideo_ds.exports.card import model_card
+from arvideo_ds.exports.card import UNSPECIFIED, model_card
 from arvideo_ds.exports.opened import Opened
 from arvideo_ds.exports.parity import Clips, compare
 from arvideo_ds.exports.source import Source
@@ -29,8 +29,17 @@ FORMATS: dict[str, Callable[[Source, Path], Opened]] = {
 }
 
 
-def export(source: Source, format_name: str, output: Path, clips: Clips) -> dict[str, object]:
+def export(
+    source: Source,
+    format_name: str,
+    output: Path,
+    clips: Clips,
+    *,
+    license_id: str = UNSPECIFIED,
+) -> dict[str, object]:
     """Export into `output`, which appears when the model is there and does what ours does.
+
+    license_id: of the weights, for the model card.
 
     Returns what parity.json holds. Errors: `UserError` where the folder is in use, the format
     cannot hold this model, or what was exported computes something else.
@@ -44,7 +53,8 @@ def export(source: Source, format_name: str, output: Path, clips: Clips) -> dict
         opened = FORMATS[format_name](source, partial)
         parity = compare(source, opened, clips)
         (partial / "parity.json").write_text(json.dumps(parity, indent=1) + "\n")
-        (partial / "README.md").write_text(model_card(source, output.name, opened, parity))
+        card = model_card(source, output.name, opened, parity, license_id=license_id)
+        (partial / "README.md").write_text(card, encoding="utf-8")
         partial.replace(output)
     except OSError as error:
         raise UserError(f"cannot write {output}: {error}.") from None

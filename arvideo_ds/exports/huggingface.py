@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.exports.opened import Opened, save_weights, versions
 from arvideo_ds.exports.source import Outputs, Source
@@ -49,8 +50,14 @@ def export(source: Source, folder: Path) -> Opened:
             f"frames they were in training: {_sampling(source)}.",
             "The key bias of the attention is left out: it cancels in the softmax.",
         ]
-        + ([] if size[0] == size[1] else ["The processor squeezes frames to the clip's shape."]),
-        tags={"library_name": "transformers", "pipeline_tag": "video-classification"},
+        + ([] if size[0] == size[1] else ["The processor squeezes frames to the clip's shape."])
+        + ([] if source.labels is None else [_pipeline(source)]),
+        tags={
+            "library_name": "transformers",
+            "pipeline_tag": "feature-extraction"
+            if source.labels is None
+            else "video-classification",
+        },
     )
 
 
@@ -157,6 +164,39 @@ def _run(model: Any, processor: Any, clips: Tensor) -> Outputs:
     if hasattr(model, "classifier"):
         out["logits"] = model(pixels).logits
     return out
+
+
+def _pipeline(source: Source) -> str:
+    """How transformers' pipeline samples, read in its code at 5.23, beside our evaluation."""
+    data, recipe = source.recipe.data, source.recipe
+    if isinstance(recipe, FinetuneRecipe):
+        temporal, spatial = recipe.evaluation.views
+        views = f"{temporal} x {spatial} views (clips along time x crops), averaged after softmax"
+    else:
+        views = "one central clip"
+    short = (
+        "takes frames twice"
+        if data.sampling == "uniform"
+        else "lowers the stride, and repeats the last frame where that does not suffice"
+    )
+    return (
+        "## With the pipeline\n\n"
+        "```python\n"
+        "from transformers import pipeline\n"
+        'print(pipeline("video-classification", model="FOLDER")("video.mp4"))\n'
+        "```\n\n"
+        "It needs `av` and `torchcodec`, and torchcodec FFmpeg's libraries; `pip install -e "
+        "'.[export]'` of arvideo_ds brings the first two. It samples another clip than the one "
+        "that the results below were measured with:\n\n"
+        f"- transformers 5.23: {data.frames} frames spread over the whole video, frame floor(i x n "
+        f"/ {data.frames}) of n; `frame_sampling_rate` has no effect. Versions that have no video "
+        f"processor for VideoMAE: the first {data.frames} frames, or every k-th of the first with "
+        "`frame_sampling_rate=k`.\n"
+        f"- The evaluation of arvideo_ds: {_sampling(source)}, {views}.\n"
+        f"- A video of fewer than {data.frames} frames is an error of the pipeline; arvideo_ds "
+        f"{short}.\n\n"
+        "For the evaluation's clip, decode its frames and open the model as above."
+    )
 
 
 def _sampling(source: Source) -> str:

@@ -9,16 +9,24 @@ import stat
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import av
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from arvideo_ds.config import Recipe
+from arvideo_ds.data.decoders import decode
+from arvideo_ds.data.demo_set import render
 from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.data.transforms import cut, view_crop
+from arvideo_ds.data.video import TranscodeSettings, encode
 from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.predictions import central_clip, top_labels
 from arvideo_ds.exports import export as exporting
 from arvideo_ds.exports.export import FORMATS, export
 from arvideo_ds.exports.parity import Clips, clips_of, random_clips
@@ -233,6 +241,110 @@ def test_the_card_says_what_the_model_is_and_its_lines_of_python_run(
         "pixels": torch.zeros(1, 3, *source.clip_shape),
     }
     exec(python[1], names)
+
+
+RESULT = {"top1": 81.25, "top5": 95.5, "views": [5, 3], "manifest": "abc"}
+
+
+@pytest.mark.parametrize("format_name", FORMATS)
+def test_hubs_read_the_card_and_find_the_results_of_the_exported_weights(
+    format_name: str, make_source: MakeSource, tmp_path: Path
+) -> None:
+    require(format_name)
+    hub = pytest.importorskip("huggingface_hub")
+    source = make_source("fine-tuned", data={"shards": "/home/me/k400-train"})
+    results = {
+        "test_k400-val-last-5x3": {**RESULT, "weights": "last"},
+        "test_k400-val-best-5x3": {**RESULT, "weights": "best", "top1": 99.0},
+        "test_mine-2-last-1x1": {**RESULT, "weights": "last", "views": [1, 1], "top1": 50.0},
+    }
+    source = dataclasses.replace(source, summary={**source.summary, **results})
+    out = tmp_path / "out"
+    export(source, format_name, out, random_clips(source.recipe), license_id="cc-by-nc-4.0")
+    card = hub.ModelCard((out / "README.md").read_text())
+    assert card.data.license == "cc-by-nc-4.0"
+    assert card.data.datasets == ["k400-train"]
+    assert "arvideo_ds" in card.data.tags
+    assert card.data.model_name == "out"
+    found = [(r.dataset_name, r.metric_name, r.metric_value) for r in card.data.eval_results]
+    assert found == [
+        ("k400-val", "top-1 accuracy, %, 5x3 views", 81.25),
+        ("k400-val", "top-5 accuracy, %, 5x3 views", 95.5),
+        ("mine-2", "top-1 accuracy, %, 1x1 views", 50.0),
+        ("mine-2", "top-5 accuracy, %, 1x1 views", 95.5),
+    ]
+    if format_name == "huggingface":
+        assert card.data.library_name == "transformers"
+        assert card.data.pipeline_tag == "video-classification"
+
+
+def test_a_card_has_no_results_that_were_not_measured_and_leaves_the_licence_open(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    source = make_source("fine-tuned")
+    export(source, "encoder", tmp_path / "out", random_clips(source.recipe))
+    card = hub.ModelCard((tmp_path / "out" / "README.md").read_text())
+    assert card.data.license == "other" and "Not chosen yet" in card.text
+    assert not card.data.eval_results and "model-index" not in card.content
+
+
+def test_named_probes_of_an_encoder_are_results(make_source: MakeSource, tmp_path: Path) -> None:
+    hub = pytest.importorskip("huggingface_hub")
+    source = make_source()
+    probes = {"probes": {"hmdb51": {"linear_probe_accuracy": 0.5}}}
+    source = dataclasses.replace(source, summary={**source.summary, **probes})
+    export(source, "encoder", tmp_path / "out", random_clips(source.recipe))
+    (result,) = hub.ModelCard((tmp_path / "out" / "README.md").read_text()).data.eval_results
+    assert (result.dataset_name, result.metric_value) == ("hmdb51", 50.0)
+
+
+def test_the_card_says_how_the_pipeline_samples_beside_our_evaluation(
+    make_source: MakeSource, tmp_path: Path
+) -> None:
+    require("huggingface")
+    source = make_source("fine-tuned", data={"stride": 4}, evaluation={"views": [5, 3]})
+    export(source, "huggingface", tmp_path / "out", random_clips(source.recipe))
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "floor(i x n / 8) of n" in card and "every 4th, 5 x 3 views" in card
+    assert 'pipeline("video-classification", model="out")' in card
+    assert "fewer than 8 frames is an error of the pipeline" in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("length", [8, 21])
+def test_the_pipeline_of_transformers_gives_our_probabilities_on_the_same_frames(
+    length: int, make_source: MakeSource, tmp_path: Path
+) -> None:
+    """Real H.264 files; of 8 frames the pipeline's clip is also that of scripts/predict.py."""
+    transformers = pytest.importorskip("transformers")
+    usable = pytest.importorskip("transformers.utils").is_torchcodec_usable
+    if not usable(decode="video"):
+        pytest.skip("transformers' pipeline decodes with torchcodec and FFmpeg's libraries")
+    source = make_source("fine-tuned")
+    export(source, "huggingface", tmp_path / "out", random_clips(source.recipe))
+    frames = [render(3, np.random.default_rng(number))[:8] for number in range(3)]
+    pictures = np.concatenate(frames)[:length]
+    images = (
+        av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(format="yuv420p")
+        for picture in pictures
+    )
+    path = tmp_path / "video.mp4"
+    path.write_bytes(encode(images, rate=Fraction(12), settings=TranscodeSettings(short_side=0)))
+    pipeline = transformers.pipeline("video-classification", model=str(tmp_path / "out"))
+    theirs = {found["label"]: found["score"] for found in pipeline(str(path), top_k=len(LABELS))}
+    indices = np.arange(8) * length // 8
+    decoded = decode("pyav", path.read_bytes(), indices)
+    clip = cut(decoded, view_crop(*decoded.shape[1:3], (32, 32)), (32, 32), flip=False)
+    if length == 8:
+        assert torch.equal(clip, central_clip(path, source.recipe.data))
+    assert isinstance(source.model, Classifier)
+    ours = dict(top_labels(source.model, LABELS, clip, len(LABELS)))
+    assert next(iter(theirs)) == next(iter(ours))
+    assert theirs == pytest.approx(ours, abs=0.01)
+    # Another clip gives something else, so the agreement is one on these frames.
+    other = dict(top_labels(source.model, LABELS, clip.flip(0), len(LABELS)))
+    assert max(abs(other[label] - ours[label]) for label in LABELS) > 0.01
 
 
 def test_a_folder_in_use_is_left_alone(make_source: MakeSource, tmp_path: Path) -> None:
