@@ -5,7 +5,7 @@
     python scripts/evaluate_detection.py RUN --csv found.csv evaluation.shards=VAL \\
         evaluation.annotations=ava_val_v2.2.csv evaluation.detections=VAL_PERSONS.csv
 
-Writes RUN/detection.json (mAP, average precision of each action, what was left out) and
+Writes RUN/detection.json (both mAPs, average precision of each action, what was left out) and
 RUN/detections.png; --csv the rows that the official script get_ava_performance.py reads.
 Exit codes: 0 done; 2 wrong input.
 """
@@ -58,8 +58,12 @@ def main() -> None:
         write_official_csv(args.csv, found, judge.actions)
     for note in report.notes():
         print(f"note: {note}")
-    mean = f"{100 * report.mean:.2f} % over {report.classes} actions with ground truth"
-    print(f"frame mAP {mean} (boxes: {facts['boxes_of']}); {args.run / REPORT}, {PICTURE}")
+    capped, uncapped = (f"{100 * mean:.2f} %" for mean in report.means().values())
+    print(
+        f"frame mAP {capped} with the 50 best rows of a keyframe (ActivityNet), {uncapped} with "
+        f"all; {report.classes} actions with ground truth, boxes: {facts['boxes_of']}"
+    )
+    print(f"written: {args.run / REPORT}, {PICTURE}")
 
 
 if __name__ == "__main__":

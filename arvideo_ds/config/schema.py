@@ -51,17 +51,22 @@ class DataSettings(Settings):
     # "multi_scale": sides are shares of the largest crop, `crop_scales`; height and width may
     # differ by one step. "random_resized": a share of the area within `crop_area`, 3:4 to 4:3.
     # "grid": the short side as the clip's, then a box at a multiple of the patch (data.scores).
-    crop: Literal["multi_scale", "random_resized", "grid"] = "multi_scale"
+    # "short_side": the short side as `short_side` says, then a box of the clip's size, uniform.
+    crop: Literal["multi_scale", "random_resized", "grid", "short_side"] = "multi_scale"
     crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.875, 0.75, 0.66)
     crop_area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
         0.08,
         1.0,
     )
+    # Pixels of the frame's shorter side from which crop=short_side cuts its box.
+    short_side: Positive = 256
     flip: bool = False
     # Folder of token scores of these shards (scripts/score_tokens.py), delivered with the clips.
     scores: str | None = None
     # timm's RandAugment, such as "rand-m7-n4-mstd0.5-inc1", alike on all frames of a clip.
     randaugment: str | None = None
+    # Largest shift of hue (degrees), saturation and value (0..1), drawn uniformly for a whole clip.
+    hsv_jitter: tuple[Annotated[float, Field(ge=0, le=180)], Share, Share] | None = None
     # Probability that a box of the clip is replaced by noise (random erasing).
     erase: Share = 0.0
     # Clips cut from each decoded video (repeated augmentation, VideoMAE V2).
@@ -93,10 +98,19 @@ class DataSettings(Settings):
         return value
 
     @model_validator(mode="after")
+    def _box_fits(self) -> Self:
+        if self.crop == "short_side" and self.short_side < max(self.size):
+            raise UserError(
+                f"data.short_side={self.short_side} is smaller than data.size={list(self.size)}, "
+                f"so no such box fits into the frame. Raise it to {max(self.size)} or more."
+            )
+        return self
+
+    @model_validator(mode="after")
     def _scores_are_replayed(self) -> Self:
         """Stored scores can follow a clip only where its tokens are tokens of the whole video."""
         needed = {"crop": "grid", "sampling": "dense", "flip": False}
-        needed |= {"randaugment": None, "erase": 0.0}
+        needed |= {"randaugment": None, "hsv_jitter": None, "erase": 0.0}
         wrong = [key for key, value in needed.items() if getattr(self, key) != value]
         if self.scores is not None and wrong:
             said = ", ".join(f"data.{key}={json.dumps(getattr(self, key))}" for key in wrong)
@@ -205,13 +219,20 @@ class FinetuneSettings(TransferSettings):
 
 
 class DetectSettings(TransferSettings):
-    """How the actions in boxes are learnt; defaults of METHOD for ViT-B on AVA v2.2."""
+    """How the actions in boxes are learnt.
+
+    Runs that were trained before a key existed had what is its default; the official settings of
+    the published figure are in recipes/ava, each with its source in docs/detection.md.
+    """
 
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2
     # Actions are numbered 1..num_actions; one logit each.
     num_actions: Positive = 80
     # The file of boxes that the shards were made from (ava_train_v2.2.csv).
     annotations: str | None = None
+    # "all": boxes of the annotations, and those of `detections` where given. "annotated": boxes of
+    # the annotations alone; `detections` is refused.
+    train_on: Literal["all", "annotated"] = "all"
     # Boxes of a person detector, which are trained on beside those of the annotations: a CSV of
     # video_id, second, x1, y1, x2, y2, [anything,] score. Those below min_score are left out.
     detections: str | None = None
@@ -219,6 +240,17 @@ class DetectSettings(TransferSettings):
     # A detected box has the actions of the annotated one that it overlaps most, from this IoU on;
     # below, it has none.
     match_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
+    # Boxes that the crop does not show: "dropped", or "kept" with their actions, as a line on the
+    # edge of the clip that is nearest.
+    outside: Literal["dropped", "kept"] = "dropped"
+    # How far each side of a training box moves at most, uniformly, as shares of the box: left and
+    # right outwards, inwards, then top and bottom outwards, inwards.
+    jitter: tuple[Share, Share, Share, Share] = (0.0, 0.0, 0.0, 0.0)
+    # Where the norm between encoder and head is: "pooled" normalises what is read of each box and
+    # has no final norm in the encoder; "tokens" is the encoder's own pretrained final norm alone.
+    norm: Literal["pooled", "tokens"] = "pooled"
+    # RoIAlign with cell centres at half a token (torchvision's aligned=True), or without the shift.
+    roi_aligned: bool = True
 
 
 class EvaluationSettings(Settings):
@@ -249,8 +281,29 @@ class DetectEvaluationSettings(Settings):
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
     # Crops along the longer side; a box is judged in the one that shows most of it.
     views: Positive = 3
-    # Clips per rank and forward pass.
+    # Instead of crops the whole frame, its shorter side of so many pixels, filled up to a multiple
+    # of the patch. Frames differ in shape, so each goes through the model alone.
+    short_side: Positive | None = None
+    # Clips per rank and forward pass; 1 where `short_side` is given.
     batch: Positive = 24
+    # By what share of its width and height a box grows, half of it at each side, before the model
+    # reads it; the box that is judged stays.
+    extend: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
+    # A row's score is the probability of the action times the score of the box in `detections`.
+    person_score: bool = False
+    # Which mAP chooses the best weights: "map" counts the 50 best rows of a keyframe (ActivityNet),
+    # "map_uncapped" counts all. Both are reported.
+    best_by: Literal["map", "map_uncapped"] = "map"
+
+    @property
+    def crops(self) -> int:
+        """Clips of a keyframe in a test."""
+        return self.views if self.short_side is None else 1
+
+    @property
+    def keyframes(self) -> int:
+        """Keyframes per rank and forward pass of a test."""
+        return self.batch // self.views if self.short_side is None else 1
 
 
 class ProbeSettings(Settings):
@@ -525,10 +578,16 @@ class DetectRecipe(Recipe):
             )
         if self.data.crop == "grid":
             raise UserError(
-                "data.crop=grid is for clips without boxes; set data.crop to multi_scale or "
-                "random_resized."
+                "data.crop=grid is for clips without boxes; set data.crop to short_side, "
+                "multi_scale or random_resized."
             )
-        if self.evaluation.batch < self.evaluation.views:
+        if self.detect.train_on == "annotated" and self.detect.detections is not None:
+            raise UserError(
+                f"detect.detections={self.detect.detections} gives boxes to train on, and "
+                "detect.train_on=annotated trains on none of them. Leave detect.detections out, or "
+                "set detect.train_on=all."
+            )
+        if self.evaluation.keyframes < 1:
             raise UserError(
                 f"evaluation.batch={self.evaluation.batch} is smaller than evaluation.views="
                 f"{self.evaluation.views}: the views of a keyframe stay together. Raise it to "

@@ -42,19 +42,23 @@ def seeded(number: int) -> Iterator[None]:
 
 
 class Augment:
-    """RandAugment and random erasing of a clip, as `data.randaugment` and `data.erase` say.
+    """Colour jitter, RandAugment and random erasing of a clip: `data.hsv_jitter`,
+    `data.randaugment`, `data.erase`.
 
     RandAugment works on the cropped clip: fewer pixels than the whole frame, which VideoMAE's code
     augments before it crops. Errors: `UserError` where timm does not know the configuration.
     """
 
     def __init__(self, data: DataSettings) -> None:
+        self._hsv_jitter = data.hsv_jitter
         self._randaugment = _randaugment(data)
         # On a canvas of zeros, since it must not see that pixels are bytes.
         self._erase = v2.RandomErasing(data.erase, value="random") if data.erase else None
 
     def __call__(self, clip: Tensor, number: int) -> Tensor:
         """Clip F h w 3 (uint8) -> the same, augmented; `number` decides all draws."""
+        if self._hsv_jitter is not None:
+            clip = jitter_hsv(clip, self._hsv_jitter, np.random.default_rng(number))
         if self._randaugment is not None:
             clip = torch.stack([self._augmented(frame, number) for frame in clip])
         return clip if self._erase is None else self._erased(clip, number)
@@ -74,6 +78,26 @@ class Augment:
         pixels = noise * torch.tensor(IMAGENET_DEFAULT_STD) + torch.tensor(IMAGENET_DEFAULT_MEAN)
         erased = (_COLOUR * pixels).round().clamp(0, _COLOUR).to(torch.uint8)
         return torch.where(noise == 0, clip, erased)
+
+
+def jitter_hsv(
+    clip: Tensor, largest: tuple[float, float, float], generator: np.random.Generator
+) -> Tensor:
+    """Clip F h w 3 (uint8) with hue, saturation and value shifted alike everywhere.
+
+    largest: of the shifts, in degrees and in shares of 1; each shift is uniform over the whole
+    steps (1/256 of the circle, 1/255) within it. Hue is a circle, the others are cut off at 0 and
+    1. Source: AlphAction's ColorJitter, as VideoMAE's action detection uses it.
+    """
+    most = np.round(np.array(largest) * (256 / 360, 255, 255)).astype(int)
+    hue, saturation, value = generator.integers(-most, most + 1)
+    # All frames as one picture, one below another.
+    picture = Image.fromarray(clip.reshape(-1, *clip.shape[2:]).numpy()).convert("HSV")
+    channels = np.array(picture).astype(np.int16)
+    channels[..., 0] = (channels[..., 0] + hue) % 256
+    channels[..., 1:] = (channels[..., 1:] + (saturation, value)).clip(0, 255)
+    shifted = Image.frombytes("HSV", picture.size, channels.astype(np.uint8).tobytes())
+    return torch.from_numpy(np.array(shifted.convert("RGB"))).reshape(clip.shape)
 
 
 def _randaugment(data: DataSettings) -> v2.Transform | None:

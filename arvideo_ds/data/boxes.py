@@ -47,6 +47,36 @@ def is_there(inside: Tensor) -> Tensor:
     return (inside[:, 2:] - inside[:, :2] >= _LEAST_PIXELS).all(dim=1)
 
 
+def jittered(
+    boxes: Tensor,
+    size: tuple[int, int],
+    largest: tuple[float, float, float, float],
+    generator: np.random.Generator,
+) -> Tensor:
+    """Boxes of a clip h w, every side moved by a uniform share of the box; they stay inside.
+
+    largest: shares of the width outwards and inwards, then of the height. A box keeps at least one
+    pixel of width and height. Source: VideoMAE's action detection (random_aug of
+    alphaction/structures/bounding_box.py).
+    """
+    (height, width), (wide_out, wide_in, tall_out, tall_in) = size, largest
+    low = np.array([-wide_out, -tall_out, -wide_in, -tall_in])
+    high = np.array([wide_in, tall_in, wide_out, tall_out])
+    shares = torch.from_numpy(generator.uniform(low, high, (len(boxes), 4))).float()
+    sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=_LEAST_PIXELS).repeat(1, 2)
+    moved = boxes + shares * sides
+    last = torch.tensor([width, height], dtype=torch.float32)
+    corner = moved[:, :2].clamp(min=0).minimum(last - _LEAST_PIXELS)
+    return torch.cat([corner, moved[:, 2:].minimum(last).maximum(corner + _LEAST_PIXELS)], dim=1)
+
+
+def extended(boxes: Tensor, size: tuple[int, int], by: tuple[float, float]) -> Tensor:
+    """Boxes of a clip h w grown by shares of their width and height, half at each side; cut off
+    at the clip's sides. Source: VideoMAE's action detection (test_ext of modeling_finetune.py)."""
+    grown = (boxes[:, 2:] - boxes[:, :2]) * torch.tensor(by) / 2
+    return clip_boxes_to_image(torch.cat([boxes[:, :2] - grown, boxes[:, 2:] + grown], 1), size)
+
+
 def best_match(boxes: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Of each box the place of the other that it overlaps most, and their IoU; there are others."""
     iou = box_iou(torch.as_tensor(boxes).reshape(-1, 4), torch.as_tensor(others).reshape(-1, 4))

@@ -25,6 +25,7 @@ from arvideo_ds.data.transforms import (
     grid_crop,
     multi_scale_crop,
     random_resized_crop,
+    short_side_crop,
     view_crop,
 )
 from arvideo_ds.data.watch import Watch
@@ -278,6 +279,8 @@ def random_crop(
         return grid_crop(height, width, data.size, patch, generator)
     if data.crop == "random_resized":
         return random_resized_crop(height, width, data.crop_area, generator)
+    if data.crop == "short_side":
+        return short_side_crop(height, width, data.size, data.short_side, generator)
     return multi_scale_crop(height, width, data.size, data.crop_scales, generator)
 
 

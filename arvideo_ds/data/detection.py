@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from arvideo_ds.config import DetectRecipe
-from arvideo_ds.data.boxes import is_there, to_clip, visible
+from arvideo_ds.data.boxes import extended, is_there, jittered, to_clip, visible
 from arvideo_ds.data.clips import (
     NO_LABEL,
     Skipped,
@@ -40,18 +40,19 @@ from arvideo_ds.data.loader import Batch, collate
 from arvideo_ds.data.manifest import IndexedSample, ShardSet
 from arvideo_ds.data.order import Place
 from arvideo_ds.data.sampling import keyframe_frames
-from arvideo_ds.data.transforms import cut, view_crop
+from arvideo_ds.data.transforms import Crop, cut, fill_up, view_crop, whole_frame
 from arvideo_ds.randomness import clip_generator, draw_key
 
 
 @dataclass(frozen=True)
 class ClipBoxes:
-    """Boxes of one clip: boxes n 4 in its pixels (x1 y1 x2 y2), targets n A (bool), and as shares
-    of the whole frame n 4 (float64)."""
+    """Boxes of one clip: boxes n 4 in its pixels (x1 y1 x2 y2), targets n A (bool), as shares of
+    the whole frame n 4 (float64), and scores n of the person detector (float64)."""
 
     boxes: Tensor
     targets: Tensor
     in_frame: Tensor
+    scores: Tensor
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class DetectionBatch(Batch):
     """A `Batch` with the boxes of its clips, all in one list of R.
 
     boxes: R 4, pixels of the clip (float32). clip_of: R, the clip's place in the batch (int64).
-    targets: R A (bool). in_frame: R 4, shares of the frame (float64, stays on the host).
+    targets: R A (bool). in_frame: R 4, shares of the frame, and person_scores: R, those of the
+    boxes in the person detector's eyes (float64, both stay on the host).
     keyframes: of each clip, film and second.
     """
 
@@ -75,6 +77,7 @@ class DetectionBatch(Batch):
     clip_of: Tensor
     targets: Tensor
     in_frame: Tensor
+    person_scores: Tensor
     keyframes: list[Keyframe]
 
     def _map(self, change: Any) -> DetectionBatch:
@@ -85,8 +88,8 @@ class DetectionBatch(Batch):
 class TrainKeyframes(TrainClips):
     """Run position -> clips around a keyframe and their boxes, cropped and flipped alike.
 
-    Boxes of the annotations and detected ones, as recipe.detect says. Those that the crop leaves
-    outside are not of that clip. All draws are functions of the position.
+    Boxes of the annotations and detected ones, those that the crop does not show dropped or kept,
+    and jittered: all as recipe.detect says. All draws are functions of the position.
     """
 
     def __init__(
@@ -98,7 +101,7 @@ class TrainKeyframes(TrainClips):
         left_out: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(shards, recipe, num_workers=num_workers, left_out=left_out)
-        self.boxes = training_boxes(shards, recipe)
+        self.boxes, self.settings = training_boxes(shards, recipe), recipe.detect
 
     def _clips(self, run_position: int) -> KeyframeClips:
         place, sample = self.sample(run_position)
@@ -129,19 +132,25 @@ class TrainKeyframes(TrainClips):
         clip = self.augment(clip, int(generator.integers(2**63)))
         moved = to_clip(known.boxes, (height, width), crop, self.data.size, flip=flip)
         inside, _ = visible(moved, self.data.size)
-        return clip, _clip_boxes(known, inside, is_there(inside))
+        which = is_there(inside)
+        if self.settings.outside == "kept":
+            which = torch.ones_like(which)
+        if any(self.settings.jitter):
+            inside = jittered(inside, self.data.size, self.settings.jitter, generator)
+        return clip, _clip_boxes(known, inside, which)
 
 
 class EvaluationKeyframes(Dataset[KeyframeClips]):
-    """Sample number -> crops of one keyframe along its longer side, every keyframe once.
+    """Sample number -> clips of one keyframe as `evaluation` says, every keyframe once.
 
-    Each box belongs to the crop that shows most of it (the first of equals), so it is judged once.
+    Crops along its longer side, where each box belongs to the crop that shows most of it (the first
+    of equals), so it is judged once; or the whole frame. Boxes are extended; `in_frame` stays.
     """
 
     def __init__(self, shards: ShardSet, recipe: DetectRecipe, boxes: BoxSource) -> None:
         require_protocol(shards, recipe)
         self.shards, self.data, self.boxes = shards, recipe.data, boxes
-        self.views = recipe.evaluation.views
+        self.settings, self.patch = recipe.evaluation, recipe.patch[1:]
         self.decoder = choose_decoder(recipe.data.decoder)
         self.places = [
             (number, member)
@@ -162,22 +171,43 @@ class EvaluationKeyframes(Dataset[KeyframeClips]):
     def __getitem__(self, number: int) -> KeyframeClips:
         shard, member = self.places[number]
         sample, known = self.shards.index(shard).samples[member], self.boxes(shard, member)
-        data, keys = self.data, [number] * self.views
+        data, keys = self.data, [number] * self.settings.crops
         wanted = keyframe_frames(sample.num_frames, data.frames, data.stride, known.frame)
         try:
             frames = decoded(self.shards, self.decoder, shard, sample, wanted)
         except DecodeError as error:
             return _undecoded(sample, known, keys, black_clip(data), error)
-        height, width = frames.shape[1:3]
-        crops = [
-            view_crop(height, width, data.size, view, self.views) for view in range(self.views)
-        ]
-        clips = [cut(frames, crop, data.size, flip=False) for crop in crops]
-        moved = [to_clip(known.boxes, (height, width), c, data.size, flip=False) for c in crops]
-        inside, shares = zip(*(visible(boxes, data.size) for boxes in moved), strict=True)
-        best = torch.stack(shares).argmax(dim=0)
-        boxes = [_clip_boxes(known, own, best == view) for view, own in enumerate(inside)]
+        short_side = self.settings.short_side
+        if short_side is not None:
+            clips, boxes = self._whole(frames, known, short_side)
+        else:
+            clips, boxes = self._crops(frames, known)
         return KeyframeClips(clips, keys, NO_LABEL, None, known.keyframe, boxes)
+
+    def _whole(
+        self, frames: np.ndarray, known: KeyframeBoxes, short_side: int
+    ) -> tuple[list[Tensor], list[ClipBoxes]]:
+        frame, everything = frames.shape[1:3], Crop(0, 0, *frames.shape[1:3])
+        size, missing = whole_frame(*frame, short_side, self.patch)
+        clip = fill_up(cut(frames, everything, size, flip=False), missing)
+        boxes = to_clip(known.boxes, frame, everything, size, flip=False)
+        inside = extended(boxes, size, self.settings.extend)
+        return [clip], [_clip_boxes(known, inside, torch.ones(len(boxes), dtype=torch.bool))]
+
+    def _crops(
+        self, frames: np.ndarray, known: KeyframeBoxes
+    ) -> tuple[list[Tensor], list[ClipBoxes]]:
+        (height, width), size, views = frames.shape[1:3], self.data.size, self.settings.views
+        crops = [view_crop(height, width, size, view, views) for view in range(views)]
+        clips = [cut(frames, crop, size, flip=False) for crop in crops]
+        moved = [to_clip(known.boxes, (height, width), crop, size, flip=False) for crop in crops]
+        shares = torch.stack([visible(boxes, size)[1] for boxes in moved])
+        best, by = shares.argmax(dim=0), self.settings.extend
+        boxes = [
+            _clip_boxes(known, extended(boxes, size, by), best == view)
+            for view, boxes in enumerate(moved)
+        ]
+        return clips, boxes
 
 
 def training_boxes(shards: ShardSet, recipe: DetectRecipe) -> BoxSource:
@@ -210,6 +240,7 @@ def collate_keyframes(videos: list[KeyframeClips]) -> DetectionBatch:
         clip_of=torch.arange(len(boxes)).repeat_interleave(counts),
         targets=torch.cat([own.targets for own in boxes]),
         in_frame=torch.cat([own.in_frame for own in boxes]),
+        person_scores=torch.cat([own.scores for own in boxes]),
         keyframes=[video.keyframe for video in videos for _ in video.keys],
     )
 
@@ -219,6 +250,7 @@ def _clip_boxes(known: KeyframeBoxes, inside: Tensor, which: Tensor) -> ClipBoxe
         inside[which],
         torch.as_tensor(known.targets)[which],
         torch.as_tensor(known.boxes, dtype=torch.float64).reshape(-1, 4)[which],
+        torch.as_tensor(known.scores, dtype=torch.float64)[which],
     )
 
 

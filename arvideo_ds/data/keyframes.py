@@ -56,12 +56,25 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class KeyframeBoxes:
-    """Boxes n 4 (shares of the frame) and targets n A (bool): which actions each holds."""
+    """Boxes n 4 (shares of the frame), targets n A (bool): which actions each holds, and scores n:
+    how sure the person detector was of each; 1 for boxes of the annotations."""
 
     keyframe: Keyframe
     frame: int
     boxes: np.ndarray
     targets: np.ndarray
+    scores: np.ndarray
+
+
+@dataclass(frozen=True)
+class Detected:
+    """Boxes n 4 (shares of the frame) and scores n of a person detector in one keyframe."""
+
+    boxes: np.ndarray
+    scores: np.ndarray
+
+
+_NOBODY = Detected(np.zeros((0, 4)), np.zeros(0))
 
 
 class BoxSource:
@@ -77,7 +90,7 @@ class BoxSource:
         shards: ShardSet,
         annotations: Annotations,
         *,
-        detections: Mapping[Keyframe, np.ndarray] | None,
+        detections: Mapping[Keyframe, Detected] | None,
         truth: bool,
         num_actions: int,
         match_iou: float = 0.5,
@@ -96,12 +109,13 @@ class BoxSource:
     def __call__(self, shard: int, member: int) -> KeyframeBoxes:
         place = self.places(shard)[member]
         boxes, targets = self._annotated(place.lines)
+        own = boxes, targets, np.ones(len(boxes))
         if self._detections is not None:
-            found = self._detections.get(place.keyframe, np.zeros((0, 4)))
-            matched = self._matched(found, boxes, targets)
-            boxes = np.concatenate([boxes, found]) if self._truth else found
-            targets = np.concatenate([targets, matched]) if self._truth else matched
-        return KeyframeBoxes(place.keyframe, place.frame, boxes, targets)
+            found = self._detections.get(place.keyframe, _NOBODY)
+            others = found.boxes, self._matched(found.boxes, boxes, targets), found.scores
+            pairs = zip(own, others, strict=True)
+            own = tuple(np.concatenate(pair) for pair in pairs) if self._truth else others
+        return KeyframeBoxes(place.keyframe, place.frame, *own)
 
     @functools.lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019  lives as long as its reader
     def places(self, shard: int) -> list[Place]:
@@ -174,12 +188,12 @@ def read_annotations(path: str | None, key: str) -> Annotations:
     return Annotations(Path(path), digest, boxes, actions, places, bad_rows)
 
 
-def read_detections(path: str, key: str, min_score: float) -> dict[Keyframe, np.ndarray]:
-    """Boxes of a person detector with at least `min_score`, n 4 by keyframe, best first.
+def read_detections(path: str, key: str, min_score: float) -> dict[Keyframe, Detected]:
+    """Boxes of a person detector with at least `min_score`, by keyframe, best first.
 
     The CSV that is commonly used for AVA, without header: `_FORMAT`. Boxes are cut off at 0 and 1;
-    one that is listed several times (for its actions, say) counts once. Errors: `UserError` that
-    names the line, and where no box is left.
+    one that is listed several times (for its actions, say) counts once, with its best score.
+    Errors: `UserError` that names the line, and where no box is left.
     """
     found: dict[Keyframe, dict[tuple[float, ...], float]] = defaultdict(dict)
     for number, text in text_lines(Path(path)):
@@ -191,7 +205,7 @@ def read_detections(path: str, key: str, min_score: float) -> dict[Keyframe, np.
             found[keyframe][box] = max(score, found[keyframe].get(box, 0.0))
     if not found:
         raise UserError(f"{key}={path} has no box with a score of {min_score} or more.")
-    return {keyframe: np.array(_best_first(boxes)) for keyframe, boxes in found.items()}
+    return {keyframe: _best_first(boxes) for keyframe, boxes in found.items()}
 
 
 def read_excluded(path: str | None) -> set[Keyframe]:
@@ -205,8 +219,9 @@ def read_excluded(path: str | None) -> set[Keyframe]:
     return excluded
 
 
-def _best_first(boxes: Mapping[tuple[float, ...], float]) -> list[tuple[float, ...]]:
-    return sorted(boxes, key=lambda box: -boxes[box])
+def _best_first(scores: Mapping[tuple[float, ...], float]) -> Detected:
+    boxes = sorted(scores, key=lambda box: -scores[box])
+    return Detected(np.array(boxes), np.array([scores[box] for box in boxes]))
 
 
 def _detection(text: str) -> tuple[Keyframe, tuple[float, ...], float]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
@@ -75,6 +76,25 @@ def random_resized_crop(
     return Crop((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
+def short_side_crop(
+    height: int,
+    width: int,
+    size: tuple[int, int],
+    short_side: int,
+    generator: np.random.Generator,
+) -> Crop:
+    """A box that has the clip's size once the frame's shorter side is `short_side` pixels.
+
+    Its place is uniform over the pixels of the frame as it came. Source: VideoMAE's action
+    detection (data/transforms.py, short side 256, boxes of 224).
+    """
+    scale = min(height, width) / short_side
+    rows, columns = (max(1, round(side * scale)) for side in size)
+    top = int(generator.integers(height - rows + 1))
+    left = int(generator.integers(width - columns + 1))
+    return Crop(top, left, rows, columns)
+
+
 def grid_crop(
     height: int,
     width: int,
@@ -120,6 +140,29 @@ def view_crop(
     share = view / (views - 1) if views > 1 else 0.5
     top, left = int(share * (height - box_height)), int(share * (width - box_width))
     return Crop(top, left, box_height, box_width)
+
+
+def whole_frame(
+    height: int, width: int, short_side: int, patch: tuple[int, int]
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Size of a frame whose shorter side is `short_side`, the aspect kept, and rows and columns
+    that are missing to the next multiple of the patch."""
+    scale = short_side / min(height, width)
+    # The longer side is rounded down, as the official code does.
+    rows, columns = (max(short_side, int(side * scale)) for side in (height, width))
+    return (rows, columns), (-rows % patch[0], -columns % patch[1])
+
+
+def fill_up(clip: Tensor, missing: tuple[int, int]) -> Tensor:
+    """Clip F h w 3 with `missing` rows below and columns at the right of ImageNet's mean colour.
+
+    That colour is zero to the encoder.
+    """
+    frames, rows, columns, _ = clip.shape
+    mean = torch.tensor([round(255 * value) for value in IMAGENET_DEFAULT_MEAN], dtype=torch.uint8)
+    filled = mean.expand(frames, rows + missing[0], columns + missing[1], 3).clone()
+    filled[:, :rows, :columns] = clip
+    return filled
 
 
 def cut(frames: np.ndarray, crop: Crop, size: tuple[int, int], *, flip: bool) -> Tensor:

@@ -142,12 +142,14 @@ def _encode(
     cubes: Tensor,
     tokens: Tensor,
     mask: Tensor | None = None,
+    **others: Any,
 ) -> Tensor:
     """`Encoder.forward` on a slice of the tokens, gathered."""
     if not encoder.training:
-        return forward(cubes, tokens, mask)
+        return forward(cubes, tokens, mask, **others)
     shared.count, group = tokens.shape[1], shared.group
-    return group.gather(forward(group.slice(cubes), group.slice(tokens), mask), shared.count)
+    own = forward(group.slice(cubes), group.slice(tokens), mask, **others)
+    return group.gather(own, shared.count)
 
 
 def _attend(

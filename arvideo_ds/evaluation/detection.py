@@ -31,8 +31,9 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.actions import read_actions
 from arvideo_ds.evaluation.detection_map import (
     LEAST_IOU,
+    MOST_ROWS,
     Rows,
-    average_precisions,
+    judged,
     mean_average_precision,
 )
 from arvideo_ds.evaluation.pretrained import with_weights
@@ -42,14 +43,17 @@ from arvideo_ds.models.detector import Detector
 
 @dataclass(frozen=True)
 class Scored:
-    """Of one keyframe: boxes n 4 (x1 y1 x2 y2, 0..1) and the probability of each action, n A."""
+    """Of one keyframe: boxes n 4 (x1 y1 x2 y2, 0..1) and the score of each action, n A.
+
+    A score is the action's probability, times that of the person where `evaluation.person_score`.
+    """
 
     boxes: np.ndarray
-    probabilities: np.ndarray
+    scores: np.ndarray
 
     def rows(self, actions: np.ndarray) -> Rows:
         """A row for each box and each of these actions (numbered from 1)."""
-        scores = self.probabilities[:, actions - 1]
+        scores = self.scores[:, actions - 1]
         return Rows(
             np.repeat(self.boxes, len(actions), axis=0),
             np.tile(actions, len(self.boxes)),
@@ -69,18 +73,26 @@ class Found:
 class Report:
     """Average precision by action (0..1, NaN without ground truth), their mean, and what counts.
 
-    `missed` are keyframes of the ground truth that the shards lack (their boxes count as missed),
-    `unscored` keyframes with detected boxes that they lack (nothing of them counts).
+    `precisions` and `mean` count the 50 best rows of a keyframe, as ActivityNet's script does,
+    those called uncapped all rows. `missed` are keyframes of the ground truth that the shards lack
+    (their boxes count as missed), `unscored` keyframes with detected boxes that they lack (nothing
+    of them counts).
     """
 
     precisions: dict[int, float]
     mean: float
+    precisions_uncapped: dict[int, float]
+    mean_uncapped: float
     keyframes: int
     boxes: int
     unreadable: int
     missed: int
     unscored: int
     bad_rows: int
+
+    def means(self) -> dict[str, float]:
+        """Both means, 0..1, by the names that `evaluation.best_by` knows."""
+        return {"map": self.mean, "map_uncapped": self.mean_uncapped}
 
     @property
     def classes(self) -> int:
@@ -142,7 +154,7 @@ class Judge:
         rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
         settings = self.recipe.evaluation
         clips = EvaluationKeyframes(self.shards, self.recipe, self.boxes)
-        batches = evaluation_batches(len(clips), max(1, settings.batch // settings.views))
+        batches = evaluation_batches(len(clips), settings.keyframes)
         mine = batches[rank::size]
         # A rank whose share is shorter predicts the first batch once more, and forgets it.
         dealt = mine + [batches[0]] * (math.ceil(len(batches) / size) - len(mine))
@@ -153,21 +165,26 @@ class Judge:
         skipped: list[Skipped] = []
         shown = tqdm(loader, desc=progress, unit="batch", disable=progress is None or rank > 0)
         for number, batch in enumerate(shown):
-            probabilities = predict(batch.to(device)).float().sigmoid().cpu().numpy()
+            scores = predict(batch.to(device)).float().sigmoid().cpu().numpy()
+            if settings.person_score:
+                scores = scores * batch.person_scores.numpy()[:, None]
             if number < len(mine):
-                scored.update(_by_keyframe(batch, probabilities, settings.views))
+                scored.update(_by_keyframe(batch, scores, settings.crops))
                 skipped += batch.skipped
         return _together(scored, skipped, len(clips))
 
     def report(self, found: Found) -> Report:
-        """Frame mAP of what was found."""
+        """Frame mAP of what was found, with ActivityNet's cap and without."""
         actions = np.array(sorted(self.actions))
         rows = {keyframe: scored.rows(actions) for keyframe, scored in found.scored.items()}
-        precisions = average_precisions(self.truth, rows, self.actions, excluded=self.excluded)
+        held = judged(self.truth, rows, self.actions, excluded=self.excluded)
+        capped, uncapped = held.average_precisions(MOST_ROWS), held.average_precisions()
         detected = set(self.detections or ()) - self.excluded
         return Report(
-            precisions,
-            mean_average_precision(precisions),
+            capped,
+            mean_average_precision(capped),
+            uncapped,
+            mean_average_precision(uncapped),
             keyframes=len(found.scored),
             boxes=sum(len(scored.boxes) for scored in found.scored.values()),
             unreadable=len(found.skipped),
@@ -200,14 +217,19 @@ def as_json(judge: Judge, report: Report) -> dict[str, Any]:
     """The report as detection.json has it: percentages, null where there is no ground truth."""
     settings = judge.recipe.evaluation
     detected = f"detected, score {settings.min_score} or more"
+
+    def by_name(precisions: Mapping[int, float]) -> dict[str, float | None]:
+        return {judge.actions[action]: _percent(value) for action, value in precisions.items()}
+
     return {
-        "map": _percent(report.mean),
+        **{name: _percent(mean) for name, mean in report.means().items()},
+        "most_rows_of_map": MOST_ROWS,
         "iou": LEAST_IOU,
         "classes": report.classes,
         "boxes_of": "ground truth" if settings.detections is None else detected,
-        "average_precision": {
-            judge.actions[action]: _percent(value) for action, value in report.precisions.items()
-        },
+        "score": "action x person" if settings.person_score else "action",
+        "average_precision": by_name(report.precisions),
+        "average_precision_uncapped": by_name(report.precisions_uncapped),
         "keyframes": report.keyframes,
         "boxes": report.boxes,
         "notes": report.notes(),
@@ -252,14 +274,14 @@ def _evaluated(recipe: DetectRecipe) -> dict[int, str]:
 
 
 def _by_keyframe(
-    batch: DetectionBatch, probabilities: np.ndarray, views: int
+    batch: DetectionBatch, scores: np.ndarray, views: int
 ) -> Iterator[tuple[Keyframe, Scored]]:
     """Each keyframe of a batch that decoded, with its boxes from whichever views."""
     number_of, valid = batch.clip_of.numpy() // views, batch.valid[::views].tolist()
     for number, keyframe in enumerate(batch.keyframes[::views]):
         if valid[number]:
             own = number_of == number
-            yield keyframe, Scored(batch.in_frame.numpy()[own], probabilities[own])
+            yield keyframe, Scored(batch.in_frame.numpy()[own], scores[own])
 
 
 def _together(scored: dict[Keyframe, Scored], skipped: list[Skipped], num_samples: int) -> Found:

@@ -4,7 +4,11 @@ The official script is TensorFlow's PASCAL evaluator. Of each keyframe and class
 order of their scores; each looks at the one ground-truth box it overlaps most, and is right if that
 IoU is at least 0.5 and nobody was right about the box before. Average precision is the whole area
 under the curve after precision was made monotone (no 11 points). The mean is over evaluated classes
-that have ground truth. A keyframe counts with its 50 best rows; excluded keyframes do not count.
+that have ground truth. Excluded keyframes do not count.
+
+ActivityNet's script counts the 50 best rows of a keyframe; the script with which VideoMAE's and
+SlowFast's figures were made counts all. Of 60 actions 50 rows are less than one box, so with many
+persons the cap costs points; a figure of one is not one of the other.
 
 No library is used, since none is exact: torchmetrics and pycocotools compute COCO's measure, which
 samples precision at 101 recalls, and lets a detection whose best box is taken have its second best
@@ -24,6 +28,7 @@ from torchvision.ops import box_iou
 from arvideo_ds.data.keyframes import Keyframe
 
 LEAST_IOU = 0.5
+# ActivityNet's cap on the rows of a keyframe.
 MOST_ROWS = 50
 
 
@@ -42,15 +47,42 @@ class Rows:
         return Rows(self.boxes[which], self.actions[which], self.scores[which])
 
 
-def average_precisions(
+@dataclass(frozen=True)
+class Judged:
+    """Rows of all keyframes, which of them are right, and the ground truth of each action.
+
+    actions, scores: R. right: R (bool). ranks: R, the place of each row among those of its
+    keyframe, the best score first, from 0. num_truth: boxes by evaluated action.
+    """
+
+    actions: np.ndarray
+    scores: np.ndarray
+    right: np.ndarray
+    ranks: np.ndarray
+    num_truth: Mapping[int, int]
+
+    def average_precisions(self, most_rows: int | None = None) -> dict[int, float]:
+        """Average precision, 0..1, of each evaluated action; NaN where it has no ground truth.
+
+        most_rows: rows of a keyframe that count, the best ones; None = all. A row that does not
+        count has taken no box from one that does, as all of those are before it.
+        """
+        counts = np.ones(len(self.ranks), bool) if most_rows is None else self.ranks < most_rows
+        actions, scores, right = self.actions[counts], self.scores[counts], self.right[counts]
+        return {
+            action: average_precision(scores[actions == action], right[actions == action], count)
+            for action, count in self.num_truth.items()
+        }
+
+
+def judged(
     truth: Mapping[Keyframe, Rows],
     found: Mapping[Keyframe, Rows],
     actions: Collection[int],
     *,
     excluded: Collection[Keyframe] = (),
-    most_rows: int | None = MOST_ROWS,
-) -> dict[int, float]:
-    """Average precision, 0..1, of each evaluated action; NaN where it has no ground truth.
+) -> Judged:
+    """What was found held against the ground truth of the evaluated actions, once for every cap.
 
     Rows of other actions are left aside. Keyframes without ground truth hold false detections
     alone. Source: ActivityNet's Evaluation/get_ava_performance.py.
@@ -61,17 +93,14 @@ def average_precisions(
         if keyframe not in excluded:
             for action in rows.actions[np.isin(rows.actions, evaluated)].tolist():
                 num_truth[action] += 1
-    judged = [
-        _judged(rows.pick(np.isin(rows.actions, evaluated)), truth.get(keyframe), most_rows)
+    parts = [
+        _judged(rows.pick(np.isin(rows.actions, evaluated)), truth.get(keyframe))
         for keyframe, rows in found.items()
         if keyframe not in excluded
     ]
-    columns = zip(*judged, strict=True) if judged else ([np.zeros(0)] for _ in range(3))
-    of, scores, right = (np.concatenate(list(column)) for column in columns)
-    return {
-        action: average_precision(scores[of == action], right[of == action] > 0, count)
-        for action, count in num_truth.items()
-    }
+    columns = zip(*parts, strict=True) if parts else ([np.zeros(0)] for _ in range(4))
+    of, scores, right, ranks = (np.concatenate(list(column)) for column in columns)
+    return Judged(of, scores, right > 0, ranks, num_truth)
 
 
 def mean_average_precision(precisions: Mapping[int, float]) -> float:
@@ -92,12 +121,14 @@ def average_precision(scores: np.ndarray, right: np.ndarray, num_truth: int) -> 
 
 
 def _judged(
-    found: Rows, truth: Rows | None, most_rows: int | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Actions, scores and whether right of a keyframe's rows, the best score first."""
-    whole = np.asarray((found.boxes[:, :2] < found.boxes[:, 2:]).all(axis=1))
-    best = np.argsort(-found.scores, kind="stable")[:most_rows]
-    found = found.pick(best[whole[best]])
+    found: Rows, truth: Rows | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Actions, scores, whether right, and ranks of a keyframe's rows, the best score first."""
+    order = np.argsort(-found.scores, kind="stable")
+    whole = np.asarray((found.boxes[:, :2] < found.boxes[:, 2:]).all(axis=1))[order]
+    # A box without an area is no detection, but has taken its place.
+    ranks = np.flatnonzero(whole)
+    found = found.pick(order[ranks])
     right = np.zeros(len(found.scores), dtype=bool)
     if truth is not None and len(truth.actions) and len(right):
         overlaps = np.where(
@@ -108,7 +139,7 @@ def _judged(
         # Of the rows that hit one ground-truth box, the first, whose score is best.
         _, first = np.unique(nearest[hits], return_index=True)
         right[hits[first]] = True
-    return found.actions, found.scores, right
+    return found.actions, found.scores, right, ranks
 
 
 def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:

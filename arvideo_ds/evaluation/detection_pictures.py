@@ -79,9 +79,9 @@ def _draw(axis: Axes, own: Pictured, actions: Mapping[int, str]) -> None:
     for box in np.unique(truth.boxes, axis=0) if truth is not None else ():
         labels = [actions.get(a, f"action {a}") for a in _actions_of(truth, box)]
         _box(axis, box * sides, "\n".join(labels), _TRUE, below=True)
-    for box, probabilities in zip(own.found.boxes, own.found.probabilities, strict=True):
-        best = sorted(actions, key=lambda action: -probabilities[action - 1])[:_TOP]
-        text = "\n".join(f"{actions[a]} {probabilities[a - 1]:.2f}" for a in best)
+    for box, scores in zip(own.found.boxes, own.found.scores, strict=True):
+        best = sorted(actions, key=lambda action: -scores[action - 1])[:_TOP]
+        text = "\n".join(f"{actions[a]} {scores[a - 1]:.2f}" for a in best)
         _box(axis, box * sides, text, _FOUND, below=False)
     film, second = own.keyframe
     axis.set_title(f"{film} {second:04d}", fontsize=8)

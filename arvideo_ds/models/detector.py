@@ -5,32 +5,42 @@ B clips, T H W frames and pixels, t h w token grid, D width, R boxes of all clip
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
 from arvideo_ds.config import DetectRecipe
+from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.models.encoder import build_encoder, encode_clips, layer_norm
+from arvideo_ds.models.positions import interpolated_positions
 
 # Cells that RoIAlign reads of a box, along height and width.
 _CELLS = 7
 
 
 class Detector(nn.Module):
-    """The pretrained encoder, its tokens averaged over time, RoIAlign, LayerNorm, one linear layer.
+    """The pretrained encoder, its tokens averaged over time, RoIAlign, one linear layer.
 
-    Of the cells of a box the largest value of each feature is taken, as AVA's detectors do. The
-    encoder's own last norm is left out, as in `Classifier`: the box's token is normalised.
-    Source: METHOD, section 4; SlowFast's and VideoMAE's heads for AVA.
+    Of the cells of a box the largest value of each feature is taken, as AVA's detectors do.
+    `detect.norm` says where the norm between encoder and head is. Clips may have another shape than
+    the recipe's: their positions are then interpolated. Source: VideoMAE's action detection
+    (modeling_finetune.py), with norm=tokens and roi_aligned=false.
     """
 
     def __init__(self, recipe: DetectRecipe, *, drop_path: float = 0.0) -> None:
         super().__init__()
+        settings, width = recipe.detect, recipe.size.width
         self.patch, self.grid = recipe.patch, recipe.geometry.grid
-        self.encoder = build_encoder(recipe, drop_path=drop_path, final_norm=False)
-        self.norm = layer_norm(recipe.size.width)
-        self.head = nn.Linear(recipe.size.width, recipe.detect.num_actions)
+        self.aligned = settings.roi_aligned
+        # Scheme and grid of the positions that the pretrained encoder knows.
+        self.positions = recipe.model.positions, recipe.pretrained_grid or self.grid
+        after_pooling = settings.norm == "pooled"
+        self.encoder = build_encoder(recipe, drop_path=drop_path, final_norm=not after_pooling)
+        self.norm = layer_norm(width) if after_pooling else nn.Identity()
+        self.head = nn.Linear(width, settings.num_actions)
         # Near zero: the first steps move the head, not the pretrained encoder.
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
         nn.init.zeros_(self.head.bias)
@@ -40,14 +50,25 @@ class Detector(nn.Module):
         return self.head(self.norm(self.features(clips, boxes, clip_of)))
 
     def features(self, clips: Tensor, boxes: Tensor, clip_of: Tensor) -> Tensor:
-        """What is read off each box, R D, before the norm."""
-        tokens = encode_clips(self.encoder, clips, self.patch)
-        t, h, w = self.grid
+        """What is read off each box, R D, before `norm`."""
+        t, h, w = grid = Geometry.whole(tuple(clips.shape[1:4]), self.patch).grid
+        table = None
+        if grid != self.grid:
+            table = _interpolated(*self.positions, grid, self.encoder.positions.shape[1])
+            table = table.to(clips.device)
+        tokens = encode_clips(self.encoder, clips, self.patch, positions=table)
         maps = rearrange(tokens, "b (t h w) d -> b d t h w", t=t, h=h, w=w).mean(2)
         _, tall, wide = self.patch
         left, top, right, bottom = boxes.float().unbind(1)
         sides = left / wide, top / tall, right / wide, bottom / tall
         places = torch.stack([clip_of.float(), *sides], dim=1)
         # In float32: a CPU's kernel knows no bfloat16, and boxes need the digits.
-        cells = roi_align(maps.float(), places, output_size=_CELLS, aligned=True)
+        cells = roi_align(maps.float(), places, output_size=_CELLS, aligned=self.aligned)
         return cells.amax(dim=(2, 3)).to(tokens.dtype)
+
+
+@functools.lru_cache(maxsize=8)
+def _interpolated(scheme: str, known: Triple, grid: Triple, width: int) -> Tensor:
+    """`interpolated_positions`, kept for frames of the same shape that follow."""
+    with torch.inference_mode(False):  # or a test would spoil a training that goes on after it
+        return interpolated_positions(scheme, known, grid, width)

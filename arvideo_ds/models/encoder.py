@@ -61,22 +61,30 @@ class Encoder(nn.Module):
         self.register_buffer("positions", positions, persistent=False)
         initialize(self)
 
-    def forward(self, cubes: Tensor, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        cubes: Tensor,
+        tokens: Tensor,
+        mask: Tensor | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Encode the given tokens only.
 
         cubes: B M P, uint8 or 0..1. tokens: B M, their places in the grid. mask: M M, True = may
-        attend; none = full attention. Returns B M D.
+        attend; none = full attention. positions: table N D of another grid than the encoder's own.
+        Returns B M D.
         """
-        x = self.embed_cubes(cubes, tokens)
+        x = self.embed_cubes(cubes, tokens, positions)
         for block in self.blocks:
             x = block(x, attn_mask=mask)
         return self.norm(x)
 
-    def embed_cubes(self, cubes: Tensor, tokens: Tensor) -> Tensor:
+    def embed_cubes(self, cubes: Tensor, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         """Cubes B M P at places B M, with their positions: B M D."""
+        table = self.positions if positions is None else positions
         pixels = standardize(cubes).to(self.embed.weight.dtype)
         # Engines differ in whether they cast buffers along with the weights.
-        return self.embed(pixels) + self.positions[tokens].to(pixels.dtype)
+        return self.embed(pixels) + table[tokens].to(pixels.dtype)
 
 
 def build_encoder(recipe: Recipe, *, drop_path: float = 0.0, final_norm: bool = True) -> Encoder:
@@ -102,17 +110,23 @@ def _positions(recipe: Recipe) -> Tensor:
 
 
 def encode_clips(
-    encoder: Encoder, clips: Tensor, patch: Triple, tokens: Tensor | None = None
+    encoder: Encoder,
+    clips: Tensor,
+    patch: Triple,
+    tokens: Tensor | None = None,
+    *,
+    positions: Tensor | None = None,
 ) -> Tensor:
     """Clips B T H W 3 under full attention, as the encoder is used afterwards: B N D.
 
-    tokens: B M, those that alone are seen (then B M D); none = all N.
+    tokens: B M, those that alone are seen (then B M D); none = all N. positions: table of the
+    clips' grid where that is not the encoder's own.
     """
     cubes = to_cubes(clips, patch)
     if tokens is not None:
         return encoder(pick(cubes, tokens), tokens)
     tokens = torch.arange(cubes.shape[1], device=cubes.device).expand(cubes.shape[:2])
-    return encoder(cubes, tokens)
+    return encoder(cubes, tokens, positions=positions)
 
 
 def initialize(module: nn.Module) -> None:

@@ -172,7 +172,10 @@ class Console:
         if "validation/knn" in metrics:
             parts.append(f"nearest neighbours {metrics['validation/knn']:.2f} %")
         if "validation/map" in metrics:
-            parts.append(f"validation mAP {metrics['validation/map']:.2f} %")
+            parts.append(
+                f"validation mAP {metrics['validation/map']:.2f} % "
+                f"(all rows: {metrics['validation/map_uncapped']:.2f} %)"
+            )
         if "validation/psnr_db" in metrics:
             parts.append(
                 f"PSNR {metrics['validation/psnr_db']:.2f} dB, SSIM "

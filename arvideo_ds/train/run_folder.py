@@ -69,7 +69,8 @@ _FREE = frozenset(
     train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s train.compile
     optim.implementation evaluation.shards evaluation.every_epochs evaluation.views
     evaluation.batch evaluation.annotations evaluation.detections evaluation.min_score
-    evaluation.excluded evaluation.action_list finetune.init_from finetune.num_classes
+    evaluation.excluded evaluation.action_list evaluation.short_side evaluation.extend
+    evaluation.person_score finetune.init_from finetune.num_classes
     detect.init_from detect.annotations tokenizer.perceptual_network probe.train_shards
     probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity wandb.group
     wandb.tags""".split()

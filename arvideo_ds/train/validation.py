@@ -31,8 +31,9 @@ class Validation:
     Where the recipe has heads, of all labels together; beside them top-1 of each.
     """
 
-    # The metric whose highest value is the best.
-    BEST_BY = "top1"
+    # The metric whose highest value is the best, and others that are noted with it.
+    best_by = "top1"
+    noted: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -84,14 +85,15 @@ class Validation:
 
         One rank does it. metrics: of that step; without a validation nothing happens.
         """
-        value = metrics.get(f"validation/{self.BEST_BY}")
-        if value is None or (self.best and value <= self.best[self.BEST_BY]):
+        value = metrics.get(f"validation/{self.best_by}")
+        if value is None or (self.best and value <= self.best[self.best_by]):
             return
         checkpoint = newest_checkpoint(self._folder / run_folder.CHECKPOINTS)
         assert checkpoint is not None and checkpoint.step == done, "saved before it is kept"
         weights = self._folder / run_folder.BEST_MODEL
         export_weights(checkpoint.path, weights, prefix=PREFIX)
-        self.best = {"step": done, self.BEST_BY: value}
+        noted = {name: metrics.get(f"validation/{name}") for name in self.noted}
+        self.best = {"step": done, **noted, self.best_by: value}
         temporary = self._folder / (BEST + ".new")
         temporary.write_text(json.dumps(run_folder.finite(self.best)))
         temporary.replace(self._folder / BEST)
@@ -99,12 +101,16 @@ class Validation:
 
 
 class DetectionValidation(Validation):
-    """Frame mAP on every keyframe of `evaluation.shards`."""
+    """Frame mAP on every keyframe of `evaluation.shards`, with ActivityNet's cap and without.
 
-    BEST_BY = "map"
+    `evaluation.best_by` says which of the two chooses the best weights.
+    """
+
+    noted = ("map", "map_uncapped")
 
     def __init__(self, engine: Engine, recipe: DetectRecipe, *others: Any) -> None:
         super().__init__(engine, recipe, *others)
+        self.best_by = recipe.evaluation.best_by
         self._judge = Judge(self._shards, recipe)
 
     def run(self) -> dict[str, float]:
@@ -115,7 +121,7 @@ class DetectionValidation(Validation):
         )
         report = self._judge.report(found)
         return {
-            "validation/map": 100 * report.mean,
+            **{f"validation/{name}": 100 * mean for name, mean in report.means().items()},
             "validation/keyframes": report.keyframes,
             "validation/boxes": report.boxes,
             "validation/unreadable": report.unreadable,
@@ -125,7 +131,7 @@ class DetectionValidation(Validation):
 class TokenizerValidation(Validation):
     """What the reconstructions of `evaluation.shards` lost, and how many codes are in use."""
 
-    BEST_BY = "psnr_db"
+    best_by = "psnr_db"
 
     def run(self) -> dict[str, float]:
         quality = judge(
@@ -144,7 +150,7 @@ class OnlineProbe(Validation):
     No weights are chosen by it: pretraining has seen no labels, and shall not.
     """
 
-    BEST_BY = "none"
+    best_by = "none"
 
     @staticmethod
     def _every_epochs(recipe: Any) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 import random
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from arvideo_ds.config.schema import DataSettings
-from arvideo_ds.data.augment import Augment, seeded
+from arvideo_ds.data.augment import Augment, jitter_hsv, seeded
 from arvideo_ds.data.transforms import random_resized_crop
 from arvideo_ds.errors import UserError
 
@@ -100,3 +101,34 @@ def test_a_video_too_flat_for_any_crop_is_cropped_at_the_centre() -> None:
     crop = random_resized_crop(10, 400, (0.9, 1.0), np.random.default_rng(0))
     assert (crop.height, crop.width) == (10, 13)
     assert crop.left == (400 - 13) // 2
+
+
+def test_colour_jitter_shifts_a_whole_clip_alike_by_its_number() -> None:
+    jitter = augment(hsv_jitter=[20.0, 0.1, 0.1])
+    clips = [jitter(still(), number) for number in range(6)]
+    assert all((clip == clip[0]).all() and clip.dtype == torch.uint8 for clip in clips)
+    assert torch.equal(jitter(still(), 3), clips[3])
+    assert len({clip.sum().item() for clip in clips}) == 6
+
+
+def test_colour_jitter_stays_within_the_asked_shifts() -> None:
+    """A colour of hue 120, saturation and value 0.6, and its hue, saturation and value after."""
+    colour = torch.tensor([61, 153, 61], dtype=torch.uint8).expand(1, 2, 2, 3).contiguous()
+    seen = []
+    for number in range(200):
+        moved = jitter_hsv(colour, (20.0, 0.1, 0.1), np.random.default_rng(number))
+        seen.append(colorsys.rgb_to_hsv(*(moved[0, 0, 0] / 255).tolist()))
+    shifts = np.array(seen) * (360, 1, 1) - (120, 0.6, 0.6)
+    assert (np.abs(shifts) <= np.array([22, 0.11, 0.11])).all()
+    assert (shifts.min(0) < (-15, -0.08, -0.08)).all()
+    assert (shifts.max(0) > (15, 0.08, 0.08)).all()
+    # The three are drawn apart.
+    assert np.abs(np.corrcoef(shifts.T) - np.eye(3)).max() < 0.25
+
+
+def test_a_shift_of_nothing_changes_colours_by_rounding_alone() -> None:
+    same = jitter_hsv(still(), (0.0, 0.0, 0.0), np.random.default_rng(0))
+    assert (same.int() - still().int()).abs().max() <= 6  # 256 hues
+    red = torch.tensor([255, 0, 10], dtype=torch.uint8).expand(1, 1, 1, 3).contiguous()
+    around = [jitter_hsv(red, (20.0, 0.0, 0.0), np.random.default_rng(n)) for n in range(30)]
+    assert min(int(clip[..., 0].min()) for clip in around) == 255  # hue is a circle

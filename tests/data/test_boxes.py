@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from arvideo_ds.data.boxes import best_match, is_there, to_clip, visible
+from arvideo_ds.data.boxes import best_match, extended, is_there, jittered, to_clip, visible
 from arvideo_ds.data.transforms import Crop, cut, multi_scale_crop, random_resized_crop
 
 HEIGHT, WIDTH, SIZE = 90, 160, (64, 48)
@@ -71,3 +71,48 @@ def test_the_best_match_is_the_largest_overlap() -> None:
     best, iou = best_match(boxes, others)
     assert best.tolist() == [1, 1]
     np.testing.assert_allclose(iou, [0.6, 0.5 / 0.6])
+
+
+JITTER = (0.2, 0.1, 0.1, 0.05)
+
+
+def random_boxes(seed: int, count: int = 40) -> torch.Tensor:
+    """Boxes within a clip of SIZE, down to lines on its edge."""
+    generator = np.random.default_rng(seed)
+    corners = generator.uniform(0, (SIZE[1], SIZE[0]) * 2, (count, 4)).reshape(count, 2, 2)
+    boxes = np.concatenate([corners.min(1), corners.max(1)], axis=1)
+    boxes[0], boxes[1] = (0, 5, 0, 20), (SIZE[1], 0, SIZE[1], SIZE[0])
+    return torch.tensor(boxes).float()
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_jittered_boxes_are_those_of_the_rule_written_down_as_loops(seed: int) -> None:
+    boxes, (height, width) = random_boxes(seed), SIZE
+    moved = jittered(boxes, SIZE, JITTER, np.random.default_rng(seed))
+    wide_out, wide_in, tall_out, tall_in = JITTER
+    draws = np.random.default_rng(seed).random((len(boxes), 4))
+    for (left, top, right, bottom), draw, own in zip(boxes.tolist(), draws, moved, strict=True):
+        wide, tall = max(right - left, 1), max(bottom - top, 1)
+        x1 = min(max(left + wide * (-wide_out + draw[0] * (wide_in + wide_out)), 0), width - 1)
+        y1 = min(max(top + tall * (-tall_out + draw[1] * (tall_in + tall_out)), 0), height - 1)
+        x2 = right + wide * (-wide_in + draw[2] * (wide_out + wide_in))
+        y2 = bottom + tall * (-tall_in + draw[3] * (tall_out + tall_in))
+        expected = [x1, y1, max(min(x2, width), x1 + 1), max(min(y2, height), y1 + 1)]
+        np.testing.assert_allclose(own.numpy(), expected, atol=1e-4)
+
+
+def test_jittered_boxes_stay_inside_and_are_at_least_a_pixel() -> None:
+    moved = torch.cat(
+        [jittered(random_boxes(s), SIZE, (1.0,) * 4, np.random.default_rng(s)) for s in range(20)]
+    )
+    assert moved.min() >= 0
+    assert (moved[:, 2:] <= torch.tensor([SIZE[1], SIZE[0]])).all()
+    assert (moved[:, 2:] - moved[:, :2] >= 1 - 1e-5).all()
+
+
+def test_boxes_are_extended_by_half_of_the_share_at_each_side() -> None:
+    boxes = torch.tensor([[10.0, 20, 30, 60], [0, 0, 48, 64]])
+    grown = extended(boxes, SIZE, (0.1, 0.05))
+    torch.testing.assert_close(grown[0], torch.tensor([9.0, 19, 31, 61]))
+    torch.testing.assert_close(grown[1], boxes[1])  # the clip ends there
+    torch.testing.assert_close(extended(boxes, SIZE, (0.0, 0.0)), boxes)

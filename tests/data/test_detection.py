@@ -19,6 +19,7 @@ from arvideo_ds.data.detection import (
 )
 from arvideo_ds.data.loader import TrainLoader
 from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.errors import UserError
 from tests.ava_set import BLUE, RED, AvaSet
 
 MakeRecipe = Callable[..., DetectRecipe]
@@ -151,3 +152,85 @@ def test_the_picture_of_a_keyframe_is_the_frame_that_the_boxes_are_of(
     assert picture.shape == (48, 80, 3)
     box = torch.tensor(known.boxes[0] * np.array([80, 48, 80, 48]))
     assert known.targets[0, colour_in(torch.tensor(picture)[None], box) - 1]
+
+
+def test_kept_boxes_outside_the_crop_are_lines_on_its_edge_and_dropped_ones_are_gone(
+    ava: AvaSet, ava_recipe: MakeRecipe
+) -> None:
+    shards = ShardSet(ava.shards)
+    crop = {"crop": "short_side", "short_side": 64}  # a box of half the short side
+    dropped = TrainKeyframes(shards, ava_recipe(data=crop))
+    kept = TrainKeyframes(shards, ava_recipe(data=crop, detect={"outside": "kept"}))
+    outside = 0
+    for position in range(32):
+        (few,), (all_,) = dropped[position].boxes, kept[position].boxes
+        place, _ = kept.sample(position)
+        assert len(all_.boxes) == len(kept.boxes(place.shard, place.member).boxes)
+        narrow = (all_.boxes[:, 2:] - all_.boxes[:, :2]).amin(1) < 1
+        torch.testing.assert_close(all_.boxes[~narrow], few.boxes)
+        outside += int(narrow.sum())
+    assert outside > 5
+
+
+def test_jitter_moves_boxes_alone_by_the_position_and_they_stay_in_the_clip(
+    ava: AvaSet, ava_recipe: MakeRecipe
+) -> None:
+    shards = ShardSet(ava.shards)
+    plain = TrainKeyframes(shards, ava_recipe(detect={"outside": "kept"}))
+    jitter = {"outside": "kept", "jitter": [0.2, 0.1, 0.1, 0.05]}
+    made = [TrainKeyframes(shards, ava_recipe(detect=jitter)) for _ in range(2)]
+    moved = set()
+    for position in range(32):
+        still, (one, again) = plain[position], (own[position] for own in made)
+        assert torch.equal(still.clips[0], one.clips[0])
+        assert torch.equal(still.boxes[0].in_frame, one.boxes[0].in_frame)
+        assert torch.equal(one.boxes[0].boxes, again.boxes[0].boxes)
+        assert one.boxes[0].boxes.min() >= 0
+        assert one.boxes[0].boxes.max() <= 32
+        moved.add(float((one.boxes[0].boxes - still.boxes[0].boxes)[0, 0]))
+    assert len(moved) > 20  # the same keyframe is moved otherwise in another epoch
+
+
+def test_boxes_of_the_annotations_alone_are_trained_on_where_asked(
+    ava: AvaSet, ava_recipe: MakeRecipe
+) -> None:
+    recipe = ava_recipe(detect={"train_on": "annotated", "detections": None})
+    boxes = training_boxes(ShardSet(ava.shards), recipe)
+    assert all(boxes(0, member).scores.tolist() == [1.0] for member in range(16))
+    with pytest.raises(UserError, match=r"train_on=annotated trains on none"):
+        ava_recipe(detect={"train_on": "annotated"})
+
+
+def test_whole_frames_keep_their_aspect_and_are_filled_up_to_whole_tokens(
+    ava: AvaSet, ava_recipe: MakeRecipe
+) -> None:
+    """80 x 48 with a short side of 40: 66 x 40, of tokens of 4 pixels: 68 x 40."""
+    shards = ShardSet(ava.shards)
+    recipe = ava_recipe(detect={"detections": None}, evaluation={"short_side": 40})
+    assert recipe.patch[1:] == (4, 4)
+    clips = EvaluationKeyframes(shards, recipe, training_boxes(shards, recipe))
+    for number in range(len(clips)):
+        made = clips[number]
+        (clip,), (own,) = made.clips, made.boxes
+        assert clip.shape == (8, 40, 68, 3)
+        assert (clip[:, :, 66:] == torch.tensor([124, 116, 104])).all()
+        sides = own.boxes / torch.tensor([66, 40, 66, 40])
+        torch.testing.assert_close(sides.double(), own.in_frame, atol=1e-6, rtol=0)
+        assert own.targets[0, colour_in(clip, own.boxes[0]) - 1]
+
+
+def test_in_a_test_the_model_reads_extended_boxes(ava: AvaSet, ava_recipe: MakeRecipe) -> None:
+    shards = ShardSet(ava.shards)
+    for frames in ({"short_side": 40}, {"views": 1}):
+        made = []
+        for by in ([0.0, 0.0], [0.1, 0.05]):
+            recipe = ava_recipe(evaluation={**frames, "extend": by})
+            (boxes,) = EvaluationKeyframes(shards, recipe, training_boxes(shards, recipe))[3].boxes
+            made.append(boxes)
+        plain, grown = made
+        torch.testing.assert_close(plain.in_frame, grown.in_frame)
+        (wide, tall), (wider, taller) = (
+            (own.boxes[:, 2:] - own.boxes[:, :2]).unbind(1) for own in (plain, grown)
+        )
+        torch.testing.assert_close(wider / wide, torch.full_like(wide, 1.1))
+        torch.testing.assert_close(taller / tall, torch.full_like(tall, 1.05))

@@ -13,6 +13,7 @@ from arvideo_ds.data import keyframes
 from arvideo_ds.data.detection import training_boxes
 from arvideo_ds.data.keyframes import (
     BoxSource,
+    Detected,
     read_annotations,
     read_detections,
     read_excluded,
@@ -47,16 +48,18 @@ def test_detected_boxes_are_read_with_and_without_the_column_of_actions(tmp_path
     plain = ("film,0902,0.1,0.2,0.3,0.4,0.91", "film,0902,0.5,0.2,0.9,0.4,0.95", "f,3,0,0,1,1,0.8")
     found = read_detections(written(tmp_path, *plain), KEY, 0.9)
     assert found.keys() == {NAME}
-    assert found[NAME].tolist() == [[0.5, 0.2, 0.9, 0.4], [0.1, 0.2, 0.3, 0.4]]  # best first
+    assert found[NAME].boxes.tolist() == [[0.5, 0.2, 0.9, 0.4], [0.1, 0.2, 0.3, 0.4]]  # best first
     eight = ("film,0902,0.1,0.2,0.3,0.4,12,0.91", "film,0902,0.1,0.2,0.3,0.4,80,0.91")
     again = read_detections(written(tmp_path, *eight, "film,902,0.5,0.2,0.9,0.4,,0.95"), KEY, 0.9)
-    assert again[NAME].tolist() == found[NAME].tolist()
-    assert read_detections(written(tmp_path, *plain), KEY, 0.8)["f", 3].tolist() == [[0, 0, 1, 1]]
+    assert again[NAME].boxes.tolist() == found[NAME].boxes.tolist()
+    assert again[NAME].scores.tolist() == found[NAME].scores.tolist() == [0.95, 0.91]
+    lower = read_detections(written(tmp_path, *plain), KEY, 0.8)["f", 3]
+    assert (lower.boxes.tolist(), lower.scores.tolist()) == ([[0, 0, 1, 1]], [0.8])
 
 
 def test_detected_boxes_end_with_the_frame(tmp_path: Path) -> None:
     found = read_detections(written(tmp_path, "film,0902,-0.1,0.2,0.3,1.01,0.9"), KEY, 0.9)
-    assert found[NAME].tolist() == [[0, 0.2, 0.3, 1]]
+    assert found[NAME].boxes.tolist() == [[0, 0.2, 0.3, 1]]
 
 
 @pytest.mark.parametrize(
@@ -146,6 +149,7 @@ def test_detected_boxes_take_the_actions_of_what_they_overlap(
         known, more = plain(0, member), both(0, member)
         assert len(more.boxes) == len(known.boxes) + 1  # the junk's score is too low
         assert (more.targets[-1] == known.targets[0]).all()
+        assert more.scores.tolist() == [1.0] * len(known.boxes) + [0.95]
     junk = training_boxes(shards, ava_recipe(detect={"min_score": 0.2}))
     assert any(not junk(0, member).targets[-1].any() for member in range(shards.num_samples))
     strict = training_boxes(shards, ava_recipe(detect={"match_iou": 1.0}))
@@ -155,9 +159,12 @@ def test_detected_boxes_take_the_actions_of_what_they_overlap(
 def test_tests_see_detected_boxes_alone(ava: AvaSet) -> None:
     detections = read_detections(str(ava.detections), KEY, 0.8)
     known = source(ava, detections=detections, truth=False)(0, 0)
-    np.testing.assert_array_equal(known.boxes, detections[known.keyframe])
-    nothing = source(ava, detections={NAME: np.ones((1, 4))}, truth=False)(0, 0)
-    assert (nothing.boxes.shape, nothing.targets.shape) == ((0, 4), (0, 3))
+    np.testing.assert_array_equal(known.boxes, detections[known.keyframe].boxes)
+    assert known.scores.tolist() == [0.95]
+    elsewhere = {NAME: Detected(np.ones((1, 4)), np.ones(1))}
+    nothing = source(ava, detections=elsewhere, truth=False)(0, 0)
+    shapes = (nothing.boxes.shape, nothing.targets.shape, nothing.scores.shape)
+    assert shapes == ((0, 4), (0, 3), (0,))
 
 
 def test_shards_of_another_file_and_actions_beyond_the_last_are_refused(

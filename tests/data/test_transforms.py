@@ -11,10 +11,13 @@ from hypothesis import strategies as st
 from arvideo_ds.data.transforms import (
     Crop,
     cut,
+    fill_up,
     fit_to_grid,
     grid_crop,
     multi_scale_crop,
+    short_side_crop,
     view_crop,
+    whole_frame,
 )
 
 SIDES, CLIP_SIDES = st.integers(2, 700), st.integers(8, 256)
@@ -151,3 +154,45 @@ def test_grid_crops_are_cut_at_tokens_reach_all_places_and_are_not_resized() -> 
     assert {place: places.count(place) > 30 for place in set(places)} == {
         (0, 0): True, (0, 8): True, (0, 16): True, (0, 24): True,
     }  # fmt: skip
+
+
+@given(st.integers(2, 700), st.integers(2, 700), st.integers(0, 50))
+@example(48, 80, 0)
+def test_a_crop_of_the_short_side_has_the_frames_scale_and_lies_inside(
+    height: int, width: int, seed: int
+) -> None:
+    crop = short_side_crop(height, width, (224, 192), 256, np.random.default_rng(seed))
+    assert inside(crop, height, width)
+    scale = min(height, width) / 256
+    assert abs(crop.height - 224 * scale) <= 1
+    assert abs(crop.width - 192 * scale) <= 1
+
+
+def test_crops_of_the_short_side_reach_every_place() -> None:
+    generator = np.random.default_rng(0)
+    crops = [short_side_crop(16, 24, (14, 14), 16, generator) for _ in range(400)]
+    assert {(crop.top, crop.left) for crop in crops} == {
+        (t, c) for t in range(3) for c in range(11)
+    }
+
+
+@given(st.integers(60, 700), st.integers(60, 700))
+@example(720, 1280)
+def test_whole_frames_keep_their_aspect_and_miss_less_than_a_token(height: int, width: int) -> None:
+    (rows, columns), missing = whole_frame(height, width, 256, (16, 16))
+    assert min(rows, columns) == 256
+    assert abs(columns / rows - width / height) < width / height / 100
+    assert all(0 <= m < 16 for m in missing)
+    assert (rows + missing[0]) % 16 == (columns + missing[1]) % 16 == 0
+    if (height, width) == (720, 1280):
+        assert (rows, columns, missing) == (256, 455, (0, 9))
+
+
+def test_what_is_filled_up_is_nothing_to_the_encoder() -> None:
+    clip = torch.full((2, 8, 6, 3), 200, dtype=torch.uint8)
+    filled = fill_up(clip, (4, 2))
+    assert filled.shape == (2, 12, 8, 3)
+    assert (filled[:, :8, :6] == 200).all()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    for part in (filled[:, 8:], filled[:, :, 6:]):
+        assert ((part / 255 - mean) / std).abs().max() < 0.01

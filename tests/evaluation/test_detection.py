@@ -17,6 +17,7 @@ from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.detection import Found, Judge, Scored, as_json, write_official_csv
 from arvideo_ds.evaluation.detection_pictures import draw_detections, pick_keyframes
+from arvideo_ds.models.detector import Detector
 from tests.ava_set import AvaSet
 
 MakeRecipe = Callable[..., DetectRecipe]
@@ -49,7 +50,7 @@ def test_a_detector_that_knows_is_perfect(
     assert report.mean == 1.0
     assert (report.classes, report.keyframes, report.boxes, report.notes()) == (3, 16, 16, [])
     said = as_json(judge, report)
-    assert said["map"] == 100.0
+    assert said["map"] == said["map_uncapped"] == 100.0
     assert said["boxes_of"].startswith("detected" if detected else "ground truth")
     assert set(said["average_precision"]) == {"red", "blue", "down"}
     json.dumps(said, allow_nan=False)
@@ -67,7 +68,7 @@ def test_a_detector_that_is_always_wrong_is_worse_than_one_that_guesses(
 def test_boxes_that_miss_find_nothing(ava_recipe: MakeRecipe) -> None:
     judge = judge_of(ava_recipe())
     found = found_by(judge)
-    aside = {k: Scored(own.boxes + 0.5, own.probabilities) for k, own in found.scored.items()}
+    aside = {k: Scored(own.boxes + 0.5, own.scores) for k, own in found.scored.items()}
     assert judge.report(Found(aside, [])).mean == 0.0
 
 
@@ -130,7 +131,7 @@ def test_the_rows_for_the_official_script_are_what_was_judged(
         own = found.scored[film, int(second)]
         sides = [float(side) for side in (left, top, right_, bottom)]
         np.testing.assert_allclose(own.boxes[0], sides, atol=1e-4)
-        assert float(score) == pytest.approx(own.probabilities[0, int(action) - 1], abs=1e-6)
+        assert float(score) == pytest.approx(own.scores[0, int(action) - 1], abs=1e-6)
 
 
 def test_a_picture_shows_found_and_true_boxes_with_their_actions(ava_recipe: MakeRecipe) -> None:
@@ -154,3 +155,62 @@ def test_a_picture_shows_found_and_true_boxes_with_their_actions(ava_recipe: Mak
 def test_an_action_list_of_other_actions_is_refused(ava_recipe: MakeRecipe) -> None:
     with pytest.raises(UserError, match=r"AVA evaluates action 80, above detect\.num_actions=3"):
         judge_of(ava_recipe(evaluation={"action_list": None}))
+
+
+def test_the_report_has_both_numbers_and_only_the_capped_one_loses_what_the_cap_hides(
+    ava_recipe: MakeRecipe,
+) -> None:
+    """51 wrong boxes are above the right one in every keyframe; `map` is the capped number."""
+    judge = judge_of(ava_recipe())
+
+    def crowded(own: Scored) -> Scored:
+        boxes = np.concatenate([np.tile([[0.0, 0.0, 0.01, 0.01]], (51, 1)), own.boxes])
+        scores = np.concatenate([np.full((51, 3), 0.9999), np.minimum(own.scores, 0.5)])
+        return Scored(boxes, scores)
+
+    found = Found({k: crowded(own) for k, own in found_by(judge).scored.items()}, [])
+    report = judge.report(found)
+    assert report.mean == 0.0
+    assert 0 < report.mean_uncapped < 1
+    said = as_json(judge, report)
+    assert (said["map"], said["most_rows_of_map"]) == (0.0, 50)
+    assert said["map_uncapped"] == pytest.approx(100 * report.mean_uncapped)
+    assert said["average_precision_uncapped"].keys() == said["average_precision"].keys()
+
+
+def test_a_score_is_the_actions_probability_times_that_of_the_person_where_asked(
+    ava_recipe: MakeRecipe,
+) -> None:
+    """Every person in the set has 0.95; boxes of the annotations count as certain."""
+    plain = found_by(judge_of(ava_recipe()))
+    product = found_by(judge_of(ava_recipe(evaluation={"person_score": True})))
+    for keyframe, own in plain.scored.items():
+        np.testing.assert_allclose(product.scored[keyframe].scores, 0.95 * own.scores, rtol=1e-6)
+    certain = {"person_score": True, "detections": None}
+    for own in found_by(judge_of(ava_recipe(evaluation=certain))).scored.values():
+        np.testing.assert_allclose(own.scores.max(), plain.scored[keyframe].scores.max())
+
+
+def test_whole_frames_are_judged_too_whatever_the_batch(ava_recipe: MakeRecipe) -> None:
+    judge = judge_of(ava_recipe(evaluation={"short_side": 32, "batch": 8, "extend": [0.1, 0.05]}))
+    found = found_by(judge)
+    report = judge.report(found)
+    assert (report.mean, report.keyframes, report.boxes) == (1.0, 16, 16)
+    # Extended boxes are what the model reads, not what is judged.
+    plain = found_by(judge_of(ava_recipe()))
+    for keyframe, own in plain.scored.items():
+        np.testing.assert_array_equal(found.scored[keyframe].boxes, own.boxes)
+
+
+def test_a_real_model_takes_whole_frames(ava_recipe: MakeRecipe) -> None:
+    recipe = ava_recipe(evaluation={"short_side": 40})
+    model = Detector(recipe).eval()
+
+    @torch.no_grad()
+    def predict(batch: DetectionBatch) -> Tensor:
+        assert len(batch.clips) == 1
+        return model(batch.clips, batch.boxes, batch.clip_of)
+
+    found = found_by(judge_of(recipe), predict)
+    assert len(found.scored) == 16
+    assert all(np.isfinite(own.scores).all() for own in found.scored.values())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,9 +14,10 @@ from arvideo_ds.data.keyframes import Keyframe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.actions import AVA_ACTIONS, read_actions
 from arvideo_ds.evaluation.detection_map import (
+    MOST_ROWS,
     Rows,
     average_precision,
-    average_precisions,
+    judged,
     mean_average_precision,
 )
 
@@ -55,8 +57,14 @@ def shaken(truth: Table, seed: int, by: float) -> Table:
     return found
 
 
-def mean_ap(truth: Table, found: Table, **options: object) -> float:
-    return mean_average_precision(average_precisions(truth, found, AVA_ACTIONS, **options))
+def precisions_of(
+    truth: Table, found: Table, *, most_rows: int | None = MOST_ROWS, **options: Any
+) -> dict[int, float]:
+    return judged(truth, found, AVA_ACTIONS, **options).average_precisions(most_rows)
+
+
+def mean_ap(truth: Table, found: Table, **options: Any) -> float:
+    return mean_average_precision(precisions_of(truth, found, **options))
 
 
 def test_ground_truth_as_detections_is_perfect() -> None:
@@ -94,7 +102,7 @@ def test_an_example_by_hand() -> None:
         first: rows((BOX, SIT, 0.9), (BOX, SIT, 0.8), (OTHER, STAND, 0.3), (BOX, STAND, 0.6)),
         second: rows((BOX, SIT, 0.7), (OTHER, SIT, 0.1), (OTHER, CRAWL, 1.0)),
     }
-    precisions = average_precisions(truth, found, AVA_ACTIONS)
+    precisions = precisions_of(truth, found)
     assert precisions[SIT] == pytest.approx(5 / 9)
     assert precisions[STAND] == pytest.approx(1 / 2)
     assert mean_average_precision(precisions) == pytest.approx(19 / 36)
@@ -150,7 +158,7 @@ def test_it_equals_the_rules_written_down_as_loops(seed: int) -> None:
     truth = random_table(seed)
     found = shaken(truth, seed, 0.08)
     found["film", 1700] = rows((BOX, SIT, 0.5))  # nobody is there
-    precisions = average_precisions(truth, found, AVA_ACTIONS, most_rows=None)
+    precisions = precisions_of(truth, found, most_rows=None)
     for action in (SIT, STAND, 80):
         assert precisions[action] == pytest.approx(official(truth, found, action))
     assert 0 < mean_average_precision(precisions) < 1
@@ -180,6 +188,39 @@ def test_a_keyframe_counts_with_its_fifty_best_rows() -> None:
     # Rows of classes that are not evaluated take no place.
     crawling = [(OTHER, CRAWL, 0.9)] * 50
     assert mean_ap(truth, {("film", 902): rows(*crawling, (BOX, SIT, 0.8))}) == 1.0
+
+
+def test_the_cap_costs_what_stands_behind_fifty_better_rows_and_both_numbers_come_of_one_pass() -> (
+    None
+):
+    """By hand. Film a: 50 wrong rows of stand, better than its right row of sit; film b: sit found.
+
+    Sit has two boxes: all rows find both, AP 1; with the cap one, AP 1/2. Stand: one box, in b,
+    behind the 50 wrong rows of a: AP 1/51 either way. Means 52/102 and 53/204.
+    """
+    one, other = ("film-a", 902), ("film-b", 902)
+    truth = {one: rows((BOX, SIT, 1.0)), other: rows((BOX, SIT, 1.0), (BOX, STAND, 1.0))}
+    wrong = [(OTHER, STAND, 0.9)] * 50
+    found = {
+        one: rows(*wrong, (BOX, SIT, 0.8)),
+        other: rows((BOX, SIT, 0.7), (BOX, STAND, 0.1)),
+    }
+    held = judged(truth, found, AVA_ACTIONS)
+    capped, uncapped = held.average_precisions(50), held.average_precisions()
+    assert (capped[SIT], uncapped[SIT]) == pytest.approx((1 / 2, 1))
+    assert (capped[STAND], uncapped[STAND]) == pytest.approx((1 / 51, 1 / 51))
+    assert mean_average_precision(uncapped) == pytest.approx(52 / 102)
+    assert mean_average_precision(capped) == pytest.approx(53 / 204)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_cap_is_as_if_only_the_best_rows_had_been_given(seed: int) -> None:
+    truth = random_table(seed)
+    found = shaken(truth, seed, 0.08)
+    evaluated = {k: own.pick(np.isin(own.actions, list(AVA_ACTIONS))) for k, own in found.items()}
+    best = {k: own.pick(np.argsort(-own.scores, kind="stable")[:4]) for k, own in evaluated.items()}
+    capped = precisions_of(truth, found, most_rows=4)
+    assert capped == pytest.approx(precisions_of(truth, best, most_rows=None), nan_ok=True)
 
 
 def test_boxes_without_an_area_are_no_detections() -> None:

@@ -12,12 +12,13 @@ from arvideo_ds.config import DetectRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.models import detector
 from arvideo_ds.models.detector import Detector
+from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.optim.groups import parameter_groups
 
 SIZE, PATCH, ACTIONS = (32, 48), (2, 4, 8), 5
 
 
-def recipe(**model: Any) -> DetectRecipe:
+def recipe(detect: dict[str, Any] | None = None, **model: Any) -> DetectRecipe:
     """Neither the grid (4 x 8 x 6) nor the patch is square."""
     return validate(
         {
@@ -25,7 +26,7 @@ def recipe(**model: Any) -> DetectRecipe:
             "model": {"size": "tiny", "patch": PATCH, **model},
             "data": {"frames": 8, "size": SIZE},
             "train": {"max_steps": 1, "total_batch": 2, "micro_batch": 2},
-            "detect": {"num_actions": ACTIONS},
+            "detect": {"num_actions": ACTIONS, **(detect or {})},
         },
         "test recipe",
         DetectRecipe,
@@ -71,7 +72,7 @@ def test_a_box_reads_the_tokens_that_it_covers(
     here = torch.stack([rows, columns, -rows, -columns], dim=-1).float()
     later = torch.tensor([1.0, 2.0, 1.0, 0.0])[:, None, None, None]
     tokens = (here * later).reshape(1, t * h * w, 4)
-    monkeypatch.setattr(detector, "encode_clips", lambda *_: tokens)
+    monkeypatch.setattr(detector, "encode_clips", lambda *_, **__: tokens)
     # Rows 2 to 5 (4 pixels each), columns 1 to 3 (8 pixels each).
     box = torch.tensor([[8.0, 8.0, 32.0, 24.0]])
     top, right, bottom, left = model.features(clips(1), box, torch.tensor([0]))[0].tolist()
@@ -102,3 +103,56 @@ def test_layers_learn_at_rates_of_their_own(model: Detector) -> None:
     assert scales == {0.5**power for power in range(6)}  # 4 blocks, the embedding and the head
     head = [g for g in groups if any(p is model.head.weight for p in g["params"])]
     assert head[0]["lr_scale"] == 1
+
+
+def test_the_norm_is_the_encoders_own_or_after_the_pooling_as_the_weights_names_say() -> None:
+    pooled, tokens = Detector(recipe()), Detector(recipe({"norm": "tokens"}))
+    own = {"encoder.norm.weight", "encoder.norm.bias"}
+    after = {"norm.weight", "norm.bias"}
+    # Weights of earlier runs have these names, and their recipes do not say the key.
+    assert pooled.state_dict().keys() - tokens.state_dict().keys() == after
+    assert tokens.state_dict().keys() - pooled.state_dict().keys() == own
+    groups = parameter_groups(tokens, 0.05, layer_decay=0.5)
+    (norm,) = [g for g in groups if any(p is tokens.encoder.norm.weight for p in g["params"])]
+    assert (norm["lr_scale"], norm["weight_decay"]) == (1, 0)
+
+
+@torch.no_grad()
+def test_with_the_encoders_norm_the_head_reads_the_pooled_tokens_as_they_are() -> None:
+    torch.manual_seed(0)
+    model = Detector(recipe({"norm": "tokens"})).eval()
+    torch.nn.init.normal_(model.head.weight)
+    features = model.features(clips(), BOXES, CLIP_OF)
+    torch.testing.assert_close(model(clips(), BOXES, CLIP_OF), model.head(features))
+    tokens = encode_clips(model.encoder, clips(), PATCH)
+    torch.testing.assert_close(tokens.mean(-1), torch.zeros(2, 4 * 8 * 6), atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_roi_align_without_alignment_reads_half_a_token_further(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    columns = torch.arange(6.0).expand(4, 8, 6).reshape(1, -1, 1)
+    monkeypatch.setattr(detector, "encode_clips", lambda *_, **__: columns)
+    box, of = torch.tensor([[8.0, 8.0, 24.0, 24.0]]), torch.tensor([0])
+    read = [
+        Detector(recipe({"roi_aligned": aligned})).features(clips(1), box, of)
+        for aligned in (True, False)
+    ]
+    torch.testing.assert_close(read[1] - read[0], torch.full((1, 1), 0.5))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("scheme", ["sincos_1d", "sincos_3d"])
+def test_clips_of_another_shape_have_interpolated_positions(scheme: str) -> None:
+    """Grid 4 x 8 x 9 in the model of 4 x 8 x 6: as in a model of that grid, pretrained on this."""
+    torch.manual_seed(0)
+    model = Detector(recipe(positions=scheme)).eval()
+    whole = torch.randint(256, (1, 8, 32, 72, 3), dtype=torch.uint8)
+    tree = recipe(positions=scheme).model_dump(mode="json")
+    tree["data"]["size"] = [32, 72]
+    tree["detect"] |= {"positions": "interpolated", "pretrained_clip": [8, *SIZE]}
+    other = Detector(validate(tree, "test recipe", DetectRecipe)).eval()
+    other.load_state_dict(model.state_dict())
+    read = [own.features(whole, BOXES[:2], torch.zeros(2)) for own in (model, other)]
+    torch.testing.assert_close(*read)

@@ -39,6 +39,7 @@ def batch_of(counts: list[int], valid: list[bool] | None = None, seed: int = 0) 
         clip_of=torch.arange(clips).repeat_interleave(torch.tensor(counts)),
         targets=torch.rand(boxes, 3, generator=generator) > 0.5,
         in_frame=torch.zeros(boxes, 4),
+        person_scores=torch.ones(boxes),
         keyframes=[("film", number) for number in range(clips)],
     )
 
