@@ -15,6 +15,8 @@ from arvideo_ds.data.transforms import Crop
 
 # A box of which less than this many pixels of the clip are left, in height or width, is gone.
 _LEAST_PIXELS = 1.0
+# Least width and height of a jittered box, in pixels.
+_LEAST_JITTERED = 2.0
 
 
 def to_clip(
@@ -55,8 +57,8 @@ def jittered(
 ) -> Tensor:
     """Boxes of a clip h w, every side moved by a uniform share of the box; they stay inside.
 
-    largest: shares of the width outwards and inwards, then of the height. A box keeps at least one
-    pixel of width and height. Source: VideoMAE's action detection (random_aug of
+    largest: shares of the width outwards and inwards, then of the height. A box keeps at least two
+    pixels of width and height. Source: VideoMAE's action detection (random_aug of
     alphaction/structures/bounding_box.py).
     """
     (height, width), (wide_out, wide_in, tall_out, tall_in) = size, largest
@@ -66,8 +68,9 @@ def jittered(
     sides = (boxes[:, 2:] - boxes[:, :2]).clamp(min=_LEAST_PIXELS).repeat(1, 2)
     moved = boxes + shares * sides
     last = torch.tensor([width, height], dtype=torch.float32)
-    corner = moved[:, :2].clamp(min=0).minimum(last - _LEAST_PIXELS)
-    return torch.cat([corner, moved[:, 2:].minimum(last).maximum(corner + _LEAST_PIXELS)], dim=1)
+    corner = moved[:, :2].clamp(min=0).minimum(last - _LEAST_JITTERED)
+    opposite = moved[:, 2:].minimum(last).maximum(corner + _LEAST_JITTERED)
+    return torch.cat([corner, opposite], dim=1)
 
 
 def extended(boxes: Tensor, size: tuple[int, int], by: tuple[float, float]) -> Tensor:

@@ -187,8 +187,9 @@ class EvaluationKeyframes(Dataset[KeyframeClips]):
     def _whole(
         self, frames: np.ndarray, known: KeyframeBoxes, short_side: int
     ) -> tuple[list[Tensor], list[ClipBoxes]]:
-        frame, everything = frames.shape[1:3], Crop(0, 0, *frames.shape[1:3])
-        size, missing = whole_frame(*frame, short_side, self.patch)
+        height, width = frame = frames.shape[1:3]
+        everything = Crop(0, 0, height, width)
+        size, missing = whole_frame(height, width, short_side, self.patch)
         clip = fill_up(cut(frames, everything, size, flip=False), missing)
         boxes = to_clip(known.boxes, frame, everything, size, flip=False)
         inside = extended(boxes, size, self.settings.extend)

@@ -7,6 +7,7 @@ boxes are found by film and second.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import functools
 import hashlib
 from collections import defaultdict
@@ -109,13 +110,15 @@ class BoxSource:
     def __call__(self, shard: int, member: int) -> KeyframeBoxes:
         place = self.places(shard)[member]
         boxes, targets = self._annotated(place.lines)
-        own = boxes, targets, np.ones(len(boxes))
-        if self._detections is not None:
-            found = self._detections.get(place.keyframe, _NOBODY)
-            others = found.boxes, self._matched(found.boxes, boxes, targets), found.scores
-            pairs = zip(own, others, strict=True)
-            own = tuple(np.concatenate(pair) for pair in pairs) if self._truth else others
-        return KeyframeBoxes(place.keyframe, place.frame, *own)
+        truth = KeyframeBoxes(place.keyframe, place.frame, boxes, targets, np.ones(len(boxes)))
+        if self._detections is None:
+            return truth
+        found = self._detections.get(place.keyframe, _NOBODY)
+        matched = self._matched(found.boxes, boxes, targets)
+        detected = dataclasses.replace(
+            truth, boxes=found.boxes, targets=matched, scores=found.scores
+        )
+        return _together(truth, detected) if self._truth else detected
 
     @functools.lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019  lives as long as its reader
     def places(self, shard: int) -> list[Place]:
@@ -217,6 +220,16 @@ def read_excluded(path: str | None) -> set[Keyframe]:
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}.") from None
     return excluded
+
+
+def _together(one: KeyframeBoxes, other: KeyframeBoxes) -> KeyframeBoxes:
+    """The boxes of both, which are of one keyframe."""
+    return dataclasses.replace(
+        one,
+        boxes=np.concatenate([one.boxes, other.boxes]),
+        targets=np.concatenate([one.targets, other.targets]),
+        scores=np.concatenate([one.scores, other.scores]),
+    )
 
 
 def _best_first(scores: Mapping[tuple[float, ...], float]) -> Detected:

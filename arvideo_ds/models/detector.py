@@ -51,7 +51,8 @@ class Detector(nn.Module):
 
     def features(self, clips: Tensor, boxes: Tensor, clip_of: Tensor) -> Tensor:
         """What is read off each box, R D, before `norm`."""
-        t, h, w = grid = Geometry.whole(tuple(clips.shape[1:4]), self.patch).grid
+        _, frames, height, width, _ = clips.shape
+        t, h, w = grid = Geometry.whole((frames, height, width), self.patch).grid
         table = None
         if grid != self.grid:
             table = _interpolated(*self.positions, grid, self.encoder.positions.shape[1])

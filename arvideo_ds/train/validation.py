@@ -182,7 +182,7 @@ class OnlineProbe(Validation):
         return Features(found.values[usable], found.labels[usable], len(found.skipped))
 
 
-def _best_until(path: Path, first_step: int) -> dict[str, float]:
+def _best_until(path: Path, first_step: int) -> dict[str, Any]:
     """What an earlier start found best, unless it lies ahead of where this one begins."""
     best = json.loads(path.read_text()) if path.is_file() else {}
     return best if best.get("step", first_step + 1) <= first_step else {}

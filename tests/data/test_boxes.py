@@ -93,21 +93,21 @@ def test_jittered_boxes_are_those_of_the_rule_written_down_as_loops(seed: int) -
     draws = np.random.default_rng(seed).random((len(boxes), 4))
     for (left, top, right, bottom), draw, own in zip(boxes.tolist(), draws, moved, strict=True):
         wide, tall = max(right - left, 1), max(bottom - top, 1)
-        x1 = min(max(left + wide * (-wide_out + draw[0] * (wide_in + wide_out)), 0), width - 1)
-        y1 = min(max(top + tall * (-tall_out + draw[1] * (tall_in + tall_out)), 0), height - 1)
+        x1 = min(max(left + wide * (-wide_out + draw[0] * (wide_in + wide_out)), 0), width - 2)
+        y1 = min(max(top + tall * (-tall_out + draw[1] * (tall_in + tall_out)), 0), height - 2)
         x2 = right + wide * (-wide_in + draw[2] * (wide_out + wide_in))
         y2 = bottom + tall * (-tall_in + draw[3] * (tall_out + tall_in))
-        expected = [x1, y1, max(min(x2, width), x1 + 1), max(min(y2, height), y1 + 1)]
+        expected = [x1, y1, max(min(x2, width), x1 + 2), max(min(y2, height), y1 + 2)]
         np.testing.assert_allclose(own.numpy(), expected, atol=1e-4)
 
 
-def test_jittered_boxes_stay_inside_and_are_at_least_a_pixel() -> None:
+def test_jittered_boxes_stay_inside_and_are_at_least_two_pixels() -> None:
     moved = torch.cat(
         [jittered(random_boxes(s), SIZE, (1.0,) * 4, np.random.default_rng(s)) for s in range(20)]
     )
     assert moved.min() >= 0
     assert (moved[:, 2:] <= torch.tensor([SIZE[1], SIZE[0]])).all()
-    assert (moved[:, 2:] - moved[:, :2] >= 1 - 1e-5).all()
+    assert (moved[:, 2:] - moved[:, :2] >= 2 - 1e-5).all()
 
 
 def test_boxes_are_extended_by_half_of_the_share_at_each_side() -> None:
