@@ -19,6 +19,7 @@ from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.inspection import format_rows, inspect_shards, table, thumbnails
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.host import available_cores
+from arvideo_ds.locks import make_folder
 
 _DPI = 150
 
@@ -45,6 +46,8 @@ def main() -> None:
     for name in ("num_videos", "workers", "clip_frames"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)} must be above 0.")
+    if args.output is not None:
+        make_folder(args.output)
     found = inspect_shards(args.shards)
     print(format_rows(table(found, clip_frames=args.clip_frames)))
     if args.output is None:
@@ -52,7 +55,6 @@ def main() -> None:
     # matplotlib takes its time; a table alone should not wait for it.
     from arvideo_ds.data.inspection_figures import draw_contact_sheet, draw_histograms
 
-    args.output.mkdir(parents=True, exist_ok=True)
     frames = thumbnails(args.shards, args.num_videos, seed=args.seed, workers=args.workers)
     for name, figure in (
         ("histograms.png", draw_histograms(found)),

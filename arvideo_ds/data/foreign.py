@@ -33,6 +33,7 @@ from arvideo_ds.data.shard_writer import (
     write_manifest,
 )
 from arvideo_ds.errors import UserError
+from arvideo_ds.locks import lock
 
 _SETTINGS: dict[str, str | int | None] = {"video": m.AS_FOUND}
 VIDEO_SUFFIXES = ("mp4", "webm", "avi", "mkv", "mov")
@@ -72,6 +73,18 @@ def index_shards(
         raise UserError(f"{folder} is no folder with .tar files.")
     if (folder / m.MANIFEST).exists() and m.ShardSet(folder).manifest.settings != _SETTINGS:
         raise UserError(f"{folder} holds shards of make_shards.py; they need no other index.")
+    with lock(folder):
+        return _index_tars(folder, tars, dataset, workers, timeout_s, labels)
+
+
+def _index_tars(
+    folder: Path,
+    tars: Sequence[Path],
+    dataset: str,
+    workers: int,
+    timeout_s: float,
+    labels: Path | None,
+) -> ShardReport:
     found = {path: samples_of(path) for path in tqdm(tars, unit="tar", desc="listing")}
     names = _names(labels, (sample.label for samples in found.values() for sample in samples))
     numbers = {name: number for number, name in enumerate(names or ())}

@@ -41,6 +41,7 @@ from arvideo_ds.data.shard_writer import (
     write_shard,
 )
 from arvideo_ds.errors import UserError
+from arvideo_ds.locks import lock
 from arvideo_ds.randomness import split_generator
 
 # What a sample takes beside its video, roughly: facts, headers, its line of the index.
@@ -271,10 +272,15 @@ def _require_known(option: str, wanted: Iterable[str], known: Iterable[str], wha
 def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m.Manifest:
     """Write what is missing of the part's shards, then its manifest.
 
-    how: what was chosen, in words; kept in the manifest's settings. Errors: `UserError` when the
-    folder holds other shards, the disk is too small, or a source is damaged.
+    how: what was chosen, in words; kept in the manifest's settings. Errors: `UserError` when
+    another process writes to the folder, or it has other shards, the disk is too small, or a
+    source is damaged.
     """
-    part.folder.mkdir(parents=True, exist_ok=True)
+    with lock(part.folder):
+        return _write_part(pool, part, how, samples_per_shard)
+
+
+def _write_part(pool: Pool, part: Part, how: str, samples_per_shard: int) -> m.Manifest:
     settings = _settings(pool, how, samples_per_shard)
     inputs = _inputs_hash(part, settings)
     dataset = _joined(shards.manifest.dataset for shards in pool.sources) or ""

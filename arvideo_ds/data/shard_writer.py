@@ -35,6 +35,7 @@ from arvideo_ds.data.ingest import Sample, ingest
 from arvideo_ds.data.processes import failure, killable_map
 from arvideo_ds.data.video import TranscodeSettings
 from arvideo_ds.errors import UserError
+from arvideo_ds.locks import lock
 from arvideo_ds.randomness import split_generator
 
 TEMPORARY = ".partial"
@@ -78,14 +79,16 @@ class ShardReport:
 def write_shards(job: ShardJob) -> ShardReport:
     """Write what is missing of the job's shards, then manifest and rejects.
 
-    Errors: `UserError` when the folder holds shards of other inputs, the disk is too small, or no
-    video was usable.
+    Errors: `UserError` when another process writes to the folder, or it has shards of other inputs,
+    the disk is too small, or no video was usable.
     """
     if job.transcode is None and any(entry.part for entry in job.listing.entries):
         raise UserError("samples that are parts of longer videos need --video transcode.")
-    if job.output.exists() and not job.output.is_dir():
-        raise UserError(f"--output {job.output} is a file; give a folder.")
-    job.output.mkdir(parents=True, exist_ok=True)
+    with lock(job.output):
+        return _write_shards(job)
+
+
+def _write_shards(job: ShardJob) -> ShardReport:
     inputs = _inputs_hash(job)
     deals = _deal(job)
     done = {name: complete_index(job.output, name, inputs) for name in deals}

@@ -7,11 +7,9 @@ and says that the copy is complete. A second start copies what is missing or wro
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from arvideo_ds.checksums import sha256_of
 from arvideo_ds.data.manifest import MANIFEST, REJECTS, ShardSet
 from arvideo_ds.data.shard_writer import TEMPORARY, explained_when_full, require_space
 from arvideo_ds.errors import UserError
+from arvideo_ds.locks import lock
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,7 @@ def stage(source: Path, output: Path, workers: int) -> Staged:
     if output.resolve() == source.resolve():
         raise UserError(f"--output {output} is the folder to be copied; choose another.")
     files = _files(shards)
-    output.mkdir(parents=True, exist_ok=True)
-    with _alone(output), explained_when_full(output):
+    with lock(output, wait=True), explained_when_full(output):
         _require_own(output, shards.hash, {file.name for file in files})
         for path in output.glob(f"*{TEMPORARY}"):
             path.unlink()
@@ -86,17 +84,6 @@ def _files(shards: ShardSet) -> list[StagedFile]:
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror}).") from None
     return files
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """One process at a time; the folder itself is locked, so that no file is left behind."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _require_own(output: Path, manifest_hash: str, names: set[str]) -> None:

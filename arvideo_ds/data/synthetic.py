@@ -5,7 +5,6 @@ A set is drawn once: `ensure_shards` makes what is missing, and what is there is
 
 from __future__ import annotations
 
-import fcntl
 import math
 import multiprocessing
 import signal
@@ -23,6 +22,7 @@ from arvideo_ds.data.manifest import MANIFEST
 from arvideo_ds.data.shard_writer import ShardJob, write_shards
 from arvideo_ds.data.video import TranscodeSettings, encode
 from arvideo_ds.host import available_cores
+from arvideo_ds.locks import lock
 
 _ENCODING = TranscodeSettings(short_side=0, gop=8, crf=12)
 _SAMPLES_PER_SHARD = 100
@@ -51,9 +51,7 @@ def ensure_shards(videos: SyntheticSet, folder: Path) -> None:
     """Make videos and shards of all splits where they are missing; one process does, all wait."""
     if all((folder / split / MANIFEST).exists() for split in videos.splits):
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+    with lock(folder, wait=True):
         for split, count in videos.splits.items():
             if not (folder / split / MANIFEST).exists():
                 make_shards(videos, folder, split, count)

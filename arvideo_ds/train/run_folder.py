@@ -19,14 +19,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import math
-import os
-import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import yaml
 
@@ -35,6 +32,7 @@ from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
 from arvideo_ds.config.schema import RECIPES
 from arvideo_ds.errors import UserError
 from arvideo_ds.json_lines import append_json_lines, read_json_lines
+from arvideo_ds.locks import lock as lock  # noqa: PLC0414  re-exported for the commands
 
 CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
@@ -51,7 +49,6 @@ _WHY_NONE = {
 QUARANTINE = "quarantine"
 RECIPE, FACTS = "recipe.yaml", "run.json"
 SUMMARY = "summary.json"
-_STALE_LOCK_S = 120
 # By what the folders of the project's commands are known.
 _MARKS = {
     RECIPE: "a run",
@@ -87,33 +84,6 @@ _KINDS = {
 }
 # The recipes of runs whose model has a video encoder.
 WITH_ENCODER = (PretrainRecipe, FinetuneRecipe, DetectRecipe)
-
-
-def lock(folder: Path, part: str = "") -> IO[str]:
-    """Hold the folder, or a part of it, until the returned file closes.
-
-    Errors: `UserError` if somebody else does, or nothing can be written there.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / f".lock{part}").open("w")
-    except OSError as error:
-        raise UserError(
-            f"cannot write to {folder} ({error.strerror}); choose another --output."
-        ) from None
-    # A file server may hold the lock of a lost node for a while after Slurm started the job anew.
-    limit = time.monotonic() + (_STALE_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > limit:
-                raise UserError(
-                    f"another run is writing to {folder}. Wait for it, or choose another --output."
-                ) from None
-            time.sleep(1)
-        else:
-            return file
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:

@@ -172,5 +172,5 @@ def test_facts_are_added_to_the_summary(tmp_path: Path) -> None:
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     """Such as token scores beside shards that others own."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write to .*Not a directory.*another --output"):
+    with pytest.raises(UserError, match=r"cannot write to .*Not a directory.*--output"):
         run_folder.lock(tmp_path / "file" / "scores")
