@@ -18,7 +18,7 @@ from typing import Any
 import av
 import numpy as np
 
-from arvideo_ds.data.video import TranscodeSettings, decodable_frames, encode
+from arvideo_ds.data.video import TranscodeSettings, decodable_frames, encode, open_video
 from arvideo_ds.errors import UserError
 
 Decoder = Callable[[bytes, np.ndarray], np.ndarray]
@@ -62,7 +62,7 @@ def decode_pyav(data: bytes, frames: np.ndarray) -> np.ndarray:
 
 @contextlib.contextmanager
 def _open_pyav(data: bytes) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    with av.open(io.BytesIO(data), "r", options={"protocol_whitelist": "none"}) as container:
+    with open_video(io.BytesIO(data)) as container:
         stream = container.streams.video[0]
         stream.codec_context.thread_count = 1
         yield container, stream

@@ -198,10 +198,19 @@ def _x264_options(settings: TranscodeSettings) -> dict[str, str]:
     }
 
 
+def open_video(source: BinaryIO) -> av.container.InputContainer:
+    """Open a file object to read; every reader of the project opens through this.
+
+    Errors: PyAV's own.
+    """
+    # No protocols: a crafted playlist cannot reach other files or hosts. Titles and other texts
+    # need not be UTF-8 for the pictures to be sound.
+    return av.open(source, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
+
+
 def _open(source: BinaryIO) -> av.container.InputContainer:
-    # A file object and no protocols: a crafted playlist cannot reach other files or hosts.
     try:
-        return av.open(source, "r", options={"protocol_whitelist": "none"})
+        return open_video(source)
     except (av.error.FFmpegError, ValueError, EOFError) as error:
         raise RejectedError("cannot_open", _tool_message(error)) from None
 

@@ -14,7 +14,7 @@ from arvideo_ds.data.decoders import DecodeError, choose_decoder, count_frames, 
 from arvideo_ds.data.manifest import ClassNames, by_set
 from arvideo_ds.data.sampling import view_frames
 from arvideo_ds.data.transforms import cut, view_crop
-from arvideo_ds.data.video import RejectedError, TranscodeSettings, transcode
+from arvideo_ds.data.video import RejectedError, TranscodeSettings, open_video, transcode
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.scores import best_combinations
 from arvideo_ds.models.classifier import Classifier
@@ -64,7 +64,7 @@ def top_labels(
 
 def _upright(video: bytes) -> bytes:
     """Turned and with square pixels, as making shards does it; most videos are so already."""
-    with av.open(io.BytesIO(video), "r", options={"protocol_whitelist": "none"}) as container:
+    with open_video(io.BytesIO(video)) as container:
         stream = container.streams.video[0]
         frame = next(container.decode(stream))
         if not frame.rotation and stream.sample_aspect_ratio in (None, 0, 1):

@@ -306,3 +306,38 @@ def test_a_decoder_that_does_not_work_is_refused_with_those_that_do(
             choose_decoder("decord")
     finally:
         decoders._load_problem.cache_clear()
+
+
+def with_latin1_title(data: bytes) -> bytes:
+    """The same file with a title that is not UTF-8, as old cameras and encoders write them."""
+    assert b"TITLE" in data
+    return data.replace(b"TITLE", b"\xe9\xe8\xfc\xdfX")
+
+
+@pytest.mark.parametrize("kind", ["avi", "mp4", "matroska"])
+def test_metadata_that_are_not_utf8_do_not_make_a_video_unreadable(
+    tmp_path: Path, kind: str
+) -> None:
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=kind) as output:
+        output.metadata["title"] = "TITLE"
+        stream = output.add_stream("mpeg4", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for frame in gray_frames():
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(frame).reformat(format="yuv420p")))
+        output.mux(stream.encode(None))
+    data = with_latin1_title(buffer.getvalue())
+    (tmp_path / f"x.{kind}").write_bytes(data)
+    assert ingest(tmp_path / f"x.{kind}", SMALL).facts["num_frames"] == len(LEVELS)
+    assert len(decode("pyav", data, np.arange(len(LEVELS)))) == len(LEVELS)
+
+
+def test_no_module_opens_a_video_but_through_the_one_function() -> None:
+    """Reading with other options would accept other files, or let a playlist reach the network."""
+    root = Path(decoders.__file__).parent.parent
+    readers = [
+        path.relative_to(root).as_posix()
+        for path in sorted(root.rglob("*.py"))
+        if "av.open(" in path.read_text()
+    ]
+    assert readers == ["data/video.py"]
