@@ -22,6 +22,7 @@ from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.datasets import READERS, Listing, Source, read_listing
+from arvideo_ds.data.files import describe_passed_over
 from arvideo_ds.data.shard_writer import ShardJob, ShardReport, write_shards
 from arvideo_ds.data.video import TranscodeSettings
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
@@ -111,6 +112,7 @@ def main() -> int:
         print("\ninterrupted; the same command goes on after the last complete shard", flush=True)
         return EXIT_INTERRUPTED
     print_summary(args.output, report)
+    print_passed_over(listing)
     return EXIT_MANY_REJECTS if report.share_left_out > args.max_reject_share else EXIT_OK
 
 
@@ -122,11 +124,17 @@ def print_listing(dataset: str, listing: Listing) -> None:
     """What was found, before hours of work begin."""
     labels = f"{len(listing.labels)} labels" if listing.labels else "no labels"
     print(f"{dataset}: {len(listing.entries):,} videos, {labels}", flush=True)
+    print_passed_over(listing)
     for note in listing.notes:
         print(f"note: {note}", flush=True)
     for reason, count in Counter(reject.reason for reject in listing.rejects).items():
         first = next(reject for reject in listing.rejects if reject.reason == reason)
         print(f"{reason}: {count:,}, such as {first.source_path} ({first.message})", flush=True)
+
+
+def print_passed_over(listing: Listing) -> None:
+    if listing.passed_over:
+        print(f"note: {describe_passed_over(listing.passed_over)}", flush=True)
 
 
 def print_summary(output: Path, report: ShardReport) -> None:

@@ -29,7 +29,7 @@ from arvideo_ds.evaluation.extraction import (
     ExtractionReport,
     extract_features,
 )
-from arvideo_ds.evaluation.feature_files import WRITERS
+from arvideo_ds.evaluation.feature_files import WRITERS, require_format
 from arvideo_ds.evaluation.feature_folder import INDEX
 from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.host import available_cores
@@ -83,6 +83,7 @@ def main() -> int:
             raise UserError(f"--{name} {getattr(args, name)} must be at least {least}.")
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder.")
+    require_format(args.format)
     run_folder.require_own(args.output, INDEX)
     recipe = run_folder.read_recipe(args.model, *run_folder.WITH_ENCODER)
     weights = run_folder.WEIGHTS[run_folder.choose_weights(args.model, args.weights)]

@@ -1,15 +1,25 @@
-"""Which files are videos, by their names."""
+"""Which files are videos, by their names; the others are counted."""
 
 from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+# Not among them, although they decode: .gif, which is mostly pictures, and raw streams (.h264,
+# .hevc), which have neither times nor a length that would show a cut file. A CSV may name them.
 VIDEO_SUFFIXES = frozenset(
-    ".mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv .m2ts".split()
+    """.mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv .m2ts
+    .mts .vob .mxf .asf .f4v .3g2 .qt .divx""".split()
 )
+# What belongs to a data set beside its videos, and what systems leave behind: not worth a word.
+_EXPECTED_SUFFIXES = frozenset(
+    ".csv .tsv .txt .json .jsonl .xml .yaml .yml .md .pbtxt .pkl .ini".split()
+)
+_EXPECTED_NAMES = frozenset({"thumbs.db"})
+NO_SUFFIX = "no suffix"
 # Folders that are looked into to see whether there are videos.
 _LOOKED_INTO = 20
 
@@ -18,13 +28,35 @@ def is_video(name: str) -> bool:
     return Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
-def find_videos(root: Path) -> Iterator[Path]:
-    """Files with a video's suffix, at any depth, sorted within each folder."""
+def find_videos(root: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
+    """Files with a video's suffix, at any depth, sorted within each folder.
+
+    passed_over: counts the suffixes of the others, except for annotations and hidden files.
+    """
     for folder, folders, names in os.walk(root):
         folders.sort()
+        hidden = any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
         for name in sorted(names):
             if is_video(name):
                 yield Path(folder, name)
+            elif passed_over is not None and not hidden and not _is_expected(name):
+                passed_over[Path(name).suffix.lower() or NO_SUFFIX] += 1
+
+
+def describe_passed_over(passed_over: Mapping[str, int]) -> str:
+    """Such as '3 files passed over (their suffix is not a video's): .gif 2, .h264 1'."""
+    total = sum(passed_over.values())
+    listed = ", ".join(f"{suffix} {n:,}" for suffix, n in Counter(passed_over).most_common())
+    return f"{total:,} files passed over (their suffix is not a video's): {listed}"
+
+
+def _is_expected(name: str) -> bool:
+    lower = name.lower()
+    return (
+        lower.startswith(".")
+        or lower in _EXPECTED_NAMES
+        or Path(lower).suffix in _EXPECTED_SUFFIXES
+    )
 
 
 def how_to_make_shards(folder: str) -> str:

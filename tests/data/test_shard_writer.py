@@ -53,6 +53,7 @@ def videos(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy(source, folder / label)
     whole = next((folder / "east").glob("*.mp4")).read_bytes()
     (folder / "east" / "zero.mp4").write_bytes(b"")
+    (folder / "east" / "moving.gif").write_bytes(b"GIF89a")
     (folder / "west" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
     return folder
 
@@ -88,6 +89,8 @@ def test_what_is_left_out_is_listed_counted_and_told_by_the_exit_code(
     assert "2 labels" in done.stdout
     assert "left out: 2 (" in done.stdout
     assert "1 empty" in done.stdout
+    # Before the work and after it.
+    assert done.stdout.count("1 files passed over") == done.stdout.count(".gif 1") == 2
 
 
 def test_workers_change_no_byte_and_a_larger_share_may_be_left_out(

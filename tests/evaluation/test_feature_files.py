@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import runpy
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from safetensors.numpy import load_file
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import FeatureFile, file_name, require_format
+from tests.conftest import ROOT
 
 KINDS = ["npz", "safetensors", "parquet"]
 keys = st.one_of(
@@ -97,3 +99,17 @@ def test_parquet_without_its_library(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="parquet"):
         require_format("parquet")
     require_format("npz")
+
+
+def test_a_missing_library_is_reported_before_any_work(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither the model nor the videos are there: they have not been looked at yet."""
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.chdir(tmp_path)
+    options = ["videos", "--model", "run", "--output", "out", "--format", "parquet"]
+    monkeypatch.setattr(sys, "argv", ["extract_features.py", *options])
+    script = runpy.run_path(str(ROOT / "scripts" / "extract_features.py"))
+    assert script["main"]() == 2
+    assert "--format parquet needs pyarrow" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

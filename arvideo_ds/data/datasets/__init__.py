@@ -20,7 +20,7 @@ from arvideo_ds.data.datasets.kinetics import read_kinetics
 from arvideo_ds.data.datasets.listing import Entry, Listing, Source, safe_key
 from arvideo_ds.data.datasets.something_something import read_ssv2
 from arvideo_ds.data.datasets.ucf101 import read_ucf101
-from arvideo_ds.data.files import VIDEO_SUFFIXES
+from arvideo_ds.data.files import VIDEO_SUFFIXES, describe_passed_over
 from arvideo_ds.errors import UserError
 
 __all__ = ["READERS", "Entry", "Listing", "Source", "read_listing", "safe_key"]
@@ -71,6 +71,7 @@ def read_listing(dataset: str, source: Source) -> Listing:
             f"no videos found for --dataset {dataset} below {source.videos}"
             + (f", split '{source.split}'" if source.split else "")
             + missing
+            + (f"; {describe_passed_over(listing.passed_over)}" if listing.passed_over else "")
             + f"; files are known by their suffix: {' '.join(sorted(VIDEO_SUFFIXES))}."
         )
     for first, second in itertools.pairwise(entries):

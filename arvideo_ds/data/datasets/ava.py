@@ -75,7 +75,9 @@ def read_ava(source: Source) -> Listing:
         )
     rejects += bad_rows.finish()
     notes = [f"{left_out} rows of excluded seconds left out"] if left_out else []
-    return Listing(tuple(entries), None, (*rejects, *lost.values()), tuple(notes))
+    return Listing(
+        tuple(entries), None, (*rejects, *lost.values()), tuple(notes), passed_over=tree.passed_over
+    )
 
 
 class Row(NamedTuple):

@@ -40,7 +40,9 @@ def read_diving48(source: Source) -> Listing:
             entries.append(tree.entry(video, label))
     rejects += bad_rows.finish()
     notes = compare_count("classes", len(labels), _CLASSES)
-    return Listing(tuple(entries), tuple(labels), tuple(rejects), tuple(notes))
+    return Listing(
+        tuple(entries), tuple(labels), tuple(rejects), tuple(notes), passed_over=tree.passed_over
+    )
 
 
 def _labels(source: Source) -> list[str]:

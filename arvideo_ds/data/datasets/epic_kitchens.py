@@ -72,6 +72,7 @@ def read_epic_kitchens(source: Source) -> Listing:
         tuple(rejects),
         tuple(notes),
         sets if labelled else None,
+        passed_over=tree.passed_over,
     )
 
 

@@ -40,7 +40,8 @@ def read_folder(source: Source) -> Listing:
         root = source.videos / source.split
         if not root.is_dir():
             raise UserError(f"--split {source.split}: there is no folder {root}.")
-    paths = [path for path in find_videos(root) if path.is_file()]
+    passed_over = Counter[str]()
+    paths = [path for path in find_videos(root, passed_over) if path.is_file()]
     labels = [p.relative_to(root).parts[0] if p.parent != root else None for p in paths]
     if len({label is None for label in labels}) > 1:
         loose = next(p for p, label in zip(paths, labels, strict=True) if label is None)
@@ -51,7 +52,7 @@ def read_folder(source: Source) -> Listing:
     entries = [
         file_entry(source.videos, path, label) for path, label in zip(paths, labels, strict=True)
     ]
-    return Listing(tuple(entries), number_labels(source, entries))
+    return Listing(tuple(entries), number_labels(source, entries), passed_over=passed_over)
 
 
 def read_csv(source: Source) -> Listing:

@@ -42,7 +42,9 @@ def read_hmdb51(source: Source) -> Listing:
         rejects += lost
     notes = compare_count("classes", len(labels), _CLASSES)
     notes += compare_count(f"clips in {source.split}", len(entries) + len(rejects), _ROWS[part])
-    return Listing(tuple(entries), tuple(labels), tuple(rejects), tuple(notes))
+    return Listing(
+        tuple(entries), tuple(labels), tuple(rejects), tuple(notes), passed_over=tree.passed_over
+    )
 
 
 def _split(split: str | None) -> tuple[str, str]:

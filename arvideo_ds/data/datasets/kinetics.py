@@ -8,6 +8,7 @@ the archive lacks are normal and become rejects.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -70,7 +71,9 @@ def read_kinetics(num_classes: int) -> Callable[[Source], Listing]:
         rejects += bad_rows.finish()
         labels, notes = _labels(source, names - {""}, num_classes)
         notes += compare_count(f"rows in {path.name}", rows, _ROWS.get((num_classes, path.stem)))
-        return Listing(tuple(entries), labels, tuple(rejects), tuple(notes))
+        return Listing(
+            tuple(entries), labels, tuple(rejects), tuple(notes), passed_over=clips.passed_over
+        )
 
     return read
 
@@ -82,10 +85,12 @@ class _Clips:
         if replacement is not None and not replacement.is_dir():
             raise UserError(f"--replacement {replacement} is no folder.")
         self._videos = videos
+        self.passed_over = Counter[str]()
         self._trees: list[tuple[VideoTree, dict[tuple[str, int | None], str]]] = []
         for root in (replacement, videos):
             if root is not None:
                 tree = VideoTree(root)
+                self.passed_over += tree.passed_over
                 # Sorted: which of two files of one clip is taken must not depend on the disk.
                 stems = {_file_key(stem): stem for stem in sorted(tree.stems())}
                 self._trees.append((tree, {key: stem for key, stem in stems.items() if key}))

@@ -18,6 +18,8 @@ from arvideo_ds.errors import UserError
 
 _SHOWN = 5
 _LONGEST_KEY = 80
+# What spreadsheets and databases write instead of commas, and what to call it.
+_OTHER_SEPARATORS = {";": "';'", "\t": "a tab", "|": "'|'"}
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class Listing:
 
     label_sets: where samples have several labels, the names of each set. rejects: rows that lead to
     no sample, known before any work. notes: what the user should read before it starts, such as
-    counts that differ from the published ones.
+    counts that differ from the published ones. passed_over: files below the videos folder whose
+    suffix is not a video's, by suffix.
     """
 
     entries: tuple[Entry, ...]
@@ -52,6 +55,7 @@ class Listing:
     rejects: tuple[Reject, ...] = ()
     notes: tuple[str, ...] = ()
     label_sets: dict[str, tuple[str, ...]] | None = None
+    passed_over: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,8 @@ class VideoTree:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
-        for path in find_videos(root):
+        self.passed_over = Counter[str]()
+        for path in find_videos(root, self.passed_over):
             if not path.is_symlink() or _is_file(path):
                 self._by_stem[path.stem].append(path)
 
@@ -174,14 +179,17 @@ def csv_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and row of a CSV with a header; rows of another length are bad rows.
 
-    Errors: `UserError` when the file cannot be read or lacks a column.
+    Errors: `UserError` when the file cannot be read, lacks a column, or has another separator than
+    the comma.
     """
+    needed = list(needed)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file)
             columns = set(reader.fieldnames or ())
             for column in needed:
                 if columns and column not in columns:
+                    _require_commas(path, ",".join(reader.fieldnames or ()), needed)
                     raise UserError(
                         f"{path} has no column '{column}' (it has: {', '.join(sorted(columns))})."
                     )
@@ -192,6 +200,17 @@ def csv_rows(
                     yield reader.line_num, row
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
+
+
+def _require_commas(path: Path, header: str, needed: Iterable[str]) -> None:
+    """Errors: `UserError` where the header has the columns, but something else between them."""
+    for separator, name in _OTHER_SEPARATORS.items():
+        columns = [column.strip(' "') for column in header.split(separator)]
+        if len(columns) > 1 and all(column in columns for column in needed):
+            raise UserError(
+                f"{path} line 1: the separator must be a comma, but the header has {name} between "
+                "its columns. Save the file with commas (a spreadsheet: as CSV, comma-separated)."
+            )
 
 
 def text_lines(path: Path) -> list[tuple[int, str]]:

@@ -51,7 +51,9 @@ def read_ssv2(source: Source) -> Listing:
     names = tuple(sorted(numbers, key=numbers.__getitem__)) if labelled else None
     if names is not None:
         notes += compare_count("classes", len(names), _CLASSES)
-    return Listing(tuple(entries), names, tuple(rejects), tuple(notes))
+    return Listing(
+        tuple(entries), names, tuple(rejects), tuple(notes), passed_over=tree.passed_over
+    )
 
 
 def _label_numbers(source: Source) -> dict[str, int]:

@@ -51,7 +51,9 @@ def read_ucf101(source: Source) -> Listing:
     rejects += bad_rows.finish()
     notes = compare_count("classes", len(labels), _CLASSES)
     notes += compare_count(f"rows in {path.name}", len(rows), _ROWS[source.split])
-    return Listing(tuple(entries), tuple(labels), tuple(rejects), tuple(notes))
+    return Listing(
+        tuple(entries), tuple(labels), tuple(rejects), tuple(notes), passed_over=tree.passed_over
+    )
 
 
 def _labels(path: Path) -> list[str]:

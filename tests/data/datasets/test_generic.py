@@ -183,10 +183,43 @@ def test_an_option_that_the_data_set_does_not_read_is_refused(
         read_listing(dataset, Source(videos, **{option: value}))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("text", ["file\na/1.mp4\n", "path;label\na/1.mp4;run\n"])
-def test_a_csv_without_the_needed_column_is_refused(videos: Path, text: str) -> None:
+def test_a_csv_without_the_needed_column_is_refused(videos: Path) -> None:
     with pytest.raises(UserError, match="no column 'path'"):
+        read_entries("csv", csv_source(videos, "file\na/1.mp4\n"))
+
+
+@pytest.mark.parametrize(("separator", "name"), [(";", "';'"), ("\t", "a tab"), ("|", "'|'")])
+@pytest.mark.parametrize("header", ["path,label", "label,path", "path,note 1,2"])
+def test_another_separator_than_the_comma_is_named_with_file_and_line(
+    videos: Path, separator: str, name: str, header: str
+) -> None:
+    text = f"{header}\na/1.mp4,run,1\n".replace(",", separator)
+    with pytest.raises(UserError) as error:
         read_entries("csv", csv_source(videos, text))
+    assert re.search(rf"list\.csv line 1: .*must be a comma.*{re.escape(name)}", str(error.value))
+
+
+def test_a_file_that_was_passed_over_is_counted_by_its_suffix(videos: Path) -> None:
+    for name in ("x.gif", "y.GIF", "z.h264", "archive.tar.gz", "no_suffix"):
+        (videos / "a" / name).write_bytes(b"x")
+    # What belongs to a data set beside its videos, and what a system leaves behind.
+    for name in (".DS_Store", "Thumbs.db", "labels.csv", "README.md", "1.json", "._hidden.gif"):
+        (videos / "a" / name).write_bytes(b"x")
+    (videos / ".cache").mkdir()
+    (videos / ".cache" / "picture.png").write_bytes(b"x")
+    listing = read_listing("folder", Source(videos))
+    assert listing.passed_over == {".gif": 2, ".h264": 1, ".gz": 1, "no suffix": 1}
+    assert read_listing("folder", Source(videos / "b")).passed_over == {}
+    with pytest.raises(UserError, match=r"no videos found .*\.png 1"):
+        (videos.parent / "other").mkdir()
+        (videos.parent / "other" / "1.png").write_bytes(b"x")
+        read_listing("folder", Source(videos.parent / "other"))
+
+
+def test_a_csv_may_name_videos_of_any_suffix(videos: Path) -> None:
+    (videos / "moving.gif").write_bytes(b"x")
+    (entry,) = read_entries("csv", csv_source(videos, "path\nmoving.gif\n"))
+    assert entry.path == videos / "moving.gif"
 
 
 IDS = st.one_of(
