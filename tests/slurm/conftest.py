@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -16,10 +15,9 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent.parent
-# Scripts of the developers' machines; the project passes without them.
-START = ROOT.parent / "shared" / "slurm" / "start_slurm.sh"
-STOP = START.with_name("stop_slurm.sh")
+from tests.conftest import ROOT
+from tests.slurm import cluster as emulation
+
 SBATCH = ROOT / "scripts" / "slurm" / "pretrain.sbatch"
 
 
@@ -28,15 +26,15 @@ class Cluster:
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
-        self.environment = {**environment, "SLURM_CONF": str(folder / "etc" / "slurm.conf")}
+        self.environment = {**environment, "SLURM_CONF": str(folder / "slurm.conf")}
 
     def start(self) -> None:
         """Also brings back a node without power."""
-        subprocess.run([START, self.folder], check=True, capture_output=True, text=True)
+        emulation.start(self.folder)
 
     def stop(self, node: str | None = None) -> None:
         """Everything, or one node as if its power failed."""
-        subprocess.run([STOP, self.folder, *([node] if node else [])], check=True)
+        emulation.stop(self.folder, node)
 
     def call(self, *command: str | Path, check: bool = True, **environment: str) -> str:
         done = subprocess.run(
@@ -120,20 +118,9 @@ class Job:
         return self.wait(lambda: self.state in ends, timeout_s, "end")
 
 
-def why_no_cluster() -> str | None:
-    if not START.is_file():
-        return "no ../shared/slurm/start_slurm.sh beside the checkout"
-    if os.geteuid() != 0:
-        return "emulated nodes need root"
-    namespaces = ["unshare", "--net", "--uts", "--ipc", "--mount", "--pid", "--fork", "true"]
-    if shutil.which("unshare") is None or subprocess.run(namespaces, check=False).returncode:
-        return "this machine makes no namespaces"
-    return None
-
-
 @pytest.fixture(scope="session")
 def cluster(environment: Callable[..., dict[str, str]]) -> Iterator[Cluster]:
-    reason = why_no_cluster()
+    reason = emulation.why_not()
     if reason:
         pytest.skip(reason)
     # Paths of Unix sockets are short, those of pytest are not.
@@ -141,11 +128,9 @@ def cluster(environment: Callable[..., dict[str, str]]) -> Iterator[Cluster]:
     cluster = Cluster(folder, environment(PYTHON=sys.executable))
     try:
         cluster.start()
-    except subprocess.CalledProcessError as error:
+        yield cluster
+    finally:
         cluster.stop()
-        pytest.skip(f"Slurm did not start: {error.stderr.strip().splitlines()[-1]}")
-    yield cluster
-    cluster.stop()
     shutil.rmtree(folder)
 
 
