@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe, recipe_names
+from arvideo_ds.config import (
+    FinetuneRecipe,
+    PretrainRecipe,
+    Recipe,
+    load_recipe,
+    make_plan,
+    recipe_names,
+)
 from arvideo_ds.config.load import recipes_dir
 from arvideo_ds.train.settle import Options, settle
 
@@ -147,3 +154,33 @@ def test_long_fine_tuning_follows_the_text(name: str) -> None:
 
 def test_there_are_long_recipes_of_every_length() -> None:
     assert len(LONG) == 7
+
+
+# Peak, start of the warm-up and end of the schedule: those that the figures in docs/ were measured
+# with, or our own choice. Exactly: another last digit gives other figures.
+OWN_RATES: dict[str, tuple[float, float, float]] = {
+    "demo": (1e-3, 1e-6, 1e-5),
+    "videomae_demo": (1e-3, 1e-6, 1e-5),
+    "demo_small": (7.5e-4, 1e-6, 1e-5),
+    "lvmae_events": (1.5e-3, 1e-6, 1e-5),
+    "pretrain_weizmann": (1e-3, 1e-6, 1e-5),
+    "tokenizer_demo": (1e-3, 1e-6, 1e-5),
+    "tokenizer_events": (1e-3, 1e-6, 1e-5),
+    "tokenizer_weizmann": (1e-3, 1e-6, 1e-5),
+    "tokenizer_b_k600": (1e-4, 1e-6, 1e-6),
+    "finetune_demo": (1e-3, 1e-6, 1e-6),
+    "finetune_weizmann": (8.75e-4, 1e-6, 1e-6),
+    "finetune_own": (9.375e-5, 1e-6, 1e-6),
+    "finetune_vit_b_hmdb51": (5e-4, 1e-6, 1e-6),
+    "finetune_vit_b_diving48_128f": (2.5e-4, 1e-6, 1e-6),
+    "lvmae_vit_b_diving48": (1.5e-4, 1e-6, 1e-5),
+    "pretrain_vit_b_k400_32f": (6e-4, 1e-6, 1e-5),
+    "pretrain_vit_b_k400_128f": (6e-4, 1e-6, 1e-5),
+}
+
+
+@pytest.mark.parametrize("name", OWN_RATES)
+def test_recipes_of_our_own_keep_the_rates_that_they_were_measured_with(name: str) -> None:
+    recipe = load_recipe(name, [], Recipe)
+    plan = make_plan(recipe, world_size=1, num_videos=recipe.data.num_videos or 1000)
+    assert (plan.lr, plan.warmup_lr, plan.min_lr) == OWN_RATES[name]

@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from arvideo_ds.config import PretrainRecipe, Recipe, RunPlan, TokenizerRecipe
-from arvideo_ds.config.plan import BASE_VIDEOS, notes
+from arvideo_ds.config.plan import notes
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.resolve import zero_stage
@@ -56,17 +56,12 @@ def print_header(
     first_step: int,
 ) -> None:
     plan, recipe = settings.plan, settings.recipe
-    videos = f"{plan.videos_per_step} videos x {plan.repeats} repeat(s)"
     print(
         f"recipe {options.recipe}: {_model(recipe, plan)}, {plan.gflops_forward_per_clip:.2f} "
         f"GFLOP forward per clip\n"
         f"clip {plan.clip_shape} -> tokens {plan.token_grid}{_tokens(recipe, plan)}\n"
         f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
-        f"batch {plan.total_batch} clips ({videos}) = {_shares(plan)} x "
-        f"{plan.micro_batch} x {plan.accumulation} accumulated\n"
-        f"lr {plan.lr:.3g} = optim.base_lr x {plan.videos_per_step} videos / {BASE_VIDEOS}, from "
-        f"{plan.warmup_lr:.3g}, to {plan.min_lr:.3g}; {plan.steps} steps = {plan.epochs:g} epochs, "
-        f"{plan.warmup_steps} of warm-up\n"
+        f"{_batch(plan)}\n"
         f"{world.size} rank(s) by {world.launcher} on {world.device.type}, ZeRO stage "
         f"{zero_stage(settings.deepspeed)}, {recipe.train.precision}; writing to {options.folder}"
         + (f"; going on after step {first_step}" if first_step else ""),
@@ -74,6 +69,17 @@ def print_header(
     )
     for note in notes(recipe, plan):
         print(f"note: {note}", flush=True)
+
+
+def _batch(plan: RunPlan) -> str:
+    """Videos and clips per step, and the schedule of the learning rate that follows from them."""
+    return (
+        f"step {plan.videos_per_step} videos x {plan.repeats} clips = {plan.total_batch} clips = "
+        f"{_shares(plan)} x {plan.micro_batch} x {plan.accumulation} accumulated\n"
+        f"lr for {plan.videos_per_step} videos per step: warm-up from {plan.warmup_lr:.3e} to "
+        f"{plan.lr:.3e}, then down to {plan.min_lr:.3e}; {plan.steps} steps = {plan.epochs:g} "
+        f"epochs, {plan.warmup_steps} of warm-up"
+    )
 
 
 def _shares(plan: RunPlan) -> str:

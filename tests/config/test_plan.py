@@ -148,14 +148,6 @@ def test_ranks_that_cannot_share_tokens_are_refused(world: int, size: int, said:
         make_plan(load_recipe(VIT_B), world_size=world, sequence_parallel=size)
 
 
-def test_all_learning_rates_scale_with_the_videos_of_a_step() -> None:
-    """VideoMAE's scripts scale lr, warmup_lr and min_lr by videos / 256."""
-    plan = plan_of("train.total_batch=1024")
-    assert (plan.lr, plan.warmup_lr, plan.min_lr) == pytest.approx((6e-4, 4e-6, 4e-5))
-    plan = plan_of("train.total_batch=128", "optim.base_lr=1e-3")
-    assert (plan.lr, plan.warmup_lr, plan.min_lr) == pytest.approx((5e-4, 5e-7, 5e-6))
-
-
 # At 256 videos per step; source: VideoMAE's scripts/{kinetics,ssv2}/*/finetune.sh.
 OFFICIAL_PEAKS = {
     "finetune_vit_s_k400": 5e-4,
@@ -174,11 +166,35 @@ def test_the_second_clip_of_a_video_does_not_double_the_rate_of_fine_tuning(name
     assert make_plan(recipe, world_size=8).lr == pytest.approx(OFFICIAL_PEAKS[name])
 
 
-def test_repeats_count_neither_for_the_rate_nor_as_videos_for_the_epochs() -> None:
+RATES = ("lr", "warmup_lr", "min_lr")
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 4])
+@pytest.mark.parametrize("videos", [64, 256, 1024])
+def test_every_rate_of_the_schedule_grows_with_the_videos_of_a_step(
+    videos: int, repeats: int
+) -> None:
+    """run_mae_pretraining.py and run_class_finetuning.py scale all three, repeats not counted."""
+    keys = ("optim.base_lr=4e-4", "optim.warmup_lr=2e-6", "optim.min_lr=3e-5")
+    batch = (f"train.total_batch={videos * repeats}", f"data.repeats={repeats}")
+    plan = plan_of(*keys, *batch)
+    scale = videos / 256
+    assert plan.videos_per_step == videos
+    rates = [getattr(plan, name) for name in RATES]
+    assert rates == pytest.approx([4e-4 * scale, 2e-6 * scale, 3e-5 * scale])
+
+
+def test_repeats_of_a_video_change_neither_the_rates_nor_the_epochs() -> None:
+    """The same videos a step, each cut into four clips: the same schedule, four times the clips."""
+    once, four = plan_of(), plan_of("data.repeats=4", "train.total_batch=4096")
+    schedule = (*RATES, "steps", "warmup_steps", "epochs", "videos_per_step")
+    assert [getattr(once, key) for key in schedule] == [getattr(four, key) for key in schedule]
+    assert four.total_batch == 4 * once.total_batch
+
+
+def test_an_epoch_of_repeated_videos_takes_more_steps_of_the_same_clips() -> None:
     once, four = plan_of(), plan_of("data.repeats=4")
-    assert four.lr == once.lr / 4
     assert four.total_batch == once.total_batch == 4 * four.videos_per_step
-    # An epoch shows every video once; each gives four clips, so it takes four times the steps.
     assert four.steps == pytest.approx(4 * once.steps, abs=2)
     assert four.warmup_steps == pytest.approx(4 * once.warmup_steps, abs=2)
     assert four.epochs == pytest.approx(once.epochs, abs=0.01)

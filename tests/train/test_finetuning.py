@@ -201,4 +201,5 @@ def test_a_dry_run_says_what_it_would_do(run: Run) -> None:
     assert plan["encoder_tokens"] == 1568
     assert plan["decoder_queries"] == 0
     assert 86e6 < plan["parameters_encoder"] < 88e6
-    assert plan["lr"] == pytest.approx(5e-4 * 512 / 256)
+    # 512 clips of 256 videos.
+    assert plan["lr"] == pytest.approx(5e-4)

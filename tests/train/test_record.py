@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from arvideo_ds.config import FinetuneRecipe, load_recipe, make_plan
-from arvideo_ds.train.record import _tokens
+from arvideo_ds.train.record import _batch, _tokens
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.2, ", 10048 encoded"), (0.0, ", all encoded")])
@@ -13,3 +13,12 @@ def test_the_header_says_how_many_tokens_training_encodes(share: float, said: st
     overrides = [f"finetune.drop_tokens={share}"]
     recipe = load_recipe("finetune_vit_b_diving48_128f", overrides, FinetuneRecipe)
     assert _tokens(recipe, make_plan(recipe, world_size=1)) == said
+
+
+def test_the_header_says_videos_and_clips_of_a_step_and_the_rates_that_they_make() -> None:
+    recipe = load_recipe(
+        "finetune_vit_b_k400", ["train.total_batch=512", "data.repeats=2"], FinetuneRecipe
+    )
+    said = _batch(make_plan(recipe, world_size=8))
+    assert "256 videos x 2 clips = 512 clips" in said
+    assert "warm-up from 1.000e-06 to 5.000e-04, then down to 1.000e-06" in said
