@@ -47,6 +47,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
         "objective.normalize_targets": False,
         "data.frames": 8,
         "data.size": (14, 14),
+        "data.stride": 4,
     },
 }
 
@@ -94,7 +95,8 @@ def test_no_two_recipes_share_a_name() -> None:
 
 def test_the_ablation_base_is_the_papers_setting() -> None:
     recipe = load_recipe(BASE)
-    assert (recipe.model.size, recipe.train.epochs, recipe.data.sampling) == ("B", 200, "uniform")
+    assert (recipe.model.size, recipe.train.epochs) == ("B", 200)
+    assert (recipe.data.sampling, recipe.data.stride) == ("dense", 2)
     assert recipe.data.num_videos == load_recipe("pretrain_vit_b_ssv2").data.num_videos
     assert recipe.objective.cluster == (2, 7, 7)
     assert (recipe.objective.order, recipe.objective.drop_ratio) == ("random", 0.8)
@@ -118,11 +120,8 @@ def test_pretraining_follows_the_published_protocol(data: str) -> None:
     for size in ("s", "b", "l", "h", "g"):
         recipe = load_recipe(f"pretrain_vit_{size}_{data}")
         assert recipe.model.size.lower() == size
-        if data == "k400":
-            assert (recipe.data.sampling, recipe.data.stride) == ("dense", 4)
-        else:
-            # The published pretraining takes stride 2; here SSv2 is only ever seen whole.
-            assert recipe.data.sampling == "uniform"
+        stride = {"k400": 4, "ssv2": 2}[data]
+        assert (recipe.data.sampling, recipe.data.stride) == ("dense", stride)
         assert (recipe.data.frames, recipe.data.size, recipe.data.flip) == (16, (224, 224), False)
         assert (recipe.train.epochs, recipe.train.total_batch) == (800, 1024)
         assert recipe.optim.warmup_epochs == 40
@@ -131,6 +130,16 @@ def test_pretraining_follows_the_published_protocol(data: str) -> None:
         assert recipe.geometry.num_clusters == 16
     paper = load_recipe(f"pretrain_vit_b_{data}_paper")
     assert (paper.objective.targets, paper.decoder.target_ratio) == ("paper", 1.0)
+
+
+def test_every_pretraining_on_ssv2_takes_16_frames_of_stride_2() -> None:
+    names = [n for n in REAL if n.endswith("_ssv2") or n.startswith("ablation_")]
+    assert len(names) > 30
+    for name in names:
+        data = load_recipe(name).data
+        assert data.sampling == "dense", name
+        # The elements of Table 1 that are single pixels: 8 frames over the same 32.
+        assert data.frames * data.stride == 32, name
 
 
 LONG = sorted(path.stem for path in (recipes_dir() / "long").glob("finetune_*.yaml"))

@@ -174,7 +174,7 @@ class EvaluationClips(Dataset[VideoClips]):
     def __init__(
         self, shards: ShardSet, recipe: Recipe, *, views: tuple[int, int] = (1, 1)
     ) -> None:
-        self.sampling = evaluation_sampling(shards, recipe)
+        require_protocol(shards, recipe)
         self.shards, self.data, self.views = shards, recipe.data, views
         self.heads = recipe.heads
         self.decoder = choose_decoder(recipe.data.decoder)
@@ -193,7 +193,7 @@ class EvaluationClips(Dataset[VideoClips]):
         data, (temporal, spatial) = self.data, self.views
         keys = [number] * (temporal * spatial)
         wanted = [
-            view_frames(sample.num_frames, data.frames, data.stride, self.sampling, view, temporal)
+            view_frames(sample.num_frames, data.frames, data.stride, data.sampling, view, temporal)
             for view in range(temporal)
         ]
         try:
@@ -241,16 +241,16 @@ def require_protocol(shards: ShardSet, recipe: Recipe) -> None:
         )
 
 
-def evaluation_sampling(shards: ShardSet, recipe: Recipe) -> str:
-    """How frames are sampled for a test: as in training where labels are learnt.
+def for_labels(shards: ShardSet, recipe: Recipe) -> Recipe:
+    """The recipe with which an encoder is judged by the labels of these shards.
 
-    A probe of a pretrained encoder samples uniformly where the labels need the whole video, however
-    the encoder was pretrained. Errors: as `require_protocol`.
+    Pretraining may sample a data set differently from what its labels need; a probe may not.
     """
-    require_protocol(shards, recipe)
-    if not recipe.learns_labels and SAMPLED_UNIFORMLY.intersection(shards.manifest.datasets):
-        return "uniform"
-    return recipe.data.sampling
+    if recipe.learns_labels or not SAMPLED_UNIFORMLY.intersection(shards.manifest.datasets):
+        return recipe
+    return recipe.model_copy(
+        update={"data": recipe.data.model_copy(update={"sampling": "uniform"})}
+    )
 
 
 def _holds(shards: ShardSet, found: Iterable[str]) -> str:

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.augment import seeded
+from arvideo_ds.data.clips import for_labels
 from arvideo_ds.data.loader import Batch, evaluation_batches, evaluation_loader
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.evaluation.scores import score_videos
@@ -66,7 +67,8 @@ def attentive_probe(
         order = torch.randperm(train.num_samples)
         batches = [order[numbers].tolist() for numbers in _numbers(train)] * epochs
     optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=_DECAY)
-    loader = evaluation_loader(train, recipe, batches, num_workers=num_workers)
+    sampled = for_labels(train, recipe)
+    loader = evaluation_loader(train, sampled, batches, num_workers=num_workers)
     shown = tqdm(loader, desc=f"attentive probe on {train.name}", unit="batch", total=len(batches))
     for step, loaded in enumerate(shown):
         batch = loaded.to(device)

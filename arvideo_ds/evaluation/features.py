@@ -11,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arvideo_ds.config import PretrainRecipe
-from arvideo_ds.data.clips import NO_LABEL
+from arvideo_ds.data.clips import NO_LABEL, for_labels
 from arvideo_ds.data.loader import evaluation_batches, evaluation_loader, worker_count
 from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
@@ -42,7 +42,8 @@ def extract(
 ) -> Features:
     """Features of every video: the mean over `probe.clips` clips, pooled as `probe.features` says.
 
-    `videos` takes the first ones only (shards are shuffled when they are made).
+    `videos` takes the first ones only (shards are shuffled when they are made). Frames are sampled
+    as the labels of the shards need (data/clips.py, `for_labels`).
 
     Errors: `UserError` where the shards have no labels.
     """
@@ -51,9 +52,9 @@ def extract(
     encoder = encoder.to(device)
     workers = worker_count(recipe, cores=len(available_cores()))
     count = shards.num_samples if videos is None else min(videos, shards.num_samples)
-    clips = recipe.probe.clips
+    clips, sampled = recipe.probe.clips, for_labels(shards, recipe)
     batches = evaluation_batches(count, max(1, _BATCH // clips))
-    loader = evaluation_loader(shards, recipe, batches, views=(clips, 1), num_workers=workers)
+    loader = evaluation_loader(shards, sampled, batches, views=(clips, 1), num_workers=workers)
     values, labels, skipped = [], [], 0
     for batch in tqdm(loader, desc=f"features of {shards.name}", unit="batch"):
         moved = batch.to(device)

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.data.clips import Skipped
+from arvideo_ds.data.clips import Skipped, for_labels
 from arvideo_ds.data.loader import Batch, evaluation_batches, evaluation_loader
 from arvideo_ds.data.manifest import ShardSet, by_set
 
@@ -191,7 +191,8 @@ def outputs_of(
     mine = batches[rank::size]
     # A rank whose share is shorter predicts the first batch once more, and forgets it.
     dealt = mine + [batches[0]] * (math.ceil(len(batches) / size) - len(mine))
-    loader = evaluation_loader(shards, recipe, dealt, views=views, num_workers=num_workers)
+    sampled = for_labels(shards, recipe)
+    loader = evaluation_loader(shards, sampled, dealt, views=views, num_workers=num_workers)
     rows: dict[int, Row] = {}
     skipped: list[Skipped] = []
     shown = tqdm(loader, desc=progress, unit="batch", disable=progress is None or rank > 0)
