@@ -86,7 +86,7 @@ class Geometry:
 
 
 def num_kept(share: float, size: int) -> int:
-    """How many of `size` tokens a share keeps: rounded half up, never none (METHOD, section 1)."""
+    """How many of `size` tokens a share keeps: rounded half up, never none."""
     return max(1, math.floor(share * size + 0.5))
 
 

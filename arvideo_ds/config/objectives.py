@@ -89,7 +89,7 @@ class ArvideoSettings(BaseObjective):
 
     name: Literal["arvideo"] = "arvideo"
     # "shifted": steps 1..C-1 predict steps 2..C. "paper": the last step is dropped everywhere, as
-    # in the paper's Table 5 (METHOD, section 1).
+    # in the paper's Table 5, which counts 1,372 queries for 15 encoded clusters.
     targets: Literal["shifted", "paper"] = "shifted"
     # Tokens along time, height and width of one cluster.
     cluster: PositiveTriple = (2, 7, 7)

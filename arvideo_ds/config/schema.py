@@ -167,7 +167,7 @@ class TrainSettings(Settings):
 
 
 class TransferSettings(Settings):
-    """How a pretrained encoder is taken over and trained on; defaults of METHOD for ViT-B."""
+    """How a pretrained encoder is taken over and trained on; defaults of VideoMAE for ViT-B."""
 
     # Weights to begin with: a run folder, an exported encoder, a public checkpoint (--init-from).
     # None trains from scratch.
@@ -187,7 +187,7 @@ class TransferSettings(Settings):
 
 
 class FinetuneSettings(TransferSettings):
-    """How a classifier is trained on labels; defaults of METHOD for ViT-B on Kinetics-400."""
+    """How a classifier is trained on labels; defaults of VideoMAE for ViT-B on Kinetics-400."""
 
     # Classes that the plan counts with until the shards are there.
     num_classes: Positive | None = None
@@ -195,6 +195,9 @@ class FinetuneSettings(TransferSettings):
     # the loss is their sum. None = the one label of each sample.
     heads: tuple[str, ...] | None = None
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Dropout between the pooled, normalised feature and the linear layer while training. VideoMAE's
+    # --fc_drop_rate (0.5 for ViT-H on Kinetics-400 and ViT-B on UCF101), V2's --head_drop_rate.
+    head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # Clips of a micro-batch are mixed in pairs; the share is drawn from Beta(a, a), 0 = never.
     # With both, each micro-batch takes one of them.
     mixup: Annotated[float, Field(ge=0)] = 0.8

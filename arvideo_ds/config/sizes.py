@@ -2,7 +2,8 @@
 
 Source: ViT-S/B/L/H/g as in VideoMAE and VideoMAE V2 (arXiv 2203.12602, 2303.16727), ViT-G from
 "Scaling Vision Transformers" (arXiv 2106.04560); decoder of ARVideo, section 4.1, and its width in
-VideoMAE's official code (depth, MLP ratio and width of a head are the same).
+the models of VideoMAE V2's code (models/modeling_pretrain.py), whose width of a head is the same.
+VideoMAE's own ViT-H has a decoder of width 640 and 8 heads, which its recipes say.
 """
 
 from __future__ import annotations

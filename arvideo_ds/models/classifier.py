@@ -16,15 +16,25 @@ class Classifier(nn.Module):
     """What is fine-tuned on labels.
 
     `recipe.pooling` mean: the mean of the tokens, LayerNorm, linear layer; the encoder's own last
-    norm is left out, as the pooled token is normalised instead (VideoMAE's protocol, METHOD,
-    section 4). attention: the encoder's last norm, one class-attention layer, linear layer (LVMAE's
-    ViT-L; timm's "map" pooling).
+    norm is left out, as the pooled token is normalised instead (VideoMAE, modeling_finetune.py).
+    attention: the encoder's last norm, one class-attention layer, linear layer (LVMAE's ViT-L;
+    timm's "map" pooling).
+
+    `head_dropout` is the probability that a feature is zeroed before the linear layer while
+    training, drawn from torch's generator as `drop_path` is. It has no weights.
 
     Of several label sets the classes stand one set after another: one matrix holds a linear layer
     for each.
     """
 
-    def __init__(self, recipe: Recipe, num_classes: int, *, drop_path: float = 0.0) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        num_classes: int,
+        *,
+        drop_path: float = 0.0,
+        head_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         size, attends = recipe.size, recipe.pooling == "attention"
         self.patch = recipe.patch
@@ -37,6 +47,7 @@ class Classifier(nn.Module):
                 size.width, num_heads=size.heads, mlp_ratio=ratio, norm_layer=layer_norm
             )
             initialize(self.class_attention)
+        self.dropout = nn.Dropout(head_dropout)
         self.head = nn.Linear(size.width, num_classes)
         # Near zero: the first steps move the head, not the pretrained encoder.
         nn.init.trunc_normal_(self.head.weight, std=2e-5)
@@ -55,4 +66,4 @@ class Classifier(nn.Module):
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits B x classes of pooled tokens B D."""
-        return self.head(self.norm(features))
+        return self.head(self.dropout(self.norm(features)))

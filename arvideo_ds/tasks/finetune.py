@@ -20,15 +20,20 @@ class Finetune(nn.Module):
     """While training the mean loss over clips that decoded, else logits B x classes.
 
     num_classes: of the one label, or of each of the recipe's heads, whose classes stand one head
-    after another; a clip's loss is the sum of theirs. All draws (what is mixed, which branches drop
-    out) are functions of the key of the micro-batch's first clip, those of tubes of each clip's
-    own, so a resumed run makes them again.
+    after another; a clip's loss is the sum of theirs. All draws (what is mixed, which branches and
+    which features before the last layer drop out) are functions of the key of the micro-batch's
+    first clip, those of tubes of each clip's own, so a resumed run makes them again.
     """
 
     def __init__(self, recipe: FinetuneRecipe, *num_classes: int) -> None:
         super().__init__()
         settings = recipe.finetune
-        self.model = Classifier(recipe, sum(num_classes), drop_path=settings.drop_path)
+        self.model = Classifier(
+            recipe,
+            sum(num_classes),
+            drop_path=settings.drop_path,
+            head_dropout=settings.head_dropout,
+        )
         self.num_classes = num_classes
         self.smoothing = settings.label_smoothing
         self.mixup = _Mixing(settings, num_classes) if settings.mixes else None

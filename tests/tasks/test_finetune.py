@@ -59,7 +59,16 @@ def test_without_mixing_the_loss_is_smoothed_cross_entropy(tiny_finetune: Make) 
     torch.testing.assert_close(task(batch), expected)
 
 
-@pytest.mark.parametrize("settings", [{}, {"mixup": 0}, {"cutmix": 0}, PLAIN | {"drop_path": 0.5}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"mixup": 0},
+        {"cutmix": 0},
+        PLAIN | {"drop_path": 0.5},
+        PLAIN | {"head_dropout": 0.5},
+    ],
+)
 def test_all_draws_are_functions_of_the_first_key(
     settings: dict[str, object], tiny_finetune: Make
 ) -> None:
@@ -211,3 +220,25 @@ def test_a_clip_that_lacks_one_label_teaches_nothing(tiny_finetune: Make) -> Non
     again = loss_and_gradient(task, batch)
     assert torch.equal(first[0], again[0])
     assert torch.equal(first[1], again[1])
+
+
+def test_head_dropout_hides_features_from_the_linear_layer_in_training_alone(
+    tiny_finetune: Make,
+) -> None:
+    """VideoMAE's --fc_drop_rate, V2's --head_drop_rate: behind the norm, before the linear layer."""
+    share = 0.5
+    task = task_of(tiny_finetune(finetune=PLAIN | {"head_dropout": share}))
+    plain = task_of(tiny_finetune(finetune=PLAIN))
+    seen: list[Tensor] = []
+    task.model.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    assert task(batch_of()) != plain(batch_of())
+    assert torch.equal(task.eval()(batch_of()), plain.eval()(batch_of()))
+    trained, tested = seen
+    dropped = trained == 0
+    assert 0.4 < dropped.float().mean() < 0.6
+    # What stays is scaled, so its expectation is that of the test.
+    torch.testing.assert_close(trained, (tested / (1 - share)).masked_fill(dropped, 0))
+    # Every clip of a micro-batch loses other features.
+    assert len({tuple(row.tolist()) for row in dropped}) == len(dropped)
+    # It has no weights: exports and checkpoints stay as they were.
+    assert task.state_dict().keys() == plain.state_dict().keys()
