@@ -48,6 +48,8 @@ setup(
     ],
     extras_require={
         "wandb": ["wandb"],
+        # Shards behind http:// and https://.
+        "http": ["aiohttp", "requests"],
         # Fastest decoder; needs FFmpeg's libraries and the torch that it was built for.
         "torchcodec": ["torchcodec"],
         # scripts/export.py: other programs' formats, and holding what was exported against them.
@@ -62,6 +64,8 @@ setup(
         # scripts/extract_features.py --format parquet
         "parquet": ["pyarrow"],
         "dev": [
+            "aiohttp",
+            "requests",
             "pytest",
             "pytest-xdist",
             "hypothesis",

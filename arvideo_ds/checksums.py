@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from arvideo_ds.host import available_cores
 
 _BLOCK = 1 << 20
 _THREADS = 8
@@ -20,10 +21,15 @@ _THREADS = 8
 
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file, in hexadecimal digits."""
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
+        return sha256_of_file(file)
+
+
+def sha256_of_file(file: BinaryIO) -> str:
+    """SHA-256 of the rest of an open file, in hexadecimal digits."""
+    digest = hashlib.sha256()
+    while block := file.read(_BLOCK):
+        digest.update(block)
     return digest.hexdigest()
 
 
@@ -44,7 +50,7 @@ def changed_files(folder: Path, expected: Mapping[str, str], names: Iterable[str
 
     names = list(names)
     # Hashing releases the interpreter; this process may be one of several on the machine.
-    threads = max(1, min(_THREADS, len(os.sched_getaffinity(0)), len(names)))
+    threads = max(1, min(_THREADS, len(available_cores()), len(names)))
     with ThreadPoolExecutor(threads) as pool:
         verdicts = list(pool.map(changed, names))
     return [name for name, verdict in zip(names, verdicts, strict=True) if verdict]

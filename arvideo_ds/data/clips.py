@@ -14,7 +14,7 @@ from arvideo_ds.config import Recipe
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.augment import Augment
 from arvideo_ds.data.decoders import DecodeError, choose_decoder, decode
-from arvideo_ds.data.manifest import AlteredError, IndexedSample, ShardSet
+from arvideo_ds.data.manifest import AlteredError, IndexedSample, ShardSet, UnreachableError
 from arvideo_ds.data.order import Place, SampleOrder
 from arvideo_ds.data.sampling import aligned_frames, train_frames, view_frames
 from arvideo_ds.data.token_scores import TokenScores, VideoScores
@@ -33,6 +33,8 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import clip_generator, draw_key
 
 NO_LABEL = -1
+# Items of its stream by which a shard behind a URL is fetched before it is read.
+_AHEAD = 32
 # Data sets whose labels depend on left and right, and that are sampled over their whole length.
 NEVER_FLIPPED = frozenset({"ssv2"})
 SAMPLED_UNIFORMLY = frozenset({"ssv2"})
@@ -88,7 +90,7 @@ class TrainClips(Dataset[VideoClips]):
         self.decoder = choose_decoder(data.decoder)
         self.augment = Augment(data)
         self.order = SampleOrder(
-            [shard.samples for shard in shards.manifest.shards],
+            shards.samples_of_shards,
             seed=self.seed,
             num_streams=data.num_streams,
             window_shards=data.window_shards,
@@ -96,20 +98,54 @@ class TrainClips(Dataset[VideoClips]):
 
     def __getitem__(self, run_position: int) -> VideoClips:
         with self.watch.on(run_position):
+            self._fetch_ahead(run_position)
             return self._clips(run_position)
 
     def sample(self, run_position: int) -> tuple[Place, IndexedSample]:
         """Where a position lands, and the video there."""
         place = self.order.place(run_position)
-        return place, self.shards.index(place.shard).samples[place.member]
+        return place, self._sample(place)
+
+    def key_at(self, run_position: int) -> str:
+        """Key of the video there; where its index is out of reach, its shard and number in it."""
+        place = self.order.place(run_position)
+        try:
+            return self._sample(place).key
+        except UnreachableError:
+            return self._unknown(place).key
+
+    def _sample(self, place: Place) -> IndexedSample:
+        return self.shards.index(place.shard).samples[place.member]
+
+    def _unknown(self, place: Place) -> IndexedSample:
+        """Stands for a video of whose index nothing could be read."""
+        name = self.shards.manifest.shards[place.shard].name
+        return IndexedSample(
+            key=f"{name}#{place.member}",
+            suffix="",
+            offset=0,
+            bytes=0,
+            crc32=0,
+            num_frames=1,
+            label=None,
+        )
+
+    def _fetch_ahead(self, run_position: int) -> None:
+        """The shard that the same stream, and so the same rank, reads a little later."""
+        if self.shards.is_remote:
+            later = run_position + _AHEAD * self.data.num_streams
+            self.shards.fetch_ahead(self.order.place(later).shard)
 
     def _clips(self, run_position: int) -> VideoClips:
-        data = self.data
-        place, sample = self.sample(run_position)
+        data, place = self.data, self.order.place(run_position)
         keys = [
             draw_key(self.seed, place.epoch, place.position, repeat)
             for repeat in range(data.repeats)
         ]
+        try:
+            sample = self._sample(place)
+        except UnreachableError as error:
+            return self._undecoded(self._unknown(place), keys, unreachable(error))
         # The K clips share one decode: the same frames, different crops (VideoMAE V2).
         generator = clip_generator(self.seed, place.epoch, place.position, 0)
         wanted = self._wanted(sample.num_frames, generator)
@@ -214,11 +250,19 @@ class EvaluationClips(Dataset[VideoClips]):
 def decoded(
     shards: ShardSet, decoder: str, shard: int, sample: IndexedSample, wanted: np.ndarray
 ) -> np.ndarray:
-    """Frames F H W 3 of a video. Errors: `DecodeError`, also where the shard was altered."""
+    """Frames F H W 3 of a video. Errors: `DecodeError`, also where the shard was altered, or is
+    out of reach."""
     try:
         return decode(decoder, shards.read(shard, sample), wanted)
+    except UnreachableError as error:
+        raise unreachable(error) from None
     except AlteredError as error:
         raise DecodeError("altered", str(error)) from None
+
+
+def unreachable(error: UnreachableError) -> DecodeError:
+    """While training, a video out of reach is one that does not decode."""
+    return DecodeError("unreachable", str(error))
 
 
 def require_protocol(shards: ShardSet, recipe: Recipe) -> None:

@@ -27,6 +27,7 @@ from arvideo_ds.data.clips import (
     decoded,
     random_crop,
     require_protocol,
+    unreachable,
 )
 from arvideo_ds.data.decoders import DecodeError, choose_decoder
 from arvideo_ds.data.keyframes import (
@@ -37,7 +38,7 @@ from arvideo_ds.data.keyframes import (
     read_detections,
 )
 from arvideo_ds.data.loader import Batch, collate
-from arvideo_ds.data.manifest import IndexedSample, ShardSet
+from arvideo_ds.data.manifest import IndexedSample, ShardSet, UnreachableError
 from arvideo_ds.data.order import Place
 from arvideo_ds.data.sampling import keyframe_frames
 from arvideo_ds.data.transforms import Crop, cut, fill_up, view_crop, whole_frame
@@ -104,12 +105,16 @@ class TrainKeyframes(TrainClips):
         self.boxes, self.settings = training_boxes(shards, recipe), recipe.detect
 
     def _clips(self, run_position: int) -> KeyframeClips:
-        place, sample = self.sample(run_position)
-        data, known = self.data, self.boxes(place.shard, place.member)
+        data, place = self.data, self.order.place(run_position)
         keys = [
             draw_key(self.seed, place.epoch, place.position, repeat)
             for repeat in range(data.repeats)
         ]
+        try:
+            sample, known = self._sample(place), self.boxes(place.shard, place.member)
+        except UnreachableError as error:
+            sample, known = self._unknown(place), self.boxes.nothing()
+            return _undecoded(sample, known, keys, black_clip(data), unreachable(error))
         wanted = keyframe_frames(sample.num_frames, data.frames, data.stride, known.frame)
         try:
             if sample.key in self.left_out:

@@ -1,4 +1,4 @@
-"""Which files are videos, by their names; the others are counted."""
+"""Which files are videos, by their names, and the count of others; bytes of a file at a place."""
 
 from __future__ import annotations
 
@@ -22,6 +22,21 @@ _EXPECTED_NAMES = frozenset({"thumbs.db"})
 NO_SUFFIX = "no suffix"
 # Folders that are looked into to see whether there are videos.
 _LOOKED_INTO = 20
+
+
+def read_at(descriptor: int, size: int, offset: int) -> bytes:
+    """Bytes of an open file from `offset` on, fewer where it ends before.
+
+    Linux reads at most 2 GiB at once. Errors: `OSError`.
+    """
+    first = os.pread(descriptor, size, offset)
+    if len(first) == size or not first:
+        return first
+    parts, left = [first], size - len(first)
+    while left and (part := os.pread(descriptor, left, offset + size - left)):
+        parts.append(part)
+        left -= len(part)
+    return b"".join(parts)
 
 
 def is_video(name: str) -> bool:

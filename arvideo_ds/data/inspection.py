@@ -207,7 +207,7 @@ def thumbnails(folder: Path, count: int, *, seed: int, workers: int) -> list[Thu
 
 def _draw(shards: ShardSet, count: int, seed: int) -> Iterator[tuple[int, IndexedSample]]:
     """Pairs of a shard's number and a sample, random over all samples."""
-    ends = np.cumsum([shard.samples for shard in shards.manifest.shards])
+    ends = np.cumsum(shards.samples_of_shards)
     for place in split_generator(seed).permutation(shards.num_samples)[:count]:
         number = int(np.searchsorted(ends, place, side="right"))
         yield number, shards.index(number).samples[place - int(ends[number])]

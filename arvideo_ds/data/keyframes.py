@@ -120,6 +120,11 @@ class BoxSource:
         )
         return _together(truth, detected) if self._truth else detected
 
+    def nothing(self) -> KeyframeBoxes:
+        """Stands for the boxes of a keyframe that cannot be read."""
+        boxes, targets = np.zeros((0, 4)), np.zeros((0, self._num_actions), dtype=bool)
+        return KeyframeBoxes(("", 0), 0, boxes, targets, np.zeros(0))
+
     @functools.lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019  lives as long as its reader
     def places(self, shard: int) -> list[Place]:
         """What the samples of a shard say of themselves."""

@@ -116,7 +116,7 @@ class TrainLoader:
         batch_bytes = plan.micro_batch * math.prod(recipe.geometry.clip) * 3
         self._options: dict[str, Any] = {
             "num_workers": num_workers,
-            "collate_fn": together or collate,
+            "collate_fn": partial(_together, together or collate),
             "pin_memory": pin_memory,
             "timeout": min(_POLL_S, self._timeout_s) if num_workers else 0,
             "prefetch_factor": _prefetch(recipe.data, num_workers, batch_bytes),
@@ -139,7 +139,7 @@ class TrainLoader:
 
     def video_at(self, run_position: int) -> str:
         """Key of the video at a run position."""
-        return self._dataset.sample(run_position)[1].key
+        return self._dataset.key_at(run_position)
 
     def workers_resident_gib(self) -> float:
         """Memory of the workers now, pages they share counted in each."""
@@ -149,7 +149,9 @@ class TrainLoader:
         # torch takes any iterable of lists here, though its types ask for a Sampler.
         positions: Any = itertools.islice(self._positions(), delivered, None)
         handler = signal.getsignal(signal.SIGCHLD)
-        batches: Any = iter(DataLoader(self._dataset, batch_sampler=positions, **self._options))
+        batches: Any = iter(
+            DataLoader(_UserErrorsAsItems(self._dataset), batch_sampler=positions, **self._options)
+        )
         if threading.current_thread() is threading.main_thread():
             # torch would raise a worker's death wherever the trainer is just then.
             signal.signal(signal.SIGCHLD, handler)
@@ -169,7 +171,7 @@ class TrainLoader:
         limit = time.monotonic() + self._timeout_s
         while True:
             try:
-                return next(batches, None)
+                return raised(next(batches, None))
             except RuntimeError as error:
                 dead = [n for n, worker in enumerate(self._workers) if not worker.is_alive()]
                 if dead:
@@ -233,15 +235,46 @@ def loader_of(
     """The given batches of a data set's samples, in their order."""
     # torch takes any iterable of lists here, though its types ask for a Sampler.
     sampler: Any = batches
-    return DataLoader(
-        clips,
+    return _Loader(
+        _UserErrorsAsItems(clips),
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=together,
+        collate_fn=partial(_together, together),
         # A decoder that hangs ends the evaluation instead of holding it up for ever.
         timeout=recipe.data.timeout_s if num_workers else 0,
         worker_init_fn=_start_worker,
     )
+
+
+class _UserErrorsAsItems(Dataset[Any]):
+    """A data set whose `UserError` is what it gives: torch wraps what a worker raises in the text
+    of a traceback."""
+
+    def __init__(self, clips: Dataset[Any]) -> None:
+        self._clips = clips
+
+    def __getitem__(self, place: int) -> Any:
+        try:
+            return self._clips[place]
+        except UserError as error:
+            return error
+
+
+def _together(collate_clips: Callable[..., Batch], clips: list[Any]) -> Batch | UserError:
+    errors = [each for each in clips if isinstance(each, UserError)]
+    return errors[0] if errors else collate_clips(clips)
+
+
+def raised(batch: Any) -> Any:
+    """A batch; a `UserError` of a worker is raised."""
+    if isinstance(batch, UserError):
+        raise batch
+    return batch
+
+
+class _Loader(DataLoader[Any]):
+    def __iter__(self) -> Any:
+        return map(raised, super().__iter__())
 
 
 def collate(videos: list[VideoClips]) -> Batch:

@@ -5,7 +5,6 @@ Training needs neither: it reads videos by the index. Tools that check, show or 
 
 from __future__ import annotations
 
-import os
 import tarfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import BinaryIO, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from arvideo_ds.data.files import read_at
 from arvideo_ds.data.manifest import IndexedSample
 from arvideo_ds.errors import UserError
 
@@ -116,7 +116,7 @@ def read_member(file: BinaryIO, places: dict[str, Member], key: str) -> bytes:
     """The content of the key's member. Errors: `DamagedError` when there is none."""
     if key not in places:
         raise DamagedError(key, NO_FACTS)
-    return os.pread(file.fileno(), places[key].bytes, places[key].offset)
+    return read_at(file.fileno(), places[key].bytes, places[key].offset)
 
 
 def explained(path: Path, error: DamagedError) -> UserError:

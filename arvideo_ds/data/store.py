@@ -1,88 +1,465 @@
 """Where the files of a shard folder are: on a disk here, or behind a URL with a cache before it.
 
 URLs are opened by fsspec (s3://, gs://, http://, ...; its package for the protocol must be
-installed). A shard is fetched whole when it is first read, checked, and kept in the cache folder:
-$ARVIDEO_CACHE, else ~/.cache/arvideo_ds. Nothing is ever removed from it.
+installed). A file is fetched whole when it is first read and kept in the cache:
+
+<cache>/<last part of the URL>-<its hash>/
+  manifest.json               as the server had it at the last start
+  <hash of the manifest>/     the files of that manifest; one made anew at the same URL has its own
+    NAME, NAME.partial        whole; being fetched
+    NAME.lock                 held by the process that fetches NAME; its size is the room it needs
+
+Environment variables: ARVIDEO_CACHE (the cache, default ~/.cache/arvideo_ds), ARVIDEO_CACHE_GIB
+(its largest size, default none), ARVIDEO_FETCH_TRIES (default 5) and ARVIDEO_FETCH_TIMEOUT_S
+(default 20, without a byte).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
+import functools
 import hashlib
 import os
+import queue
+import random
 import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
 import fsspec
+from fsspec.asyn import AsyncFileSystem
 
 from arvideo_ds.errors import UserError
 
+Result = TypeVar("Result")
+
 _GIB = 2**30
+# Pauses between tries double, from the first to the longest, each shortened by chance.
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
+# The slowest download that is waited for, beside ARVIDEO_FETCH_TIMEOUT_S.
+_SLOWEST_BYTES_PER_S = 2**20
+# Taken for the size of a file whose size nobody knows: an index.
+_UNKNOWN = 2**26
+# A file that could not be fetched is not asked for again for so long: its videos are skipped.
+_FAILED_FOR_S = 30.0
+# Files that wait to be fetched in the background.
+_AHEAD = 2
+_WAIT_FOR_ROOM_S = 0.2
+_LOCK, _PARTIAL = ".lock", ".partial"
+# What a server says that will say the same next time, but for a time-out and too many requests.
+_CLIENT_ERRORS, _TRANSIENT = range(400, 500), (408, 429)
+_DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+class FetchError(OSError):
+    """A file behind a URL that could not be fetched, after all tries."""
+
+
+class WrongSizeError(OSError):
+    """A file that is whole, but of `size` bytes and not of those asked for."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(f"it has {size} bytes")
+        self.size = size
 
 
 class Store(Protocol):
     """The files of one folder of shards, by name; `folder` is where they are or will be cached."""
 
     folder: Path
+    # Files never leave `folder`, so that they may be kept open.
+    permanent: bool
 
-    def path(self, name: str, *, fresh: bool = False) -> Path:
-        """The file on a disk of this machine; `fresh` asks again behind a cache.
+    def newest(self, name: str) -> Path:
+        """The file as it is now, not as a cache has it. Errors: `OSError`."""
+
+    def of(self, version: str) -> Store:
+        """The same files; those that belong to another `version` are not taken from a cache."""
+
+    def path(self, name: str, size: int | None = None) -> Path:
+        """The file, of `size` bytes if given, on a disk of this machine. Errors: `OSError`."""
+
+    def open(self, name: str, size: int | None = None) -> int:
+        """A descriptor of `path`, which the caller closes. Errors: `OSError`."""
+
+    def size(self, name: str) -> int | None:
+        """Bytes of the file, without reading it; None where a server does not say.
 
         Errors: `OSError`.
         """
 
-    def size(self, name: str) -> int:
-        """Bytes of the file, without reading it. Errors: `OSError`."""
+    def fetch_ahead(self, name: str, size: int | None = None) -> None:
+        """The file is needed soon. Never waits, never raises."""
+
+    def discard(self, name: str) -> None:
+        """Forget a cached file that is not what it should be."""
 
 
 def open_store(folder: str | Path) -> Store:
-    """The store of a folder or URL."""
+    """The store of a folder or URL. Errors: `UserError`."""
     text = str(folder)
     return RemoteStore(text) if "://" in text else LocalStore(Path(folder))
 
 
 class LocalStore:
+    permanent = True
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def path(self, name: str, *, fresh: bool = False) -> Path:  # noqa: ARG002  nothing to fetch
+    def newest(self, name: str) -> Path:
         return self.folder / name
 
-    def size(self, name: str) -> int:
-        return self.path(name).stat().st_size
+    def of(self, version: str) -> Store:  # noqa: ARG002  there is no cache
+        return self
+
+    def path(self, name: str, size: int | None = None) -> Path:
+        path = self.folder / name
+        if size is not None and (there := path.stat().st_size) != size:
+            raise WrongSizeError(there)
+        return path
+
+    def open(self, name: str, size: int | None = None) -> int:
+        return os.open(self.path(name, size), os.O_RDONLY)
+
+    def size(self, name: str) -> int | None:
+        return (self.folder / name).stat().st_size
+
+    def fetch_ahead(self, name: str, size: int | None = None) -> None:
+        pass
+
+    def discard(self, name: str) -> None:
+        pass
 
 
 class RemoteStore:
-    def __init__(self, url: str) -> None:
-        try:
-            self._files, self._root = fsspec.core.url_to_fs(url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"cannot open {url}: {error}") from None
+    """Files behind a URL. Any process and thread may use it; each process opens its own."""
+
+    permanent = False
+
+    def __init__(self, url: str, version: str | None = None) -> None:
+        self._url, self._version = url, version
         root = Path(os.environ.get("ARVIDEO_CACHE", Path.home() / ".cache" / "arvideo_ds"))
         readable = urlsplit(url).path.strip("/").rpartition("/")[2] or "shards"
-        self.folder = root / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+        folder = root / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
+        self.folder = folder if version is None else folder / version[:12]
+        self._cache = _Cache(root, _number("ARVIDEO_CACHE_GIB"))
+        self._tries = int(_number("ARVIDEO_FETCH_TRIES") or 5)
+        self._timeout_s = _number("ARVIDEO_FETCH_TIMEOUT_S") or 20.0
+        self._failed: dict[str, tuple[float, OSError]] = {}
+        self._ahead: _Ahead | None = None
+        self._files  # noqa: B018  an unknown protocol is an error now
 
-    def path(self, name: str, *, fresh: bool = False) -> Path:
-        """Fetches the file where the cache lacks it; a half-fetched file never has its name."""
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Neither threads nor connections go to another process.
+        return RemoteStore, (self._url, self._version)
+
+    def of(self, version: str) -> Store:
+        return RemoteStore(self._url, version)
+
+    def newest(self, name: str) -> Path:
+        asked = time.time()
+        self._make_folder()
+        with _locked(self.folder / (name + _LOCK)) as lock:
+            path = self.folder / name
+            # While this process waited, another one of this machine may have fetched it.
+            if not (path.exists() and path.stat().st_mtime > asked):
+                self._fetch(name, self.size(name), lock)
+        return path
+
+    def path(self, name: str, size: int | None = None) -> Path:
         cached = self.folder / name
-        if cached.exists() and not fresh:
+        if self._is_cached(cached, size):
             return cached
-        self.folder.mkdir(parents=True, exist_ok=True)
-        needed, free = self.size(name), shutil.disk_usage(self.folder).free
-        if needed > free:
-            raise UserError(
-                f"{self.folder} has {free / _GIB:.2f} GiB free, {name} needs {needed / _GIB:.2f}. "
-                "Free some space, or set ARVIDEO_CACHE to a larger disk."
-            )
-        # Workers and ranks may fetch the same shard at once: each its own, the last rename stays.
-        partial = cached.with_name(f"{name}.{os.getpid()}.partial")
-        try:
-            self._files.get_file(f"{self._root}/{name}", str(partial))
-            partial.replace(cached)
-        finally:
-            partial.unlink(missing_ok=True)
+        self._raise_if_failed(name)
+        self._make_folder()
+        with _locked(self.folder / (name + _LOCK)) as lock:
+            if not self._is_cached(cached, size):
+                try:
+                    self._fetch(name, size, lock)
+                except OSError as error:
+                    self._failed[name] = (time.monotonic(), error)
+                    raise
         return cached
 
-    def size(self, name: str) -> int:
-        return int(self._files.size(f"{self._root}/{name}"))
+    def open(self, name: str, size: int | None = None) -> int:
+        while True:
+            try:
+                descriptor = os.open(self.path(name, size), os.O_RDONLY)
+            except FileNotFoundError as error:
+                if error.filename is None:
+                    raise
+                continue  # it had to make room for another just then
+            # A file that is being read is not removed from the cache.
+            fcntl.flock(descriptor, fcntl.LOCK_SH)
+            return descriptor
+
+    def size(self, name: str) -> int | None:
+        size = self._persist(name, lambda: self._files.size(self._address(name), **self._limit()))
+        return None if size is None else int(size)
+
+    def fetch_ahead(self, name: str, size: int | None = None) -> None:
+        if self._is_cached(self.folder / name, size):
+            return
+        if self._ahead is None or self._ahead.process != os.getpid():
+            self._ahead = _Ahead(self.path)
+        self._ahead.want(name, size)
+
+    def discard(self, name: str) -> None:
+        (self.folder / name).unlink(missing_ok=True)
+
+    @property
+    def _files(self) -> Any:
+        """fsspec's file system; connections and their event loop do not survive a fork."""
+        return _file_system(self._url, os.getpid(), self._timeout_s)[0]
+
+    def _address(self, name: str) -> str:
+        return f"{_file_system(self._url, os.getpid(), self._timeout_s)[1]}/{name}"
+
+    def _limit(self, size: int = 0) -> dict[str, float]:
+        """The time limit of a call, where the file system takes one."""
+        if not isinstance(self._files, AsyncFileSystem):
+            return {}
+        return {"timeout": self._timeout_s + size / _SLOWEST_BYTES_PER_S}
+
+    def _is_cached(self, path: Path, size: int | None) -> bool:
+        try:
+            if size is not None and path.stat().st_size != size:
+                return False
+            os.utime(path)  # what was used last is removed last
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _make_folder(self) -> None:
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.folder} ({error.strerror}). Set ARVIDEO_CACHE to a folder "
+                "of yours."
+            ) from None
+
+    def _raise_if_failed(self, name: str) -> None:
+        when, error = self._failed.get(name, (-_FAILED_FOR_S, None))
+        if error is not None and time.monotonic() < when + _FAILED_FOR_S:
+            raise error
+
+    def _fetch(self, name: str, size: int | None, lock: int) -> None:
+        """The caller holds the file's lock. A half-fetched file never has its name."""
+        partial = self.folder / (name + _PARTIAL)
+        self._cache.make_room(lock, size or 0, name)
+        try:
+            self._persist(name, lambda: self._download(name, partial, size))
+            partial.replace(self.folder / name)
+        finally:
+            partial.unlink(missing_ok=True)
+            os.ftruncate(lock, 0)
+
+    def _download(self, name: str, partial: Path, size: int | None) -> None:
+        limit = self._limit(_UNKNOWN if size is None else size)
+        self._files.get_file(self._address(name), str(partial), **limit)
+        if size is not None and (there := partial.stat().st_size) != size:
+            if self._files.size(self._address(name), **self._limit()) == there:
+                raise WrongSizeError(there)
+            raise OSError(f"the connection ended after {there} of {size} bytes")
+
+    def _persist(self, name: str, call: Callable[[], Result]) -> Result:
+        """The result of a call that may fail by chance, which is then made again.
+
+        Errors: FileNotFoundError where there is no such file; `FetchError` for every other failure,
+        of whatever library; `UserError` where this machine's disk is full.
+        """
+        pause = _FIRST_PAUSE_S
+        for left in reversed(range(self._tries)):
+            try:
+                return call()
+            except Exception as error:
+                if isinstance(error, UserError | WrongSizeError):
+                    raise
+                if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                    raise self._cache.full(name) from None
+                definite = _is_definite(error)
+                if definite and isinstance(error, FileNotFoundError):
+                    raise FileNotFoundError(f"there is no {self._url}/{name}") from None
+                if definite or not left:
+                    tried = "" if definite else f", {self._tries} tries"
+                    raise FetchError(
+                        f"cannot fetch {self._url}/{name} ({_described(error)}{tried})"
+                    ) from None
+            # Others were turned away at the same moment. Not of the generators of training.
+            time.sleep(pause * random.SystemRandom().uniform(0.5, 1))
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+        raise AssertionError("ARVIDEO_FETCH_TRIES is 1 or more")
+
+
+@functools.lru_cache(maxsize=8)
+def _file_system(url: str, _process: int, timeout_s: float) -> tuple[Any, str]:
+    """The file system of a URL in this process, and the folder in it. Errors: `UserError`."""
+    options: dict[str, Any] = {}
+    protocol = url.partition("://")[0]
+    try:
+        if protocol in ("http", "https"):
+            from aiohttp import ClientTimeout
+
+            # aiohttp's own limit is five minutes for a file of any size.
+            limit = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+            own = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
+            options = {"client_kwargs": {"timeout": limit, **own}}
+        files, root = fsspec.core.url_to_fs(url, **options)
+    except ImportError as error:
+        missing = error.name or str(error)
+        extra = ": pip install 'arvideo_ds[http]'" if protocol in ("http", "https") else ""
+        raise UserError(
+            f"cannot open {url}: {protocol}:// needs a package that is not installed "
+            f"({missing}){extra}."
+        ) from None
+    except Exception as error:  # credentials, host names, ...: each library has its own
+        raise UserError(f"cannot open {url}: {_described(error)}") from None
+    return files, root.rstrip("/")
+
+
+def _is_definite(error: Exception) -> bool:
+    """Whether another try would end in the same way."""
+    # fsspec's HTTP calls every failure to ask for a size FileNotFoundError; the cause tells.
+    for raised in (error.__cause__, error):
+        status = getattr(raised, "status", None)
+        if isinstance(status, int):
+            return status in _CLIENT_ERRORS and status not in _TRANSIENT
+    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
+        return isinstance(error.__cause__, _DEFINITE)
+    return isinstance(error, _DEFINITE)
+
+
+def _described(error: Exception) -> str:
+    cause = error.__cause__
+    shown = cause if isinstance(error, FileNotFoundError) and cause is not None else error
+    text = " ".join(str(shown).split())[:300]
+    return f"{type(shown).__name__}: {text}" if text else type(shown).__name__
+
+
+def _number(variable: str) -> float | None:
+    """A number above zero in an environment variable. Errors: `UserError`."""
+    text = os.environ.get(variable)
+    if not text:
+        return None
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    # Not a number compares false.
+    if not 0 < number < 1e9 or (variable == "ARVIDEO_FETCH_TRIES" and number != int(number)):
+        raise UserError(f"{variable}={text} is not a number above 0.")
+    return number
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[int]:
+    """A lock that ends with its holder, however that ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+class _Cache:
+    """The files of all URLs below one folder, and how large they may be together."""
+
+    def __init__(self, root: Path, limit_gib: float | None) -> None:
+        self._root, self._limit_gib = root, limit_gib
+
+    def full(self, name: str, needed: int | None = None) -> UserError:
+        free = shutil.disk_usage(self._root).free
+        needs = "more" if needed is None else f"{needed / _GIB:.2f}"
+        return UserError(
+            f"{self._root} has {free / _GIB:.2f} GiB free, {name} needs {needs}. Free some space, "
+            "set ARVIDEO_CACHE to a larger disk, or ARVIDEO_CACHE_GIB to what the cache may take."
+        )
+
+    def make_room(self, lock: int, needed: int, name: str) -> None:
+        """Room for a file whose lock is held, noted in its lock; waits for files in use.
+
+        Errors: `UserError` where there is not so much room at all.
+        """
+        if self._limit_gib is not None:
+            limit = int(self._limit_gib * _GIB)
+            if needed > limit:
+                raise UserError(
+                    f"{name} has {needed / _GIB:.3g} GiB, more than ARVIDEO_CACHE_GIB="
+                    f"{self._limit_gib:g}. Allow more; it should hold the shards that are in use "
+                    "at a time, about data.num_streams x data.window_shards."
+                )
+            while not self._reserve(lock, needed, limit):
+                time.sleep(_WAIT_FOR_ROOM_S)
+        if needed > shutil.disk_usage(self._root).free:
+            raise self.full(name, needed)
+
+    def _reserve(self, lock: int, needed: int, limit: int) -> bool:
+        with _locked(self._root / "room.lock"):
+            used, files = 0, []
+            for path in self._root.rglob("*"):
+                with contextlib.suppress(OSError):
+                    if path.is_file() and path.suffix != _PARTIAL:
+                        facts = path.stat()
+                        used += facts.st_size
+                        files.append((facts.st_mtime, facts.st_size, path))
+            for _, size, path in sorted(files):
+                if used + needed <= limit:
+                    break
+                if size and _remove(path):
+                    used -= size
+            if used + needed > limit:
+                return False
+            os.ftruncate(lock, needed)
+            return True
+
+
+def _remove(path: Path) -> bool:
+    """Remove a file from the cache, unless a process fetches or reads it."""
+    lock = path if path.suffix == _LOCK else path.with_name(path.name + _LOCK)
+    try:
+        with open(lock, "r+b") as held:  # noqa: PTH123
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock == path:  # of a process that died while it fetched
+                held.truncate(0)
+                path.with_suffix(_PARTIAL).unlink(missing_ok=True)
+                return True
+            with path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
+    except FileNotFoundError:
+        path.unlink(missing_ok=True)  # of an earlier version, which had no locks
+        return True
+    except OSError:
+        return False
+    return True
+
+
+class _Ahead:
+    """A thread of this process that fetches files before they are needed."""
+
+    def __init__(self, fetch: Callable[[str, int | None], Path]) -> None:
+        self.process = os.getpid()
+        self._fetch = fetch
+        self._wanted: queue.Queue[tuple[str, int | None]] = queue.Queue(_AHEAD)
+        threading.Thread(target=self._work, name="fetch-ahead", daemon=True).start()
+
+    def want(self, name: str, size: int | None) -> None:
+        # A longer queue would fetch what another worker has fetched by then.
+        with contextlib.suppress(queue.Full):
+            self._wanted.put_nowait((name, size))
+
+    def _work(self) -> None:
+        while True:
+            name, size = self._wanted.get()
+            # Whoever needs the file will meet the same error, and say it.
+            with contextlib.suppress(Exception):
+                self._fetch(name, size)

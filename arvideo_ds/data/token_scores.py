@@ -28,7 +28,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.data.manifest import AlteredError, ShardSet
+from arvideo_ds.data.manifest import AlteredError, ShardSet, each_in_threads
 from arvideo_ds.data.store import open_store
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
@@ -139,19 +139,22 @@ class TokenScores:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.name, self._store = str(folder), open_store(folder)
+        self.name, store = str(folder), open_store(folder)
         try:
-            text = self._store.path(SCORES, fresh=True).read_bytes()
-        except OSError:
+            text = store.newest(SCORES).read_bytes()
+        except FileNotFoundError:
             raise UserError(
                 f"there are no finished token scores in {folder} (no {SCORES}). Make them, or go "
                 "on making them: python scripts/score_tokens.py --shards SHARDS --scorer NAME "
                 f"--output {folder}"
             ) from None
+        except OSError as error:
+            raise UserError(f"cannot read {folder}/{SCORES}: {error}.") from None
         self.contents = parse_contents(text, self.name)
         self.spec = self.contents.spec
         # Identifies the scores in checkpoints: every file's hash is in it.
         self.hash = hashlib.sha256(text).hexdigest()
+        self._store = store.of(self.hash)
 
     def require(self, shards: ShardSet, recipe: Recipe) -> None:
         """Errors: `UserError` where the scores are of other shards or other tokens, or altered."""
@@ -177,8 +180,19 @@ class TokenScores:
                 f"data.scores={self.name} are scores of other tokens: {'; '.join(wrong)}. Set the "
                 "recipe to the store's values, or score the shards with --recipe."
             )
-        for file in self.contents.files:
-            self._require_size(file)
+        if len(self.contents.files) != len(shards.manifest.shards):
+            raise UserError(
+                f"{self.name}/{SCORES} names {len(self.contents.files)} files for "
+                f"{len(shards.manifest.shards)} shards. Delete it and run score_tokens.py again, "
+                "which keeps the files that are whole."
+            )
+
+    def check_sizes(self) -> None:
+        """Compare every file's size with scores.json, before any work begins."""
+        files = self.contents.files
+        each_in_threads(
+            lambda number: self._require_size(files[number]), len(files), f"sizes in {self.name}"
+        )
 
     def read(self, shard: int, key: str) -> VideoScores | None:
         """Scores of one video; None where it was not readable when the shards were scored.
@@ -197,9 +211,9 @@ class TokenScores:
 
     @functools.lru_cache(maxsize=_OPEN_FILES)  # noqa: B019  lives as long as its reader
     def _open(self, shard: int) -> tuple[Any, ShardHeader]:
-        name = self.contents.files[shard].name
+        file = self.contents.files[shard]
         try:
-            return open_file(self._store.path(name))
+            return open_file(self._store.path(file.name, file.bytes))
         except (OSError, AlteredError) as error:
             raise AlteredError(f"{self._where(shard)}: {error}") from None
 
@@ -208,7 +222,7 @@ class TokenScores:
             size = self._store.size(file.name)
         except OSError as error:
             raise UserError(f"cannot open {self.name}/{file.name}: {error}.") from None
-        if size != file.bytes:
+        if size not in (None, file.bytes):  # not every server says a size
             raise UserError(
                 f"{self.name}/{file.name} has {size} bytes, {SCORES} says {file.bytes}: it was "
                 "truncated or altered. Copy it again, or run score_tokens.py again, which makes "

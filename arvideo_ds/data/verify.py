@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import os
 import re
 import time
 import zlib
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from arvideo_ds.checksums import sha256_of
 from arvideo_ds.data import manifest as m
+from arvideo_ds.data.files import read_at
 from arvideo_ds.data.ingest import MIN_DECODABLE
 from arvideo_ds.data.members import (
     FACTS_SUFFIX,
@@ -98,15 +98,9 @@ def verify(
 
 
 def _folder_problems(shards: m.ShardSet) -> Iterator[Problem]:
-    """Manifest against itself, the list of rejects, and the files that lie in the folder."""
+    """The list of rejects, and the files that lie in the folder."""
     manifest, folder = shards.manifest, shards.folder
-    names = Counter(entry.name for entry in manifest.shards)
-    for name, count in names.items():
-        if count > 1:
-            yield Problem(m.MANIFEST, None, f"names {name} {count} times")
-    if (total := sum(entry.samples for entry in manifest.shards)) != manifest.num_samples:
-        message = f"says {manifest.num_samples} samples, its shards have {total}"
-        yield Problem(m.MANIFEST, None, message)
+    names = {entry.name for entry in manifest.shards}
     yield from _reject_problems(folder / m.REJECTS, manifest.num_rejects)
     for path in sorted(folder.glob("*.tar")):
         if path.name not in names and not _holds_nothing(folder, path.name):
@@ -270,7 +264,7 @@ def _altered_videos(path: Path, index: m.ShardIndex) -> _Found:
     """Which videos are not those once written; asked where a shard's hash is wrong."""
     with path.open("rb") as file:
         for sample in index.samples:
-            video = os.pread(file.fileno(), sample.bytes, sample.offset)
+            video = read_at(file.fileno(), sample.bytes, sample.offset)
             if zlib.crc32(video) != sample.crc32:
                 yield sample.key, "its video is not the one once written (another CRC-32)"
 
@@ -333,7 +327,7 @@ def count_decodable(path: Path, sample: m.IndexedSample) -> int:
     """How many frames of a video decode. Errors: `RejectedError`, also where training would not
     take it for the video once written."""
     with path.open("rb") as file:
-        video = os.pread(file.fileno(), sample.bytes, sample.offset)
+        video = read_at(file.fileno(), sample.bytes, sample.offset)
     if zlib.crc32(video) != sample.crc32:
         raise RejectedError("altered", "it has another CRC-32 than the index says")
     return probe(io.BytesIO(video)).num_frames

@@ -60,8 +60,8 @@ def read_source(folder: Path, recipe: Recipe, weights: str = "model.safetensors"
         recipe,
         model,
         labels,
-        _facts(folder / "summary.json"),
-        _facts(folder / "run.json"),
+        read_json(folder / "summary.json"),
+        read_json(folder / "run.json"),
         weights,
     )
 
@@ -136,10 +136,12 @@ def _without_folders(value: Any) -> Any:
     return PurePath(value).name if isinstance(value, str) and "/" in value else value
 
 
-def _facts(path: Path) -> dict[str, Any]:
-    """A JSON file of the run; a run copied without it exports all the same."""
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file of the run, empty where a run was copied without it. Errors: `UserError`."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
-    return facts if isinstance(facts, dict) else {}
+    if not isinstance(facts, dict) or not isinstance(facts.get("versions", {}), dict):
+        raise UserError(f"{path} is no JSON object; copy it again, or remove it.")
+    return facts

@@ -26,7 +26,7 @@ from arvideo_ds.config import (
 from arvideo_ds.data.detection import TrainKeyframes, collate_keyframes
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.data.manifest import ShardSet, by_set
-from arvideo_ds.data.token_scores import hash_of_scores
+from arvideo_ds.data.token_scores import TokenScores, hash_of_scores
 from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import (
@@ -65,13 +65,15 @@ from arvideo_ds.train.validation import (
     Validation,
 )
 
+# How long the indices of a shard set are compared with the manifest before a run begins.
+_CHECK_S = 120
+
 Task = Pretrain | Finetune | Detect | TrainTokenizer
 
 
 def start(options: Options, settings: Settings[Any], shards: ShardSet) -> int:
     """Run to the end, or to an agreed interruption. Every rank calls it; returns the exit code."""
     folder = options.folder
-    shards.check_sizes()
     run_folder.require_same_mathematics(folder, settings.recipe)
     with Interrupt() as interrupt:
         world = start_world()
@@ -93,6 +95,7 @@ def _start(
     with ExitStack() as held:
         if world.is_main:
             held.enter_context(run_folder.lock(folder))
+        _check_data(settings, shards, world)
         heartbeat = held.enter_context(
             Heartbeat(
                 folder, rank=world.rank, size=world.size, stall_s=settings.recipe.train.stall_s
@@ -152,6 +155,31 @@ def _start(
     return EXIT_INTERRUPTED if outcome.interrupted else EXIT_OK
 
 
+def _check_data(settings: Settings[Any], shards: ShardSet, world: World) -> None:
+    """Whether the files are those of the manifests: one rank of each machine looks, all are told.
+
+    Behind a URL they are the same for all machines. Collective. Errors: `UserError`, on every rank.
+    """
+    sets = [each for each in (shards, settings.validation) if each is not None]
+    error = ""
+    try:
+        for each in sets:
+            if world.is_main if each.is_remote else world.local_rank == 0:
+                checked, total = each.check(limit_s=_CHECK_S), len(each.manifest.shards)
+                if checked < total and world.is_main:
+                    print(
+                        f"note: {checked} of {total} indices of {each.name} are what the manifest "
+                        f"says; the others are checked when they are read ({_CHECK_S} s are over).",
+                        flush=True,
+                    )
+        if world.local_rank == 0 and settings.recipe.data.scores is not None:
+            TokenScores(settings.recipe.data.scores).check_sizes()
+    except UserError as found:
+        error = str(found)
+    if error := next(filter(None, gather_names(error)), ""):
+        raise UserError(error)
+
+
 def _checkpoint(options: Options, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
     """What to go on from: the run's own newest checkpoint, else that of --resume, else nothing.
 
@@ -166,7 +194,7 @@ def _checkpoint(options: Options, recipe: Recipe, shards: ShardSet) -> Checkpoin
         found = newest_sound_checkpoint(parent / run_folder.CHECKPOINTS, own=False)
     if found is None:
         raise UserError(f"--resume {options.resume}: that run holds no complete checkpoint.")
-    if found.facts["manifest"] != shards.hash:
+    if found.facts.get("manifest") != shards.hash:
         raise UserError(
             f"checkpoint {found.path} was trained on other shards than {shards.name}: the "
             "manifest differs, so its position in the data means nothing here. Point data.shards "

@@ -391,3 +391,18 @@ def test_test_views_are_temporal_by_spatial_and_the_single_one_is_among_them(
         assert set(views.keys) == {number}
         assert torch.equal(views.clips[4], one[number].clips[0])
         assert not torch.equal(views.clips[0], views.clips[8])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_users_mistake_in_a_worker_reaches_the_user_as_its_sentence(
+    shards: ShardSet, tiny: MakeRecipe, tmp_path: Path, workers: int
+) -> None:
+    folder = shutil.copytree(shards.folder, tmp_path / "shards")
+    opened, name = ShardSet(folder), shards.manifest.shards[0].index_name
+    (folder / name).unlink()
+    batches = evaluation_loader(opened, tiny(), [[0, 1]], num_workers=workers)
+    for use in (lambda: load(opened, tiny(), workers=workers), lambda: list(batches)):
+        with pytest.raises(UserError, match=name) as error:
+            use()
+        assert str(error.value).startswith("cannot open")
+        assert "\n" not in str(error.value)

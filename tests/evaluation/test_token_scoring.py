@@ -420,7 +420,7 @@ def test_a_file_that_was_altered_is_made_anew_and_training_names_it(
     assert contents(folder) == contents(means)
     path.write_bytes(data[:-1])
     with pytest.raises(UserError, match=r"shard-000002.safetensors has \d+ bytes"):
-        TrainClips(shards, recipe_of(tiny, textured_shards, folder))
+        TokenScores(folder).check_sizes()
 
 
 def test_a_video_that_was_altered_waits_until_its_shard_is_whole_again(

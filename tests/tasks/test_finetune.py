@@ -225,7 +225,7 @@ def test_a_clip_that_lacks_one_label_teaches_nothing(tiny_finetune: Make) -> Non
 def test_head_dropout_hides_features_from_the_linear_layer_in_training_alone(
     tiny_finetune: Make,
 ) -> None:
-    """VideoMAE's --fc_drop_rate, V2's --head_drop_rate: behind the norm, before the linear layer."""
+    """VideoMAE's --fc_drop_rate: after the norm, before the linear layer."""
     share = 0.5
     task = task_of(tiny_finetune(finetune=PLAIN | {"head_dropout": share}))
     plain = task_of(tiny_finetune(finetune=PLAIN))
