@@ -40,6 +40,13 @@ def parse_arguments() -> argparse.Namespace:
         help="folder: subfolder; csv, jsonl: value; hmdb51, ucf101: train1 ... test3",
     )
     parser.add_argument("--labels", type=Path, help="file of class names, in order")
+    parser.add_argument(
+        "--keep_columns",
+        nargs="+",
+        default=(),
+        metavar="COLUMN",
+        help="csv, jsonl: store these with the samples, such as the actor, for reshard --group_by",
+    )
     parser.add_argument("--nouns", type=Path, help="epic_kitchens: file of the nouns' names")
     parser.add_argument("--replacement", type=Path, help="kinetics: folder of better copies")
     parser.add_argument("--excluded", type=Path, help="ava: file of seconds to leave out")
@@ -117,7 +124,8 @@ def main() -> int:
 
 
 def source(args: argparse.Namespace) -> Source:
-    return Source(**{field.name: getattr(args, field.name) for field in fields(Source)})
+    options = {field.name: getattr(args, field.name) for field in fields(Source)}
+    return Source(**options | {"keep_columns": tuple(args.keep_columns)})
 
 
 def print_listing(dataset: str, listing: Listing) -> None:

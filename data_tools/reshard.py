@@ -3,6 +3,7 @@
 
     python data_tools/reshard.py A B --output MERGED
     python data_tools/reshard.py SHARDS --output FOLDER --split_share 0.9 train val
+    python data_tools/reshard.py SHARDS --output FOLDER --split_share 0.9 train val --group_by actor
     python data_tools/reshard.py SHARDS --output SOME --labels archery bowling
     python data_tools/reshard.py SHARDS --output SOME --keys keys.txt
     python data_tools/reshard.py SHARDS --output FEW --max_samples 1000
@@ -27,6 +28,8 @@ from arvideo_ds.data.manifest import Manifest
 from arvideo_ds.data.reshard import (
     Part,
     Pool,
+    equal_on_both_sides,
+    equal_videos,
     first_samples,
     merged,
     notes,
@@ -54,6 +57,12 @@ def parse_arguments() -> argparse.Namespace:
         nargs=3,
         metavar=("SHARE", "NAME_A", "NAME_B"),
         help="two folders below --output: that share of each label, and the rest",
+    )
+    parser.add_argument(
+        "--group_by",
+        metavar="FACT|REGEX",
+        help="--split_share: never separate samples with the same FACT of their JSON, or the same "
+        "text in the one group of REGEX, searched for in source path, then key",
     )
     what.add_argument("--labels", nargs="+", metavar="LABEL", help="only these, numbered anew")
     what.add_argument("--keys", type=Path, metavar="FILE", help="only these samples, one a line")
@@ -94,12 +103,16 @@ def print_staged(args: argparse.Namespace) -> None:
 
 def write_parts(args: argparse.Namespace) -> None:
     how, choose = choice(args)
-    pool = open_pool(args.sources, args.seed)
-    for note in notes(pool.sources):
+    if args.group_by and not args.split_share:
+        raise UserError("--group_by is for --split_share, which is not given.")
+    pool = open_pool(args.sources, args.seed, group_by=args.group_by)
+    parts = choose(pool)
+    equal = equal_on_both_sides(parts) if args.split_share else equal_videos(pool.items)
+    for note in (*notes(pool.sources), *equal):
         print(f"note: {note}", flush=True)
-    for part in choose(pool):
+    for part in parts:
         manifest = write_part(pool, part, how=how, samples_per_shard=args.samples_per_shard)
-        print_summary(part.folder, manifest)
+        print_summary(part, manifest)
 
 
 def choice(args: argparse.Namespace) -> tuple[str, Callable[[Pool], list[Part]]]:
@@ -111,6 +124,7 @@ def choice(args: argparse.Namespace) -> tuple[str, Callable[[Pool], list[Part]]]
     if args.split_share:
         share, names = split_share(*args.split_share)
         how = f"{float(share):g} as {names[0]}, the rest as {names[1]}"
+        how += f", by group {args.group_by}" if args.group_by else ""
         return how, lambda pool: split(pool, share, output, names)
     if args.labels:
         return f"{len(set(args.labels))} labels", lambda p: [with_labels(p, args.labels, output)]
@@ -151,12 +165,13 @@ def read_keys(path: Path) -> list[str]:
     return keys
 
 
-def print_summary(folder: Path, manifest: Manifest) -> None:
+def print_summary(part: Part, manifest: Manifest) -> None:
     size_mib = sum(shard.bytes for shard in manifest.shards) / 2**20
     labels = f"{len(manifest.labels)} labels" if manifest.labels else "no labels"
     print(
-        f"{folder}: {manifest.num_samples:,} videos in {len(manifest.shards):,} shards, "
+        f"{part.folder}: {manifest.num_samples:,} videos in {len(manifest.shards):,} shards, "
         f"{size_mib:,.1f} MiB, {labels}"
+        + ("" if part.num_groups is None else f", in {part.num_groups:,} groups")
     )
 
 

@@ -98,16 +98,23 @@ def parse_facts(text: bytes, sample: IndexedSample) -> Facts:
 
 
 def read_facts(path: Path, samples: Sequence[IndexedSample]) -> list[Facts]:
-    """The facts of a shard's samples, in their order.
+    """The facts of a shard's samples, in their order. Errors: as `located_facts`."""
+    return [facts for _, _, facts in located_facts(path, samples)]
+
+
+def located_facts(
+    path: Path, samples: Sequence[IndexedSample]
+) -> Iterator[tuple[IndexedSample, Member, Facts]]:
+    """Each sample of a shard with its json member and the facts in it.
 
     Errors: `UserError` naming shard and key, where the shard is damaged.
     """
     try:
         places = facts_members(read_members(path))
         with path.open("rb") as file:
-            return [
-                parse_facts(read_member(file, places, sample.key), sample) for sample in samples
-            ]
+            for sample in samples:
+                text = read_member(file, places, sample.key)
+                yield sample, places[sample.key], parse_facts(text, sample)
     except DamagedError as error:
         raise explained(path, error) from None
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,15 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from arvideo_ds.data import manifest as m
+from arvideo_ds.data.groups import Grouping, choose_groups
 from arvideo_ds.data.ingest import Sample
 from arvideo_ds.data.members import (
-    NO_FACTS,
     DamagedError,
+    Facts,
     Member,
     explained,
-    facts_members,
+    located_facts,
     parse_facts,
-    read_members,
 )
 from arvideo_ds.data.shard_writer import (
     complete_index,
@@ -59,6 +60,10 @@ class Item:
     facts: Member
     label_name: str | None
     names_by_set: dict[str, str] | None = None
+    # Of the video, from its facts.
+    sha256: str = ""
+    # What it must not be separated from; None without --group_by.
+    group: str | None = None
 
     @property
     def key(self) -> str:
@@ -75,6 +80,8 @@ class Part:
     items: tuple[Item, ...]
     rejects: tuple[m.Reject, ...] = ()
     label_sets: dict[str, tuple[str, ...]] | None = None
+    # Where samples have groups.
+    num_groups: int | None = None
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,11 @@ class Pool:
     label_sets: dict[str, tuple[str, ...]] | None = None
 
 
-def open_pool(folders: Sequence[Path], seed: int) -> Pool:
-    """The samples of all sources.
+def open_pool(folders: Sequence[Path], seed: int, *, group_by: str | None = None) -> Pool:
+    """The samples of all sources, with their groups (see `Grouping`) where these are given.
 
-    Errors: `UserError` when a source is no folder of sound shards, or two samples share a key.
+    Errors: `UserError` when a source is no folder of sound shards, two samples share a key, or the
+    group of one cannot be determined.
     """
     sources = tuple(m.ShardSet(folder) for folder in folders)
     for source in sources:
@@ -103,11 +111,17 @@ def open_pool(folders: Sequence[Path], seed: int) -> Pool:
     for shards in sources:
         shards.check_sizes()
     by_key: dict[str, Item] = {}
+    grouping = None if group_by is None else Grouping(group_by)
     total = sum(shards.num_samples for shards in sources)
-    for item in tqdm(_items(sources), total=total, unit="video", desc="listing"):
+    for item, facts in tqdm(_items(sources), total=total, unit="video", desc="listing"):
         if other := by_key.get(item.key):
             raise UserError(_clash(sources, other, item))
         by_key[item.key] = item
+        if grouping is not None:
+            group = grouping.group_of(item.key, facts.model_dump(exclude_none=True))
+            by_key[item.key] = replace(item, group=group)
+    if grouping is not None:
+        grouping.require_all()
     # By key, not by source: the order in which sources are named changes labels at most.
     keys = sorted(by_key)
     items = tuple(by_key[keys[place]] for place in split_generator(seed).permutation(len(keys)))
@@ -131,6 +145,37 @@ def notes(sources: Sequence[m.ShardSet]) -> Iterator[str]:
             yield f"{what}: {len(united):,} names together, {listed}"
 
 
+def equal_videos(items: Sequence[Item]) -> Iterator[str]:
+    """A note where one video has several keys."""
+    keys: dict[str, list[str]] = defaultdict(list)
+    for item in sorted(items, key=lambda item: item.key):
+        keys[item.sha256].append(item.key)
+    equal = [found for found in keys.values() if len(found) > 1]
+    if equal:
+        listed = "; ".join(" = ".join(found[:_SHOWN]) for found in equal[:_SHOWN])
+        yield (
+            f"{len(equal):,} {_videos(len(equal))} under several keys (the same SHA-256), such as "
+            f"{listed}; a later split may put them on both sides (--group_by sha256 does not)"
+        )
+
+
+def equal_on_both_sides(parts: Sequence[Part]) -> Iterator[str]:
+    """A note where a split has one video on both sides, under different keys."""
+    first, second = ({item.sha256: item.key for item in part.items} for part in parts)
+    if both := sorted(first.keys() & second.keys(), key=lambda digest: first[digest]):
+        listed = "; ".join(f"{first[digest]} = {second[digest]}" for digest in both[:_SHOWN])
+        names = [part.folder.name for part in parts]
+        yield (
+            f"{len(both):,} {_videos(len(both))} both in {names[0]} and in {names[1]} under "
+            f"different keys (the same SHA-256), such as {listed}; --group_by sha256 keeps equal "
+            "videos together"
+        )
+
+
+def _videos(count: int) -> str:
+    return "video is" if count == 1 else "videos are"
+
+
 def _names_of_sets(sources: Sequence[m.ShardSet]) -> list[str]:
     return list(
         dict.fromkeys(name for shards in sources for name in shards.manifest.label_sets or ())
@@ -147,21 +192,16 @@ def _classes(shards: m.ShardSet, which: str) -> tuple[str, ...]:
     return sets.get(which, ())
 
 
-def _items(sources: Sequence[m.ShardSet]) -> Iterator[Item]:
+def _items(sources: Sequence[m.ShardSet]) -> Iterator[tuple[Item, Facts]]:
     for number, shards in enumerate(sources):
         labels, sets = shards.manifest.labels or (), shards.manifest.label_sets or {}
         for shard, entry in enumerate(shards.manifest.shards):
             path = shards.folder / entry.name
             samples = shards.index(shard).samples
-            try:
-                places = facts_members(read_members(path))
-            except DamagedError as error:
-                raise explained(path, error) from None
-            for sample in samples:
-                if sample.key not in places:
-                    raise explained(path, DamagedError(sample.key, NO_FACTS))
+            for sample, member, facts in located_facts(path, samples):
                 name = None if sample.label is None else labels[sample.label]
-                yield Item(number, shard, sample, places[sample.key], name, _names(sample, sets))
+                names = _names(sample, sets)
+                yield Item(number, shard, sample, member, name, names, facts.sha256), facts
 
 
 def _names(sample: m.IndexedSample, sets: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
@@ -204,28 +244,62 @@ def split(pool: Pool, share: Fraction, folder: Path, names: tuple[str, str]) -> 
     """Two folders below `folder`: `share` of the samples, and the rest.
 
     Of each label the first gets its share, give or take one sample. Both keep all labels, so a
-    label has the same number in both. Errors: `UserError` when one would be empty.
+    label has the same number in both. Where samples have groups, each is whole on one side, and the
+    share is approximated. Errors: `UserError` when one would be empty.
     """
+    in_first = _grouped(pool, share) if _has_groups(pool) else _by_label(pool, share)
+    sides = [
+        tuple(item for item in pool.items if (item.key in in_first) == first)
+        for first in (True, False)
+    ]
+    groups = [{item.group for item in side} for side in sides]
+    if not all(sides):
+        among = ""
+        if _has_groups(pool):
+            count = len(groups[0] | groups[1])
+            among = f" in {count:,} group" + "s" * (count > 1)
+        raise UserError(
+            f"--split_share {float(share):g} of {len(pool.items)} samples{among} leaves "
+            f"'{names[0] if sides[1] else names[1]}' without any. Choose another share"
+            + (", or other groups." if among else ".")
+        )
+    return [
+        Part(
+            folder / name,
+            name,
+            pool.labels,
+            side,
+            label_sets=pool.label_sets,
+            num_groups=len(own) if _has_groups(pool) else None,
+        )
+        for name, side, own in zip(names, sides, groups, strict=True)
+    ]
+
+
+def _has_groups(pool: Pool) -> bool:
+    return any(item.group is not None for item in pool.items)
+
+
+def _grouped(pool: Pool, share: Fraction) -> set[str]:
+    """Keys of the first side, whole groups of them."""
+    members: dict[str, list[str | None]] = defaultdict(list)
+    for item in pool.items:
+        members[item.group or ""].append(item.label_name)
+    chosen = choose_groups(members, share)
+    return {item.key for item in pool.items if (item.group or "") in chosen}
+
+
+def _by_label(pool: Pool, share: Fraction) -> set[str]:
+    """Keys of the first side, the share of every label."""
     numbers: dict[str | None, int] = {None: -1}
     numbers.update((name, number) for number, name in enumerate(pool.labels or ()))
     by_label = sorted(pool.items, key=lambda item: numbers[item.label_name])
     # Counting on from label to label gives the share of each, and of the whole to the sample.
-    in_first = {
+    return {
         item.key
         for place, item in enumerate(by_label)
         if int(share * (place + 1)) > int(share * place)
     }
-    first = tuple(item for item in pool.items if item.key in in_first)
-    second = tuple(item for item in pool.items if item.key not in in_first)
-    if not first or not second:
-        raise UserError(
-            f"--split_share {float(share):g} of {len(pool.items)} samples leaves "
-            f"'{names[0] if second else names[1]}' without any. Choose another share."
-        )
-    return [
-        Part(folder / name, name, pool.labels, items, label_sets=pool.label_sets)
-        for name, items in zip(names, (first, second), strict=True)
-    ]
 
 
 def with_labels(pool: Pool, wanted: Sequence[str], folder: Path) -> Part:

@@ -49,6 +49,7 @@ _ONLY_FOR = {
     "excluded": ("ava",),
     "first_second": ("ava",),
     "window_s": ("ava",),
+    "keep_columns": ("csv", "jsonl"),
 }
 
 

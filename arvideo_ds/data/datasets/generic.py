@@ -6,6 +6,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,12 @@ from arvideo_ds.data.datasets.listing import (
 from arvideo_ds.data.files import find_videos
 from arvideo_ds.data.manifest import Reject
 from arvideo_ds.errors import UserError
+
+# Names of facts that make_shards writes itself (members.Facts).
+_TAKEN = frozenset(
+    """video_id source_path label label_name labels_by_set names_by_set part num_frames fps width
+    height duration_s length_s codec bytes sha256""".split()
+)
 
 
 def read_folder(source: Source) -> Listing:
@@ -62,7 +69,7 @@ def read_csv(source: Source) -> Listing:
     """
     path = source.need_annotations("a CSV with a header: path,label,...")
     bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    needed = ["path", "split"] if source.split else ["path"]
+    needed = ["path", *source.keep_columns] + ["split"] * (source.split is not None)
     return _listing(source, _of_split(source, csv_rows(path, needed, bad_rows)), bad_rows)
 
 
@@ -112,12 +119,14 @@ def _of_split(
 def _listing(
     source: Source, rows: Iterable[tuple[int, dict[str, Any]]], bad_rows: BadRows
 ) -> Listing:
+    _require_free_names(source.keep_columns)
     entries: list[Entry] = []
     absent: list[Entry] = []
     rejects: list[Reject] = []
     for line, row in rows:
         try:
-            entry = _row_entry(source.videos, row)
+            facts = _kept_columns(row, source.keep_columns)
+            entry = replace(_row_entry(source.videos, row), facts=facts)
             bad_rows.require_new(line, entry.video_id)
         except ValueError as error:
             bad_rows.add(line, error)
@@ -131,6 +140,23 @@ def _listing(
     # Labels of all rows: which files are there must not change the numbers.
     labels = number_labels(source, [*entries, *absent])
     return Listing(tuple(entries), labels, tuple(rejects))
+
+
+def _require_free_names(columns: Iterable[str]) -> None:
+    for name in columns:
+        if name in _TAKEN:
+            raise UserError(
+                f"--keep_columns: '{name}' is a fact of every sample already; give the column "
+                "another name."
+            )
+
+
+def _kept_columns(row: dict[str, Any], columns: Iterable[str]) -> dict[str, Any]:
+    """Errors: `ValueError` where the row lacks one."""
+    for name in columns:
+        if name not in row:
+            raise ValueError(f"no '{name}'")
+    return {name: row[name] for name in columns}
 
 
 def _row_entry(videos: Path, row: dict[str, Any]) -> Entry:

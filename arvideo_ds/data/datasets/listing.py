@@ -77,6 +77,8 @@ class Source:
     first_second: float = 0.0
     window_s: float = 3.0
     skip_bad_rows: bool = False
+    # CSV, JSON lines: further columns to store with the samples.
+    keep_columns: tuple[str, ...] = ()
 
     def need_annotations(self, what: str) -> Path:
         """The annotations, which this data set cannot do without."""

@@ -1,0 +1,111 @@
+"""Groups of samples that belong together, such as clips of one film, and splits that respect them.
+
+A model that has seen one clip of a film knows the others: a split that puts them on both sides
+measures memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Hashable, Mapping, Sequence
+from fractions import Fraction
+from typing import Any, TypeVar
+
+from arvideo_ds.errors import UserError
+
+Label = TypeVar("Label", bound=Hashable)
+_SHOWN = 5
+
+
+class Grouping:
+    """The group of each sample, from its facts.
+
+    group_by: the name of a fact, or a regular expression with one group, which is searched for in
+    the source path and, where that does not match, in the key. Errors: `UserError` where it is
+    neither.
+    """
+
+    def __init__(self, group_by: str) -> None:
+        self._group_by = group_by
+        self._pattern = None if group_by.isidentifier() else _pattern(group_by)
+        self._without: list[str] = []
+        self._num_samples = 0
+        self._fact_names: tuple[str, ...] = ()
+
+    def group_of(self, key: str, facts: Mapping[str, Any]) -> str:
+        """Empty where there is none, which `require_all` reports.
+
+        Errors: `UserError` where the fact is neither a text nor a number.
+        """
+        self._num_samples += 1
+        self._fact_names = self._fact_names or tuple(facts)
+        group = self._find(key, facts)
+        if not group:
+            self._without.append(key)
+        return group
+
+    def require_all(self) -> None:
+        """Errors: `UserError` where the group of a sample could not be determined."""
+        if not self._without:
+            return
+        problem = "do not match, neither with their source path nor with their key"
+        if self._pattern is None:
+            names = ", ".join(map(repr, self._fact_names))
+            problem = f"have no '{self._group_by}' in their facts (which are {names})"
+        more = f" and {len(self._without) - _SHOWN:,} more" * (len(self._without) > _SHOWN)
+        raise UserError(
+            f"--group_by {self._group_by}: {len(self._without):,} of the {self._num_samples:,} "
+            f"samples {problem}, such as {', '.join(self._without[:_SHOWN])}{more}."
+        )
+
+    def _find(self, key: str, facts: Mapping[str, Any]) -> str:
+        if self._pattern is not None:
+            match = self._pattern.search(str(facts["source_path"])) or self._pattern.search(key)
+            return match[1] or "" if match else ""
+        value = facts.get(self._group_by)
+        if isinstance(value, list | dict):
+            raise UserError(
+                f"--group_by {self._group_by}: this is a {type(value).__name__} in the facts of "
+                f"{key}; expected a text or a number."
+            )
+        return "" if value is None else str(value)
+
+
+def _pattern(text: str) -> re.Pattern[str]:
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise UserError(
+            f"--group_by {text} is neither the name of a fact nor a regular expression ({error})."
+        ) from None
+    if pattern.groups != 1:
+        raise UserError(
+            f"--group_by {text} must have exactly one group, (...), but has {pattern.groups}; for "
+            "the folder of a video, for example: '^(.*)/'."
+        )
+    return pattern
+
+
+def choose_groups(members: Mapping[str, Sequence[Label]], share: Fraction) -> set[str]:
+    """The groups of the first side of a split: whole ones, about `share` of each label.
+
+    members: group -> the label of each of its samples, groups in random order. Large groups come
+    first; each goes to the first side where that brings its counts nearer to the share.
+    """
+    goal: dict[Label, Fraction] = defaultdict(Fraction)
+    for labels in members.values():
+        for label in labels:
+            goal[label] += share
+    missing, chosen = dict(goal), set[str]()
+    # Sorting is stable: groups of one size stay in random order.
+    for group in sorted(members, key=lambda group: -len(members[group])):
+        counts = Counter(members[group])
+        # By label, and all together: many small remainders must not add up.
+        gain = sum(n * (2 * missing[label] - n) for label, n in counts.items())
+        total = len(members[group])
+        if gain + total * (2 * sum(missing.values()) - total) > 0:
+            chosen.add(group)
+            for label, n in counts.items():
+                missing[label] -= n
+    return chosen
