@@ -13,14 +13,14 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.errors import command
+from arvideo_ds.errors import UserError, command
 from arvideo_ds.train.run_folder import read_metrics
+from arvideo_ds.train.signals import Children
 
 ROOT = Path(__file__).parent.parent
 
@@ -40,10 +40,11 @@ def main() -> None:
         "overrides": args.overrides,
         "machine": f"{os.cpu_count()} cores, {platform.machine()}",
     }
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, Children() as children:
         for name in ("zero2", "zero2_checkpointing"):
             output = Path(folder) / name
-            subprocess.run(pretraining(args, name, output), check=True, stdout=sys.stderr)
+            if code := children.run(pretraining(args, name, output), stdout=sys.stderr):
+                raise UserError(f"pretrain.py with {name} ended with code {code}; see above.")
             metrics = read_metrics(output)
             results[name] = {
                 "loss": [m["loss/pretrain"] for m in metrics],

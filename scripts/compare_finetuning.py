@@ -5,7 +5,8 @@
         --output runs/weizmann data.shards=SHARDS/train evaluation.shards=SHARDS/test
 
 Runs scripts/finetune.py and scripts/evaluate.py for each seed, with the last weights, so that none
-are chosen on the test videos; the same command goes on where it was interrupted. Writes
+are chosen on the test videos; the same command goes on where it was interrupted: a signal goes on
+to the running programs, which save, and the exit code is 75 once they have ended. Writes
 OUTPUT/comparison.json, prints a table, and draws the confusion matrices summed over the seeds.
 """
 
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
@@ -24,8 +24,9 @@ from arvideo_ds.ablation.cell import group_of_seeds
 from arvideo_ds.ablation.ranking import Spread
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import FinetuneRecipe, load_recipe
-from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
+from arvideo_ds.errors import UserError, command
 from arvideo_ds.host import available_cores
+from arvideo_ds.train.signals import Children
 
 SCRIPTS = Path(__file__).parent
 STARTS = ("pretrained", "scratch")
@@ -45,8 +46,9 @@ def main() -> int:
         if getattr(args, name) < 1:
             raise UserError(f"--{name} {getattr(args, name)} must be 1 or more.")
     runs = [(start, seed) for seed in range(args.seeds) for start in STARTS]
-    with ThreadPoolExecutor(args.jobs) as pool:  # threads only wait for their processes
-        running = [pool.submit(_train_and_test, args, *run) for run in runs]
+    # Threads only wait for their processes.
+    with Children() as children, ThreadPoolExecutor(args.jobs) as pool:
+        running = [pool.submit(_train_and_test, children, args, *run) for run in runs]
         wait(running, return_when=FIRST_EXCEPTION)
         pool.shutdown(cancel_futures=True)  # after an error or an interruption none begins
         found = [run.result() for run in running]
@@ -59,26 +61,26 @@ def main() -> int:
     return 0
 
 
-def _train_and_test(args: argparse.Namespace, start: str, seed: int) -> dict[str, Any]:
+def _train_and_test(
+    children: Children, args: argparse.Namespace, start: str, seed: int
+) -> dict[str, Any]:
     folder = args.output / f"{start}-{seed}"
     more = [f"--init-from={args.init_from}"] if start == "pretrained" else []
     options = [f"--recipe={args.recipe}", f"--output={folder}", f"train.seed={seed}"]
     recipe = load_recipe(args.recipe, args.overrides, FinetuneRecipe)
     more += group_of_seeds(recipe, args.output, start, seed)
-    _run(args.jobs, "finetune.py", *options, *more, *args.overrides)
-    _run(args.jobs, "evaluate.py", str(folder), "--weights=last")
+    _run(children, args.jobs, "finetune.py", *options, *more, *args.overrides)
+    _run(children, args.jobs, "evaluate.py", str(folder), "--weights=last")
     return _result(folder)
 
 
-def _run(jobs: int, script: str, *arguments: str) -> None:
+def _run(children: Children, jobs: int, script: str, *arguments: str) -> None:
     # Threads of several runs on the same cores would only wait for each other.
     threads = {} if jobs == 1 else {"OMP_NUM_THREADS": str(max(1, len(available_cores()) // jobs))}
     command = [sys.executable, str(SCRIPTS / script), *arguments]
-    done = subprocess.run(command, env={**os.environ, **threads}, check=False)
-    if done.returncode == EXIT_INTERRUPTED:
-        sys.exit(EXIT_INTERRUPTED)
-    if done.returncode:
-        raise UserError(f"{script} ended with code {done.returncode}; its own words stand above.")
+    code = children.run(command, env={**os.environ, **threads})
+    if code:
+        raise UserError(f"{script} ended with code {code}; its own words stand above.")
 
 
 def _result(folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Cells in local processes, `jobs` at a time, each on its share of the cores.
 
 Every cell has a process of its own, so that none spoils another; torch and DeepSpeed are imported
-once, by a fork server. One Ctrl-C (or SIGTERM) lets the running cells save and ends.
+once, by a fork server. One signal (Ctrl-C, TERM, USR1, USR2) lets the running cells save and ends.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.ablation.cell import LOG, Cell, run_cell
-from arvideo_ds.errors import EXIT_INTERRUPTED, command
+from arvideo_ds.errors import command
 from arvideo_ds.host import available_cores, bind_to_cores
+from arvideo_ds.train.signals import SIGNALS, end_on_signals
 
 _PRELOADED = ["arvideo_ds.train.run", "arvideo_ds.evaluation.features"]
 Say = Callable[[str], None]
@@ -35,14 +36,22 @@ def run_cells(cells: Sequence[Cell], jobs: int, say: Say = print) -> dict[str, s
     waiting, started, done = list(cells), time.monotonic(), 0
     # By the sentinel of the process.
     running: dict[Any, tuple[BaseProcess, Cell, int, float]] = {}
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A signal makes this readable, at a place where every started cell is known.
+    interrupted = False
+    asked, ask = os.pipe()
+    before = {n: signal.signal(n, lambda *_: os.write(ask, b"!")) for n in SIGNALS}
     try:
         while waiting or running:
             free = [s for s in range(jobs) if s not in {slot for *_, slot, _ in running.values()}]
             for slot in free[: len(waiting)]:
                 process, cell = _start(waiting[0], slot, jobs), waiting.pop(0)
                 running[process.sentinel] = (process, cell, slot, time.monotonic())
-            for sentinel in connection.wait(list(running)):
+            ready = connection.wait([*running, asked])
+            if asked in ready:
+                interrupted = True
+                _end([process for process, *_ in running.values()], say)
+                raise KeyboardInterrupt
+            for sentinel in ready:
                 process, cell, _, since = running.pop(sentinel)
                 process.join()
                 done += 1
@@ -50,16 +59,22 @@ def run_cells(cells: Sequence[Cell], jobs: int, say: Say = print) -> dict[str, s
                     failed[cell.name] = _reason(cell, process.exitcode)
                 left_s = (time.monotonic() - started) / done * (len(cells) - done)
                 say(_line(cell, failed, done, len(cells), time.monotonic() - since, left_s))
-    except KeyboardInterrupt:
-        say(f"interrupted: {len(running)} running cell(s) save; the same command goes on")
-        for process, *_ in running.values():
-            process.terminate()
-        for process, *_ in running.values():
-            process.join()
-        raise
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            # After an interruption the exit code is decided.
+            signal.signal(number, signal.SIG_IGN if interrupted else handler)
+        os.close(asked)
+        os.close(ask)
     return failed
+
+
+def _end(running: Sequence[BaseProcess], say: Say) -> None:
+    """Let the running cells save, and wait for them."""
+    say(f"interrupted: {len(running)} running cell(s) save; the same command goes on")
+    for process in running:
+        process.terminate()
+    for process in running:
+        process.join()
 
 
 def shares(cores: Sequence[int], jobs: int) -> list[list[int]]:
@@ -86,8 +101,7 @@ def _start(cell: Cell, slot: int, jobs: int) -> BaseProcess:
 
 def _child(cell: Cell, cores: list[int], gpu_slot: int | None) -> None:
     # While it trains, the run takes signals itself; before and after, nothing is lost by ending.
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: sys.exit(EXIT_INTERRUPTED))
+    end_on_signals()
     cell.folder.mkdir(parents=True, exist_ok=True)
     with (cell.folder / LOG).open("ab") as log:
         os.dup2(log.fileno(), sys.stdout.fileno())

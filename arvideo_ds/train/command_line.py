@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.train import run_folder
 from arvideo_ds.train.settle import Options, Settings, sets_to_make, settle
+from arvideo_ds.train.signals import end_on_signals, ignore_signals
 
 
 def training_parser(description: str, task: str, deepspeed_config: Path) -> CommandParser:
@@ -58,6 +58,7 @@ def train(args: argparse.Namespace, options: Options, kind: type[Recipe]) -> int
     """Print what would be done (--dry_run), or do it; the exit code. Errors: `UserError`."""
     if args.dry_run:
         return _describe(options, kind, args.world_size)
+    end_on_signals()
     settings = settle(options, kind, world_size=planned_world_size())
     run_folder.require_same_mathematics(options.folder, settings.recipe)
     # After all other checks: it takes minutes.
@@ -68,7 +69,7 @@ def train(args: argparse.Namespace, options: Options, kind: type[Recipe]) -> int
     code = _start(options, settings)
     # The first rank that ends with another code than 0 makes srun end the others with SIGTERM;
     # their code would then be that, and the job would not be requeued.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals()
     return code
 
 

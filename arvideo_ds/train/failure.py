@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-from arvideo_ds.errors import EXIT_USER_ERROR, UserError
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 
 FOLDER = "failures"
 EXIT_CRASH = 1
@@ -46,6 +46,10 @@ def guarded(run: Callable[[], int], folder: Path, *, rank: int, size: int) -> in
         # Every rank has the same to say as a rule; the first says it.
         if rank == 0 or _wait_for(folder, 0) != text:
             print(text, file=sys.stderr)
+    except KeyboardInterrupt:
+        text, code = "ended at once, without a save, by a second Ctrl-C", EXIT_INTERRUPTED
+        _write(own, text)
+        print(f"rank {rank}: {text}; the same command goes on.", file=sys.stderr)
     except Exception as error:
         code = EXIT_CRASH
         if size > 1 and _LOST_PEER.search(f"{type(error).__name__} {error}"):

@@ -8,20 +8,21 @@ from types import FrameType
 from typing import Any
 
 from arvideo_ds.engine.agreement import AnyRank
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+from arvideo_ds.train.signals import SIGNALS, ignore_signals
 
 
 class Interrupt:
     """While entered, the first signal only raises a flag; a second Ctrl-C ends the process at once.
 
     Entered before anything slow begins, so that a signal at any moment ends in a save. Launchers
-    send SIGTERM after the terminal's SIGINT, so only a repeated SIGINT counts twice.
+    send SIGTERM after the terminal's SIGINT, so only a repeated SIGINT counts twice. Once the
+    interrupted run has saved, signals are ignored until the process is gone: its exit code stands.
     """
 
     def __init__(self) -> None:
         self._agreement: AnyRank | None = None
         self._before: dict[int, Any] = {}
+        self._trained = self._over = False
         self.received: signal.Signals | None = None
 
     def __enter__(self) -> Interrupt:
@@ -29,8 +30,9 @@ class Interrupt:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
+        if not self._over:
+            for number, handler in self._before.items():
+                signal.signal(number, handler)
 
     def connect(self, world_size: int) -> None:
         """Let the ranks agree from now on. Collective."""
@@ -46,11 +48,20 @@ class Interrupt:
         assert self._agreement is not None, "connect() comes first"
         return self._agreement.ask(self.received is not None)
 
+    def trained(self, *, interrupted: bool) -> None:
+        """The loop has ended: `interrupted` after its save, or with all steps done."""
+        self._trained, self._over = True, interrupted
+        if interrupted:
+            ignore_signals()
+
     def _receive(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and self.received == signal.SIGINT:
+            self._over = True
+            ignore_signals()
             raise KeyboardInterrupt
         if self.received is None and os.environ.get("RANK", "0") == "0":
             name = signal.Signals(number).name
+            what = "all steps are done" if self._trained else "saving after this step, then ending"
             # Not print: a signal may come in the middle of one.
-            os.write(2, f"{name}: saving after this step, then ending\n".encode())
+            os.write(2, f"{name}: {what}\n".encode())
         self.received = self.received or signal.Signals(number)

@@ -142,6 +142,7 @@ def _start(
                 ),
             )
         )
+        interrupt.trained(interrupted=outcome.interrupted)
         if world.is_main:
             if not outcome.interrupted:
                 _export(folder, settings.recipe)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from arvideo_ds.ablation import pool
 from arvideo_ds.ablation.cell import LOG, RESULT, Cell
+from arvideo_ds.train.signals import SIGNALS
 
 
 def pretend(cell: Cell, slot: int) -> None:
@@ -56,6 +59,33 @@ def test_a_failed_cell_is_told_and_the_others_are_run(
     assert sum("FAILED" in line for line in lines) == 2
     slots = {(cell.folder / LOG).read_text().splitlines()[0] for cell in made}
     assert slots <= {f"slot {slot}" for slot in range(jobs)}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_lets_the_running_cells_end_and_later_ones_change_nothing(
+    number: int, cells: Callable[..., list[Cell]]
+) -> None:
+    """Also one that comes while a cell is being started."""
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    begun: list[Any] = []
+    start = pool._start
+
+    def start_and_signal(cell: Cell, slot: int, jobs: int) -> Any:
+        os.kill(os.getpid(), number)
+        begun.append(start(cell, slot, jobs))
+        return begun[-1]
+
+    pool._start = start_and_signal  # the fixture's monkeypatch takes it back
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            pool.run_cells(cells("a", "b", "c"), 1, lambda line: None)
+        for each in SIGNALS:
+            os.kill(os.getpid(), each)
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert len(begun) == 1
+    assert begun[0].exitcode is not None
 
 
 def test_nothing_to_run(cells: Callable[..., list[Cell]]) -> None:

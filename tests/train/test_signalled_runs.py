@@ -1,0 +1,140 @@
+"""Real runs under every launcher that get signals until they are gone: code 75, no traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from arvideo_ds.config import FinetuneRecipe, load_recipe
+from arvideo_ds.engine.checkpoints import newest_checkpoint
+from arvideo_ds.errors import EXIT_INTERRUPTED
+from arvideo_ds.models.encoder import build_encoder
+from arvideo_ds.tensor_files import save_tensors
+from tests.conftest import ROOT, free_port
+from tests.train.conftest import Runs, stop
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+LAUNCHERS: dict[str, tuple[str, ...]] = {
+    "python": (),
+    "deepspeed": ("deepspeed", "--num_gpus=2"),
+    "torchrun": ("torchrun", "--nproc_per_node=2"),
+}
+LATER = (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Of the ranks, by what they write themselves."""
+    beats = (folder / "heartbeats").glob("rank-*.json")
+    return [json.loads(path.read_text())["pid"] for path in beats]
+
+
+def wait_until(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    limit = time.monotonic() + 120
+    while process.poll() is None and not what():
+        assert time.monotonic() < limit, "it did not come"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_signals_until_a_run_is_gone_change_neither_its_save_nor_its_code(
+    launcher: str, runs: Runs
+) -> None:
+    words = LAUNCHERS[launcher]
+    if words:
+        words = (*words, f"--master_port={free_port()}")
+    process = runs.start(launcher, "train.max_steps=3000", launcher=words)
+    folder = runs.folder / launcher
+    lines: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
+    reader.start()
+    try:
+        wait_until(lambda: any(line.startswith("step 3/") for line in lines), process)
+        ranks = processes_of(folder)
+        for rank in ranks:
+            os.kill(rank, signal.SIGUSR1)
+        for number in itertools.cycle(LATER):
+            gone = 0
+            for rank in ranks:
+                try:
+                    os.kill(rank, number)
+                except ProcessLookupError:
+                    gone += 1
+            if gone == len(ranks) or process.poll() is not None:
+                break
+            time.sleep(0.01)
+        process.wait(timeout=60)
+    finally:
+        stop(process)
+    reader.join(timeout=10)
+    output = "".join(lines)
+    if launcher == "torchrun":
+        # Its own code for a rank that did not end with 0; it prints those of the ranks.
+        assert process.returncode == 1
+        assert f"exitcode: {EXIT_INTERRUPTED}" in " ".join(output.replace(":", ": ").split())
+    else:
+        assert process.returncode == EXIT_INTERRUPTED, output[-3000:]
+    ours = output.partition("torch/distributed/elastic")[0]  # it has a traceback of its own
+    assert "Traceback" not in ours, ours[-3000:]
+    newest = newest_checkpoint(folder / "checkpoints")
+    assert newest is not None
+    assert f"interrupted after {newest.step} of" in output
+
+
+def test_sigterm_to_a_comparison_ends_its_training_first(runs: Runs) -> None:
+    """Its child saves, and is gone when the comparison ends with 75."""
+    output, source = runs.folder / "compared", runs.folder / "source.safetensors"
+    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe))
+    save_tensors({f"encoder.{k}": v for k, v in encoder.state_dict().items()}, source)
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "compare_finetuning.py"),
+        "--recipe=finetune_demo",
+        f"--init-from={source}",
+        "--seeds=1",
+        f"--output={output}",
+        f"data.shards={runs.shards}",
+        f"evaluation.shards={runs.shards}",
+        "data.num_streams=12",
+        "data.workers=0",
+        "train.total_batch=8",
+        "train.micro_batch=8",
+        "train.max_steps=3000",
+        "train.log_every=1",
+    ]
+    process = subprocess.Popen(
+        command,
+        cwd=runs.folder,
+        env=runs.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    folder = output / "pretrained-0"
+    try:
+        metrics = folder / "metrics.jsonl"
+        wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0, process)
+        (child,) = processes_of(folder)
+        process.send_signal(signal.SIGTERM)
+        text, _ = process.communicate(timeout=60)
+        with pytest.raises(ProcessLookupError):
+            os.kill(child, 0)
+    finally:
+        stop(process)
+        with contextlib.suppress(ProcessLookupError, UnboundLocalError):
+            os.kill(child, signal.SIGKILL)
+    assert process.returncode == EXIT_INTERRUPTED, text[-3000:]
+    assert "Traceback" not in text
+    assert newest_checkpoint(folder / "checkpoints") is not None
