@@ -52,6 +52,8 @@ _FAILED_FOR_S = 30.0
 _AHEAD = 2
 _WAIT_FOR_ROOM_S = 0.2
 _LOCK, _PARTIAL = ".lock", ".partial"
+# Read right after they were fetched, and then not needed any more.
+_NEWEST = ("manifest.json", "scores.json")
 # What a server says that will say the same next time, but for a time-out and too many requests.
 _CLIENT_ERRORS, _TRANSIENT = range(400, 500), (408, 429)
 _DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
@@ -414,7 +416,7 @@ class _Cache:
             for _, size, path in sorted(files):
                 if used + needed <= limit:
                     break
-                if size and _remove(path):
+                if size and path.name not in _NEWEST and _remove(path):
                     used -= size
             if used + needed > limit:
                 return False

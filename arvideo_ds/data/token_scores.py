@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -74,7 +74,8 @@ class ScoreSpec(_Record):
 class ScoreFile(_Record):
     """One shard's scores."""
 
-    name: str
+    # A file directly in the folder: nothing outside of it is ever opened.
+    name: str = Field(pattern=r"^[^/\\\x00]+\.safetensors$")
     bytes: int
     sha256: str
     videos: int
