@@ -11,10 +11,10 @@ Exit codes: 0 done; 1 a recipe deviates, or with --check the page is stale; 2 wr
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
+from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config.protocols import all_numbers, deviations, page, read_protocols
 from arvideo_ds.errors import EXIT_OK, command
 
@@ -24,9 +24,7 @@ EXIT_DEVIATES = 1
 
 @command
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="compare only; exit code 1 if stale")
     args = parser.parse_args()
     protocols, numbers = read_protocols(DOCS / "protocols.yaml"), all_numbers()

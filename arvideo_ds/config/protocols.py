@@ -145,16 +145,16 @@ def page(protocols: Protocols, numbers: Mapping[str, Values]) -> str:
         lines += [f"## {section.title}", "", f"Recipes: {_listed(section.recipes)}.", ""]
         if section.text:
             lines += [*section.text.strip().splitlines(), ""]
-        columns = "source", "recipes", "as published", "here otherwise"
-        lines += _table(*columns, rows=map(_row, section.claims))
+        head = ["source", "recipes", "as published", "here otherwise"]
+        lines += _table(head, map(_row, section.claims))
     lines += [
         "## The schedule that follows",
         "",
         "Effective rates, as the run's header prints them: the keys x videos per step / 256.",
         "",
     ]
-    columns = "recipes", "videos", "clips per step", "lr", "from", "down to", "epochs", "warm-up"
-    lines += _table(*columns, rows=_schedules(protocols, numbers))
+    head = ["recipes", "videos", "clips per step", "lr", "from", "down to", "epochs", "warm-up"]
+    lines += _table(head, _schedules(protocols, numbers))
     lines += ["## Our own", "", f"Nobody published numbers for {_listed(protocols.own)}.", ""]
     return "\n".join(lines)
 
@@ -185,8 +185,8 @@ def _schedule(numbers: Values) -> tuple[str, ...]:
     return (*counts, *rates, f"{numbers['epochs']:.4g}", f"{round(warmup, 1):g}")
 
 
-def _table(*columns: str, rows: Iterable[Iterable[str]]) -> list[str]:
-    lines: list[Iterable[str]] = [columns, ["---"] * len(columns), *rows]
+def _table(head: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    lines: list[Iterable[str]] = [head, ["---"] * len(head), *rows]
     cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
     return [*(f"| {line} |" for line in cells), ""]
 

@@ -1,4 +1,4 @@
-"""Published numbers and the recipes: no deviation without a reason, and a page that is not stale."""
+"""Published numbers and the recipes: no deviation without a reason, and no stale page."""
 
 from __future__ import annotations
 
