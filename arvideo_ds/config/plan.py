@@ -51,7 +51,7 @@ class RunPlan:
     encoder_tokens: int
     decoder_queries: int
     # Share of the tokens that the encoder could see and that are dropped; None of other objectives.
-    drop_ratio: float | None
+    dropped_share: float | None
     parameters_encoder: int
     parameters_decoder: int
     gflops_forward_per_clip: float
@@ -123,7 +123,7 @@ def make_plan(
         cluster_size=geometry.cluster_size,
         encoder_tokens=recipe.counts.encoded,
         decoder_queries=recipe.counts.predicted,
-        drop_ratio=drop_ratio(recipe),
+        dropped_share=dropped_share(recipe),
         parameters_encoder=cost.parameters_encoder,
         parameters_decoder=cost.parameters_decoder,
         gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
@@ -141,13 +141,13 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
             f"run has {plan.steps} steps in all. Lower train.total_batch, or set train.max_steps."
         )
     objective = _arvideo(recipe)
-    if objective is not None and plan.drop_ratio is not None:
+    if objective is not None and plan.dropped_share is not None:
         requested = objective.drop_ratio
-        if abs(plan.drop_ratio - requested) > _SHARE_OF_WRONG_RATIO:
+        if abs(plan.dropped_share - requested) > _SHARE_OF_WRONG_RATIO:
             found.append(
-                f"objective.drop_ratio={requested:g} drops {plan.drop_ratio:.1%} of the tokens: of "
-                f"each cluster of {plan.cluster_size} token(s) a whole number stays, at least one. "
-                "objective.drop=clusters drops whole clusters instead."
+                f"objective.drop_ratio={requested:g} drops {plan.dropped_share:.1%} of the tokens: "
+                f"of each cluster of {plan.cluster_size} token(s) a whole number stays, at least "
+                "one. objective.drop=clusters drops whole clusters instead."
             )
     expected = recipe.data.num_videos
     if expected and abs(plan.num_videos - expected) > _SHARE_OF_WRONG_COUNT * expected:
@@ -155,7 +155,7 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
     return found
 
 
-def drop_ratio(recipe: Recipe) -> float | None:
+def dropped_share(recipe: Recipe) -> float | None:
     """Share of the tokens that ARVideo's encoder could see and that are dropped.
 
     Whole tokens are counted, so it may differ from objective.drop_ratio. None for other objectives.

@@ -113,7 +113,7 @@ def _tokens(recipe: Recipe, plan: RunPlan) -> str:
         positions = f"; positions interpolated from those of {grid}" if grid else ""
         return f", {encoded} encoded{positions}"
     clusters = f" -> {plan.num_clusters} clusters of {plan.cluster_size}"
-    dropped = "" if plan.drop_ratio is None else f" ({plan.drop_ratio:.1%} dropped)"
+    dropped = "" if plan.dropped_share is None else f" ({plan.dropped_share:.1%} dropped)"
     tokens = f"{plan.encoder_tokens} tokens encoded{dropped}, {plan.decoder_queries} predicted"
     return f"{clusters}; {tokens}" if plan.num_clusters > 1 else f"; {tokens}"
 

@@ -150,7 +150,7 @@ def test_small_clusters_drop_the_requested_share_as_whole_clusters(
         geometry, encoded = recipe.geometry, recipe.counts.encoded
         share = 1 - encoded / (geometry.num_tokens - geometry.cluster_size)
         assert share == pytest.approx(expected, abs=0.01)
-        assert make_plan(recipe, world_size=1).drop_ratio == pytest.approx(share, abs=1e-4)
+        assert make_plan(recipe, world_size=1).dropped_share == pytest.approx(share, abs=1e-4)
         assert ARVideo(recipe).draw(keys_of(2)).encoded.shape == (2, encoded)
 
 
