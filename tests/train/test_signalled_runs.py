@@ -74,7 +74,7 @@ def test_signals_until_a_run_is_gone_change_neither_its_save_nor_its_code(
             if gone == len(ranks) or process.poll() is not None:
                 break
             time.sleep(0.01)
-        process.wait(timeout=60)
+        process.wait(timeout=120)
     finally:
         stop(process)
     reader.join(timeout=10)
@@ -128,7 +128,7 @@ def test_sigterm_to_a_comparison_ends_its_training_first(runs: Runs) -> None:
         wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0, process)
         (child,) = processes_of(folder)
         process.send_signal(signal.SIGTERM)
-        text, _ = process.communicate(timeout=60)
+        text, _ = process.communicate(timeout=120)
         with pytest.raises(ProcessLookupError):
             os.kill(child, 0)
     finally:
