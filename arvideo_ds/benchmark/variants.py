@@ -33,10 +33,10 @@ def embed_all_tokens(objective: Objective, patch: Triple) -> None:
     def remember(_module: Any, inputs: tuple[Tensor, ...]) -> None:
         seen.append(inputs[0])
 
-    def embed_all(_picked: Tensor, tokens: Tensor) -> Tensor:
+    def embed_all(_picked: Tensor, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
         cubes = to_cubes(seen.pop(), patch)
         places = torch.arange(cubes.shape[1], device=cubes.device).expand(cubes.shape[:2])
-        return pick(embed(cubes, places), tokens)
+        return pick(embed(cubes, places, positions), tokens)
 
     objective.register_forward_pre_hook(remember)
     encoder.embed_cubes = embed_all  # type: ignore[method-assign, assignment]
