@@ -24,7 +24,7 @@ from arvideo_ds.arguments import CommandParser
 from arvideo_ds.data.datasets import READERS, Listing, Source, read_listing
 from arvideo_ds.data.files import describe_passed_over
 from arvideo_ds.data.shard_writer import ShardJob, ShardReport, write_shards
-from arvideo_ds.data.video import TranscodeSettings
+from arvideo_ds.data.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 from arvideo_ds.host import available_cores
 
@@ -75,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         ("short_side", defaults.short_side, "pixels, 0 keeps"),
         ("gop", defaults.gop, "frames between key frames"),
         ("crf", defaults.crf, "x264 quality, lower is better"),
+        ("max_pixels", MAX_PIXELS, "of a frame; larger videos are left out, 0: no limit"),
         ("samples_per_shard", 500, "videos"),
         ("seed", 0, "order of the videos over the shards"),
         ("workers", len(available_cores()), "processes"),
@@ -86,6 +87,12 @@ def parse_arguments() -> argparse.Namespace:
         "--timeout_s", type=float, default=120, help="per video; default %(default)s"
     )
     parser.add_argument(
+        "--memory_gib",
+        type=float,
+        default=8,
+        help="what a process may allocate, 0: no limit; default %(default)s",
+    )
+    parser.add_argument(
         "--max_reject_share", type=float, default=0.05, help="see exit code 3; default %(default)s"
     )
     return parser.parse_args()
@@ -94,6 +101,9 @@ def parse_arguments() -> argparse.Namespace:
 @command
 def main() -> int:
     args = parse_arguments()
+    for name in ("max_pixels", "memory_gib"):
+        if getattr(args, name) < 0:
+            raise UserError(f"--{name} {getattr(args, name)} must be 0 (no limit) or more.")
     for name in ("samples_per_shard", "workers", "timeout_s", "gop", "window_s"):
         if getattr(args, name) <= 0:
             raise UserError(f"--{name} {getattr(args, name)} must be above 0.")
@@ -112,6 +122,8 @@ def main() -> int:
         seed=args.seed,
         workers=args.workers,
         timeout_s=args.timeout_s,
+        max_pixels=args.max_pixels,
+        memory_gib=args.memory_gib,
     )
     try:
         report = write_shards(job)

@@ -16,6 +16,7 @@ import numpy as np
 
 from arvideo_ds.data.decoders import DecodeError, available_decoders, count_frames, decode
 from arvideo_ds.data.video import (
+    MAX_PIXELS,
     Part,
     RejectedError,
     TranscodeSettings,
@@ -29,6 +30,8 @@ MIN_DECODABLE = 0.9
 # Frames on which decoders are compared, and the mean difference of 0..255 that is still rounding.
 _COMPARED = 8
 _LARGEST_DIFFERENCE = 2.0
+# Fewer frames are compared where they are larger than 4K: all decoders' are in memory at once.
+_COMPARED_PIXELS = _COMPARED * 4096 * 2160
 # What probing found out that no sample needs to say.
 _INTERNAL = "sizes promised_frames packets damaged_packets hidden_packets rotation".split()
 
@@ -42,26 +45,43 @@ class Sample:
     facts: dict[str, Any]
 
 
-def ingest(path: Path, settings: TranscodeSettings | None, part: Part | None = None) -> Sample:
+def ingest(
+    path: Path,
+    settings: TranscodeSettings | None,
+    part: Part | None = None,
+    max_pixels: int = MAX_PIXELS,
+) -> Sample:
     """Read, probe and, where settings are given, transcode one file or a part of it.
 
-    Errors: `RejectedError` with the reason a user can count by.
+    Errors: `RejectedError` with the reason a user can count by, also where memory runs out.
     """
     try:
-        with path.open("rb") as file:
-            if not file.read(1):
-                raise RejectedError("empty", "the file has 0 bytes")
-            file.seek(0)
-            info = probe(file, part)
-            require_complete(info)
-            if settings is None:
-                file.seek(0)
-                return _copied_or_advised(file.read(), path.suffix.lower().removeprefix("."), info)
-            file.seek(0)
-            data = transcode(file, settings, part)
+        return _ingest(path, settings, part, max_pixels)
     except OSError as error:
         raise RejectedError("unreadable", str(error)) from None
-    info = probe(io.BytesIO(data))
+    except MemoryError:
+        raise RejectedError(
+            "too_large", "needs more memory than a process may use (make_shards.py --memory_gib)"
+        ) from None
+
+
+def _ingest(
+    path: Path, settings: TranscodeSettings | None, part: Part | None, max_pixels: int
+) -> Sample:
+    with path.open("rb") as file:
+        if not file.read(1):
+            raise RejectedError("empty", "the file has 0 bytes")
+        file.seek(0)
+        found = probe(file, part, max_pixels=max_pixels)
+        require_complete(found)
+        if settings is None:
+            file.seek(0)
+            return _copied_or_advised(file.read(), path.suffix.lower().removeprefix("."), found)
+        file.seek(0)
+        data = transcode(file, settings, part, max_pixels=max_pixels)
+    info = probe(io.BytesIO(data), max_pixels=max_pixels)
+    # The copy shows the damage of the original, and its decoder knows nothing of it.
+    info.damaged_packets = found.damaged_packets
     info.num_frames = _frames_for_all_decoders(data, info)
     return _sample(data, "mp4", info)
 
@@ -93,12 +113,16 @@ def _copied(data: bytes, suffix: str, info: VideoInfo) -> Sample:
 
 
 def require_complete(info: VideoInfo) -> None:
-    """Errors: `RejectedError` where far fewer frames decode than the header promises."""
+    """Errors: `RejectedError` where far fewer frames decode, or do so without errors, than the
+    header promises."""
     promised = info.promised_frames - info.hidden_packets
     if info.num_frames < MIN_DECODABLE * promised:
         there = info.packets - info.hidden_packets
         reason = "truncated" if there < MIN_DECODABLE * promised else "damaged"
         raise RejectedError(reason, f"{info.num_frames} of {promised} promised frames decode")
+    if info.damaged_packets > (1 - MIN_DECODABLE) * info.packets:
+        message = f"the decoder reports errors in {info.damaged_packets} of {info.packets} packets"
+        raise RejectedError("damaged", message)
 
 
 def _frames_for_all_decoders(data: bytes, info: VideoInfo) -> int:
@@ -113,8 +137,10 @@ def _frames_for_all_decoders(data: bytes, info: VideoInfo) -> int:
             decode(name, data, np.array([0]))
             counts[name] = count_frames(name, data)
         num_frames = _readable(names, data, counts)
-        _require_same_frames(names, data, num_frames)
+        _require_same_frames(names, data, num_frames, info.width * info.height)
     except DecodeError as error:
+        if error.kind == MemoryError.__name__:
+            raise MemoryError from None
         raise RejectedError("decoder_fails", error.message) from None
     return num_frames
 
@@ -139,9 +165,10 @@ def _reads(name: str, data: bytes, number: int) -> bool:
     return True
 
 
-def _require_same_frames(names: list[str], data: bytes, num_frames: int) -> None:
+def _require_same_frames(names: list[str], data: bytes, num_frames: int, pixels: int) -> None:
     """The same numbers must mean the same frames, read together or one alone."""
-    spread = np.unique(np.linspace(0, num_frames - 1, _COMPARED).round().astype(int))
+    count = max(2, min(_COMPARED, _COMPARED_PIXELS // max(1, pixels)))
+    spread = np.unique(np.linspace(0, num_frames - 1, count).round().astype(int))
     for numbers in (spread, spread[len(spread) // 2 :][:1]):
         reference, *others = (decode(name, data, numbers).astype(np.int16) for name in names)
         for name, found in zip(names[1:], others, strict=True):
@@ -161,6 +188,9 @@ def _sample(data: bytes, suffix: str, info: VideoInfo) -> Sample:
     facts = asdict(info)
     for internal in _INTERNAL:
         del facts[internal]
+    # Not written where there are none: shards of sound videos keep their bytes.
+    if info.damaged_packets:
+        facts["decoder_errors"] = info.damaged_packets
     facts["bytes"] = len(data)
     facts["sha256"] = hashlib.sha256(data).hexdigest()
     return Sample(video=data, suffix=suffix, facts=facts)

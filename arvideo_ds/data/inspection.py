@@ -48,6 +48,8 @@ class Inspection:
     label_counts: dict[str, int]
     num_unlabelled: int
     rejects: dict[str, int]
+    # Of the videos that have any, how many packets the decoder reported errors in.
+    decoder_errors: tuple[int, ...] = ()
 
     @property
     def num_samples(self) -> int:
@@ -80,10 +82,13 @@ def inspect_shards(folder: Path) -> Inspection:
         raise UserError(f"the shards in {folder} hold no samples.")
     manifest = shards.manifest
     rows: list[tuple[float, ...]] = []
+    decoder_errors: list[int] = []
     codecs, labels = Counter[str](), Counter[int | None]()
     for fact in tqdm(_all_facts(shards), total=shards.num_samples, unit="video", desc="facts"):
         rows.append((fact.num_frames, fact.duration_s, fact.fps, fact.width, fact.height))
         codecs[fact.codec] += 1
+        if fact.decoder_errors:
+            decoder_errors.append(fact.decoder_errors)
         labels[fact.label] += 1
     num_frames, duration_s, fps, width, height = np.array(rows).T
     return Inspection(
@@ -100,6 +105,7 @@ def inspect_shards(folder: Path) -> Inspection:
         label_counts={name: labels[n] for n, name in enumerate(manifest.labels or ())},
         num_unlabelled=labels[None],
         rejects=_rejects_by_reason(folder / REJECTS),
+        decoder_errors=tuple(decoder_errors),
     )
 
 
@@ -137,6 +143,7 @@ def table(found: Inspection, *, clip_frames: int) -> list[tuple[str, str]]:
         ("sizes", _commonest({f"{w} x {h}": n for (w, h), n in sizes.most_common()})),
         ("fps", _commonest({f"{v:g}": n for v, n in Counter(found.fps.tolist()).most_common()})),
         ("codecs", _commonest(found.codecs)),
+        *_damage_row(found),
         *_label_rows(found),
     ]
     left_out = f"{sum(found.rejects.values()):,}"
@@ -148,6 +155,12 @@ def table(found: Inspection, *, clip_frames: int) -> list[tuple[str, str]]:
 def _short_row(found: Inspection, clip_frames: int) -> Iterator[tuple[str, str]]:
     if count := int((found.num_frames < clip_frames).sum()):
         yield "short", f"{count:,} have fewer than {clip_frames} frames: their last is repeated"
+
+
+def _damage_row(found: Inspection) -> Iterator[tuple[str, str]]:
+    if errors := found.decoder_errors:
+        videos = f"{len(errors):,} video" + "s" * (len(errors) > 1)
+        yield "decoder errors", f"in {videos}, up to {max(errors):,} packets"
 
 
 def _spread(values: np.ndarray) -> str:

@@ -47,6 +47,8 @@ class Facts(BaseModel):
     height: int
     duration_s: float
     codec: str
+    # Packets in which the decoder reported errors, of the file that the video was made from.
+    decoder_errors: int = 0
     bytes: int
     sha256: str
 

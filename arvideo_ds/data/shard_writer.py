@@ -11,11 +11,13 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import errno
+import functools
 import hashlib
 import itertools
 import json
 import os
 import shutil
+import sys
 import tarfile
 import zlib
 from collections import Counter
@@ -32,8 +34,8 @@ from arvideo_ds.data import manifest as m
 from arvideo_ds.data.datasets import Entry, Listing, safe_key
 from arvideo_ds.data.decoders import available_decoders
 from arvideo_ds.data.ingest import Sample, ingest
-from arvideo_ds.data.processes import failure, killable_map
-from arvideo_ds.data.video import TranscodeSettings
+from arvideo_ds.data.processes import failure, killable_map, limit_memory
+from arvideo_ds.data.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.locks import lock
 from arvideo_ds.randomness import split_generator
@@ -55,6 +57,9 @@ class ShardJob:
     seed: int
     workers: int
     timeout_s: float
+    # The largest frames, and what each process may allocate; 0: no limit.
+    max_pixels: int = MAX_PIXELS
+    memory_gib: float = 8.0
 
 
 @dataclass(frozen=True)
@@ -62,6 +67,8 @@ class ShardReport:
     manifest: m.Manifest
     rejects_by_reason: dict[str, int]
     shards_kept: int
+    # Sources of the videos written in this run in which the decoder reported errors.
+    damaged: tuple[str, ...] = ()
 
     @property
     def share_left_out(self) -> float:
@@ -69,11 +76,17 @@ class ShardReport:
         return manifest.num_rejects / (manifest.num_samples + manifest.num_rejects)
 
     def print_left_out(self, folder: Path) -> None:
-        """A line for people, where anything was left out."""
+        """Lines for people, where anything was left out or is damaged."""
         if self.manifest.num_rejects:
             reasons = by_reason(self.rejects_by_reason)
             where = folder / m.REJECTS
             print(f"left out: {self.manifest.num_rejects} ({reasons}); see {where}", flush=True)
+        if self.damaged:
+            print(
+                f"note: {len(self.damaged):,} with decoder errors, such as {self.damaged[0]}: "
+                "kept, with their number in the facts (decoder_errors)",
+                flush=True,
+            )
 
 
 def write_shards(job: ShardJob) -> ShardReport:
@@ -98,7 +111,7 @@ def _write_shards(job: ShardJob) -> ShardReport:
         deal_bytes = (entry.path.stat().st_size for deal in missing.values() for entry in deal)
         require_space(job.output, sum(deal_bytes))
     with explained_when_full(job.output):
-        _write_missing(job, missing, inputs)
+        damaged = _write_missing(job, missing, inputs)
     indices = {name: done[name] or complete_index(job.output, name, inputs) for name in deals}
     written = {name: index for name, index in indices.items() if index is not None}
     rejects = list(job.listing.rejects)
@@ -119,7 +132,8 @@ def _write_shards(job: ShardJob) -> ShardReport:
             f"none of the {len(job.listing.entries)} videos is usable ({by_reason(reasons)}); the "
             f"reasons stand in {job.output / m.REJECTS}."
         )
-    return ShardReport(manifest, dict(reasons.most_common()), len(deals) - len(missing))
+    kept = len(deals) - len(missing)
+    return ShardReport(manifest, dict(reasons.most_common()), kept, damaged)
 
 
 def _inputs_hash(job: ShardJob) -> str:
@@ -150,6 +164,8 @@ def _settings(job: ShardJob) -> dict[str, str | int | None]:
         **transcode,
         "samples_per_shard": job.samples_per_shard,
         "seed": job.seed,
+        # As before where the limit is the usual one: shards that exist keep their hashes.
+        **({} if job.max_pixels == MAX_PIXELS else {"max_pixels": job.max_pixels}),
     }
 
 
@@ -222,30 +238,50 @@ def explained_when_full(folder: Path) -> Iterator[None]:
         ) from None
 
 
-def _write_missing(job: ShardJob, missing: dict[str, list[Entry]], inputs: str) -> None:
+def _write_missing(job: ShardJob, missing: dict[str, list[Entry]], inputs: str) -> tuple[str, ...]:
+    """Returns the sources of the samples with decoder errors."""
+    damaged: list[str] = []
     # tqdm shows rate and time left; results come in order, so shards close one after another.
     total = sum(len(deal) for deal in missing.values())
     with tqdm(total=total, unit="video", desc="shards", disable=not total) as bar:
         results = _ingest_all([entry for deal in missing.values() for entry in deal], job)
         for name, deal in missing.items():
-            _write_shard(job, name, len(deal), results, inputs, bar)
+            _write_shard(job, name, len(deal), _noting(results, damaged), inputs, bar)
+    return tuple(damaged)
+
+
+def _noting(
+    results: Iterator[tuple[Entry, Sample | m.Reject]], damaged: list[str]
+) -> Iterator[tuple[Entry, Sample | m.Reject]]:
+    for entry, result in results:
+        if isinstance(result, Sample) and "decoder_errors" in result.facts:
+            damaged.append(entry.source_path)
+        yield entry, result
 
 
 def _ingest_all(
     entries: Sequence[Entry], job: ShardJob
 ) -> Iterator[tuple[Entry, Sample | m.Reject]]:
     """Each entry with its sample or the reason it has none, in order, a bounded number ahead."""
-    calls = ((entry.path, job.transcode, entry.part) for entry in entries)
+    max_pixels = job.max_pixels or sys.maxsize
+    calls = ((entry.path, job.transcode, entry.part, max_pixels) for entry in entries)
     futures = killable_map(
         ingest,
         calls,
         workers=job.workers,
         timeout_s=job.timeout_s,
-        # Importing and trying the decoders takes seconds, which are not the first video's.
-        prepare=available_decoders,
+        prepare=functools.partial(_prepare, job.memory_gib),
     )
     for entry, future in zip(entries, futures, strict=True):
         yield entry, _result(entry, future, job.timeout_s)
+
+
+def _prepare(memory_gib: float) -> None:
+    """What a process does before its first video."""
+    # Importing and trying the decoders takes seconds, which are not the first video's.
+    available_decoders()
+    if memory_gib:
+        limit_memory(memory_gib)
 
 
 def _result(

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 import av
 import av.error
 import av.filter
+import av.logging
 
 # Start and stop of a part of a video in seconds, counted from its first frame.
 Part = tuple[float, float]
@@ -23,7 +24,9 @@ _ROUGH_PROMISE = 0.75
 # A part may reach beyond the video's end by this share of its frames, or by one: annotated times
 # are rounded. The sample then ends with the video.
 _BEYOND_END = 0.1
-
+# The largest frames that are decoded, unless the user says otherwise: 8K.
+MAX_PIXELS = 8192 * 4320
+_FFMPEG_MOST = 2**31 - 1
 
 # FFmpeg filters that undo a rotation of so many quarter turns (counter-clockwise).
 _TURNS: list[list[tuple[str, str | None]]] = [
@@ -68,17 +71,20 @@ class VideoInfo:
     length_s: float = math.inf
     sizes: set[tuple[int, int]] = field(default_factory=set)
     packets: int = 0
+    # Those (about one per frame) that the decoder refused, or reported errors in. Decoders conceal
+    # such damage; pictures after it stay wrong up to the next key frame.
     damaged_packets: int = 0
     # Packets that an edit list keeps from being shown.
     hidden_packets: int = 0
 
 
-def probe(source: BinaryIO, part: Part | None = None) -> VideoInfo:
+def probe(source: BinaryIO, part: Part | None = None, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
     """Decode every frame (of the part) and say what was there.
 
-    Errors: `RejectedError` when nothing decodes, or the part lies beyond the video's end.
+    Errors: `RejectedError` when nothing decodes, frames have more than `max_pixels`, or the part
+    lies beyond the video's end.
     """
-    with read_frames(source, part) as (info, frames):
+    with read_frames(source, part, max_pixels=max_pixels) as (info, frames):
         for _ in frames:
             pass
     require_frames(info, part)
@@ -87,15 +93,20 @@ def probe(source: BinaryIO, part: Part | None = None) -> VideoInfo:
 
 @contextlib.contextmanager
 def read_frames(
-    source: BinaryIO, part: Part | None = None, *, upright: bool = False
+    source: BinaryIO,
+    part: Part | None = None,
+    *,
+    upright: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[VideoInfo, Iterator[av.VideoFrame]]]:
     """Every frame (of the part) that decodes, one at a time, and the facts, which grow with them.
 
     The file is read as it goes and never held whole. upright: frames as they are to be shown
-    (rotation and pixel aspect undone), not as they are stored. Errors: `RejectedError`.
+    (rotation and pixel aspect undone), not as they are stored. max_pixels: of a frame, refused
+    before decoding where the header says the size. Errors: `RejectedError`.
     """
     with _open(source) as container:
-        stream = _video_stream(container)
+        stream = _video_stream(container, max_pixels)
         rate = _rate(stream)
         promised = stream.frames or _rough_promise(container, float(rate))
         info = VideoInfo(
@@ -109,12 +120,16 @@ def read_frames(
             rotation=0,
             length_s=_length_s(container, stream),
         )
-        frames = _counted(_frames(container, stream, part, info), info)
-        yield info, _shown(frames, stream.sample_aspect_ratio) if upright else frames
+        frames = _counted(_frames(container, stream, part, info), info, max_pixels)
+        aspect = stream.sample_aspect_ratio
+        yield info, _shown(frames, aspect, max_pixels) if upright else frames
 
 
-def _counted(frames: Iterator[av.VideoFrame], info: VideoInfo) -> Iterator[av.VideoFrame]:
+def _counted(
+    frames: Iterator[av.VideoFrame], info: VideoInfo, max_pixels: int
+) -> Iterator[av.VideoFrame]:
     for frame in frames:
+        _require_size(frame.width, frame.height, max_pixels)
         info.num_frames += 1
         info.sizes.add((frame.width, frame.height))
         info.rotation = frame.rotation
@@ -152,12 +167,22 @@ def _require_within(part: Part, info: VideoInfo) -> None:
     info.promised_frames = info.num_frames
 
 
-def transcode(source: BinaryIO, settings: TranscodeSettings, part: Part | None = None) -> bytes:
-    """H.264/MP4: upright, square pixels, even sizes, 8-bit 4:2:0, short closed GOPs, no audio."""
+def transcode(
+    source: BinaryIO,
+    settings: TranscodeSettings,
+    part: Part | None = None,
+    *,
+    max_pixels: int = MAX_PIXELS,
+) -> bytes:
+    """H.264/MP4: upright, square pixels, even sizes, 8-bit 4:2:0, short closed GOPs, no audio.
+
+    Errors: `RejectedError`, also where frames have more than `max_pixels`, before or after.
+    """
     with _open(source) as container:
-        stream = _video_stream(container)
+        stream = _video_stream(container, max_pixels)
         aspect = stream.sample_aspect_ratio or Fraction(1)
-        upright = _upright(_frames(container, stream, part), aspect, settings.short_side)
+        frames = _frames(container, stream, part)
+        upright = _upright(frames, aspect, settings.short_side, max_pixels)
         return encode(upright, rate=_rate(stream), settings=settings)
 
 
@@ -224,7 +249,18 @@ def _rate(stream: av.VideoStream) -> Fraction:
     return stream.average_rate or stream.guessed_rate or Fraction(25)
 
 
-def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
+def _require_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise RejectedError(
+            "too_large",
+            f"frames of {width} x {height} pixels; the limit is {max_pixels:,} "
+            "(make_shards.py --max_pixels)",
+        )
+
+
+def _video_stream(
+    container: av.container.InputContainer, max_pixels: int = MAX_PIXELS
+) -> av.VideoStream:
     pictures = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & pictures]
     if not streams:
@@ -232,6 +268,9 @@ def _video_stream(container: av.container.InputContainer) -> av.VideoStream:
     stream = streams[0]
     if stream.codec_context is None:
         raise RejectedError("no_decoder", "no decoder for the video stream")
+    _require_size(stream.codec_context.width, stream.codec_context.height, max_pixels)
+    # For what the header hides. Twice, because decoders round sizes up to whole blocks.
+    stream.codec_context.options = {"max_pixels": str(min(2 * max_pixels, _FFMPEG_MOST))}
     stream.codec_context.thread_count = 1
     return stream
 
@@ -253,6 +292,9 @@ def _frames(
             return
         if time >= part[0]:
             yield frame
+        elif info is not None:
+            # What is wrong before the part is not the part's.
+            info.damaged_packets = 0
 
 
 def decodable_frames(
@@ -260,23 +302,48 @@ def decodable_frames(
     stream: av.VideoStream,
     info: VideoInfo | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Every frame that decodes; damaged packets are counted and passed over."""
+    """Every frame that decodes; damaged packets are counted and passed over.
+
+    Errors: `MemoryError`.
+    """
     packets = container.demux(stream)
     while True:
-        try:
-            packet = next(packets)
-            if info is not None and packet.size:
-                info.packets += 1
-                info.hidden_packets += packet.is_discard
-            yield from packet.decode()
-        except StopIteration:
-            return
-        except av.error.EOFError:
-            return
-        except av.error.FFmpegError:
-            if info is not None:
-                info.damaged_packets += 1
-            continue
+        frames: list[av.VideoFrame] = []
+        # Not around the `yield`: messages of an encoder at the other end are not this video's.
+        with _error_messages(listen=info is not None) as messages:
+            try:
+                packet = next(packets)
+                if info is not None and packet.size:
+                    info.packets += 1
+                    info.hidden_packets += packet.is_discard
+                frames = packet.decode()
+                damaged = packet.is_corrupt or any(frame.is_corrupt for frame in frames)
+            except (StopIteration, av.error.EOFError):
+                return
+            except MemoryError:
+                raise
+            except av.error.FFmpegError:
+                damaged = True
+        if info is not None:
+            info.damaged_packets += damaged or bool(messages)
+        yield from frames
+
+
+@contextlib.contextmanager
+def _error_messages(*, listen: bool) -> Iterator[list[Any]]:
+    """What FFmpeg logs as errors in this thread; the list is complete at the end."""
+    if not listen:
+        yield []
+        return
+    level, skip_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
+    av.logging.set_level(av.logging.ERROR)
+    av.logging.set_skip_repeated(False)
+    try:
+        with av.logging.Capture(local=True) as messages:
+            yield messages
+    finally:
+        av.logging.set_skip_repeated(skip_repeated)
+        av.logging.set_level(level)
 
 
 def seek_before(
@@ -303,7 +370,9 @@ def _time(frame: av.VideoFrame, stream: av.VideoStream) -> float:
     return float(((frame.pts or 0) - (stream.start_time or 0)) * stream.time_base)
 
 
-def _shown(frames: Iterator[av.VideoFrame], aspect: Fraction | None) -> Iterator[av.VideoFrame]:
+def _shown(
+    frames: Iterator[av.VideoFrame], aspect: Fraction | None, max_pixels: int
+) -> Iterator[av.VideoFrame]:
     """Frames as they are to be shown; those that are stored so already pass untouched."""
     first = next(frames, None)
     if first is None:
@@ -311,11 +380,11 @@ def _shown(frames: Iterator[av.VideoFrame], aspect: Fraction | None) -> Iterator
     frames = itertools.chain([first], frames)
     if not first.rotation % 360 and (aspect or 1) == 1:
         return frames
-    return _upright(frames, aspect or Fraction(1), short_side=0)
+    return _upright(frames, aspect or Fraction(1), 0, max_pixels)
 
 
 def _upright(
-    frames: Iterator[av.VideoFrame], pixel_aspect: Fraction, short_side: int
+    frames: Iterator[av.VideoFrame], pixel_aspect: Fraction, short_side: int, max_pixels: int
 ) -> Iterator[av.VideoFrame]:
     """Frames rotated as they are to be shown, square-pixelled, scaled, all of one even size."""
     size: tuple[int, int] | None = None
@@ -325,6 +394,7 @@ def _upright(
         now = (frame.width, frame.height, frame.format.name, frame.rotation)
         if now != shape:
             size = size or _target_size(frame, pixel_aspect, short_side)
+            _require_size(*size, max_pixels)
             graph, shape = _graph(frame, size), now
         graph.push(frame)
         yield graph.pull()

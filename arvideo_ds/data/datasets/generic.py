@@ -28,7 +28,7 @@ from arvideo_ds.errors import UserError
 # Names of facts that make_shards writes itself (members.Facts).
 _TAKEN = frozenset(
     """video_id source_path label label_name labels_by_set names_by_set part num_frames fps width
-    height duration_s length_s codec bytes sha256""".split()
+    height duration_s length_s codec decoder_errors bytes sha256""".split()
 )
 
 
