@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from hypothesis import settings
 from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.demo_set import make_split
+from arvideo_ds.train.signals import SIGNALS
 from tests.ava_set import AvaSet, make_ava
 from tests.epic_set import make_epic
 from tests.textured_set import make_textured
@@ -28,6 +30,15 @@ REAL_VIDEOS = ROOT.parent / "shared" / "data"
 # pytest --hypothesis-profile=default. No deadline: a shared machine may pause in any of them.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True)
+def _own_signal_handlers() -> Iterator[None]:
+    """Commands called in this process decide what signals do; the next test starts afresh."""
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
