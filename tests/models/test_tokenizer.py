@@ -271,7 +271,7 @@ def test_a_tokenizer_has_powers_of_two_for_its_patch_and_no_size() -> None:
 def test_a_tokenizer_is_no_encoder_to_begin_with(make: Make, tmp_path: Path) -> None:
     run = tmp_path / "run"
     saved(run, make(), "model.safetensors")
-    with pytest.raises(UserError, match="no encoder to fine-tune"):
+    with pytest.raises(UserError, match="is a run of the tokenizer"):
         settle_transfer(
             load_recipe("finetune_demo", [f"finetune.init_from={run}"], FinetuneRecipe), tmp_path
         )
