@@ -22,8 +22,8 @@ _HASH = "sha256"
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors (CPU or device, none sharing memory) with their hash."""
-    metadata = {"format": "pt", _HASH: _hash_of(tensors)}
-    save_file(dict(tensors), path, metadata=metadata)
+    # One entry: safetensors writes several in random order, and equal weights are equal files.
+    save_file(dict(tensors), path, metadata={_HASH: _hash_of(tensors)})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ def _start(
                 folder, rank=world.rank, size=world.size, stall_s=settings.recipe.train.stall_s
             )
         )
-        checkpoint = _checkpoint(options, settings.recipe, shards)
+        checkpoint = _checkpoint(options, settings, shards)
         first_step = 0 if checkpoint is None else checkpoint.step
         engine = _engine(settings, shards, world, first=checkpoint is None)
         if checkpoint is not None:
@@ -181,7 +181,7 @@ def _check_data(settings: Settings[Any], shards: ShardSet, world: World) -> None
         raise UserError(error)
 
 
-def _checkpoint(options: Options, recipe: Recipe, shards: ShardSet) -> Checkpoint | None:
+def _checkpoint(options: Options, settings: Settings[Any], shards: ShardSet) -> Checkpoint | None:
     """What to go on from: the run's own newest checkpoint, else that of --resume, else nothing.
 
     Collective: the ranks share the work of verifying it.
@@ -201,6 +201,9 @@ def _checkpoint(options: Options, recipe: Recipe, shards: ShardSet) -> Checkpoin
             "manifest differs, so its position in the data means nothing here. Point data.shards "
             "at the shards it was started with, or start another run with another --output."
         )
+    recipe = settings.recipe
+    if own is not None:
+        run_folder.require_same_rates(own.path, own.facts.get("plan"), settings.plan)
     if own is not None and found.facts.get("scores") != hash_of_scores(recipe):
         raise UserError(
             f"checkpoint {found.path} was trained with other token scores than data.scores="

@@ -27,8 +27,9 @@ from typing import Any
 
 import yaml
 
-from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe, Recipe, RunPlan
 from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
+from arvideo_ds.config.plan import BASE_VIDEOS
 from arvideo_ds.config.schema import RECIPES
 from arvideo_ds.errors import UserError
 from arvideo_ds.json_lines import append_json_lines, read_json_lines
@@ -49,6 +50,8 @@ _WHY_NONE = {
 QUARANTINE = "quarantine"
 RECIPE, FACTS = "recipe.yaml", "run.json"
 SUMMARY = "summary.json"
+# Of the plan: they decide the schedule, and follow from the recipe.
+_RATES = ("lr", "warmup_lr", "min_lr")
 # By what the folders of the project's commands are known.
 _MARKS = {
     RECIPE: "a run",
@@ -249,6 +252,27 @@ def has_checkpoints(folder: Path) -> bool:
 def read_metrics(folder: Path) -> list[dict[str, float]]:
     """The logged steps; lines that a crash left torn are skipped (json_lines.py)."""
     return [line for line in read_json_lines(folder / METRICS) if "step" in line]
+
+
+def require_same_rates(checkpoint: Path, before: Any, plan: RunPlan) -> None:
+    """Refuse to continue a checkpoint whose plan had other learning rates from the same recipe.
+
+    Version 0.1 first scaled base_lr by clips, and not warmup_lr and min_lr. Errors: `UserError`.
+    """
+    was = before if isinstance(before, Mapping) else {}
+    changed = [k for k in _RATES if k in was and not math.isclose(was[k], getattr(plan, k))]
+    if changed:
+        listed = ", ".join(f"{k} was {was[k]:.3g}, is {getattr(plan, k):.3g}" for k in changed)
+        keys = " ".join(
+            f"optim.{'base_lr' if k == 'lr' else k}={was[k] * BASE_VIDEOS / plan.videos_per_step:g}"
+            for k in changed
+        )
+        raise UserError(
+            f"checkpoint {checkpoint} was trained with other learning rates than this version "
+            f"computes from the same recipe ({listed}): rates are now given for {BASE_VIDEOS} "
+            f"videos per step. Start another run with the former rates (pretrain.py can go on from "
+            f"this one with --resume RUN --output NEW): {keys}."
+        )
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe, recipe_names
+from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe, make_plan, recipe_names
 from arvideo_ds.errors import UserError
 from arvideo_ds.train import run_folder
 from arvideo_ds.train.settle import Options, settle
@@ -174,3 +174,15 @@ def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to .*Not a directory.*--output"):
         run_folder.lock(tmp_path / "file" / "scores")
+
+
+def test_a_checkpoint_of_other_rates_is_refused_with_the_keys_that_give_them(
+    tiny: Callable[..., PretrainRecipe], tmp_path: Path
+) -> None:
+    """Rates once followed clips; the same recipe must not continue at another rate unnoticed."""
+    plan = make_plan(tiny(data={"repeats": 2}), world_size=1)
+    run_folder.require_same_rates(tmp_path, plan.as_dict(), plan)
+    run_folder.require_same_rates(tmp_path, None, plan)
+    before = {**plan.as_dict(), "lr": plan.lr * 2}
+    with pytest.raises(UserError, match=r"lr was .* optim\.base_lr=0\.008\.$"):
+        run_folder.require_same_rates(tmp_path, before, plan)
