@@ -332,8 +332,8 @@ class ShardSet:
             raise self._truncated(entry, error.size) from None
         except OSError as error:
             raise UserError(
-                f"cannot open {self.name}/{name or entry.name}: {error}. Copy it again, or make "
-                "the shards again."
+                f"cannot open {self.name}/{name or entry.name}: {error.strerror or error}. Copy it "
+                "again, or make the shards again."
             ) from None
 
     def _truncated(self, entry: Shard, size: int | None) -> UserError:

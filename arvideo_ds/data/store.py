@@ -317,7 +317,7 @@ def _file_system(url: str, _process: int, timeout_s: float) -> tuple[Any, str]:
         files, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         missing = error.name or str(error)
-        extra = ": pip install 'arvideo_ds[http]'" if protocol in ("http", "https") else ""
+        extra = ": pip install -e '.[http]'" if protocol in ("http", "https") else ""
         raise UserError(
             f"cannot open {url}: {protocol}:// needs a package that is not installed "
             f"({missing}){extra}."
