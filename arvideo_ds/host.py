@@ -6,6 +6,7 @@ or 0 where it only adds to a sum; nothing here raises for that.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import resource
@@ -52,6 +53,20 @@ def available_memory() -> int | None:
     """Bytes that new programs can have; None where the system does not tell."""
     kib = _field(_PROC / "meminfo", "MemAvailable")
     return int(kib.split()[0]) * 1024 if kib else None
+
+
+def limit_memory(gib: float) -> None:
+    """Let this process allocate so many GiB more than now; then allocations fail.
+
+    That is a `MemoryError` in most libraries. Where the system has no such limit, nothing happens.
+    """
+    allocated_kib = _field(_PROC / "self" / "status", "VmData")
+    if allocated_kib is None:
+        return
+    limit = 1024 * int(allocated_kib.split()[0]) + int(gib * 2**30)
+    with contextlib.suppress(OSError, ValueError):
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
 def cpu_name() -> str:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
 import multiprocessing
-import re
-import resource
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pebble
@@ -60,20 +56,6 @@ def killable_map(
         for process in set(multiprocessing.active_children()) - others:
             process.kill()
         pool.join()
-
-
-def limit_memory(gib: float) -> None:
-    """Let this process allocate so many GiB more than now; then allocations fail.
-
-    That is a `MemoryError` in most libraries. Where the system has no such limit, nothing happens.
-    """
-    with contextlib.suppress(OSError, ValueError):
-        status = Path("/proc/self/status").read_text()
-        match = re.search(r"^VmData:\s*(\d+) kB$", status, re.MULTILINE)
-        if match is not None:
-            limit = 1024 * int(match[1]) + int(gib * 2**30)
-            _, most = resource.getrlimit(resource.RLIMIT_DATA)
-            resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
 def failure(error: Exception, timeout_s: float | None) -> tuple[str, str]:

@@ -34,9 +34,10 @@ from arvideo_ds.data import manifest as m
 from arvideo_ds.data.datasets import Entry, Listing, safe_key
 from arvideo_ds.data.decoders import available_decoders
 from arvideo_ds.data.ingest import Sample, ingest
-from arvideo_ds.data.processes import failure, killable_map, limit_memory
+from arvideo_ds.data.processes import failure, killable_map
 from arvideo_ds.data.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import UserError
+from arvideo_ds.host import limit_memory
 from arvideo_ds.locks import lock
 from arvideo_ds.randomness import split_generator
 

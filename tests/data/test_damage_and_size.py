@@ -173,7 +173,7 @@ def test_memory_that_runs_out_is_a_reject(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_process_gets_the_memory_that_it_may_have_and_no_more() -> None:
     code = (
-        "import numpy as np; from arvideo_ds.data.processes import limit_memory\n"
+        "import numpy as np; from arvideo_ds.host import limit_memory\n"
         "limit_memory(0.25); few = np.ones(2**24, np.uint8)\n"
         "try: np.ones(2**29, np.uint8)\n"
         "except MemoryError: print('refused')"
