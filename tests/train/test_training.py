@@ -208,7 +208,7 @@ def test_undecodable_videos_are_counted_and_stop_the_run_above_the_limit(
     runs.run("tolerant", *options, "data.max_skipped_share=0.5")
     skipped = runs.metrics("tolerant")[-1]["data/skipped_total"]
     assert 0.5 < skipped / (30 * 16 / 8) < 1.5
-    named = (runs.folder / "tolerant" / "quarantine.jsonl").read_text().splitlines()
+    named = (runs.folder / "tolerant" / "quarantine-rank-00000.jsonl").read_text().splitlines()
     assert {json.loads(line)["key"] for line in named} <= {s["key"] for s in index["samples"][:6]}
     output = runs.run("strict", *options, launcher=runs.deepspeed(2), code=2)
     assert "data.max_skipped_share=0.01" in output
