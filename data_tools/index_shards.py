@@ -17,9 +17,9 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.data.foreign import index_shards
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 from arvideo_ds.host import available_cores
+from arvideo_ds.shards.foreign import index_shards
 
 
 @command

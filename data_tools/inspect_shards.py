@@ -16,10 +16,10 @@ from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config.schema import DataSettings
-from arvideo_ds.data.inspection import format_rows, inspect_shards, table, thumbnails
 from arvideo_ds.errors import UserError, command
+from arvideo_ds.files.locks import make_folder
 from arvideo_ds.host import available_cores
-from arvideo_ds.locks import make_folder
+from arvideo_ds.shards.inspection import format_rows, inspect_shards, table, thumbnails
 
 _DPI = 150
 
@@ -53,7 +53,7 @@ def main() -> None:
     if args.output is None:
         return
     # matplotlib takes its time; a table alone should not wait for it.
-    from arvideo_ds.data.inspection_figures import draw_contact_sheet, draw_histograms
+    from arvideo_ds.shards.inspection_pictures import draw_contact_sheet, draw_histograms
 
     frames = thumbnails(args.shards, args.num_videos, seed=args.seed, workers=args.workers)
     for name, figure in (

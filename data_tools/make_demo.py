@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.data.synthetic_sets import NAMES, ensure, folder_of, load
 from arvideo_ds.errors import command
+from arvideo_ds.shards.synthetic_sets import NAMES, ensure, folder_of, load
 
 
 @command

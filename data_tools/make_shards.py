@@ -21,12 +21,12 @@ from dataclasses import fields
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.data.datasets import READERS, Listing, Source, read_listing
-from arvideo_ds.data.files import describe_passed_over
-from arvideo_ds.data.shard_writer import ShardJob, ShardReport, write_shards
-from arvideo_ds.data.video import MAX_PIXELS, TranscodeSettings
+from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 from arvideo_ds.host import available_cores
+from arvideo_ds.shards.datasets import READERS, Listing, Source, read_listing
+from arvideo_ds.shards.video_files import describe_passed_over
+from arvideo_ds.shards.writer import ShardJob, ShardReport, write_shards
 
 
 def parse_arguments() -> argparse.Namespace:

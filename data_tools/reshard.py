@@ -24,8 +24,9 @@ from fractions import Fraction
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.data.manifest import Manifest
-from arvideo_ds.data.reshard import (
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
+from arvideo_ds.shards.manifest import Manifest
+from arvideo_ds.shards.reshard import (
     Part,
     Pool,
     equal_on_both_sides,
@@ -39,8 +40,7 @@ from arvideo_ds.data.reshard import (
     with_labels,
     write_part,
 )
-from arvideo_ds.data.staging import stage
-from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
+from arvideo_ds.shards.staging import stage
 
 _SAMPLES_PER_SHARD, _SEED = 500, 0
 

@@ -16,9 +16,9 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.data.verify import Verification, verify
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
 from arvideo_ds.host import available_cores
+from arvideo_ds.shards.verify import Verification, verify
 
 EXIT_UNSOUND = 1
 _MIB = 2**20

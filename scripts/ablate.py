@@ -27,9 +27,9 @@ from arvideo_ds.ablation.cell import Cell, cells_of, judged_on, require_same, ru
 from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
 from arvideo_ds.ablation.pool import run_cells
 from arvideo_ds.arguments import CommandParser, add_deepspeed
-from arvideo_ds.data import synthetic_sets
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards import synthetic_sets
 from arvideo_ds.train.settle import sets_to_make
 from arvideo_ds.version import git_commit
 

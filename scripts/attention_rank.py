@@ -32,7 +32,6 @@ from torch import Tensor
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.data.loader import worker_count
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
 from arvideo_ds.evaluation.attention import (
     Clips,
@@ -47,7 +46,8 @@ from arvideo_ds.evaluation.pretrained import untrained
 from arvideo_ds.host import available_cores
 from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
 
 EFFECTIVE = "effective rank"
 _UNTRAINED = "untrained:"

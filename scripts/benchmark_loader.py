@@ -32,12 +32,10 @@ from torch.utils.data import DataLoader, Dataset
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.data.clips import TrainClips
-from arvideo_ds.data.decoders import decode
-from arvideo_ds.data.files import find_videos
 from arvideo_ds.data.loader import collate
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.sampling import train_frames
 from arvideo_ds.data.transforms import cut, multi_scale_crop
+from arvideo_ds.decoding.decoders import decode
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.host import (
     available_cores,
@@ -46,6 +44,8 @@ from arvideo_ds.host import (
     peak_resident_bytes,
     proportional_bytes,
 )
+from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.video_files import find_videos
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WARM_UP_BATCHES = 2

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.errors import UserError, command
-from arvideo_ds.train.run_folder import read_metrics
+from arvideo_ds.runs.run_folder import read_metrics
 from arvideo_ds.train.signals import Children
 
 ROOT = Path(__file__).parent.parent

@@ -24,8 +24,7 @@ import torch
 
 from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.benchmark.step import random_batch
-from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe, make_plan
-from arvideo_ds.config.memory import Strategy, footprint
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.peak import Peak
@@ -33,6 +32,8 @@ from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_par
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.planning.memory import Strategy, footprint
+from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
 

@@ -25,9 +25,9 @@ from typing import Any
 
 from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.benchmark.rows import Options, read_row
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import UserError, command
+from arvideo_ds.shards.manifest import ShardSet
 
 ROOT = Path(__file__).parent.parent
 _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")

@@ -67,7 +67,7 @@ def examine(folder: Path) -> list[Finding]:
         software.check_compilers(),
     ]
     try:
-        from arvideo_ds.data.decoders import available_decoders
+        from arvideo_ds.decoding.decoders import available_decoders
 
         findings += software.check_decoders(available_decoders())
     except ImportError as error:

@@ -19,7 +19,7 @@ from pathlib import Path
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import EXIT_OK, UserError, command
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 
 
 def parse_arguments() -> argparse.Namespace:

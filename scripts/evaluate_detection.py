@@ -20,7 +20,7 @@ from pathlib import Path
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import DetectRecipe, load_recipe
 from arvideo_ds.errors import UserError, command
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 
 REPORT, PICTURE = "detection.json", "detections.png"
 

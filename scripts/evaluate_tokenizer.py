@@ -21,9 +21,9 @@ from typing import Any
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import TokenizerRecipe, load_recipe
-from arvideo_ds.data.manifest import MANIFEST, ShardSet
 from arvideo_ds.errors import UserError, command
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import MANIFEST, ShardSet
 
 REPORT, PICTURE = "tokenizer.json", "tokenizer.png"
 

@@ -15,13 +15,13 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import command
 from arvideo_ds.exports.card import UNSPECIFIED
 from arvideo_ds.exports.export import FORMATS, export
 from arvideo_ds.exports.parity import clips_of, random_clips
 from arvideo_ds.exports.source import read_source
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
 
 
 @command

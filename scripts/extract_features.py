@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.data.inputs import list_videos
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 from arvideo_ds.evaluation.extraction import (
     FEATURES,
@@ -33,7 +32,8 @@ from arvideo_ds.evaluation.feature_files import WRITERS, require_format
 from arvideo_ds.evaluation.feature_folder import INDEX
 from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.host import available_cores
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.inputs import list_videos
 
 _MAX_WORKERS = 16
 

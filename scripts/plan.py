@@ -20,8 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.arguments import CommandParser, add_deepspeed
-from arvideo_ds.config import Recipe, RunPlan, TokenizerRecipe, load_recipe
-from arvideo_ds.config.advice import (
+from arvideo_ds.config import Recipe, TokenizerRecipe, load_recipe
+from arvideo_ds.errors import UserError, command
+from arvideo_ds.planning.advice import (
     GIB,
     USABLE_SHARE,
     Machine,
@@ -33,8 +34,8 @@ from arvideo_ds.config.advice import (
     scaling,
     weigh,
 )
-from arvideo_ds.config.memory import Strategy
-from arvideo_ds.errors import UserError, command
+from arvideo_ds.planning.memory import Strategy
+from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.train.settle import Options, settle
 
 DEFAULT_JSON = Path(__file__).parent.parent / "ds_configs" / "zero2.json"

@@ -17,11 +17,11 @@ import torch
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import FinetuneRecipe
-from arvideo_ds.data.files import find_videos
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation.predictions import central_clip, top_labels
 from arvideo_ds.evaluation.pretrained import load_classifier, require_classifier
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.video_files import find_videos
 
 
 @command

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.errors import command
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 from arvideo_ds.train.command_line import train, training_parser
 from arvideo_ds.train.settle import Options
 

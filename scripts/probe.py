@@ -23,14 +23,14 @@ import torch
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import worker_count
-from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation.attentive import attentive_probe
 from arvideo_ds.evaluation.features import extract
 from arvideo_ds.evaluation.pretrained import load_trained_encoder, untrained
 from arvideo_ds.evaluation.probe import linear_probe, nearest_neighbours
 from arvideo_ds.host import available_cores
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet, require_same_labels
 
 
 @command

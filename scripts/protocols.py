@@ -15,8 +15,8 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.config.protocols import all_numbers, deviations, page, read_protocols
 from arvideo_ds.errors import EXIT_OK, command
+from arvideo_ds.planning.protocols import all_numbers, deviations, page, read_protocols
 
 DOCS = Path(__file__).parent.parent / "docs"
 EXIT_DEVIATES = 1

@@ -15,13 +15,13 @@ from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.clips import EvaluationClips
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation import pictures, report
 from arvideo_ds.evaluation.features import POOLING
 from arvideo_ds.evaluation.pretrained import load_pretrained
 from arvideo_ds.randomness import draw_key
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.train.baseline import BASELINE
 from arvideo_ds.train.lineage import curve, parents
 from arvideo_ds.train.record import BELOW_BASELINE, not_below

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import Recipe, TokenizerRecipe, load_recipe
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.token_scores import SCORERS, SCORES, ScoreContents
 from arvideo_ds.errors import (
     EXIT_INTERRUPTED,
@@ -34,7 +33,8 @@ from arvideo_ds.errors import (
 )
 from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.geometry import Geometry, Triple
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
 
 _STRIDE, _SIZE, _PATCH = 4, (224, 224), (2, 16, 16)
 _MAX_WORKERS = 16
@@ -97,7 +97,7 @@ def main() -> int:
     # Only now: torch and DeepSpeed take seconds to load.
     import torch
 
-    from arvideo_ds.data.decoders import choose_decoder
+    from arvideo_ds.decoding.decoders import choose_decoder
     from arvideo_ds.engine.world import find_world
     from arvideo_ds.evaluation.token_scorers import make_scorer
     from arvideo_ds.evaluation.token_scoring import ScoringJob, make_spec, score_shards

@@ -18,10 +18,10 @@ from typing import Any
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import FinetuneRecipe
-from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.host import available_cores
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet, require_same_labels
 
 
 @command
@@ -43,7 +43,7 @@ def main() -> None:
     # Only now: torch takes seconds to load.
     from arvideo_ds.evaluation.pretrained import load_classifier
     from arvideo_ds.evaluation.soup import greedy_soup, uniform_soup
-    from arvideo_ds.tensor_files import save_tensors
+    from arvideo_ds.files.tensors import save_tensors
 
     loaded = [load_classifier(r, run) for r, run in zip(recipes, args.runs, strict=True)]
     for run, (_, labels) in zip(args.runs, loaded, strict=True):

@@ -13,9 +13,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from arvideo_ds.data.datasets import Source, read_listing
-from arvideo_ds.data.shard_writer import ShardJob, write_shards
-from arvideo_ds.data.video import TranscodeSettings, encode
+from arvideo_ds.decoding.video import TranscodeSettings, encode
+from arvideo_ds.shards.datasets import Source, read_listing
+from arvideo_ds.shards.writer import ShardJob, write_shards
 
 HEIGHT, WIDTH, RATE, SIDE = 48, 80, 8, 14
 FIRST_SECOND, SECONDS = 900, 12

@@ -15,7 +15,7 @@ from hypothesis import settings
 
 from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
-from arvideo_ds.data.demo_set import make_split
+from arvideo_ds.shards.demo_set import make_split
 from arvideo_ds.train.signals import SIGNALS
 from tests.ava_set import AvaSet, make_ava
 from tests.epic_set import make_epic

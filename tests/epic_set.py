@@ -9,9 +9,9 @@ from pathlib import Path
 import av
 import numpy as np
 
-from arvideo_ds.data.datasets import Source, read_listing
-from arvideo_ds.data.shard_writer import ShardJob, write_shards
-from arvideo_ds.data.video import TranscodeSettings, encode
+from arvideo_ds.decoding.video import TranscodeSettings, encode
+from arvideo_ds.shards.datasets import Source, read_listing
+from arvideo_ds.shards.writer import ShardJob, write_shards
 
 COLUMNS = (
     "narration_id,participant_id,video_id,narration_timestamp,start_timestamp,stop_timestamp,"

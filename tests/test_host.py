@@ -12,11 +12,12 @@ import pytest
 
 from arvideo_ds import host
 from arvideo_ds.ablation import pool
-from arvideo_ds.config import PretrainRecipe, make_plan
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import TrainLoader
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.doctor import machine
 from arvideo_ds.engine import world
+from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.shards.manifest import ShardSet
 from tests.conftest import ROOT
 
 SOURCES = [

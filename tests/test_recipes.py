@@ -8,15 +8,9 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import (
-    FinetuneRecipe,
-    PretrainRecipe,
-    Recipe,
-    load_recipe,
-    make_plan,
-    recipe_names,
-)
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe, recipe_names
 from arvideo_ds.config.load import recipes_dir
+from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.train.settle import Options, settle
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,11 @@ from typing import Any, get_args
 
 import pytest
 
-from arvideo_ds.config import PretrainRecipe, make_plan
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.schema import ProbeSettings
 from arvideo_ds.evaluation import pictures
-from arvideo_ds.train import run_folder
+from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.runs import run_folder
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "report.py"
 FINAL = {"loss/pretrain": 1.01}

@@ -11,7 +11,7 @@ import pytest
 
 from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.errors import EXIT_USER_ERROR
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 from tests.conftest import ROOT
 
 RECIPES = {

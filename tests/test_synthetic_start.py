@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.data import synthetic_sets
 from arvideo_ds.errors import EXIT_USER_ERROR
+from arvideo_ds.shards import synthetic_sets
 from arvideo_ds.train import command_line
 from tests.conftest import ROOT
 

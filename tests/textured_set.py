@@ -11,10 +11,10 @@ from pathlib import Path
 import av
 import numpy as np
 
-from arvideo_ds.data.datasets import Source, read_listing
-from arvideo_ds.data.manifest import index_name
-from arvideo_ds.data.shard_writer import ShardJob, write_shards
-from arvideo_ds.data.video import TranscodeSettings, encode
+from arvideo_ds.decoding.video import TranscodeSettings, encode
+from arvideo_ds.shards.datasets import Source, read_listing
+from arvideo_ds.shards.manifest import index_name
+from arvideo_ds.shards.writer import ShardJob, write_shards
 
 # Height, width, frames.
 SHAPES = [

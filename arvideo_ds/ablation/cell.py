@@ -1,6 +1,6 @@
 """One cell of a grid: a variant and a seed, trained and probed in a folder of its own.
 
-<output>/cells/<variant>-seed<n>/   a run's folder (train/run_folder.py), and
+<output>/cells/<variant>-seed<n>/   a run's folder (runs/run_folder.py), and
   log.txt      everything it printed, over all its starts
   result.json  what it came to; a cell that has one is finished
 """
@@ -16,12 +16,12 @@ from typing import Any
 
 from arvideo_ds.ablation.grid import UNTRAINED, Plan, Variant
 from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
-from arvideo_ds.config.cost import cost_of
-from arvideo_ds.data.manifest import ShardSet, require_same_labels
 from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
-from arvideo_ds.train import run_folder
+from arvideo_ds.planning.cost import cost_of
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet, require_same_labels
 from arvideo_ds.train.settle import Options, settle
 
 CELLS, LOG, RESULT = "cells", "log.txt", "result.json"

@@ -9,7 +9,7 @@ from typing import Any
 from arvideo_ds.ablation.cell import Cell
 from arvideo_ds.ablation.grid import UNTRAINED, Ablation, Plan, Row, Variant
 from arvideo_ds.ablation.ranking import Spread, compare, verdict
-from arvideo_ds.config.plan import dropped_share
+from arvideo_ds.planning.plan import dropped_share
 
 # Key of a cell's result: how people call it.
 MEASURES = {"linear": "linear probe", "knn": "nearest neighbours"}

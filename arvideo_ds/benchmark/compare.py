@@ -11,9 +11,9 @@ import torch
 
 from arvideo_ds.benchmark.rows import Options, Row, Say
 from arvideo_ds.benchmark.step import Clock, Step, count_flops, random_batch
-from arvideo_ds.config.cost import cost_of
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.doctor.speed import matmul_gflops
+from arvideo_ds.planning.cost import cost_of
 
 # Kinetics-400's training videos, and the epochs of the papers' tables.
 _VIDEOS, _EPOCHS = 240_000, 800

@@ -9,10 +9,10 @@ from typing import Any
 from arvideo_ds.benchmark.compare import synchronize
 from arvideo_ds.benchmark.rows import Options, Say
 from arvideo_ds.benchmark.step import Step
-from arvideo_ds.config import make_plan
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.loader import TrainLoader, worker_count
-from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.shards.manifest import ShardSet
 
 
 def time_from_shards(step: Step, options: Options, *, cores: int, say: Say) -> dict[str, Any]:

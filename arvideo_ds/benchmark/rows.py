@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.config import PretrainRecipe, RunPlan, load_recipe, make_plan
+from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import RunPlan, make_plan
 
 # As the recipe says; or as the paper ran it: attention in single operations, and every token of
 # the clip embedded before the encoded ones are picked.

@@ -1,11 +1,10 @@
 """Settings: what a run is, as data.
 
-Owns the recipe schema, the size table, loading with overrides, the cost model and the run plan.
+Owns the recipe schema, the size table, and loading with overrides.
 Must not know torch, files of video, ranks or DeepSpeed: reading a recipe is instant anywhere.
 """
 
 from arvideo_ds.config.load import load_recipe, recipe_names
-from arvideo_ds.config.plan import RunPlan, make_plan
 from arvideo_ds.config.schema import (
     DetectRecipe,
     FinetuneRecipe,
@@ -19,9 +18,7 @@ __all__ = [
     "FinetuneRecipe",
     "PretrainRecipe",
     "Recipe",
-    "RunPlan",
     "TokenizerRecipe",
     "load_recipe",
-    "make_plan",
     "recipe_names",
 ]

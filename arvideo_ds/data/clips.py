@@ -13,8 +13,6 @@ from torch.utils.data import Dataset
 from arvideo_ds.config import Recipe
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.augment import Augment
-from arvideo_ds.data.decoders import DecodeError, choose_decoder, decode
-from arvideo_ds.data.manifest import AlteredError, IndexedSample, ShardSet, UnreachableError
 from arvideo_ds.data.order import Place, SampleOrder
 from arvideo_ds.data.sampling import aligned_frames, train_frames, view_frames
 from arvideo_ds.data.token_scores import TokenScores, VideoScores
@@ -29,8 +27,10 @@ from arvideo_ds.data.transforms import (
     view_crop,
 )
 from arvideo_ds.data.watch import Watch
+from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, decode
 from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import clip_generator, draw_key
+from arvideo_ds.shards.manifest import AlteredError, IndexedSample, ShardSet, UnreachableError
 
 NO_LABEL = -1
 # Items of its stream by which a shard behind a URL is fetched before it is read.

@@ -29,7 +29,6 @@ from arvideo_ds.data.clips import (
     require_protocol,
     unreachable,
 )
-from arvideo_ds.data.decoders import DecodeError, choose_decoder
 from arvideo_ds.data.keyframes import (
     BoxSource,
     Keyframe,
@@ -38,11 +37,12 @@ from arvideo_ds.data.keyframes import (
     read_detections,
 )
 from arvideo_ds.data.loader import Batch, collate
-from arvideo_ds.data.manifest import IndexedSample, ShardSet, UnreachableError
 from arvideo_ds.data.order import Place
 from arvideo_ds.data.sampling import keyframe_frames
 from arvideo_ds.data.transforms import Crop, cut, fill_up, view_crop, whole_frame
+from arvideo_ds.decoding.decoders import DecodeError, choose_decoder
 from arvideo_ds.randomness import clip_generator, draw_key
+from arvideo_ds.shards.manifest import IndexedSample, ShardSet, UnreachableError
 
 
 @dataclass(frozen=True)

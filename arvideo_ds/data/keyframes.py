@@ -19,11 +19,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from arvideo_ds.data.boxes import best_match
-from arvideo_ds.data.datasets.ava import parse_excluded, parse_row
-from arvideo_ds.data.datasets.listing import text_lines
-from arvideo_ds.data.manifest import ShardSet
-from arvideo_ds.data.members import Facts, read_facts
 from arvideo_ds.errors import UserError
+from arvideo_ds.shards.datasets.ava import parse_excluded, parse_row
+from arvideo_ds.shards.datasets.listing import text_lines
+from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.members import Facts, read_facts
 
 # Film and second.
 Keyframe = tuple[str, int]

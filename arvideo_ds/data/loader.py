@@ -24,14 +24,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
-from arvideo_ds.config import Recipe, RunPlan
+from arvideo_ds.config import Recipe
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.clips import EvaluationClips, Skipped, TrainClips, VideoClips
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.order import rank_positions
 from arvideo_ds.data.watch import Watch
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import resident_bytes
+from arvideo_ds.planning.plan import RunPlan
+from arvideo_ds.shards.manifest import ShardSet
 
 _MAX_AUTO_WORKERS = 8
 # How often the trainer looks after its workers while it waits for them.

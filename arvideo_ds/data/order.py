@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from arvideo_ds.config.plan import RunPlan
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.randomness import shard_generator, window_generator
 
 # One window of each stream is in use at a time; 2,048 of 40,000 samples are 330 MB.

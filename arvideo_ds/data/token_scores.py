@@ -28,10 +28,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.data.manifest import AlteredError, ShardSet, each_in_threads
-from arvideo_ds.data.store import open_store
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
+from arvideo_ds.shards.manifest import AlteredError, ShardSet, each_in_threads
+from arvideo_ds.shards.store import open_store
 
 VERSION = 1
 SCORES = "scores.json"

@@ -20,10 +20,10 @@ from typing import BinaryIO, Generic, TypeVar
 import av
 import numpy as np
 
-from arvideo_ds.data.ingest import require_complete
 from arvideo_ds.data.sampling import view_frames
 from arvideo_ds.data.transforms import cut, view_crop
-from arvideo_ds.data.video import Part, read_frames, require_frames
+from arvideo_ds.decoding.video import Part, read_frames, require_frames
+from arvideo_ds.shards.ingest import require_complete
 
 Frame = TypeVar("Frame")
 Shown = TypeVar("Shown")

@@ -29,7 +29,6 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from arvideo_ds.checksums import changed_files, sha256_of, sha256_of_facts
 from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.fragments import (
@@ -43,6 +42,7 @@ from arvideo_ds.engine.fragments import (
 )
 from arvideo_ds.engine.saved_state import SavedState, file_of_rank, header, key_of
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.checksums import changed_files, sha256_of, sha256_of_facts
 
 _PARTIAL, _PREFIX, _MARKER, _LATEST = ".partial-", "step-", "run.json", "latest"
 _ENGINE = "engine"

@@ -7,7 +7,7 @@ from pathlib import Path
 from arvideo_ds.engine.checkpoints import require_sound
 from arvideo_ds.engine.saved_state import SavedState
 from arvideo_ds.errors import UserError
-from arvideo_ds.tensor_files import save_tensors
+from arvideo_ds.files.tensors import save_tensors
 
 
 def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = "weight") -> None:

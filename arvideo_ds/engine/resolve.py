@@ -12,8 +12,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.config import Recipe, RunPlan
+from arvideo_ds.config import Recipe
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import RunPlan
 
 AUTO = "auto"
 ACTIVATION_CHECKPOINTING = "activation_checkpointing"

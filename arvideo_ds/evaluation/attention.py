@@ -30,10 +30,10 @@ from tqdm import tqdm
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.loader import evaluation_loader
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.encoder import Encoder, encode_clips
+from arvideo_ds.shards.manifest import ShardSet
 
 # What decides which pixels the encoders see; the rest of `data` is training's.
 _CLIP_SETTINGS = {"frames", "size", "stride", "sampling"}

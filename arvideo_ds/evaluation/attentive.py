@@ -19,9 +19,9 @@ from arvideo_ds.config import Recipe
 from arvideo_ds.data.augment import seeded
 from arvideo_ds.data.clips import for_labels
 from arvideo_ds.data.loader import Batch, evaluation_batches, evaluation_loader
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.evaluation.scores import score_videos
 from arvideo_ds.models.encoder import Encoder, encode_clips, layer_norm
+from arvideo_ds.shards.manifest import ShardSet
 
 _BATCH, _RATE, _DECAY = 32, 1e-3, 0.01
 

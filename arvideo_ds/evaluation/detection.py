@@ -26,7 +26,6 @@ from arvideo_ds.data.keyframes import (
     read_excluded,
 )
 from arvideo_ds.data.loader import evaluation_batches, loader_of, worker_count
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.actions import read_actions
 from arvideo_ds.evaluation.detection_map import (
@@ -39,6 +38,7 @@ from arvideo_ds.evaluation.detection_map import (
 from arvideo_ds.evaluation.pretrained import with_weights
 from arvideo_ds.host import available_cores
 from arvideo_ds.models.detector import Detector
+from arvideo_ds.shards.manifest import ShardSet
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from arvideo_ds.data.decoders import DecodeError
 from arvideo_ds.data.detection import EvaluationKeyframes
 from arvideo_ds.data.keyframes import Keyframe
+from arvideo_ds.decoding.decoders import DecodeError
 from arvideo_ds.evaluation.detection import Found, Judge, Scored
 from arvideo_ds.evaluation.detection_map import Rows
 

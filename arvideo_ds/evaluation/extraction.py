@@ -22,17 +22,17 @@ from einops import reduce
 from torch import Tensor
 from tqdm import tqdm
 
-from arvideo_ds.checksums import sha256_of
 from arvideo_ds.config import PretrainRecipe, Recipe
-from arvideo_ds.data.inputs import Video, VideoList
-from arvideo_ds.data.manifest import REJECTS
-from arvideo_ds.data.streams import Failed, Finished, stream_all
 from arvideo_ds.data.windows import Windows, WindowShape, read_windows
+from arvideo_ds.decoding.streams import Failed, Finished, stream_all
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import require_format
 from arvideo_ds.evaluation.feature_folder import FeatureFolder
 from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder
+from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.models.encoder import Encoder, encode_clips
+from arvideo_ds.shards.inputs import Video, VideoList
+from arvideo_ds.shards.manifest import REJECTS
 from arvideo_ds.version import git_commit
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -20,9 +20,9 @@ from typing import IO
 import numpy as np
 from torch import Tensor
 
-from arvideo_ds.data.datasets.listing import safe_key
-from arvideo_ds.data.files import VIDEO_SUFFIXES
 from arvideo_ds.errors import UserError
+from arvideo_ds.shards.datasets.listing import safe_key
+from arvideo_ds.shards.video_files import VIDEO_SUFFIXES
 
 TEMPORARY = ".partial"
 _SPOOL = ".spool" + TEMPORARY

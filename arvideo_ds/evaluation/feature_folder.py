@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from arvideo_ds.data.inputs import Video
-from arvideo_ds.data.manifest import REJECTS, Reject
-from arvideo_ds.data.shard_writer import write_atomically
 from arvideo_ds.data.windows import Windows
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import TEMPORARY, FeatureFile, file_name
-from arvideo_ds.json_lines import read_json_lines
+from arvideo_ds.files.json_lines import read_json_lines
+from arvideo_ds.shards.inputs import Video
+from arvideo_ds.shards.manifest import REJECTS, Reject
+from arvideo_ds.shards.writer import write_atomically
 
 CONFIG, INDEX, FEATURES = "config.json", "index.jsonl", "features"
 _RANGES = ("start_frame", "stop_frame", "start_s", "stop_s")

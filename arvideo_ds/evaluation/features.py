@@ -13,10 +13,10 @@ from tqdm import tqdm
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.clips import NO_LABEL, for_labels
 from arvideo_ds.data.loader import evaluation_batches, evaluation_loader, worker_count
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import available_cores
 from arvideo_ds.models.encoder import Encoder, encode_clips
+from arvideo_ds.shards.manifest import ShardSet
 
 _BATCH = 64
 _SPANS = 8

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from arvideo_ds.config.schema import DataSettings
-from arvideo_ds.data.decoders import DecodeError, choose_decoder, count_frames, decode
-from arvideo_ds.data.manifest import ClassNames, by_set
 from arvideo_ds.data.sampling import view_frames
 from arvideo_ds.data.transforms import cut, view_crop
-from arvideo_ds.data.video import RejectedError, TranscodeSettings, open_video, transcode
+from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, count_frames, decode
+from arvideo_ds.decoding.video import RejectedError, TranscodeSettings, open_video, transcode
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.scores import best_combinations
 from arvideo_ds.models.classifier import Classifier
+from arvideo_ds.shards.manifest import ClassNames, by_set
 
 
 def central_clip(path: Path, data: DataSettings) -> Tensor:

@@ -12,20 +12,20 @@ from torch import nn
 
 from arvideo_ds.config import PretrainRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.config.load import read_yaml, validate
-from arvideo_ds.data.manifest import ClassNames, by_set
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.tensors import load_tensors
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.models.objective import Objective
 from arvideo_ds.models.tokenizer import Tokenizer
 from arvideo_ds.models.weight_files import load_state, read_weights
+from arvideo_ds.shards.manifest import ClassNames, by_set
 from arvideo_ds.tasks.pretrain import build_objective
-from arvideo_ds.tensor_files import load_tensors
 
 # Names of the classes of a fine-tuned run, in the order of its logits.
 LABELS = "labels.json"
-# Of a tokenizer's run: its weights, the best choice first, and its recipe (train/run_folder.py).
+# Of a tokenizer's run: its weights, the best choice first, and its recipe (runs/run_folder.py).
 _TOKENIZER_WEIGHTS, _RECIPE = ("ema.safetensors", "model.safetensors"), "recipe.yaml"
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.clips import Skipped, for_labels
 from arvideo_ds.data.loader import Batch, evaluation_batches, evaluation_loader
-from arvideo_ds.data.manifest import ShardSet, by_set
+from arvideo_ds.shards.manifest import ShardSet, by_set
 
 # Of a video: its values, its label (of each head), whether it decoded.
 Row = tuple[Tensor, int | list[int], bool]

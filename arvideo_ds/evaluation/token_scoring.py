@@ -22,11 +22,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from arvideo_ds.data.decoders import DecodeError, decode
-from arvideo_ds.data.manifest import ShardSet, dump_json
 from arvideo_ds.data.sampling import window_frames
-from arvideo_ds.data.shard_writer import explained_when_full, write_atomically
-from arvideo_ds.data.streams import Failed, Finished, stream_all
 from arvideo_ds.data.token_scores import (
     SCORES,
     WINDOW,
@@ -41,8 +37,12 @@ from arvideo_ds.data.token_scores import (
     stored,
 )
 from arvideo_ds.data.transforms import fit_to_grid
-from arvideo_ds.data.video import RejectedError
+from arvideo_ds.decoding.decoders import DecodeError, decode
+from arvideo_ds.decoding.streams import Failed, Finished, stream_all
+from arvideo_ds.decoding.video import RejectedError
 from arvideo_ds.evaluation.token_scorers import Piece, Scored, Scorer
+from arvideo_ds.shards.manifest import ShardSet, dump_json
+from arvideo_ds.shards.writer import explained_when_full, write_atomically
 
 # Frames that are decoded together, at the video's own size. Decoders hold them about twice.
 _DECODED_BYTES = 128 * 2**20

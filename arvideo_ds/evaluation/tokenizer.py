@@ -13,9 +13,7 @@ import torch
 from torch import Tensor
 
 from arvideo_ds.config import TokenizerRecipe
-from arvideo_ds.data.demo_set import scene
 from arvideo_ds.data.loader import Batch, worker_count
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.transforms import cut, view_crop
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.scores import outputs_of
@@ -23,6 +21,8 @@ from arvideo_ds.geometry import num_kept
 from arvideo_ds.host import available_cores
 from arvideo_ds.models.cubes import to_cubes, unit_pixels
 from arvideo_ds.models.tokenizer import Reconstruction, Tokenizer
+from arvideo_ds.shards.demo_set import scene
+from arvideo_ds.shards.manifest import ShardSet
 
 # Share of the tokens that LVMAE's decoder is asked for: its whole budget.
 BUDGET = 0.15

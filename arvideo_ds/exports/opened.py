@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from arvideo_ds.exports.source import Outputs
-from arvideo_ds.tensor_files import save_tensors
+from arvideo_ds.files.tensors import save_tensors
 
 
 @dataclass(frozen=True)

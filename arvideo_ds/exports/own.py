@@ -35,7 +35,7 @@ def export(source: Source, folder: Path) -> Opened:
         how_to = (
             "from arvideo_ds.evaluation.pretrained import load_trained_encoder\n"
             "from arvideo_ds.config import Recipe\n"
-            "from arvideo_ds.train.run_folder import read_recipe\n"
+            "from arvideo_ds.runs.run_folder import read_recipe\n"
             "encoder = load_trained_encoder(read_recipe(folder, Recipe), folder)"
         )
     else:
@@ -44,7 +44,7 @@ def export(source: Source, folder: Path) -> Opened:
         how_to = (
             "from arvideo_ds.evaluation.pretrained import load_classifier\n"
             "from arvideo_ds.config import Recipe\n"
-            "from arvideo_ds.train.run_folder import read_recipe\n"
+            "from arvideo_ds.runs.run_folder import read_recipe\n"
             "classifier, labels = load_classifier(read_recipe(folder, Recipe), folder)"
         )
     return Opened(

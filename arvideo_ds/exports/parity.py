@@ -9,10 +9,10 @@ from torch import Tensor
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.clips import EvaluationClips
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
 from arvideo_ds.exports.opened import Opened
 from arvideo_ds.exports.source import Source, outputs
+from arvideo_ds.shards.manifest import ShardSet
 
 NUM_CLIPS = 4
 # Of the largest value: float32 through dozens of layers, in another order of operations.

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.data.manifest import ClassNames, by_set
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder, read_labels
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
 from arvideo_ds.models.encoder import NORM_EPSILON, Encoder, encode_clips
+from arvideo_ds.shards.manifest import ClassNames, by_set
 
 # Tensors by what they are: "tokens" B N D, "features" B D (pooled), "logits" B x classes.
 Outputs = dict[str, Tensor]

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from arvideo_ds.exports.opened import Opened, save_weights, versions
 from arvideo_ds.exports.source import Outputs, Source, architecture, logits_in_words
+from arvideo_ds.files.tensors import load_tensors
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.layouts import to_videomae
-from arvideo_ds.tensor_files import load_tensors
 
 _FILE = "model.safetensors"
 _POOLS = {"mean": "avg", "attention": "map"}

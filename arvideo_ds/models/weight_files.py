@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.tensor_files import load_tensors
+from arvideo_ds.files.tensors import load_tensors
 
 State = dict[str, Tensor]
 # A folder's file of weights: ours and Hugging Face's, then Hugging Face's older one.

@@ -10,11 +10,11 @@ from typing import Any
 
 from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.config import Recipe, recipe_names
-from arvideo_ds.config.plan import notes
-from arvideo_ds.data import synthetic_sets
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
-from arvideo_ds.train import run_folder
+from arvideo_ds.planning.plan import notes
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards import synthetic_sets
 from arvideo_ds.train.settle import Options, Settings, sets_to_make, settle
 from arvideo_ds.train.signals import end_on_signals, ignore_signals
 

@@ -14,12 +14,12 @@ from safetensors.torch import save_file
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.loader import worker_count
-from arvideo_ds.data.manifest import ClassNames, ShardSet, by_set, require_same_labels
 from arvideo_ds.engine.world import start_world
 from arvideo_ds.evaluation.confusion import draw_confusion
 from arvideo_ds.evaluation.pretrained import load_classifier
 from arvideo_ds.evaluation.scores import AnyScores, JointScores, Scores, score_videos
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ClassNames, ShardSet, by_set, require_same_labels
 
 FOLDER = "evaluation"
 _MOST_LISTED = 100

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.config import Recipe, RunPlan
+from arvideo_ds.config import Recipe
 from arvideo_ds.data.order import rank_positions
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import RunPlan
+from arvideo_ds.runs.run_folder import QUARANTINE, append_of_rank, read_metrics
 from arvideo_ds.train.metrics import Reading
-from arvideo_ds.train.run_folder import QUARANTINE, append_of_rank, read_metrics
 
 # A file for each rank (run_folder.append_of_rank).
 REFUSED = "not_applied"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.engine.checkpoints import Checkpoint
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 
 PARENT = "parent"
 

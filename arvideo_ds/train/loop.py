@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from arvideo_ds.config import Recipe, RunPlan
+from arvideo_ds.config import Recipe
 from arvideo_ds.data.loader import Batch, TrainLoader
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.world import World
 from arvideo_ds.optim.schedule import learning_rate
+from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.train.baseline import Baseline
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat

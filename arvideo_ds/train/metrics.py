@@ -21,9 +21,9 @@ from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
+from arvideo_ds.files.json_lines import append_json_lines
 from arvideo_ds.host import peak_resident_bytes
-from arvideo_ds.json_lines import append_json_lines
-from arvideo_ds.train.run_folder import (
+from arvideo_ds.runs.run_folder import (
     METRICS,
     QUARANTINE,
     append_of_rank,

@@ -7,15 +7,15 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from arvideo_ds.config import PretrainRecipe, Recipe, RunPlan, TokenizerRecipe
-from arvideo_ds.config.plan import notes
-from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.config import PretrainRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
+from arvideo_ds.planning.plan import RunPlan, notes
+from arvideo_ds.runs.run_folder import update_summary
+from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.train.baseline import BASELINE
 from arvideo_ds.train.loop import Outcome
-from arvideo_ds.train.run_folder import update_summary
 from arvideo_ds.train.settle import Options, Settings
 from arvideo_ds.version import git_commit
 

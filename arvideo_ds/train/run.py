@@ -25,7 +25,6 @@ from arvideo_ds.config import (
 )
 from arvideo_ds.data.detection import TrainKeyframes, collate_keyframes
 from arvideo_ds.data.loader import TrainLoader, worker_count
-from arvideo_ds.data.manifest import ShardSet, by_set
 from arvideo_ds.data.token_scores import TokenScores, hash_of_scores
 from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine, build_engine
@@ -43,12 +42,14 @@ from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from arvideo_ds.evaluation.pretrained import read_labels
 from arvideo_ds.models.layouts import load_classifier_weights
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet, by_set
 from arvideo_ds.tasks import PREFIX
 from arvideo_ds.tasks.detect import Detect
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
 from arvideo_ds.tasks.tokenizer import TrainTokenizer
-from arvideo_ds.train import record, run_folder
+from arvideo_ds.train import record
 from arvideo_ds.train.baseline import BASELINE, Baseline
 from arvideo_ds.train.failure import guarded
 from arvideo_ds.train.guard import Guard

@@ -12,20 +12,19 @@ from arvideo_ds.config import (
     FinetuneRecipe,
     PretrainRecipe,
     Recipe,
-    RunPlan,
     TokenizerRecipe,
     load_recipe,
-    make_plan,
 )
 from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.config.objectives import LvmaeSettings
-from arvideo_ds.data.files import how_to_make_shards
-from arvideo_ds.data.manifest import MANIFEST, ShardSet, require_same_labels
-from arvideo_ds.data.synthetic_sets import how_to_make, set_of
 from arvideo_ds.data.token_scores import TokenScores
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel
 from arvideo_ds.errors import UserError
-from arvideo_ds.train import run_folder
+from arvideo_ds.planning.plan import RunPlan, make_plan
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import MANIFEST, ShardSet, require_same_labels
+from arvideo_ds.shards.synthetic_sets import how_to_make, set_of
+from arvideo_ds.shards.video_files import how_to_make_shards
 from arvideo_ds.train.transfer import settle_transfer
 
 _BOX_FILES = ("annotations", "detections", "excluded", "action_list")
@@ -115,7 +114,7 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
 
 
 def sets_to_make(recipe: Recipe) -> list[str]:
-    """Synthetic sets (data/synthetic_sets.py) whose shards a start makes where they are missing.
+    """Synthetic sets (shards/synthetic_sets.py) whose shards a start makes where they are missing.
 
     Those that the run reads, if it trains on one. None where it needs scores of its tokens, which
     are made of the shards in between.

@@ -15,7 +15,7 @@ from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.config.schema import TransferSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 
 _SETTLED = ("positions", "pretrained_clip")
 

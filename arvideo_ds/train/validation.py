@@ -7,9 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.config import DetectRecipe, RunPlan
+from arvideo_ds.config import DetectRecipe
 from arvideo_ds.data.loader import worker_count
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.checkpoints import newest_checkpoint
 from arvideo_ds.engine.export import export_weights
@@ -19,8 +18,10 @@ from arvideo_ds.evaluation.features import POOLING, Features
 from arvideo_ds.evaluation.probe import nearest_neighbours
 from arvideo_ds.evaluation.scores import JointScores, outputs_of, score_videos
 from arvideo_ds.evaluation.tokenizer import judge
+from arvideo_ds.planning.plan import RunPlan
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.tasks import PREFIX
-from arvideo_ds.train import run_folder
 
 BEST = "best.json"
 

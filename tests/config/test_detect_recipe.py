@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.config import DetectRecipe, load_recipe, make_plan
+from arvideo_ds.config import DetectRecipe, load_recipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.train.settle import Options, settle
 
 NAME = "detect_vit_b_ava"

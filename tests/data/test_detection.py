@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from arvideo_ds.config import DetectRecipe, make_plan
+from arvideo_ds.config import DetectRecipe
 from arvideo_ds.data.detection import (
     DetectionBatch,
     EvaluationKeyframes,
@@ -18,8 +18,9 @@ from arvideo_ds.data.detection import (
     training_boxes,
 )
 from arvideo_ds.data.loader import TrainLoader
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.shards.manifest import ShardSet
 from tests.ava_set import BLUE, RED, AvaSet
 
 MakeRecipe = Callable[..., DetectRecipe]

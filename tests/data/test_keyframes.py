@@ -18,10 +18,10 @@ from arvideo_ds.data.keyframes import (
     read_detections,
     read_excluded,
 )
-from arvideo_ds.data.manifest import IndexedSample, ShardSet
-from arvideo_ds.data.members import Facts, read_facts
 from arvideo_ds.data.sampling import keyframe_frames
 from arvideo_ds.errors import UserError
+from arvideo_ds.shards.manifest import IndexedSample, ShardSet
+from arvideo_ds.shards.members import Facts, read_facts
 from tests.ava_set import DOWN, AvaSet
 
 MakeRecipe = Callable[..., DetectRecipe]

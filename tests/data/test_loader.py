@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, make_plan
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
 from arvideo_ds.data import clips as clips_module
 from arvideo_ds.data.clips import EvaluationClips, TrainClips, for_labels
-from arvideo_ds.data.decoders import DecodeError, decode
 from arvideo_ds.data.loader import Batch, TrainLoader, evaluation_batches, evaluation_loader
-from arvideo_ds.data.manifest import MANIFEST, ShardSet
+from arvideo_ds.decoding.decoders import DecodeError, decode
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.shards.manifest import MANIFEST, ShardSet
 
 MakeRecipe = Callable[..., PretrainRecipe]
 

@@ -13,9 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from arvideo_ds.config import PretrainRecipe, RunPlan, make_plan
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.order import SampleOrder, rank_positions
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import RunPlan, make_plan
 
 SIZES = st.lists(st.integers(0, 20), min_size=1, max_size=12).filter(any)
 WORLDS = (1, 2, 3, 4, 6, 8, 12)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from arvideo_ds.data.decoders import available_decoders, decode
-from arvideo_ds.data.files import VIDEO_SUFFIXES
-from arvideo_ds.data.manifest import REJECTS, ShardSet
+from arvideo_ds.decoding.decoders import available_decoders, decode
+from arvideo_ds.shards.manifest import REJECTS, ShardSet
+from arvideo_ds.shards.video_files import VIDEO_SUFFIXES
 from tests.conftest import ROOT, run_command
 
 LARGEST_DIFFERENCE = 2.0

@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvideo_ds.data.manifest import AlteredError
 from arvideo_ds.data.token_scores import (
     ScoreSpec,
     VideoScores,
@@ -18,6 +17,7 @@ from arvideo_ds.data.token_scores import (
     stored,
 )
 from arvideo_ds.errors import UserError
+from arvideo_ds.shards.manifest import AlteredError
 
 SPEC = ScoreSpec(
     manifest="a" * 64,

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from arvideo_ds.data.decoders import decode
 from arvideo_ds.data.sampling import view_frames
 from arvideo_ds.data.transforms import cut, view_crop
-from arvideo_ds.data.video import RejectedError, TranscodeSettings, encode, transcode
 from arvideo_ds.data.windows import Windows, WindowShape, read_windows, slide
+from arvideo_ds.decoding.decoders import decode
+from arvideo_ds.decoding.video import RejectedError, TranscodeSettings, encode, transcode
 
 
 def shape_of(frames: int, stride: int, hop: int | None = None) -> WindowShape:

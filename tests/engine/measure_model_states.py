@@ -24,12 +24,13 @@ import torch.distributed as dist
 from deepspeed.comm.torch import TorchBackend
 from torch.utils._pytree import tree_leaves
 
-from arvideo_ds.config import load_recipe, make_plan
+from arvideo_ds.config import load_recipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
 from arvideo_ds.engine.world import start_world
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.tasks.pretrain import Pretrain
 
 ROOT = Path(__file__).parent.parent.parent

@@ -21,16 +21,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from arvideo_ds.config import (
-    FinetuneRecipe,
-    PretrainRecipe,
-    Recipe,
-    RunPlan,
-    load_recipe,
-    make_plan,
-)
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.config.load import validate
-from arvideo_ds.config.memory import activations
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.data.order import rank_positions
 from arvideo_ds.engine.agreement import gather_over_ranks
@@ -41,6 +33,8 @@ from arvideo_ds.engine.resolve import resolve
 from arvideo_ds.engine.sequence import share_tokens
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.planning.memory import activations
+from arvideo_ds.planning.plan import RunPlan, make_plan
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain, build_objective
 

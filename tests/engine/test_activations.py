@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 from arvideo_ds.config import PretrainRecipe, load_recipe
-from arvideo_ds.config.memory import activations
 from arvideo_ds.engine.build import checkpoint_activations
 from arvideo_ds.engine.peak import LiveBytes
 from arvideo_ds.engine.world import start_world
+from arvideo_ds.planning.memory import activations
 from arvideo_ds.tasks.pretrain import build_objective
 
 CLIPS = 2

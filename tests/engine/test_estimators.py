@@ -7,8 +7,8 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs
 
 from arvideo_ds.config import PretrainRecipe, load_recipe
-from arvideo_ds.config.cost import parameter_sizes
-from arvideo_ds.config.memory import ModelStates, Strategy, model_states
+from arvideo_ds.planning.cost import parameter_sizes
+from arvideo_ds.planning.memory import ModelStates, Strategy, model_states
 
 RANKS = 8
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import load_recipe, make_plan
-from arvideo_ds.config.advice import sent_bytes
-from arvideo_ds.config.memory import ModelStates, Strategy, model_states
+from arvideo_ds.config import load_recipe
+from arvideo_ds.planning.advice import sent_bytes
+from arvideo_ds.planning.memory import ModelStates, Strategy, model_states
+from arvideo_ds.planning.plan import make_plan
 
 pytestmark = pytest.mark.dist
 ROOT = Path(__file__).parent.parent.parent

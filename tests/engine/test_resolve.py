@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import PretrainRecipe, make_plan
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.engine.resolve import (
     read_deepspeed_json,
     resolve,
@@ -18,6 +18,7 @@ from arvideo_ds.engine.resolve import (
     zero_stage,
 )
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import make_plan
 
 Resolve = Callable[[dict[str, Any]], dict[str, Any]]
 ORIGIN = "my.json"

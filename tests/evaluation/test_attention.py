@@ -20,8 +20,7 @@ from torch import Tensor
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data import clips as data_clips
-from arvideo_ds.data.decoders import DecodeError
-from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.decoding.decoders import DecodeError
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation import attention
 from arvideo_ds.evaluation.attention import (
@@ -37,7 +36,8 @@ from arvideo_ds.evaluation.attention import (
 from arvideo_ds.evaluation.attention_pictures import draw_ranks
 from arvideo_ds.evaluation.pretrained import untrained
 from arvideo_ds.models.encoder import Encoder, build_encoder
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")

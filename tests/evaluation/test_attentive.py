@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from arvideo_ds.config import PretrainRecipe
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.evaluation.attentive import AttentiveHead, attentive_probe
 from arvideo_ds.models.encoder import build_encoder
+from arvideo_ds.shards.manifest import ShardSet
 
 WIDTH, TOKENS = 32, 10
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from arvideo_ds.config import DetectRecipe
 from arvideo_ds.data.detection import DetectionBatch
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.detection import Found, Judge, Scored, as_json, write_official_csv
 from arvideo_ds.evaluation.detection_pictures import draw_detections, pick_keyframes
 from arvideo_ds.models.detector import Detector
+from arvideo_ds.shards.manifest import ShardSet
 from tests.ava_set import AvaSet
 
 MakeRecipe = Callable[..., DetectRecipe]
@@ -98,7 +98,7 @@ def test_videos_that_do_not_decode_count_as_missed(
     ava_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from arvideo_ds.data import detection
-    from arvideo_ds.data.decoders import DecodeError
+    from arvideo_ds.decoding.decoders import DecodeError
 
     judge = judge_of(ava_recipe())
     bad = judge.shards.index(0).samples[2].key

@@ -20,10 +20,8 @@ from safetensors.torch import save_file
 
 from arvideo_ds.config import PretrainRecipe, Recipe
 from arvideo_ds.data.clips import decoded
-from arvideo_ds.data.decoders import decode
-from arvideo_ds.data.inputs import list_videos
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.transforms import cut, view_crop
+from arvideo_ds.decoding.decoders import decode
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.extraction import (
     ExtractionJob,
@@ -34,7 +32,9 @@ from arvideo_ds.evaluation.extraction import (
 from arvideo_ds.evaluation.features import extract
 from arvideo_ds.evaluation.pretrained import untrained
 from arvideo_ds.models.encoder import encode_clips
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.inputs import list_videos
+from arvideo_ds.shards.manifest import ShardSet
 
 ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")

@@ -15,11 +15,11 @@ from safetensors.torch import save_file
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.clips import EvaluationClips
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.predictions import central_clip, top_labels
 from arvideo_ds.models.classifier import Classifier
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
 
 ROOT = Path(__file__).parent.parent.parent
 LABELS = [f"direction {number}" for number in range(8)]

@@ -17,7 +17,7 @@ from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.soup import State, greedy_soup, uniform_soup
 from arvideo_ds.models.classifier import Classifier
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 from tests.conftest import ROOT
 
 Run = Callable[..., subprocess.CompletedProcess[str]]

@@ -23,12 +23,11 @@ import numpy as np
 import pytest
 import torch
 
-from arvideo_ds.config import PretrainRecipe, make_plan
-from arvideo_ds.data import decoders
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.clips import TrainClips, VideoClips
 from arvideo_ds.data.loader import Batch, TrainLoader
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.token_scores import SCORES, TokenScores
+from arvideo_ds.decoding import decoders
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError
 from arvideo_ds.evaluation import token_scorers, token_scoring
 from arvideo_ds.evaluation.token_scorers import (
@@ -41,6 +40,8 @@ from arvideo_ds.evaluation.token_scorers import (
 )
 from arvideo_ds.evaluation.token_scoring import ScoringJob, ScoringReport, make_spec, score_shards
 from arvideo_ds.models.cubes import to_cubes
+from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.shards.manifest import ShardSet
 from tests.textured_set import SHAPES, repeat_shards
 
 ROOT = Path(__file__).parent.parent.parent

@@ -20,11 +20,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.data.decoders import decode
-from arvideo_ds.data.demo_set import render
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.data.transforms import cut, view_crop
-from arvideo_ds.data.video import TranscodeSettings, encode
+from arvideo_ds.decoding.decoders import decode
+from arvideo_ds.decoding.video import TranscodeSettings, encode
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.predictions import central_clip, top_labels
 from arvideo_ds.exports import export as exporting
@@ -35,7 +33,9 @@ from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import build_encoder, encode_clips
 from arvideo_ds.models.layouts import load_encoder
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.demo_set import render
+from arvideo_ds.shards.manifest import ShardSet
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "export.py"
 NEEDS = {"huggingface": ["transformers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}

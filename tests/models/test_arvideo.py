@@ -7,13 +7,14 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from arvideo_ds.config import PretrainRecipe, make_plan
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.arvideo import ARVideo, OrderedDraw
 from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
 from arvideo_ds.models.draws import random_subsets
 from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.models.masks import may_see_before, step_numbers
+from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.randomness import draw_key
 
 Make = Callable[..., PretrainRecipe]

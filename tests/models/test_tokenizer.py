@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.config import FinetuneRecipe, TokenizerRecipe, load_recipe
-from arvideo_ds.config.cost import cost_of
 from arvideo_ds.config.load import validate
 from arvideo_ds.config.tokenizer import halvings
 from arvideo_ds.errors import UserError
@@ -23,6 +22,7 @@ from arvideo_ds.evaluation.token_scorers import Piece, make_scorer
 from arvideo_ds.models.encoder import count_parameters
 from arvideo_ds.models.token_scorer import Float32Conv3d
 from arvideo_ds.models.tokenizer import Tokenizer
+from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.train.transfer import settle_transfer
 
 Make = Callable[..., TokenizerRecipe]

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from arvideo_ds.config import PretrainRecipe, make_plan
-from arvideo_ds.train import baseline, record, run_folder
+from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.runs import run_folder
+from arvideo_ds.train import baseline, record
 from arvideo_ds.train.baseline import Baseline
 from arvideo_ds.train.loop import Outcome
 

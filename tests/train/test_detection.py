@@ -13,8 +13,8 @@ import yaml
 
 from arvideo_ds.config import load_recipe
 from arvideo_ds.config.schema import DetectRecipe
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.evaluation.detection import Judge
+from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.tasks.detect import Detect
 from tests.ava_set import AvaSet, make_ava
 from tests.conftest import ROOT, free_port, run_command

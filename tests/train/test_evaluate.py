@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from arvideo_ds.config import FinetuneRecipe, load_recipe
-from arvideo_ds.data.demo_set import make_split
-from arvideo_ds.data.manifest import ShardSet
 from arvideo_ds.models.classifier import Classifier
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.demo_set import make_split
+from arvideo_ds.shards.manifest import ShardSet
 from tests.conftest import ROOT
 
 VIDEOS = 20

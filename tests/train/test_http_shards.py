@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.faulty_server import serve
+from tests.shards.faulty_server import serve
 from tests.textured_set import repeat_shards
 from tests.train.conftest import Runs
 

@@ -14,9 +14,9 @@ import torch
 from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.loader import Skipped
 from arvideo_ds.errors import UserError
+from arvideo_ds.runs.run_folder import METRICS, QUARANTINE, left_out, read_metrics, read_of_ranks
 from arvideo_ds.train import metrics
 from arvideo_ds.train.metrics import Console, JsonLines, Meter, Wandb, quarantine
-from arvideo_ds.train.run_folder import METRICS, QUARANTINE, left_out, read_metrics, read_of_ranks
 
 
 def steps_of(folder: Path) -> list[float]:

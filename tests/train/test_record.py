@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from arvideo_ds.config import FinetuneRecipe, load_recipe, make_plan
+from arvideo_ds.config import FinetuneRecipe, load_recipe
+from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.train.record import _batch, _tokens
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
 from arvideo_ds.errors import UserError
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 
 
 def test_the_best_weights_are_used_where_there_are_any(tmp_path: Path) -> None:

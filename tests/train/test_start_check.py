@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from arvideo_ds.config import PretrainRecipe, make_plan
-from arvideo_ds.data.manifest import ShardSet
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.engine.world import World
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.train import run as run_module
 from arvideo_ds.train.settle import Settings
 

@@ -14,10 +14,10 @@ import torch
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.exports import own
 from arvideo_ds.exports.source import read_source
+from arvideo_ds.files.tensors import save_tensors
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.layouts import load_classifier_weights
-from arvideo_ds.tensor_files import save_tensors
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 from arvideo_ds.train.run import _same_classes
 
 Make = Callable[..., FinetuneRecipe]

@@ -13,7 +13,7 @@ from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe, Reci
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.positions import interpolated_positions, position_table
-from arvideo_ds.train import run_folder
+from arvideo_ds.runs import run_folder
 from arvideo_ds.train.transfer import settle_transfer
 
 Make = Callable[..., FinetuneRecipe]

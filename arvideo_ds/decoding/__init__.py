@@ -1,0 +1,1 @@
+"""Frames of a video: decoders, facts about a file, and processes that can be killed."""

@@ -1,0 +1,234 @@
+"""Which ZeRO stage, micro-batch and number of GPUs: predictions of a step, compared.
+
+A model of a step in three terms, each from the recipe: matrix products at a given rate, bytes
+sent at a given rate, and memory (memory.py). Nothing overlaps, so times are upper bounds of
+what these rates allow; data, launch overheads and stragglers are not in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from arvideo_ds.config.schema import FinetuneRecipe, Recipe
+from arvideo_ds.errors import UserError
+from arvideo_ds.planning.cost import cost_of, encoder_flops, parameter_sizes
+from arvideo_ds.planning.memory import BYTES, Footprint, Strategy, footprint, kept_gathered
+from arvideo_ds.planning.plan import make_plan
+
+GIB = 2**30
+# CUDA context, libraries' workspaces and fragmentation; the rest is the run's.
+USABLE_SHARE = 0.9
+# Smaller micro-batches do not fill a GPU: taken only where nothing larger fits.
+SMALL_MICRO_BATCH = 8
+# A higher stage must promise a step this much faster than a lower one.
+WORTH_IT = 1.1
+# A backward pass costs two forward passes, recomputing a layer one more.
+_FORWARD_AND_BACKWARD = 3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """GPUs alike: memory, achieved matrix-product rate, and rate of sending from each."""
+
+    num_gpus: int
+    memory_gib: float
+    tflops: float
+    bandwidth_gb_s: float
+
+    @property
+    def usable_bytes(self) -> float:
+        return USABLE_SHARE * self.memory_gib * GIB
+
+
+@dataclass(frozen=True)
+class Option:
+    """One way to run a recipe on a machine. Times are of one optimiser step on one rank.
+
+    `step_s` is None with offloading: its cost lies in the host, which nobody described.
+    """
+
+    strategy: Strategy
+    micro_batch: int
+    accumulation: int
+    footprint: Footprint
+    sent_bytes: int
+    compute_s: float
+    communication_s: float
+    fits: bool
+
+    @property
+    def step_s(self) -> float | None:
+        return None if self.strategy.offloads else _seconds(self)
+
+
+def sent_bytes(recipe: Recipe, strategy: Strategy, world_size: int, accumulation: int) -> int:
+    """Bytes that a rank sends in a step, by ring collectives: an all-reduce is two passes.
+
+    Stages 1 and 2 all-reduce their gradients (DeepSpeed 0.19's `use_multi_rank_bucket_allreduce`)
+    and gather the new weights; 2 and 3 reduce in every micro-step. Stage 3 gathers weights for
+    the forward pass, and again for the backward pass where it released them.
+    """
+    encoder, decoder = parameter_sizes(recipe)
+    sizes = encoder + decoder
+    total = sum(sizes)
+    if strategy.stage == 0:
+        passes = 2 * total
+    elif strategy.stage == 1:
+        passes = 3 * total
+    elif strategy.stage == 2:
+        passes = (2 * accumulation + 1) * total
+    else:
+        persistent = sum(size for size in sizes if size <= strategy.persistence_threshold)
+        gathered = 2 * total - persistent - kept_gathered(sizes, strategy)
+        passes = accumulation * (gathered + total) + persistent
+    element = BYTES[recipe.train.precision]
+    return round(element * passes * (world_size - 1) / world_size)
+
+
+def exchanged_bytes(recipe: Recipe, strategy: Strategy, clips: int) -> int:
+    """Bytes that a rank sends to its sequence group for so many clips.
+
+    Each layer exchanges queries, keys, values and output, forward and backward, and forward again
+    where it is recomputed; the encoded tokens are gathered, and their gradients scattered.
+    """
+    group, size = strategy.sequence_parallel, recipe.size
+    again = math.ceil(size.depth / strategy.recompute) if strategy.recompute else 0
+    exchanges = 4 * (2 * size.depth + again) / group
+    own = clips * math.ceil(recipe.counts.encoded / group) * size.width
+    return round(BYTES[recipe.train.precision] * own * (exchanges + 2) * (group - 1))
+
+
+def weigh(recipe: Recipe, strategy: Strategy, micro_batch: int, machine: Machine) -> Option:
+    """What a strategy and a micro-batch, a divisor of the rank's share, cost on a machine."""
+    group = strategy.sequence_parallel
+    clips = recipe.train.total_batch * group // machine.num_gpus
+    accumulation = clips // micro_batch
+    memory = footprint(
+        recipe,
+        strategy,
+        world_size=machine.num_gpus,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+    )
+    again = 1 / strategy.recompute if strategy.recompute else 0
+    forward = cost_of(recipe).flops_forward_per_clip - encoder_flops(recipe) * (1 - 1 / group)
+    flops = clips * forward * (_FORWARD_AND_BACKWARD + again)
+    sent = sent_bytes(recipe, strategy, machine.num_gpus, accumulation)
+    sent += exchanged_bytes(recipe, strategy, clips)
+    return Option(
+        strategy=strategy,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        footprint=memory,
+        sent_bytes=sent,
+        compute_s=flops / (machine.tflops * 1e12),
+        communication_s=sent / (machine.bandwidth_gb_s * 1e9),
+        fits=memory.peak <= machine.usable_bytes,
+    )
+
+
+def micro_batches(recipe: Recipe, num_gpus: int, sequence_parallel: int = 1) -> list[int]:
+    """Micro-batches that deal out the rank's share of the batch, largest first."""
+    # Says what does not divide.
+    plan = make_plan(recipe, world_size=num_gpus, num_videos=1, sequence_parallel=sequence_parallel)
+    share, repeats = recipe.train.total_batch // plan.data_ranks, recipe.data.repeats
+    if isinstance(recipe, FinetuneRecipe) and recipe.finetune.mixes:
+        repeats = math.lcm(repeats, 2)
+        if share % repeats:
+            raise UserError(f"clips are mixed in pairs, and a rank's share of {share} is not even.")
+    return [m for m in range(share, 0, -1) if share % m == 0 and m % repeats == 0]
+
+
+def best_micro_batch(recipe: Recipe, strategy: Strategy, machine: Machine) -> Option:
+    """The largest micro-batch that fits; the smallest there is where none does."""
+    options = [
+        weigh(recipe, strategy, micro_batch, machine)
+        for micro_batch in micro_batches(recipe, machine.num_gpus, strategy.sequence_parallel)
+    ]
+    return next((option for option in options if option.fits), options[-1])
+
+
+def compare(recipe: Recipe, base: Strategy, machine: Machine) -> list[Option]:
+    """Every strategy with its largest micro-batch; `base` gives buckets and thresholds."""
+    return [best_micro_batch(recipe, s, machine) for s in strategies(base)]
+
+
+def strategies(base: Strategy) -> Iterator[Strategy]:
+    """Stages 0-3 without and with recomputation, then the offloads."""
+    here = dataclasses.replace(base, offload_optimizer=False, offload_parameters=False)
+    every = base.recompute or 1
+    for recompute in (0, every):
+        for stage in range(4):
+            yield dataclasses.replace(here, stage=stage, recompute=recompute)
+    yield dataclasses.replace(here, stage=2, recompute=every, offload_optimizer=True)
+    yield dataclasses.replace(
+        here, stage=3, recompute=every, offload_optimizer=True, offload_parameters=True
+    )
+
+
+def recommend(options: Sequence[Option]) -> Option | None:
+    """The fastest that fits, or the simplest that is not slower by more than `WORTH_IT`.
+
+    Simple is no recomputation, then the lower stage: what a higher one saves in bytes it pays in
+    many small collectives, which are not predicted. Offloading only where nothing else fits.
+    """
+    fitting = [option for option in options if option.fits]
+    if not fitting:
+        return None
+    least = min(map(_drawbacks, fitting))
+    rivals = [option for option in fitting if _drawbacks(option) == least]
+    fastest = min(map(_seconds, rivals))
+    close = [option for option in rivals if _seconds(option) <= WORTH_IT * fastest]
+    return min(close, key=lambda option: (option.strategy.recompute > 0, option.strategy.stage))
+
+
+def _drawbacks(option: Option) -> tuple[bool, bool]:
+    small = option.micro_batch < SMALL_MICRO_BATCH and option.accumulation > 1
+    return option.strategy.offloads, small
+
+
+def _seconds(option: Option) -> float:
+    return option.compute_s + option.communication_s
+
+
+@dataclass(frozen=True)
+class Scale:
+    """One row of the scaling table.
+
+    `num_streams` is what data.num_streams must be for it. `option` is None where nothing fits, or
+    where the batch cannot be dealt: then `refused` says why.
+    """
+
+    num_gpus: int
+    num_streams: int
+    option: Option | None
+    refused: str | None = None
+
+
+def scaling(recipe: Recipe, base: Strategy, machine: Machine, counts: Sequence[int]) -> list[Scale]:
+    """The recommendation at each number of GPUs, the total batch and the schedule the same."""
+    return [_scale(recipe, base, dataclasses.replace(machine, num_gpus=n)) for n in counts]
+
+
+def _scale(recipe: Recipe, base: Strategy, machine: Machine) -> Scale:
+    # Streams are free to choose before a run starts; the batch is mathematics.
+    data_ranks = max(1, machine.num_gpus // base.sequence_parallel)
+    streams = math.lcm(recipe.data.num_streams, data_ranks)
+    data = recipe.data.model_copy(update={"num_streams": streams})
+    dealt = recipe.model_copy(update={"data": data})
+    try:
+        options = compare(dealt, base, machine)
+    except UserError as error:
+        return Scale(machine.num_gpus, streams, None, str(error))
+    return Scale(machine.num_gpus, streams, recommend(options))
+
+
+def possible_gpu_counts(recipe: Recipe, largest: int, sequence_parallel: int = 1) -> list[int]:
+    """Numbers of GPUs up to `largest` that the batch and data.num_streams can be dealt to."""
+    videos = recipe.train.total_batch // recipe.data.repeats
+    common = math.gcd(recipe.data.num_streams, videos)
+    groups = range(1, largest // sequence_parallel + 1)
+    return [n * sequence_parallel for n in groups if common % n == 0]

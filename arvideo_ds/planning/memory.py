@@ -1,0 +1,395 @@
+"""What a step holds in memory, from the recipe alone: model states under ZeRO, and activations.
+
+Model states follow what DeepSpeed 0.19 allocates, which is neither the ZeRO paper's table nor
+DeepSpeed's own estimators: a test measures them on live tensors (docs/planning.md). All numbers
+are bytes of one rank. Activations are counted tensor by tensor, as autograd keeps them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from arvideo_ds.config.schema import FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO
+from arvideo_ds.planning.cost import parameter_sizes
+
+FP32 = 4
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+# AdamW under ZeRO or half precision: a master copy and two moments in fp32.
+_ADAMW = 3 * FP32
+# Plain data parallel flattens so many gradients into one all-reduce.
+_ALL_REDUCE_ELEMENTS = 500_000_000
+# Mean and deviation of a token, and its row of the softmax in each head, stay in fp32.
+_NORM_STATISTICS, _SOFTMAX_ROW = 2 * FP32, FP32
+# Bytes of the loss' temporaries for each predicted value: its pixel, and in fp32 the prediction
+# and what the target is normalised with.
+_LOSS_TEMPORARIES = 1 + 3 * FP32
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """What of a DeepSpeed JSON decides memory and communication; defaults are DeepSpeed's.
+
+    `recompute` = k: every k-th transformer layer is recomputed in the backward pass; 0 none.
+    `sequence_parallel` = S: groups of S ranks share the encoder's tokens of their clips.
+    Sizes of buckets and thresholds count elements.
+    """
+
+    stage: int = 0
+    recompute: int = 0
+    sequence_parallel: int = 1
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    overlap_comm: bool = False
+    reduce_bucket: int = 500_000_000
+    prefetch_bucket: int = 50_000_000
+    persistence_threshold: int = 100_000
+    max_live: int = 1_000_000_000
+    max_reuse_distance: int = 1_000_000_000
+    sub_group: int = 1_000_000_000
+
+    @property
+    def offloads(self) -> bool:
+        return self.offload_optimizer or self.offload_parameters
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> Strategy:
+        """Read DeepSpeed's configuration: a JSON file's tree, or the resolved dict."""
+        zero = tree.get("zero_optimization", {})
+        stage = int(zero.get("stage", 0))
+        overlap = zero.get("overlap_comm")
+        found = {
+            "reduce_bucket": zero.get("reduce_bucket_size"),
+            "prefetch_bucket": zero.get("stage3_prefetch_bucket_size"),
+            "persistence_threshold": zero.get("stage3_param_persistence_threshold"),
+            "max_live": zero.get("stage3_max_live_parameters"),
+            "max_reuse_distance": zero.get("stage3_max_reuse_distance"),
+            "sub_group": zero.get("sub_group_size"),
+        }
+        return cls(
+            stage=stage,
+            recompute=_recomputed(tree),
+            sequence_parallel=int(tree.get("sequence_parallel_size", 1)),
+            offload_optimizer=_offloads(zero, "offload_optimizer"),
+            offload_parameters=_offloads(zero, "offload_param"),
+            overlap_comm=stage == 3 if overlap is None else bool(overlap),
+            **{name: int(value) for name, value in found.items() if value is not None},
+        )
+
+
+def _recomputed(tree: Mapping[str, Any]) -> int:
+    """Every how many layers one is recomputed; 0: none."""
+    section = tree.get("activation_checkpointing")
+    return 0 if section is None else int(section.get("every", 1))
+
+
+def _offloads(zero: Mapping[str, Any], key: str) -> bool:
+    return (zero.get(key) or {}).get("device", "none") != "none"
+
+
+@dataclass(frozen=True)
+class ModelStates:
+    """Bytes of one rank's GPU, and of the host memory that offloading takes.
+
+    parameters   the weights that forward and backward use (ZeRO-3: this rank's part)
+    optimizer    fp32 master weights, where there is a second copy, and AdamW's moments
+    gradients    when the backward pass has ended
+    held         gradients that accumulation keeps through a forward pass
+    gathered     ZeRO-3: weights of other ranks that wait for their backward pass
+    bucket       communication buffer while the backward pass runs
+    bucket_copy  flat copy of gradients that a collective makes beside it
+    update       gradients in fp32 and others while AdamW runs
+    cast         ZeRO: flat gradients in half precision, just before, while they become fp32
+    """
+
+    parameters: int
+    optimizer: int
+    gradients: int
+    held: int
+    gathered: int
+    bucket: int
+    bucket_copy: int
+    update: int
+    cast: int = 0
+    host: int = 0
+
+    @property
+    def rest(self) -> int:
+        """What stays between steps."""
+        return self.parameters + self.optimizer
+
+
+def model_states(
+    recipe: Recipe, strategy: Strategy, *, world_size: int, accumulation: int = 1
+) -> ModelStates:
+    """Bytes of parameters, gradients and optimiser; ranks differ by less than a weight's part."""
+    encoder, decoder = parameter_sizes(recipe)
+    sizes, element = encoder + decoder, BYTES[recipe.train.precision]
+    if strategy.stage == 0:
+        states = _data_parallel(sum(sizes), element, world_size)
+    elif strategy.stage == 3:
+        return _zero_3(sizes, element, strategy, world_size)
+    else:
+        states = _zero_1_2(sum(sizes), element, strategy, world_size, accumulation)
+    return states if accumulation > 1 else dataclasses.replace(states, held=0)
+
+
+def _data_parallel(total: int, element: int, world_size: int) -> ModelStates:
+    """Stage 0. fp32 needs no second copy; half precision turns all gradients into fp32 at once."""
+    half = element < FP32
+    reduced = 0 if world_size == 1 else min(total, _ALL_REDUCE_ELEMENTS)
+    return ModelStates(
+        parameters=element * total,
+        optimizer=(_ADAMW if half else _ADAMW - FP32) * total,
+        gradients=element * total,
+        held=element * total,
+        gathered=0,
+        bucket=0,
+        bucket_copy=element * reduced,
+        update=(element + FP32 if half else element) * total,
+    )
+
+
+def _zero_1_2(
+    total: int, element: int, strategy: Strategy, world_size: int, accumulation: int
+) -> ModelStates:
+    """Stages 1 and 2: a flat buffer of all weights, and a partition of masters, fp32 runs too.
+
+    Stage 1 keeps all gradients until the end of the last backward pass, stage 2 its own. These
+    lie in one buffer for both parameter groups, so AdamW's fp32 copy stands beside it.
+    """
+    part = math.ceil(total / world_size)
+    buffers = 2 if strategy.overlap_comm else 1
+    offload = strategy.offload_optimizer
+    held = total if strategy.stage == 1 else part
+    host = (_ADAMW + FP32 + element) * part if offload else 0
+    return ModelStates(
+        parameters=element * total,
+        optimizer=0 if offload else _ADAMW * part,
+        gradients=0 if offload else element * part,
+        held=0 if offload else element * held,
+        gathered=0,
+        bucket=element * buffers * strategy.reduce_bucket,
+        bucket_copy=element * min(strategy.reduce_bucket, total),
+        update=0 if offload else (element + FP32) * part,
+        cast=0 if offload or element == FP32 else element * part,
+        host=host + (element * part if offload and accumulation > 1 else 0),
+    )
+
+
+def _zero_3(sizes: list[int], element: int, strategy: Strategy, world_size: int) -> ModelStates:
+    """Stage 3: each weight cut into parts; small ones stay whole beside their part."""
+    part = sum(math.ceil(size / world_size) for size in sizes)
+    # A single rank has everything on its GPU and copies nothing.
+    copies = 0 if world_size == 1 and not strategy.offload_parameters else 1
+    persistent = copies * sum(size for size in sizes if size <= strategy.persistence_threshold)
+    optimizer_here = 0 if strategy.offload_optimizer else 1
+    parameters_here = 0 if strategy.offload_parameters else 1
+    return ModelStates(
+        parameters=element * (parameters_here * part + persistent),
+        optimizer=optimizer_here * _ADAMW * part,
+        gradients=optimizer_here * element * part,
+        held=optimizer_here * element * part,
+        gathered=element * (copies * kept_gathered(sizes, strategy) - persistent),
+        bucket=element * strategy.reduce_bucket,
+        bucket_copy=element * min(strategy.reduce_bucket, sum(sizes))
+        + copies * element * min(strategy.prefetch_bucket, sum(sizes)),
+        update=optimizer_here * (element * part + FP32 * min(part, strategy.sub_group)),
+        cast=0 if element == FP32 else optimizer_here * element * min(part, strategy.sub_group),
+        host=(1 - optimizer_here) * (_ADAMW + FP32 + element) * part
+        + (1 - parameters_here) * element * part,
+    )
+
+
+def kept_gathered(sizes: list[int], strategy: Strategy) -> int:
+    """Elements that ZeRO-3 does not release between their forward and their backward pass.
+
+    A weight is used again after all that follow it, forward and backward: those with less than
+    half the reuse distance behind them stay. And DeepSpeed prefetches a bucket at every module, so
+    it runs ahead of the computation until the live limit; what it has run past is not released.
+    """
+    persistent = sum(size for size in sizes if size <= strategy.persistence_threshold)
+    ahead = strategy.max_live if strategy.prefetch_bucket else 0
+    return max(persistent, min(sum(sizes), max(strategy.max_reuse_distance // 2, ahead)))
+
+
+@dataclass(frozen=True)
+class Activations:
+    """Bytes that a micro-batch keeps for its backward pass, the most beside them, its clips."""
+
+    saved: int
+    workspace: int
+    clips: int
+
+
+def activations(
+    recipe: Recipe, micro_batch: int, *, recompute: int = 0, sequence_parallel: int = 1
+) -> Activations:
+    """Activations of one forward pass on one rank; keywords as in `Strategy`.
+
+    Attention is PyTorch's fused one: no matrix of weights is kept, but the boolean mask becomes
+    a matrix of the run's precision, one for each layer and call, whatever the batch. Sequence
+    parallelism leaves a rank its share of the encoder's tokens; the rest is as on one rank.
+    """
+    size, values, element = recipe.size, recipe.geometry.cube_values, _element(recipe)
+    own = micro_batch * math.ceil(recipe.counts.encoded / sequence_parallel)
+    block = _encoder_block(recipe, own, exchanged=sequence_parallel > 1)
+    blocks = _layers(size.depth, block, element * own * size.width, recompute)
+    pixels = micro_batch * recipe.geometry.num_tokens * values  # uint8
+    if isinstance(recipe, PretrainRecipe):
+        rest, layer, beside = _of_decoder(recipe, micro_batch, own, recompute)
+        # The clips cut into cubes are a second copy while the loss is made.
+        beside += pixels
+    else:
+        rest, layer = _of_pooling(recipe, own), 0
+        # The backward pass begins in the last block, when what the pooling kept is gone: gradients
+        # of its MLP's hidden layer and of its output.
+        begun = element * own * (size.mlp + size.width) - rest
+        beside = max(_clips_beside(recipe, pixels), begun)
+    return Activations(
+        saved=element * own * values + blocks + rest,
+        workspace=max(beside, max(block, layer) if recompute else 0),
+        clips=pixels,
+    )
+
+
+def _of_decoder(
+    recipe: PretrainRecipe, micro_batch: int, own: int, recompute: int
+) -> tuple[int, int, int]:
+    """What is kept from the encoder's last norm to the loss, one layer of it, and the loss' own."""
+    size, element, counts = recipe.size, _element(recipe), recipe.counts
+    width, depth, _ = recipe.decoder_shape
+    tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
+    queries = micro_batch * counts.predicted
+    layer = _decoder_layer(recipe, tokens, rows)
+    encoded = own * (element * size.width + _NORM_STATISTICS)
+    encoded += tokens * element * (size.width + width)
+    head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * recipe.target_values)
+    kept = encoded + _layers(depth, layer, element * rows * width, recompute) + head
+    return kept, layer, _LOSS_TEMPORARIES * queries * recipe.target_values
+
+
+def _of_pooling(recipe: Recipe, own: int) -> int:
+    """The mean keeps nothing; class attention the tokens before and after a norm, keys, values."""
+    if recipe.pooling != "attention":
+        return 0
+    return own * (_element(recipe) * 4 * recipe.size.width + _NORM_STATISTICS)
+
+
+def _clips_beside(recipe: Recipe, pixels: int) -> int:
+    """Copies of the clips through a forward pass: cut into cubes, and where they are mixed fp32."""
+    mixed = isinstance(recipe, FinetuneRecipe) and recipe.finetune.mixes
+    return (2 * FP32 if mixed else 1) * pixels
+
+
+def _layers(depth: int, full: int, inputs: int, recompute: int) -> int:
+    """Bytes of a stack in which every `recompute`-th layer keeps its inputs alone."""
+    recomputed = math.ceil(depth / recompute) if recompute else 0
+    return recomputed * inputs + (depth - recomputed) * full
+
+
+def _element(recipe: Recipe) -> int:
+    return BYTES[recipe.train.precision]
+
+
+def _encoder_block(recipe: Recipe, tokens: int, *, exchanged: bool) -> int:
+    """`exchanged`: attention's output is there by heads, and again by tokens."""
+    size, encoded = recipe.size, recipe.counts.encoded
+    return (
+        _attended(recipe, tokens, size.width, size.heads, own_keys=True)
+        + (_element(recipe) * tokens * size.width if exchanged else 0)
+        + _mask(recipe, encoded, encoded)
+        + _mlp(recipe, tokens, size.width, size.mlp)
+    )
+
+
+def _decoder_layer(recipe: PretrainRecipe, tokens: int, rows: int) -> int:
+    width, _, heads = recipe.decoder_shape
+    counts = recipe.counts
+    kept = _mlp(recipe, rows, width, DECODER_MLP_RATIO * width)
+    if recipe.objective.crosses:
+        keys_values = _element(recipe) * 2 * tokens * width
+        kept += _attended(recipe, rows, width, heads, own_keys=False) + keys_values
+        kept += _mask(recipe, counts.decoded, counts.encoded)
+    if recipe.decoder.self_attention or not recipe.objective.crosses:
+        kept += _attended(recipe, rows, width, heads, own_keys=True)
+        kept += _mask(recipe, counts.decoded, counts.decoded)
+    return kept
+
+
+def _mask(recipe: Recipe, queries: int, keys: int) -> int:
+    """The mask of steps in the run's precision; without steps there is none."""
+    steps = isinstance(recipe, PretrainRecipe) and recipe.objective.crosses
+    return _element(recipe) * queries * keys if steps else 0
+
+
+def _attended(recipe: Recipe, rows: int, width: int, heads: int, *, own_keys: bool) -> int:
+    """Norm and attention: input, normalised, queries, output [, keys, values]."""
+    tensors = 6 if own_keys else 4
+    return rows * (_element(recipe) * tensors * width + _NORM_STATISTICS + heads * _SOFTMAX_ROW)
+
+
+def _mlp(recipe: Recipe, rows: int, width: int, hidden: int) -> int:
+    """Norm and MLP: input, normalised, before and after the activation function."""
+    return rows * (_element(recipe) * (2 * width + 2 * hidden) + _NORM_STATISTICS)
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Most memory of a step, by the instant at which it may be reached; bytes on the GPU."""
+
+    states: ModelStates
+    activations: Activations
+    start: int
+    forward: int
+    backward: int
+    update: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.start, self.forward, self.backward, self.update)
+
+
+def footprint(
+    recipe: Recipe,
+    strategy: Strategy,
+    *,
+    world_size: int,
+    micro_batch: int,
+    accumulation: int,
+) -> Footprint:
+    """All of a step on one rank's GPU.
+
+    start: all weights come to the GPU and are laid out anew. forward: the backward pass begins,
+    all activations are there. backward: it ends, all gradients are there; between the two one
+    shrinks as the other grows. update: AdamW runs.
+    """
+    states = model_states(recipe, strategy, world_size=world_size, accumulation=accumulation)
+    kept = activations(
+        recipe,
+        micro_batch,
+        recompute=strategy.recompute,
+        sequence_parallel=strategy.sequence_parallel,
+    )
+    # ZeRO-3's bucket and gradients are there all the time.
+    always = states.rest + kept.clips + (states.bucket if strategy.stage == 3 else 0)
+    passing = states.bucket if strategy.stage < 3 else 0
+    weights = _element(recipe) * sum(map(sum, parameter_sizes(recipe)))
+    # Stage 1 reduces its gradients only when all are there.
+    ended = 0 if strategy.offload_optimizer else weights
+    gradients = ended if strategy.stage == 1 else states.gradients
+    # Stage 2 makes the room of its gradients whole when it reduces the first bucket.
+    begun = states.gradients if strategy.stage == 2 else 0
+    beside = max(kept.workspace, begun)
+    return Footprint(
+        states=states,
+        activations=kept,
+        start=weights + (states.parameters if strategy.stage else 0),
+        forward=always + states.held + states.gathered + passing + kept.saved + beside,
+        backward=always + gradients + passing + states.bucket_copy,
+        update=always + states.update + states.cast,
+    )

@@ -1,0 +1,237 @@
+"""The run plan: every derived number of a run, computed once, here."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+from arvideo_ds.config.objectives import ArvideoSettings
+from arvideo_ds.config.schema import PretrainRecipe, Recipe, TokenizerRecipe
+from arvideo_ds.errors import UserError
+from arvideo_ds.planning.cost import cost_of
+
+# Videos per step that the recipe's learning rates are given for (linear scaling rule). Repeated
+# clips of a video do not count, as in VideoMAE's and VideoMAE V2's run_mae_pretraining.py and
+# run_class_finetuning.py, which scale lr, min_lr and warmup_lr alike.
+BASE_VIDEOS = 256
+_SHARE_OF_WRONG_COUNT = 0.05
+_SHARE_OF_WRONG_RATIO = 0.03
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """Batch arithmetic, schedule and cost of one run on `world_size` ranks.
+
+    Batches are clips; `videos_per_step` = `total_batch` / repeats. `steps` are optimiser steps.
+    `sequence_parallel` consecutive ranks load the same clips and share their tokens; the batch is
+    dealt to these groups, `data_ranks` of them.
+    """
+
+    world_size: int
+    sequence_parallel: int
+    num_videos: int
+    num_videos_from: str
+    total_batch: int
+    micro_batch: int
+    accumulation: int
+    repeats: int
+    videos_per_step: int
+    steps: int
+    warmup_steps: int
+    epochs: float
+    lr: float
+    warmup_lr: float
+    min_lr: float
+    clip_shape: tuple[int, int, int]
+    token_grid: tuple[int, int, int]
+    num_tokens: int
+    num_clusters: int
+    cluster_size: int
+    encoder_tokens: int
+    decoder_queries: int
+    # Share of the tokens that the encoder could see and that are dropped; None of other objectives.
+    dropped_share: float | None
+    parameters_encoder: int
+    parameters_decoder: int
+    gflops_forward_per_clip: float
+
+    @property
+    def data_ranks(self) -> int:
+        return self.world_size // self.sequence_parallel
+
+    def data_rank(self, rank: int) -> int:
+        """Which of the `data_ranks` shares of the clips a rank loads."""
+        return rank // self.sequence_parallel
+
+    def as_dict(self) -> dict[str, object]:
+        return dataclasses.asdict(self)
+
+
+def make_plan(
+    recipe: Recipe,
+    *,
+    world_size: int,
+    num_videos: int | None = None,
+    sequence_parallel: int = 1,
+) -> RunPlan:
+    """Solve batch, accumulation, steps and learning rate for a number of ranks.
+
+    `num_videos` is the manifest's count; without it the recipe's `data.num_videos` stands in.
+    Errors: `UserError` when the batch or the streams cannot be dealt evenly to the ranks, or tokens
+    and heads not to the `sequence_parallel` ranks of a group.
+    """
+    _check_groups(recipe, world_size, sequence_parallel)
+    data_ranks = world_size // sequence_parallel
+    # How errors call whom the clips are dealt to.
+    who = "ranks" if sequence_parallel == 1 else f"groups of {sequence_parallel} ranks"
+    _check_streams(recipe, data_ranks, who)
+    micro_batch, accumulation = _solve_batch(recipe, data_ranks, who)
+    count, count_from = _count_videos(recipe, num_videos)
+    train, optim, geometry = recipe.train, recipe.optim, recipe.geometry
+    videos_per_step = train.total_batch // recipe.data.repeats
+    if train.max_steps is not None:
+        steps = train.max_steps
+    else:
+        steps = max(1, round((train.epochs or 0) * count / videos_per_step))
+    if optim.warmup_steps is not None:
+        warmup_steps = optim.warmup_steps
+    else:
+        warmup_steps = round(optim.warmup_epochs * count / videos_per_step)
+    scale = videos_per_step / BASE_VIDEOS
+    cost = cost_of(recipe)
+    return RunPlan(
+        world_size=world_size,
+        sequence_parallel=sequence_parallel,
+        num_videos=count,
+        num_videos_from=count_from,
+        total_batch=train.total_batch,
+        micro_batch=micro_batch,
+        accumulation=accumulation,
+        repeats=recipe.data.repeats,
+        videos_per_step=videos_per_step,
+        steps=steps,
+        warmup_steps=warmup_steps,
+        epochs=round(steps * videos_per_step / count, 3),
+        lr=optim.base_lr * scale,
+        warmup_lr=optim.warmup_lr * scale,
+        min_lr=optim.min_lr * scale,
+        clip_shape=geometry.clip,
+        token_grid=geometry.grid,
+        num_tokens=geometry.num_tokens,
+        num_clusters=geometry.num_clusters,
+        cluster_size=geometry.cluster_size,
+        encoder_tokens=recipe.counts.encoded,
+        decoder_queries=recipe.counts.predicted,
+        dropped_share=dropped_share(recipe),
+        parameters_encoder=cost.parameters_encoder,
+        parameters_decoder=cost.parameters_decoder,
+        gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
+    )
+
+
+def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
+    """What is allowed and hardly meant, for people."""
+    found = []
+    if plan.warmup_steps >= plan.steps:
+        found.append("the warm-up is longer than the run; set optim.warmup_steps.")
+    if plan.videos_per_step > plan.num_videos:
+        found.append(
+            f"a step takes {plan.videos_per_step} videos, and there are {plan.num_videos}: the "
+            f"run has {plan.steps} steps in all. Lower train.total_batch, or set train.max_steps."
+        )
+    objective = _arvideo(recipe)
+    if objective is not None and plan.dropped_share is not None:
+        requested = objective.drop_ratio
+        if abs(plan.dropped_share - requested) > _SHARE_OF_WRONG_RATIO:
+            found.append(
+                f"objective.drop_ratio={requested:g} drops {plan.dropped_share:.1%} of the tokens: "
+                f"of each cluster of {plan.cluster_size} token(s) a whole number stays, at least "
+                "one. objective.drop=clusters drops whole clusters instead."
+            )
+    expected = recipe.data.num_videos
+    if expected and abs(plan.num_videos - expected) > _SHARE_OF_WRONG_COUNT * expected:
+        found.append(f"the recipe expects {expected} videos, the shards hold {plan.num_videos}.")
+    return found
+
+
+def dropped_share(recipe: Recipe) -> float | None:
+    """Share of the tokens that ARVideo's encoder could see and that are dropped.
+
+    Whole tokens are counted, so it may differ from objective.drop_ratio. None for other objectives.
+    """
+    objective = _arvideo(recipe)
+    if objective is None:
+        return None
+    return round(objective.effective_drop_ratio(recipe.geometry), 4)
+
+
+def _arvideo(recipe: Recipe) -> ArvideoSettings | None:
+    objective = recipe.objective if isinstance(recipe, PretrainRecipe) else None
+    return objective if isinstance(objective, ArvideoSettings) else None
+
+
+def _check_groups(recipe: Recipe, world_size: int, sequence_parallel: int) -> None:
+    if sequence_parallel == 1:
+        return
+    if isinstance(recipe, TokenizerRecipe):
+        raise UserError(
+            f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON shares a "
+            "transformer's tokens, and the tokenizer is none. Use another JSON."
+        )
+    if world_size % sequence_parallel:
+        raise UserError(
+            f"{world_size} rank(s) are no whole groups of sequence_parallel_size="
+            f"{sequence_parallel} (DeepSpeed JSON). Use a multiple of {sequence_parallel} ranks, "
+            "or a size that divides their number."
+        )
+    heads = recipe.size.heads
+    if heads % sequence_parallel:
+        raise UserError(
+            f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON deals attention's "
+            f"heads to the ranks of a group, and model.size={recipe.model.size} has {heads}. Use "
+            f"one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}."
+        )
+
+
+def _check_streams(recipe: Recipe, data_ranks: int, who: str) -> None:
+    streams = recipe.data.num_streams
+    if streams % data_ranks:
+        larger = math.lcm(streams, data_ranks)
+        raise UserError(
+            f"{data_ranks} {who} cannot share data.num_streams={streams} evenly. Use a number of "
+            f"{who} that divides {streams}, or start the run with data.num_streams={larger} "
+            "(it fixes the order of the samples, so it stays for the whole run)."
+        )
+
+
+def _solve_batch(recipe: Recipe, data_ranks: int, who: str) -> tuple[int, int]:
+    """The largest micro-batch up to train.micro_batch that deals out the total batch exactly."""
+    total, limit, repeats = recipe.train.total_batch, recipe.train.micro_batch, recipe.data.repeats
+    if total % (data_ranks * repeats):
+        step = data_ranks * repeats
+        below, above = total // step * step, -(-total // step) * step
+        near = " or ".join(str(n) for n in (below, above) if n)
+        raise UserError(
+            f"train.total_batch={total} cannot be dealt to {data_ranks} {who} x data.repeats="
+            f"{repeats}. Use {near}, or another number of {who}."
+        )
+    per_rank = total // data_ranks
+    fits = [m for m in range(repeats, min(limit, per_rank) + 1, repeats) if per_rank % m == 0]
+    if not fits:
+        raise UserError(
+            f"train.micro_batch={limit} is smaller than data.repeats={repeats}: the clips of one "
+            "video stay in one micro-batch. Raise train.micro_batch or lower data.repeats."
+        )
+    return fits[-1], per_rank // fits[-1]
+
+
+def _count_videos(recipe: Recipe, num_videos: int | None) -> tuple[int, str]:
+    if num_videos is not None:
+        return num_videos, "manifest"
+    if recipe.data.num_videos is not None:
+        return recipe.data.num_videos, "data.num_videos"
+    raise UserError(
+        "the number of videos is unknown: there are no shards yet and the recipe has no "
+        "data.num_videos. Make the shards (data_tools/make_shards.py) or give the count."
+    )

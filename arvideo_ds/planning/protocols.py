@@ -1,0 +1,205 @@
+"""Published numbers beside those of the recipes: read, compared, written as one page.
+
+docs/protocols.yaml holds what papers and official scripts say, docs/protocols.md is the page that
+scripts/protocols.py makes of it. A recipe may differ from a published number where the file gives
+both values and a reason. Every recipe is either in a section or listed as one of our own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from arvideo_ds.config.load import load_recipe, parse, read_yaml, recipe_names
+from arvideo_ds.config.schema import PretrainRecipe, Recipe
+from arvideo_ds.config.settings import Settings
+from arvideo_ds.planning.plan import make_plan
+
+Values = dict[str, Any]
+
+
+class Claim(Settings):
+    """Numbers that one source gives for some recipes of a section (all of them by default).
+
+    `here` holds the keys whose value in the recipes differs on purpose, `because` says why.
+    """
+
+    recipes: tuple[str, ...] = ()
+    source: str
+    published: Annotated[Values, Field(min_length=1)]
+    here: Values = Field(default_factory=dict)
+    because: str = ""
+
+
+class Section(Settings):
+    title: str
+    text: str = ""
+    recipes: Annotated[tuple[str, ...], Field(min_length=1)]
+    claims: Annotated[tuple[Claim, ...], Field(min_length=1)]
+
+
+class Protocols(Settings):
+    """The whole file. `own`: recipes whose numbers nobody published."""
+
+    introduction: str
+    own: tuple[str, ...]
+    sections: Annotated[tuple[Section, ...], Field(min_length=1)]
+
+
+def read_protocols(path: Path) -> Protocols:
+    """Errors: `UserError` for a file that is missing, not YAML, or not of this form."""
+    return parse(Protocols, read_yaml(path), path.name)
+
+
+def numbers_of(name: str) -> Values:
+    """Every number of a recipe by dotted key; of derived ones the plan's name.
+
+    `decoder.width`, `depth` and `heads` are those that the model has, also where the size table
+    gives them. Tuples become lists, as YAML reads them.
+    """
+    recipe = load_recipe(name, [], Recipe)
+    sections = recipe.model_dump(mode="json", exclude={"task"})
+    numbers = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
+    if isinstance(recipe, PretrainRecipe):
+        keys = ("decoder.width", "decoder.depth", "decoder.heads")
+        numbers |= dict(zip(keys, recipe.decoder_shape, strict=True))
+    plan: Values = json.loads(json.dumps(make_plan(recipe, world_size=1).as_dict()))
+    return numbers | plan
+
+
+def all_numbers() -> dict[str, Values]:
+    """`numbers_of` every recipe that comes with the package."""
+    return {name: numbers_of(name) for name in recipe_names()}
+
+
+def deviations(protocols: Protocols, numbers: Mapping[str, Values]) -> list[str]:
+    """What is wrong, a sentence each: numbers, reasons, unknown names, recipes without a place."""
+    known = set(numbers)
+    listed = [name for section in protocols.sections for name in section.recipes]
+    named = {*listed, *protocols.own}
+    found = [f"there is no recipe {name}." for name in sorted(named - known)]
+    found += [
+        f"recipe {name} has no section of published numbers and is not listed under own."
+        for name in sorted(known - named)
+    ]
+    found += [
+        f"recipe {name} is in a section and under own; remove one."
+        for name in sorted(set(listed) & set(protocols.own))
+    ]
+    for section in protocols.sections:
+        for claim in section.claims:
+            found += _wrong_of(section, claim, numbers)
+    return found
+
+
+def _wrong_of(
+    section: Section, claim: Claim, numbers_by_name: Mapping[str, Values]
+) -> Iterable[str]:
+    where = f"section '{section.title}', {claim.source}"
+    for name in claim.recipes:
+        if name not in section.recipes:
+            yield f"{where}: {name} is not a recipe of the section."
+    if bool(claim.here) != bool(claim.because):
+        yield f"{where}: a deviation needs both `here` and `because`."
+    for key, value in claim.here.items():
+        if key not in claim.published:
+            yield f"{where}: `here` gives {key}, `published` does not."
+        elif claim.published[key] == value:
+            yield f"{where}: {key} is {_word(value)} in both; remove it from `here`."
+    for name in claim.recipes or section.recipes:
+        numbers = numbers_by_name.get(name, {})
+        for key, published in claim.published.items() if numbers else ():
+            expected = claim.here.get(key, published)
+            if key not in numbers:
+                yield f"{where}: {name} has no {key}."
+            elif not _same(numbers[key], expected):
+                yield (
+                    f"{name}: {key} is {_word(numbers[key])}, but {claim.source} says "
+                    f"{_word(published)}"
+                    + (f" (here {_word(expected)}: {claim.because})" if key in claim.here else "")
+                    + ". Correct the recipe, or give `here` and `because` in docs/protocols.yaml."
+                )
+
+
+def _same(value: Any, expected: Any) -> bool:
+    """Equal as written: a rate that is a product may differ in its last digit."""
+    if isinstance(value, float) and isinstance(expected, int | float):
+        return abs(value - expected) <= 1e-12 * max(abs(value), abs(expected))
+    return bool(value == expected) and isinstance(value, bool) == isinstance(expected, bool)
+
+
+def page(protocols: Protocols, numbers: Mapping[str, Values]) -> str:
+    """docs/protocols.md."""
+    lines = [
+        "<!-- Written by scripts/protocols.py from docs/protocols.yaml; do not edit. -->",
+        "# Published numbers and ours",
+        "",
+        *protocols.introduction.strip().splitlines(),
+        "",
+    ]
+    for section in protocols.sections:
+        lines += [f"## {section.title}", "", f"Recipes: {_listed(section.recipes)}.", ""]
+        if section.text:
+            lines += [*section.text.strip().splitlines(), ""]
+        head = ["source", "recipes", "as published", "here otherwise"]
+        lines += _table(head, map(_row, section.claims))
+    lines += [
+        "## The schedule that follows",
+        "",
+        "Effective rates, as the run's header prints them: the keys x videos per step / 256.",
+        "",
+    ]
+    head = ["recipes", "videos", "clips per step", "lr", "from", "down to", "epochs", "warm-up"]
+    lines += _table(head, _schedules(protocols, numbers))
+    lines += ["## Our own", "", f"Nobody published numbers for {_listed(protocols.own)}.", ""]
+    return "\n".join(lines)
+
+
+def _row(claim: Claim) -> list[str]:
+    same = {k: v for k, v in claim.published.items() if k not in claim.here}
+    other = [
+        f"`{key}` **{_word(value)}** for {_word(claim.published[key])}"
+        for key, value in claim.here.items()
+    ]
+    reason = f"{', '.join(other)}: {claim.because}" if other else ""
+    return [claim.source, _listed(claim.recipes) or "all", _pairs(same), reason]
+
+
+def _schedules(protocols: Protocols, numbers: Mapping[str, Values]) -> Iterable[list[str]]:
+    """A row for all recipes of a section that have the same schedule."""
+    for section in protocols.sections:
+        rows: dict[tuple[str, ...], list[str]] = {}
+        for name in section.recipes:
+            rows.setdefault(_schedule(numbers[name]), []).append(name)
+        yield from ([_listed(names), *schedule] for schedule, names in rows.items())
+
+
+def _schedule(numbers: Values) -> tuple[str, ...]:
+    warmup = numbers["warmup_steps"] / numbers["steps"] * numbers["epochs"]
+    counts = (str(numbers[key]) for key in ("videos_per_step", "total_batch"))
+    rates = (f"{numbers[key]:.3g}" for key in ("lr", "warmup_lr", "min_lr"))
+    return (*counts, *rates, f"{numbers['epochs']:.4g}", f"{round(warmup, 1):g}")
+
+
+def _table(head: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
+    lines: list[Iterable[str]] = [head, ["---"] * len(head), *rows]
+    cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
+    return [*(f"| {line} |" for line in cells), ""]
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}` {_word(value)}" for key, value in values.items())
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(f"`{name}`" for name in names)

@@ -1,0 +1,126 @@
+"""Named choices of one kind (objectives, probes, readers, ...) and plugins that add some.
+
+A plugin is a Python file, or an importable module, that calls `register` while it is imported. The
+environment variable ARVIDEO_PLUGINS lists plugins, separated like the entries of PATH, so that
+ranks, data workers and Slurm jobs load the same ones. Recipes and run folders cannot name plugins:
+reading somebody else's run never runs their code.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import importlib
+import importlib.util
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Generic, TypeVar
+
+from arvideo_ds.errors import UserError
+
+PLUGINS = "ARVIDEO_PLUGINS"
+
+T = TypeVar("T")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """Entries by name, in the order of their registration.
+
+    kind: what an entry is, for errors. entries: objects, or "module:attribute" of objects that are
+    imported at first use, so that a table costs no import of torch.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T | str]) -> None:
+        self.kind = kind
+        self._entries: dict[str, T | str] = dict(entries)
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """Decorator that adds an entry. Errors: `UserError` where the name is taken."""
+
+        def add(entry: T) -> T:
+            if name in self._entries:
+                raise UserError(f"the {self.kind} '{name}' already exists; choose another name.")
+            self._entries[name] = entry
+            return entry
+
+        return add
+
+    def __getitem__(self, name: str) -> T:
+        """Errors: KeyError; see `choose`."""
+        load_plugins()
+        entry = self._entries[name]
+        if isinstance(entry, str):
+            module, _, attribute = entry.partition(":")
+            entry = self._entries[name] = getattr(importlib.import_module(module), attribute)
+        return entry  # type: ignore[return-value]
+
+    def __iter__(self) -> Iterator[str]:
+        load_plugins()
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def choose(self, name: str, *, key: str) -> T:
+        """The entry of this name. key: the setting or option that gave it, for errors.
+
+        Errors: `UserError` that lists the names.
+        """
+        try:
+            return self[name]
+        except KeyError:
+            close = difflib.get_close_matches(name, self, n=1)
+            hint = f" Did you mean '{close[0]}'?" if close else ""
+            raise UserError(
+                f"{key}={name} is not a known {self.kind}; expected one of {', '.join(self)}.{hint}"
+                f" A file that registers another one is loaded with {PLUGINS}=FILE."
+            ) from None
+
+
+def load_plugins() -> list[str]:
+    """Import what ARVIDEO_PLUGINS lists, each once per process; returns the list.
+
+    Errors: `UserError` for a plugin that does not exist or fails while it is imported.
+    """
+    plugins = [item for item in os.environ.get(PLUGINS, "").split(os.pathsep) if item]
+    for plugin in plugins:
+        _load(plugin)
+    return plugins
+
+
+def _load(plugin: str) -> None:
+    path = Path(plugin).absolute()
+    is_file = plugin.endswith(".py")
+    digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
+    name = f"arvideo_plugin_{path.stem}_{digest}" if is_file else plugin
+    if name in sys.modules:
+        return
+    if is_file and not path.is_file():
+        raise UserError(f"{PLUGINS}: there is no file {path}.")
+    try:
+        if is_file:
+            _import_file(name, path)
+        else:
+            importlib.import_module(name)
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{PLUGINS}: {plugin} cannot be imported ({type(error).__name__}: {error})."
+        ) from error
+
+
+def _import_file(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None, "the name ends in .py"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # before it runs: dataclasses and forked workers look it up
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module

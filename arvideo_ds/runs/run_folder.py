@@ -1,0 +1,281 @@
+"""The folder of a run: what it was, how it went, and that only one process writes there.
+
+<output>/
+  recipe.yaml        the whole recipe, overrides applied
+  run.json           plan, DeepSpeed configuration, versions, commit, manifest hash; the run that it
+                     continues (lineage.py), the loss of predicting the mean (baseline.py)
+  metrics.jsonl      one object a logged step
+  quarantine-rank-00003.jsonl   videos that did not decode on this rank
+  not_applied-rank-00003.jsonl  steps that were refused, with this rank's videos (guard.py)
+  heartbeats/        where each rank stands (heartbeat.py)
+  failures/          what ended each rank (failure.py)
+  checkpoints/       see engine/checkpoints.py
+  model.safetensors  fp32 weights of the finished run, all of the model
+  ema.safetensors    their moving average, where ema_decay asks for it
+  best.safetensors   the weights that validated best (fine-tuning, detection, tokenizer)
+  labels.json        names of the classes, by label set where there are heads (fine-tuning)
+  summary.json       the outcome
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
+from arvideo_ds.config.schema import RECIPES
+from arvideo_ds.errors import UserError
+from arvideo_ds.files.json_lines import append_json_lines, read_json_lines
+from arvideo_ds.files.locks import lock as lock  # noqa: PLC0414  re-exported for the commands
+from arvideo_ds.planning.plan import BASE_VIDEOS, RunPlan
+
+CHECKPOINTS = "checkpoints"
+METRICS = "metrics.jsonl"
+MODEL, EMA_MODEL, BEST_MODEL = "model.safetensors", "ema.safetensors", "best.safetensors"
+LABELS = "labels.json"
+# What --weights calls them, and why a run may not have them.
+WEIGHTS = {"best": BEST_MODEL, "last": MODEL, "ema": EMA_MODEL}
+_WHY_NONE = {
+    "best": "it is written where the run had evaluation.shards",
+    "last": "the run is not finished, or its weights were moved. Go on with the run first",
+    "ema": "it is written where the run had an ema_decay",
+}
+# A file for each rank: appends of several nodes to one file may tear each other's lines.
+QUARANTINE = "quarantine"
+RECIPE, FACTS = "recipe.yaml", "run.json"
+SUMMARY = "summary.json"
+# Of the plan: they decide the schedule, and follow from the recipe.
+_RATES = ("lr", "warmup_lr", "min_lr")
+# By what the folders of the project's commands are known.
+_MARKS = {
+    RECIPE: "a run",
+    "manifest.json": "shards",
+    "index.jsonl": "features",
+    "scores.json": "token scores",
+    "parity.json": "an export",
+}
+
+# Settings that may differ between a run and its continuation: beyond rounding, none of them
+# changes a number.
+_FREE = frozenset(
+    """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
+    data.max_skipped_share data.shards data.scores data.num_videos train.micro_batch train.log_every
+    train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s train.compile
+    optim.implementation evaluation.shards evaluation.every_epochs evaluation.views
+    evaluation.batch evaluation.annotations evaluation.detections evaluation.min_score
+    evaluation.excluded evaluation.action_list evaluation.short_side evaluation.extend
+    evaluation.person_score finetune.init_from finetune.num_classes
+    detect.init_from detect.annotations tokenizer.perceptual_network probe.train_shards
+    probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity wandb.group
+    wandb.tags""".split()
+)
+# Settings in which a run may differ from the one that it resumes (--resume), beside those: for how
+# long and how fast the same model is trained on, and by what it is judged.
+_FREE_OF_PARENT = ("train.epochs", "train.max_steps", "train.precision", "optim.", "probe.")
+# By task: what a run is called, and the script that tests one.
+_KINDS = {
+    "pretrain": ("a pretraining run", "probe"),
+    "finetune": ("a fine-tuned run", "evaluate"),
+    "detect": ("a detection run", "evaluate_detection"),
+    "tokenizer": ("a run of the tokenizer", "evaluate_tokenizer"),
+}
+# The recipes of runs whose model has a video encoder.
+WITH_ENCODER = (PretrainRecipe, FinetuneRecipe, DetectRecipe)
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
+    temporary = folder / (RECIPE + ".new")
+    temporary.write_text(text)
+    temporary.replace(folder / RECIPE)
+
+
+def require_own(folder: Path, mark: str) -> None:
+    """Refuse to write among another command's files. mark: the file that one's own are known by."""
+    for name, what in _MARKS.items():
+        if name != mark and (folder / name).is_file():
+            raise UserError(f"--output {folder} holds {what} ({name}); choose another folder.")
+
+
+def choose_weights(folder: Path, name: str | None = None) -> str:
+    """Which of `WEIGHTS` a run is used with: the one asked for, else best where there, else last.
+
+    Errors: `UserError` where the run does not have it.
+    """
+    name = name or ("best" if (folder / BEST_MODEL).is_file() else "last")
+    if not (folder / WEIGHTS[name]).is_file():
+        raise UserError(f"there is no {folder / WEIGHTS[name]}: {_WHY_NONE[name]}.")
+    return name
+
+
+def read_recipe(folder: Path, *kinds: type[AnyRecipe]) -> AnyRecipe:
+    """The recipe of a run of one of the kinds. Errors: `UserError` where it is none of them."""
+    path = folder / RECIPE
+    taken = [name for task, (name, _) in _KINDS.items() if issubclass(RECIPES[task], kinds)]
+    expected = "a run" if len(taken) == len(_KINDS) else " or ".join(taken)
+    if not path.is_file():
+        raise UserError(
+            f"expected {expected}, but {folder} has no {RECIPE}. Give the folder of a run; by "
+            "default runs are in runs/."
+        )
+    tree = read_yaml(path)
+    task = tree.get("task", "pretrain") if isinstance(tree, dict) else None
+    if task in RECIPES and not issubclass(RECIPES[task], kinds):
+        name, script = _KINDS[task]
+        raise UserError(
+            f"expected {expected}, but {folder} is {name}; such runs are tested with "
+            f"scripts/{script}.py."
+        )
+    # Of one of the kinds: mypy cannot follow.
+    return validate(tree, str(path), Recipe)  # type: ignore[return-value]
+
+
+def require_same_mathematics(folder: Path, recipe: Recipe) -> None:
+    """Refuse to go on with another recipe than the folder's, where that would change numbers."""
+    if not (folder / RECIPE).is_file():
+        return
+    changed = _changed(read_recipe(folder, Recipe), recipe)
+    if changed:
+        raise UserError(
+            f"{folder} holds a run with other settings ({_listed(changed)}). Go on with the "
+            "settings it was started with, or start another run with another --output."
+        )
+
+
+def require_resumable(parent: Path, recipe: Recipe) -> None:
+    """Refuse to go on from another run whose model, objective, clips or order were others.
+
+    Its weights would be read with other positions or targets, and its step would be another place
+    in the data. Errors: `UserError` that names both values.
+    """
+    changed = _changed(read_recipe(parent, type(recipe)), recipe)
+    changed = {k: v for k, v in changed.items() if not k.startswith(_FREE_OF_PARENT)}
+    if changed:
+        raise UserError(
+            f"--resume {parent}: that run had other settings ({_listed(changed)}), and "
+            "a resumed run keeps model, objective, clips, batch and order of its parent; length "
+            "(train.epochs, train.max_steps), optim.*, train.precision and probe.* may differ. "
+            "Give the parent's values. Pretraining on clips of another shape, or with another "
+            "model or objective, must start from scratch (without --resume); to fine-tune the "
+            f"parent's encoder on clips of another shape: scripts/finetune.py --init-from {parent}."
+        )
+
+
+def _changed(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """Settings that change numbers and differ, with both values."""
+    was, is_now = _flat(before), _flat(now)
+    return {
+        key: (was.get(key), value)
+        for key, value in is_now.items()
+        if key not in _FREE and was.get(key) != value
+    }
+
+
+def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
+    shown = [f"{key} was {was!r}, is {now!r}" for key, (was, now) in list(changed.items())[:5]]
+    more = [f"and {len(changed) - 5} more"] if len(changed) > 5 else []
+    return "; ".join(shown + more)
+
+
+def left_out(folder: Path) -> dict[str, str]:
+    """Keys of videos on which data workers hung or died in earlier starts, and which of the two."""
+    lines = read_of_ranks(folder, QUARANTINE)
+    return {
+        line["key"]: line["kind"]
+        for line in lines
+        if line.get("kind") in ("hang", "crash") and "key" in line
+    }
+
+
+def append_of_rank(folder: Path, name: str, rank: int, lines: Iterable[Mapping[str, Any]]) -> None:
+    """Append to this rank's own file."""
+    append_json_lines(folder / f"{name}-rank-{rank:05d}.jsonl", lines)
+
+
+def read_of_ranks(folder: Path, name: str) -> list[dict[str, Any]]:
+    """The lines of all ranks, also of the one file that runs had before."""
+    paths = [folder / f"{name}.jsonl", *sorted(folder.glob(f"{name}-rank-*.jsonl"))]
+    return [line for path in paths for line in read_json_lines(path)]
+
+
+def finite(value: Any) -> Any:
+    """The same facts with null for what is no number: JSON knows no infinity."""
+    if isinstance(value, Mapping):
+        return {key: finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write run.json."""
+    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+
+
+def read_facts(folder: Path) -> dict[str, Any]:
+    """What run.json says; nothing where there is none."""
+    path = folder / FACTS
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
+def read_summary(folder: Path) -> dict[str, Any]:
+    """summary.json. Errors: `UserError` where the run has none yet."""
+    path = folder / SUMMARY
+    if not path.is_file():
+        raise UserError(
+            f"there is no {path}: it is written when the run finishes or is interrupted. Continue "
+            "the run first."
+        )
+    return dict(json.loads(path.read_text()))
+
+
+def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Add facts to summary.json and return the whole."""
+    path = folder / SUMMARY
+    summary = json.loads(path.read_text()) if path.is_file() else {}
+    summary.update(facts)
+    temporary = path.with_name(path.name + ".new")
+    temporary.write_text(json.dumps(finite(summary), indent=1) + "\n")
+    temporary.replace(path)
+    return dict(summary)
+
+
+def has_checkpoints(folder: Path) -> bool:
+    """Whether the run has saved, be it sound or not (engine/checkpoints.py)."""
+    return any((folder / CHECKPOINTS).glob("step-*"))
+
+
+def read_metrics(folder: Path) -> list[dict[str, float]]:
+    """The logged steps; lines that a crash left torn are skipped (json_lines.py)."""
+    return [line for line in read_json_lines(folder / METRICS) if "step" in line]
+
+
+def require_same_rates(checkpoint: Path, before: Any, plan: RunPlan) -> None:
+    """Refuse to continue a checkpoint whose plan had other learning rates from the same recipe.
+
+    Version 0.1 first scaled base_lr by clips, and not warmup_lr and min_lr. Errors: `UserError`.
+    """
+    was = before if isinstance(before, Mapping) else {}
+    changed = [k for k in _RATES if k in was and not math.isclose(was[k], getattr(plan, k))]
+    if changed:
+        listed = ", ".join(f"{k} was {was[k]:.3g}, is {getattr(plan, k):.3g}" for k in changed)
+        keys = " ".join(
+            f"optim.{'base_lr' if k == 'lr' else k}={was[k] * BASE_VIDEOS / plan.videos_per_step:g}"
+            for k in changed
+        )
+        raise UserError(
+            f"checkpoint {checkpoint} was trained with other learning rates than this version "
+            f"computes from the same recipe ({listed}): rates are now given for {BASE_VIDEOS} "
+            f"videos per step. Start another run with the former rates (pretrain.py can go on from "
+            f"this one with --resume RUN --output NEW): {keys}."
+        )
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    sections = recipe.model_dump(mode="json", exclude={"task"})
+    flat = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
+    return {"task": recipe.task, **flat}

@@ -1,0 +1,64 @@
+"""Diving48: Diving48_V2_train.json or _test.json, Diving48_vocab.json, videos `<vid_name>.mp4`."""
+
+from __future__ import annotations
+
+from arvideo_ds.errors import UserError
+from arvideo_ds.shards.datasets.listing import (
+    BadRows,
+    Entry,
+    Listing,
+    Source,
+    VideoTree,
+    compare_count,
+    json_file,
+    missing,
+)
+from arvideo_ds.shards.manifest import Reject
+
+_CLASSES = 48
+
+
+def read_diving48(source: Source) -> Listing:
+    """Rows `{"vid_name", "label", "start_frame", "end_frame"}`; --labels is the vocabulary."""
+    path = source.need_annotations("Diving48_V2_train.json or Diving48_V2_test.json")
+    labels = _labels(source)
+    bad_rows = BadRows(path, skip=source.skip_bad_rows, unit="entry")
+    tree = VideoTree(source.videos)
+    entries: list[Entry] = []
+    rejects: list[Reject] = []
+    for number, row in enumerate(json_file(path, list), 1):
+        try:
+            name, label = _row(row, labels)
+            video = tree.find(name)
+            bad_rows.require_new(number, name)
+        except ValueError as error:
+            bad_rows.add(number, error)
+            continue
+        if video is None:
+            rejects.append(missing(name, number))
+        else:
+            entries.append(tree.entry(video, label))
+    rejects += bad_rows.finish()
+    notes = compare_count("classes", len(labels), _CLASSES)
+    return Listing(
+        tuple(entries), tuple(labels), tuple(rejects), tuple(notes), passed_over=tree.passed_over
+    )
+
+
+def _labels(source: Source) -> list[str]:
+    """Names such as 'Back 15som 05Twis FREE': the four parts of a vocabulary entry."""
+    if source.labels is None:
+        raise UserError("--dataset diving48 needs --labels Diving48_vocab.json.")
+    return [
+        " ".join(map(str, parts)) if isinstance(parts, list) else str(parts)
+        for parts in json_file(source.labels, list)
+    ]
+
+
+def _row(row: object, labels: list[str]) -> tuple[str, str]:
+    if not isinstance(row, dict) or not row.get("vid_name"):
+        raise ValueError("no object with a 'vid_name'")
+    number = row.get("label")
+    if not isinstance(number, int) or not 0 <= number < len(labels):
+        raise ValueError(f"label {number} is not in 0..{len(labels) - 1}")
+    return str(row["vid_name"]), labels[number]

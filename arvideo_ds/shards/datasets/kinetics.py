@@ -1,0 +1,157 @@
+"""Kinetics-400/600/700: the CSV of the release, files as CVDF or the crawlers leave them.
+
+Files are `<youtube id>_<start>_<end>.mp4` (six digits each) or `<youtube id>.mp4`, flat or in class
+folders. Ids are the first eleven characters: they may hold or begin with '-' and '_'. Clips that
+the archive lacks are normal and become rejects.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from arvideo_ds.errors import UserError
+from arvideo_ds.shards.datasets.listing import (
+    BadRows,
+    Entry,
+    Listing,
+    Source,
+    VideoTree,
+    class_names,
+    compare_count,
+    csv_rows,
+    missing,
+)
+from arvideo_ds.shards.manifest import Reject
+
+_ID = 11
+# Rows of the CSV files of CVDF's Kinetics-400; of the other sets only the classes are known here.
+_ROWS = {(400, "train"): 246_534, (400, "val"): 19_906, (400, "test"): 39_805}
+# What the releases call a split in their rows.
+_SPLIT_NAMES = {"val": ("val", "validate")}
+
+
+def read_kinetics(num_classes: int) -> Callable[[Source], Listing]:
+    """A reader of the set with so many classes."""
+
+    def read(source: Source) -> Listing:
+        path = source.need_annotations(
+            "the release's train.csv, val.csv or test.csv (label,youtube_id,time_start,time_end)"
+        )
+        bad_rows = BadRows(path, skip=source.skip_bad_rows)
+        clips = _Clips(source.videos, source.replacement)
+        entries: list[Entry] = []
+        rejects: list[Reject] = []
+        rows = 0
+        names: set[str | None] = set()
+        splits = _SPLIT_NAMES.get(source.split or "", (source.split,))
+        used: dict[Path, int] = {}
+        for line, row in csv_rows(path, ["youtube_id", "time_start", "time_end"], bad_rows):
+            if source.split and row.get("split", source.split) not in splits:
+                continue
+            rows += 1
+            names.add(row.get("label"))
+            try:
+                entry = clips.entry(row)
+            except ValueError as error:
+                bad_rows.add(line, error)
+                continue
+            if entry is None:
+                rejects.append(missing(_name(row), line))
+            elif entry.path in used:
+                message = f"line {line} names the file of line {used[entry.path]} again"
+                rejects.append(
+                    Reject(source_path=entry.source_path, reason="duplicate", message=message)
+                )
+            else:
+                used[entry.path] = line
+                entries.append(entry)
+        rejects += bad_rows.finish()
+        labels, notes = _labels(source, names - {""}, num_classes)
+        notes += compare_count(f"rows in {path.name}", rows, _ROWS.get((num_classes, path.stem)))
+        return Listing(
+            tuple(entries), labels, tuple(rejects), tuple(notes), passed_over=clips.passed_over
+        )
+
+    return read
+
+
+class _Clips:
+    """Files by youtube id and start second; those of `replacement` come first."""
+
+    def __init__(self, videos: Path, replacement: Path | None) -> None:
+        if replacement is not None and not replacement.is_dir():
+            raise UserError(f"--replacement {replacement} is no folder.")
+        self._videos = videos
+        self.passed_over = Counter[str]()
+        self._trees: list[tuple[VideoTree, dict[tuple[str, int | None], str]]] = []
+        for root in (replacement, videos):
+            if root is not None:
+                tree = VideoTree(root)
+                self.passed_over += tree.passed_over
+                # Sorted: which of two files of one clip is taken must not depend on the disk.
+                stems = {_file_key(stem): stem for stem in sorted(tree.stems())}
+                self._trees.append((tree, {key: stem for key, stem in stems.items() if key}))
+
+    def entry(self, row: dict[str, str]) -> Entry | None:
+        """The entry of a row, None where there is no file. Errors: `ValueError`, a bad row."""
+        youtube_id, start, end = row["youtube_id"], row["time_start"], row["time_end"]
+        if len(youtube_id) != _ID:
+            raise ValueError(f"youtube_id '{youtube_id}' has not {_ID} characters")
+        if not (_is_seconds(start) and _is_seconds(end) and float(start) < float(end)):
+            raise ValueError(f"time_start '{start}' and time_end '{end}' are no seconds in order")
+        label = row.get("label")
+        if label == "":
+            raise ValueError("label is empty")
+        path = self._find(youtube_id, int(float(start)), label)
+        if path is None:
+            return None
+        inside = path.is_relative_to(self._videos)
+        source_path = path.relative_to(self._videos).as_posix() if inside else path.name
+        return Entry(_name(row), path, source_path, label)
+
+    def _find(self, youtube_id: str, start: int, label: str | None) -> Path | None:
+        for tree, stems in self._trees:
+            for key in ((youtube_id, start), (youtube_id, None)):
+                if key in stems:
+                    return tree.find(stems[key], folder=label)
+        return None
+
+
+def _file_key(stem: str) -> tuple[str, int | None] | None:
+    match = re.fullmatch(r"(.{11})(?:_(\d{6})_\d{6})?", stem)
+    if match is None:
+        return None
+    return match[1], None if match[2] is None else int(match[2])
+
+
+def _name(row: dict[str, str]) -> str:
+    start, end = int(float(row["time_start"])), int(float(row["time_end"]))
+    return f"{row['youtube_id']}_{start:06d}_{end:06d}"
+
+
+def _is_seconds(text: str) -> bool:
+    return re.fullmatch(r"\d+(\.\d+)?", text) is not None
+
+
+def _labels(
+    source: Source, in_rows: set[str | None], num_classes: int
+) -> tuple[tuple[str, ...] | None, list[str]]:
+    """Class names in order, from --labels or, sorted, from the rows (whether or not clips exist).
+
+    Errors: `UserError` where --labels lacks a class of the rows.
+    """
+    if None in in_rows:
+        return None, []
+    found = sorted(str(name) for name in in_rows)
+    if source.labels is None:
+        if len(found) == num_classes:
+            return tuple(found), []
+        return tuple(found), [
+            f"the rows have {len(found)} of {num_classes} classes, numbered here by their sorted "
+            "names; give --labels FILE, a name a line, where other splits must agree"
+        ]
+    names = class_names(source.labels, found)
+    return names, compare_count(f"classes in {source.labels.name}", len(names), num_classes)

@@ -1,0 +1,77 @@
+"""UCF101: the folder ucfTrainTestlist, videos `<Class>/v_<Class>_g01_c01.avi` or flat."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+from arvideo_ds.errors import UserError
+from arvideo_ds.shards.datasets.listing import (
+    BadRows,
+    Entry,
+    Listing,
+    Source,
+    VideoTree,
+    compare_count,
+    missing,
+    text_lines,
+)
+from arvideo_ds.shards.manifest import Reject
+
+_CLASSES = 101
+_ROWS = {
+    "train1": 9537, "test1": 3783, "train2": 9586, "test2": 3734, "train3": 9624, "test3": 3696,
+}  # fmt: skip
+
+
+def read_ucf101(source: Source) -> Listing:
+    """`--split train1` reads trainlist01.txt; classInd.txt numbers the classes from 1."""
+    folder = source.need_annotations("the folder ucfTrainTestlist")
+    if source.split not in _ROWS:
+        raise UserError(f"--dataset ucf101 needs --split, one of {', '.join(_ROWS)}.")
+    path = folder / f"{source.split[:-1]}list0{source.split[-1]}.txt"
+    labels = _labels(folder / "classInd.txt")
+    bad_rows = BadRows(path, skip=source.skip_bad_rows)
+    tree = VideoTree(source.videos)
+    entries: list[Entry] = []
+    rejects: list[Reject] = []
+    rows = text_lines(path)
+    for line, text in rows:
+        try:
+            name, label = _row(text, labels)
+            video = tree.find(name.stem, folder=label)
+            bad_rows.require_new(line, name.stem)
+        except ValueError as error:
+            bad_rows.add(line, error)
+            continue
+        if video is None:
+            rejects.append(missing(str(name), line))
+        else:
+            entries.append(tree.entry(video, label))
+    rejects += bad_rows.finish()
+    notes = compare_count("classes", len(labels), _CLASSES)
+    notes += compare_count(f"rows in {path.name}", len(rows), _ROWS[source.split])
+    return Listing(
+        tuple(entries), tuple(labels), tuple(rejects), tuple(notes), passed_over=tree.passed_over
+    )
+
+
+def _labels(path: Path) -> list[str]:
+    labels: list[str] = []
+    for line, text in text_lines(path):
+        number, _, name = text.partition(" ")
+        if number != str(len(labels) + 1) or not name:
+            raise UserError(f"{path} line {line}: expected '{len(labels) + 1} <Class>'.")
+        labels.append(name)
+    return labels
+
+
+def _row(text: str, labels: list[str]) -> tuple[PurePosixPath, str]:
+    """Name and label of `Class/v_Class_g01_c01.avi [number]`; test lists have no number."""
+    match = re.fullmatch(r"([^/]+)/(\S+)(?: (\d+))?", text)
+    if match is None or match[1] not in labels:
+        raise ValueError(f"expected '<Class>/<name>.avi [number]', found '{text}'")
+    label, number = match[1], match[3]
+    if number is not None and int(number) != labels.index(label) + 1:
+        raise ValueError(f"number {number} is not that of class {label} in classInd.txt")
+    return PurePosixPath(Path(match[1], match[2]).as_posix()), label

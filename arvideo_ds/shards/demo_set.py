@@ -1,0 +1,58 @@
+"""The demo: videos in which the class is the motion and nothing else.
+
+Before a still background of blended colours, a shape of random form, colour and size drifts past
+the middle in one of eight directions. Form, colours and speed say nothing about the class. Real
+H.264 files, made into shards as any other folder of videos.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from arvideo_ds.shards.synthetic import (
+    Drift,
+    SyntheticSet,
+    background,
+    make_shards,
+)
+
+DIRECTIONS = (
+    "east", "north_east", "north", "north_west", "west", "south_west", "south", "south_east",
+)  # fmt: skip
+SIDE, FRAMES = 40, 12
+_DRIFT = Drift(speeds=(1.5, 2.4), radii=(5.0, 8.0), aside=5.0)
+
+
+def make_split(folder: Path, split: str, count: int) -> None:
+    """`count` videos in folder/videos/<split>/<direction>/, their shards in folder/<split>/."""
+    make_shards(DEMO, folder, split, count)
+
+
+def scene(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
+    """The frames of a video before they are encoded, and where its shape is: as `render_scene`."""
+    return render_scene(number % len(DIRECTIONS), DEMO.generator(split, number))
+
+
+def render(direction: int, generator: np.random.Generator) -> np.ndarray:
+    """One video, uint8, FRAMES x SIDE x SIDE x 3; y grows downwards, so north is up."""
+    return render_scene(direction, generator)[0]
+
+
+def render_scene(direction: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The frames as `render`, and how much of each pixel the shape covers: F x S x S x 1, 0..1."""
+    frames = np.repeat(background(generator, SIDE)[None], FRAMES, axis=0)
+    covers = _DRIFT.draw(frames, math.tau * direction / len(DIRECTIONS), generator)
+    return frames.round().astype(np.uint8), covers
+
+
+DEMO = SyntheticSet(
+    name="demo",
+    splits={"train": 2400, "test": 800},
+    classes=DIRECTIONS,
+    rate=Fraction(12),
+    draw=render,
+)

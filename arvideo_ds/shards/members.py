@@ -1,0 +1,137 @@
+"""The members of a shard as they lie in the tar, and the facts in its json members.
+
+Training needs neither: it reads videos by the index. Tools that check, show or rearrange shards do.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from arvideo_ds.errors import UserError
+from arvideo_ds.shards.manifest import IndexedSample
+from arvideo_ds.shards.video_files import read_at
+
+FACTS_SUFFIX = "json"
+NO_FACTS = "has no facts in the tar"
+
+
+class Member(NamedTuple):
+    """A member of a tar; `offset` and `bytes` are those of its content."""
+
+    name: str
+    offset: int
+    bytes: int
+    is_file: bool
+
+
+class Facts(BaseModel):
+    """What every json member says of its video; data sets add facts of their own."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    video_id: str
+    source_path: str
+    label: int | None
+    label_name: str | None
+    # Of each label set, where there are several: number and name.
+    labels_by_set: dict[str, int] | None = None
+    names_by_set: dict[str, str] | None = None
+    num_frames: int
+    fps: float
+    width: int
+    height: int
+    duration_s: float
+    codec: str
+    # Packets in which the decoder reported errors, of the file that the video was made from.
+    decoder_errors: int = 0
+    bytes: int
+    sha256: str
+
+
+class DamagedError(Exception):
+    """A shard that is not what its index says; `key` where it is one sample's fault."""
+
+    def __init__(self, key: str | None, message: str) -> None:
+        super().__init__(key, message)
+        self.key, self.message = key, message
+
+
+def read_members(path: Path) -> Iterator[Member]:
+    """The members in the order of the file, up to its end or to where it stops being a tar.
+
+    Errors: `DamagedError`, after what could be read, when it is no tar or ends within a member.
+    """
+    try:
+        # "r:" reads plain tars alone: offsets into a compressed one would lead nowhere.
+        with tarfile.open(path, "r:") as tar:
+            for t in tar:
+                yield Member(t.name, t.offset_data, t.size, t.isfile())
+    except (tarfile.TarError, OSError, ValueError) as error:
+        raise DamagedError(None, f"is no whole tar ({error})") from None
+
+
+def facts_members(members: Iterable[Member]) -> dict[str, Member]:
+    """Key -> its json member."""
+    suffix = "." + FACTS_SUFFIX
+    return {m.name.removesuffix(suffix): m for m in members if m.name.endswith(suffix)}
+
+
+def parse_facts(text: bytes, sample: IndexedSample) -> Facts:
+    """The facts of one sample, from its json member.
+
+    Errors: `DamagedError` when they are no facts, or of another video than the index says.
+    """
+    try:
+        facts = Facts.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the start"
+        raise DamagedError(sample.key, f"its facts are wrong at {where} ({first['msg']})") from None
+    for name in ("num_frames", "label", "labels_by_set", "bytes"):
+        said, indexed = getattr(facts, name), getattr(sample, name)
+        if said != indexed:
+            raise DamagedError(sample.key, f"its facts say {name} {said}, the index {indexed}")
+    return facts
+
+
+def read_facts(path: Path, samples: Sequence[IndexedSample]) -> list[Facts]:
+    """The facts of a shard's samples, in their order. Errors: as `located_facts`."""
+    return [facts for _, _, facts in located_facts(path, samples)]
+
+
+def located_facts(
+    path: Path, samples: Sequence[IndexedSample]
+) -> Iterator[tuple[IndexedSample, Member, Facts]]:
+    """Each sample of a shard with its json member and the facts in it.
+
+    Errors: `UserError` naming shard and key, where the shard is damaged.
+    """
+    try:
+        places = facts_members(read_members(path))
+        with path.open("rb") as file:
+            for sample in samples:
+                text = read_member(file, places, sample.key)
+                yield sample, places[sample.key], parse_facts(text, sample)
+    except DamagedError as error:
+        raise explained(path, error) from None
+
+
+def read_member(file: BinaryIO, places: dict[str, Member], key: str) -> bytes:
+    """The content of the key's member. Errors: `DamagedError` when there is none."""
+    if key not in places:
+        raise DamagedError(key, NO_FACTS)
+    return read_at(file.fileno(), places[key].bytes, places[key].offset)
+
+
+def explained(path: Path, error: DamagedError) -> UserError:
+    """The damage as words for people."""
+    where = f"{path}, {error.key}" if error.key else str(path)
+    return UserError(
+        f"{where}: {error.message}. python data_tools/verify_shards.py {path.parent} lists all "
+        "damage; copy the shard again, or delete it and rerun make_shards."
+    )
