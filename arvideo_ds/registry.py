@@ -55,7 +55,7 @@ class Registry(Mapping[str, T], Generic[T]):
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")
             entry = self._entries[name] = getattr(importlib.import_module(module), attribute)
-        return entry  # type: ignore[return-value]
+        return entry
 
     def __iter__(self) -> Iterator[str]:
         load_plugins()
