@@ -36,7 +36,8 @@ from tqdm import tqdm
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.checksums import sha256_of_file
 from arvideo_ds.shards.store import FetchError, WrongSizeError, open_store
-from arvideo_ds.shards.table import Shard, ShardTable, index_name, read_table
+from arvideo_ds.shards.table import Shard, ShardTable, index_name
+from arvideo_ds.shards.table_cache import shared_table
 from arvideo_ds.shards.video_files import how_to_make_shards, read_at
 
 __all__ = ["Shard", "ShardTable", "index_name"]  # of shard_table.py, beside those below
@@ -204,7 +205,7 @@ class ShardSet:
                 # Identifies the data set in checkpoints and results.
                 self.hash = sha256_of_file(file)
                 file.seek(0)
-                self.manifest, self.samples_of_shards = _parse_manifest(file, self.name)
+                self.manifest, self.samples_of_shards = _parse_manifest(file, self.hash, self.name)
         except FileNotFoundError:
             raise UserError(
                 f"there are no shards in {folder} (no {MANIFEST}). {how_to_make_shards(self.name)}"
@@ -343,13 +344,13 @@ class ShardSet:
         )
 
 
-def _parse_manifest(file: BinaryIO, folder: str) -> tuple[Manifest, np.ndarray]:
+def _parse_manifest(file: BinaryIO, digest: str, folder: str) -> tuple[Manifest, np.ndarray]:
     """A manifest, and the samples of each shard (int32).
 
     Errors: `UserError` where it is no manifest, or contradicts itself; `OSError`.
     """
     try:
-        tree, shards = read_table(file)
+        tree, shards = shared_table(file, digest)
         if (version := tree.get("version")) != VERSION:
             raise ValueError(f"it has version {version}, this program reads version {VERSION}")
         manifest = Manifest.model_validate(tree | {"shards": shards})

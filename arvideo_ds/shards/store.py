@@ -71,6 +71,10 @@ class WrongSizeError(OSError):
         self.size = size
 
 
+def cache_root() -> Path:
+    return Path(os.environ.get("ARVIDEO_CACHE", Path.home() / ".cache" / "arvideo_ds"))
+
+
 class Store(Protocol):
     """The files of one folder of shards, by name; `folder` is where they are or will be cached."""
 
@@ -147,7 +151,7 @@ class RemoteStore:
 
     def __init__(self, url: str, version: str | None = None) -> None:
         self._url, self._version = url, version
-        root = Path(os.environ.get("ARVIDEO_CACHE", Path.home() / ".cache" / "arvideo_ds"))
+        root = cache_root()
         readable = urlsplit(url).path.strip("/").rpartition("/")[2] or "shards"
         folder = root / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
         self.folder = folder if version is None else folder / version[:12]

@@ -51,11 +51,31 @@ class ShardTable(Sequence[Shard]):
     samples (int32) and bytes (int64) are arrays over all shards.
     """
 
-    def __init__(self, columns: _Columns) -> None:
-        self.samples = np.frombuffer(columns.samples, dtype=np.int32)
-        self.bytes = np.frombuffer(columns.bytes, dtype=np.int64)
-        self._names, self._digests = columns.names, columns.digests
-        self._ends = np.frombuffer(columns.ends, dtype=np.uint32)
+    COLUMNS = ("samples", "bytes", "ends", "names", "digests")
+
+    def __init__(
+        self,
+        samples: np.ndarray,
+        bytes: np.ndarray,  # noqa: A002
+        ends: np.ndarray,
+        names: np.ndarray,
+        digests: np.ndarray,
+    ) -> None:
+        """Arrays over all shards of int32, int64, and uint32 for the ends of the names in `names`.
+
+        names and digests are uint8; the digests of a shard are those of its tar and its index.
+        """
+        self.samples, self.bytes, self._ends = samples, bytes, ends
+        self._arrays = (names, digests)
+        self._names, self._digests = names.data, digests.data
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ShardTable, tuple(self.columns().values())  # memory views cannot be pickled
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """What the constructor takes."""
+        values = (self.samples, self.bytes, self._ends, *self._arrays)
+        return dict(zip(self.COLUMNS, values, strict=True))
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -70,7 +90,7 @@ class ShardTable(Sequence[Shard]):
         n = range(len(self))[number]
         tar, index = (self._digests[start : start + _DIGEST] for start in _digest_places(n))
         return Shard.model_construct(
-            name=self._names[int(self._ends[n - 1]) if n else 0 : int(self._ends[n])].decode(),
+            name=str(self._names[int(self._ends[n - 1]) if n else 0 : int(self._ends[n])], "utf8"),
             samples=int(self.samples[n]),
             bytes=int(self.bytes[n]),
             sha256=tar.hex(),
@@ -110,9 +130,21 @@ class _Columns:
         hashes.sort()
         twice = hashes[1:][hashes[1:] == hashes[:-1]]
         if len(twice):
-            name = next(s.name for s in ShardTable(self) if hash(s.name) == int(twice[0]))
+            name = next(s.name for s in self.table() if hash(s.name) == int(twice[0]))
             raise ValueError(f"it names {name} several times")
-        return ShardTable(self)
+        return self.table()
+
+    def table(self) -> ShardTable:
+        def array_of(column: Any, dtype: type) -> np.ndarray:
+            return np.frombuffer(column, dtype=dtype)
+
+        return ShardTable(
+            samples=array_of(self.samples, np.int32),
+            bytes=array_of(self.bytes, np.int64),
+            ends=array_of(self.ends, np.uint32),
+            names=array_of(self.names, np.uint8),
+            digests=array_of(self.digests, np.uint8),
+        )
 
     def _add_names(self, names: tuple[Any, ...]) -> None:
         if set(map(type, names)) != {str}:

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
+import pickle
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
 from arvideo_ds.data.order import SampleOrder
+from arvideo_ds.shards import table_cache
 from arvideo_ds.shards.manifest import MANIFEST, Manifest, Shard, ShardSet, dump_json
+from arvideo_ds.shards.table import read_table
 from tests.conftest import run_command
 
 SAMPLES = 500  # of a shard, make_shards.py's default
@@ -33,6 +38,7 @@ print(json.dumps({
     "open_s": opened - begun,
     "plan_s": time.perf_counter() - opened,
     "cpu_s": time.process_time() - cpu,
+    "private_mib": int(re.search("RssAnon:[^0-9]*([0-9]+)", status)[1]) / 1024,
     # getrusage counts what the process was before it became this program.
     "peak_mib": int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]) / 1024,
 }))
@@ -84,11 +90,72 @@ def test_a_shard_of_the_manifest_takes_a_hundred_bytes(tmp_path: Path) -> None:
     assert [shard.name for shard in shards.manifest.shards] == [e["name"] for e in entries]
 
 
+def open_in_process(folder: Path, parsed: Path, queue: Any) -> None:
+    def counted(file: BinaryIO) -> Any:
+        with parsed.open("a") as log:
+            log.write("parsed\n")
+        return read_table(file)
+
+    table_cache.read_table = counted
+    shards = pickle.loads(pickle.dumps(ShardSet(folder)))
+    queue.put((shards.num_samples, shards.manifest.shards[4_500].model_dump()))
+
+
+@pytest.mark.parametrize("damage", ["none", "one column lost", "head cut", "no cache"])
+def test_the_processes_of_a_machine_parse_a_large_manifest_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    (tmp_path / "shards").mkdir()
+    write_manifest(tmp_path / "shards", 5_000)
+    parsed, cache = tmp_path / "parsed", tmp_path / "cache"
+    parsed.touch()
+    monkeypatch.setenv("ARVIDEO_CACHE", str(cache))
+    monkeypatch.setattr(table_cache, "_LARGE", 1)
+    if damage == "no cache":
+        cache.write_text("a file where the folder should be")
+    elif damage != "none":
+        ShardSet(tmp_path / "shards")
+        [head] = cache.glob("tables/*/head.json")
+        if damage == "head cut":
+            head.write_bytes(head.read_bytes()[:10])
+        else:
+            (head.parent / "names.npy").unlink()
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    processes = [
+        context.Process(target=open_in_process, args=(tmp_path / "shards", parsed, queue))
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.start()
+    results = [queue.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    expected = json.loads((tmp_path / "shards" / MANIFEST).read_text())["shards"][4_500]
+    assert results == [(5_000 * SAMPLES, expected)] * 4
+    assert len(parsed.read_text().splitlines()) == (4 if damage == "no cache" else 1)
+
+
+def test_tables_of_former_manifests_are_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ARVIDEO_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(table_cache, "_LARGE", 1)
+    opened = []
+    for number in range(1, 8):
+        (folder := tmp_path / f"{number}").mkdir()
+        write_manifest(folder, number)
+        opened.append(ShardSet(folder))
+    assert len(list(tmp_path.glob("cache/tables/*/head.json"))) == 4
+    assert [len(list(each.manifest.shards)) for each in opened] == [1, 2, 3, 4, 5, 6, 7]
+
+
 @pytest.mark.slow
 def test_two_million_shards_open_and_are_planned_within_five_seconds_and_300_mib(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_manifest(tmp_path, 2_000_000)
+    monkeypatch.setenv("ARVIDEO_CACHE", str(tmp_path / "cache"))
     done = run_command(sys.executable, "-c", MEASURE, tmp_path)
     assert done.returncode == 0, done.stderr
     figures = json.loads(done.stdout)
@@ -97,3 +164,9 @@ def test_two_million_shards_open_and_are_planned_within_five_seconds_and_300_mib
     assert figures["peak_mib"] <= 300
     # Of the processor's time: other tests may run beside. About 3.5 s are usual.
     assert figures["cpu_s"] <= 7
+    # The other ranks of the node map what the first one parsed.
+    again = json.loads(run_command(sys.executable, "-c", MEASURE, tmp_path).stdout)
+    print(json.dumps(again))
+    assert again["samples"] == 10**9
+    assert max(again["private_mib"], figures["private_mib"]) <= 100  # 220 MiB are shared
+    assert again["cpu_s"] < figures["cpu_s"]
