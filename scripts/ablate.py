@@ -17,7 +17,6 @@ Exit codes: 0 done (or submitted); 1 cells failed; 2 wrong input; 75 interrupted
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
 from arvideo_ds.ablation.pool import run_cells
 from arvideo_ds.arguments import CommandParser, add_deepspeed
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
+from arvideo_ds.files.atomic import write_json, write_text
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards import synthetic_sets
 from arvideo_ds.train.settle import sets_to_make
@@ -142,8 +142,8 @@ def write(
 
     document = table.summarize(plan, cells, failed, chance=chance, facts=facts)
     print(table.state(document), flush=True)
-    (output / "table.json").write_text(json.dumps(document, indent=1) + "\n")
-    (output / "table.md").write_text(table.markdown(document))
+    write_json(output / "table.json", document)
+    write_text(output / "table.md", table.markdown(document))
     pictures.draw_grid(document).savefig(output / "table.png", dpi=110)
     pictures.write_page(output / "table.html", document)
     for ablation in document["ablations"]:

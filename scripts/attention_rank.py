@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -43,6 +42,7 @@ from arvideo_ds.evaluation.attention import (
     statistics,
 )
 from arvideo_ds.evaluation.pretrained import untrained
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.host import available_cores
 from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
@@ -226,7 +226,7 @@ def write(
         },
     }
     path = args.output / "attention_rank.json"
-    path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    write_json(path, document)
     figure = draw_ranks(panels, clips.recipe.geometry.num_tokens)
     figure.savefig(path.with_suffix(".png"), dpi=130)
     count = min(len(spectra) for spectra in measured.values())

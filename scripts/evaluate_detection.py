@@ -13,13 +13,13 @@ Exit codes: 0 done; 2 wrong input.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import DetectRecipe, load_recipe
 from arvideo_ds.errors import UserError, command
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.runs import run_folder
 
 REPORT, PICTURE = "detection.json", "detections.png"
@@ -51,7 +51,7 @@ def main() -> None:
 
     judge, found, report = evaluate_run(recipe, weights)
     facts = {"weights": str(weights), **as_json(judge, report)}
-    (args.run / REPORT).write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(args.run / REPORT, facts)
     pictured = pick_keyframes(judge, found, args.pictures)
     draw_detections(pictured, judge.actions).savefig(args.run / PICTURE, dpi=110)
     if args.csv is not None:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from typing import Any
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import TokenizerRecipe, load_recipe
 from arvideo_ds.errors import UserError, command
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import MANIFEST, ShardSet
 
@@ -72,7 +72,7 @@ def main() -> None:
         "could have been seen"
     )
     facts = {"weights": weights, "shards": where, **dataclasses.asdict(quality), **seen}
-    (args.run / REPORT).write_text(json.dumps(run_folder.finite(facts), indent=1) + "\n")
+    write_json(args.run / REPORT, facts)
     clips = EvaluationClips(shards, recipe)
     # Spread over the shards, which hold their videos by class.
     step = max(1, len(clips) // max(1, args.pictures))

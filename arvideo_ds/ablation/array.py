@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import write_json
 
 SBATCH = Path("scripts/slurm/pretrain.sbatch")
 _SUBMITTED = "slurm.json"
@@ -46,7 +47,7 @@ def submit(command: Sequence[str], output: Path) -> str:
         raise UserError(f"there is no {SBATCH} here; start --slurm from the root of the checkout.")
     environment = {**os.environ, "PROGRAM": "scripts/ablate.py"}
     job = _say(command, environment).strip().partition(";")[0]
-    (output / _SUBMITTED).write_text(json.dumps({"job": job}) + "\n")
+    write_json(output / _SUBMITTED, {"job": job})
     return job
 
 

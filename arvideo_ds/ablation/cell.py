@@ -19,6 +19,7 @@ from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet, require_same_labels
@@ -161,7 +162,7 @@ def run_cell(cell: Cell) -> int:
             result = {**_probe(cell, settings.recipe), **_costs(cell, settings.recipe)}
             data, _ = judged_on(settings.recipe, cell.probe_videos)
             data["scores"] = cell.scores()
-            _write(cell.folder / RESULT, {**result, "data": data})
+            write_json(cell.folder / RESULT, {**result, "data": data})
     return EXIT_OK
 
 
@@ -198,9 +199,3 @@ def _costs(cell: Cell, recipe: PretrainRecipe) -> dict[str, Any]:
         "gflops_forward_per_clip": round(cost.flops_forward_per_clip / 1e9, 4),
         "parameters": cost.parameters_encoder + cost.parameters_decoder,
     }
-
-
-def _write(path: Path, facts: dict[str, Any]) -> None:
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(facts, indent=1) + "\n")
-    temporary.replace(path)

@@ -42,6 +42,7 @@ from arvideo_ds.engine.fragments import (
 )
 from arvideo_ds.engine.saved_state import SavedState, file_of_rank, header, key_of
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import finite, write_json, write_text
 from arvideo_ds.files.checksums import changed_files, sha256_of, sha256_of_facts
 
 _PARTIAL, _PREFIX, _MARKER, _LATEST = ".partial-", "step-", "run.json", "latest"
@@ -90,7 +91,7 @@ def save_checkpoint(
     facts = {"step": step, **facts, _ENGINE: _counters(engine), _HASHES: hashes}
     _agree(folder, step, lambda: _finish(partial, final, facts))
     if dist.get_rank() == 0:
-        _replace(folder / _LATEST, name)
+        write_text(folder / _LATEST, name)
         _prune(folder, keep)
     dist.barrier()
 
@@ -278,9 +279,9 @@ def _finish(partial: Path, final: Path, facts: dict[str, Any]) -> None:
         for path in sorted(partial.rglob("*"))
         if path.is_file()
     }
-    facts = {**facts, "files": files}
+    facts = finite({**facts, "files": files})
     marker = {**facts, _OWN_HASH: sha256_of_facts(facts)}
-    _replace(partial / _MARKER, json.dumps(marker, indent=1))
+    write_json(partial / _MARKER, marker)
     partial.rename(final)
 
 
@@ -333,12 +334,3 @@ def _prune(folder: Path, keep: int) -> None:
     for path in paths:
         if path not in kept:
             shutil.rmtree(path)
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from arvideo_ds.engine.checkpoints import require_sound
 from arvideo_ds.engine.saved_state import SavedState
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import replacing
 from arvideo_ds.files.tensors import save_tensors
 
 
@@ -20,6 +21,5 @@ def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = "we
     weights = SavedState(checkpoint).weights(prefix, kind)
     if not weights:
         raise UserError(f"checkpoint {checkpoint} holds no weights named {prefix}*.")
-    temporary = path.with_name(path.name + ".new")
-    save_tensors(weights, temporary)
-    temporary.replace(path)
+    with replacing(path) as partial:
+        save_tensors(weights, partial)

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.loader import evaluation_loader
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import replacing
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.encoder import Encoder, encode_clips
 from arvideo_ds.shards.manifest import ShardSet
@@ -168,10 +169,8 @@ def _load(path: Path) -> Tensor:
 
 
 def _save(path: Path, values: np.ndarray) -> None:
-    temporary = path.with_suffix(".new")
-    with temporary.open("wb") as file:
+    with replacing(path) as partial, partial.open("wb") as file:
         np.save(file, values)
-    temporary.replace(path)
 
 
 def _identity(encoder: Encoder, clips: Clips) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -21,11 +20,11 @@ import numpy as np
 from torch import Tensor
 
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import PARTIAL, replacing
 from arvideo_ds.shards.datasets.listing import safe_key
 from arvideo_ds.shards.video_files import VIDEO_SUFFIXES
 
-TEMPORARY = ".partial"
-_SPOOL = ".spool" + TEMPORARY
+_SPOOL = ".spool" + PARTIAL
 _BLOCK = 2**20
 _ROW_GROUP_BYTES = 2**25
 _SAFETENSORS_TYPES = {"<i8": "I64", "<f8": "F64", "<f4": "F32"}
@@ -53,13 +52,9 @@ class FeatureFile:
 
         Returns the shape of the features.
         """
-        partial = self._path.with_name(self._path.name + TEMPORARY)
         self._spool.seek(0)
-        with partial.open("wb") as file:
+        with replacing(self._path) as partial, partial.open("wb") as file:
             self._write(file, windows, self._spool, self._shape)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(self._path)
         self.discard()
         return self._shape
 

@@ -23,11 +23,11 @@ from torch import Tensor
 
 from arvideo_ds.data.windows import Windows
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.feature_files import TEMPORARY, FeatureFile, file_name
+from arvideo_ds.evaluation.feature_files import FeatureFile, file_name
+from arvideo_ds.files.atomic import PARTIAL, write_bytes
 from arvideo_ds.files.json_lines import read_json_lines
 from arvideo_ds.shards.inputs import Video
 from arvideo_ds.shards.manifest import REJECTS, Reject
-from arvideo_ds.shards.writer import write_atomically
 
 CONFIG, INDEX, FEATURES = "config.json", "index.jsonl", "features"
 _RANGES = ("start_frame", "stop_frame", "start_s", "stop_s")
@@ -52,7 +52,7 @@ class FeatureFolder:
         self._folder, self._kind = folder, kind
         (folder / FEATURES).mkdir(parents=True, exist_ok=True)
         _require_same(folder / CONFIG, config)
-        for leftover in (folder / FEATURES).glob(f"*{TEMPORARY}"):
+        for leftover in (folder / FEATURES).glob(f"*{PARTIAL}"):
             leftover.unlink()
         self.done = _read_index(folder, {video.key: video.num_bytes for video in videos})
         self.rejects = list(rejects)
@@ -118,14 +118,14 @@ class FeatureFolder:
         done = [self.done[key] for key in sorted(self.done)]
         rejects = sorted(self.rejects, key=lambda reject: reject.source_path)
         for name, lines in ((INDEX, done), (REJECTS, [r.model_dump() for r in rejects])):
-            write_atomically(self._folder / name, "".join(map(_line, lines)).encode())
+            write_bytes(self._folder / name, "".join(map(_line, lines)).encode())
 
 
 def _require_same(path: Path, config: Mapping[str, Any]) -> None:
     """Write config.json, or compare its settings where there is one."""
     text = json.dumps(config, indent=1) + "\n"
     if not path.exists():
-        write_atomically(path, text.encode())
+        write_bytes(path, text.encode())
         return
     before, now = (json.loads(said)["settings"] for said in (path.read_text(), text))
     changed = [key for key in now if before.get(key) != now[key]]

@@ -41,8 +41,9 @@ from arvideo_ds.decoding.decoders import DecodeError, decode
 from arvideo_ds.decoding.streams import Failed, Finished, stream_all
 from arvideo_ds.decoding.video import RejectedError
 from arvideo_ds.evaluation.token_scorers import Piece, Scored, Scorer
+from arvideo_ds.files.atomic import write_bytes
 from arvideo_ds.shards.manifest import ShardSet, dump_json
-from arvideo_ds.shards.writer import explained_when_full, write_atomically
+from arvideo_ds.shards.writer import explained_when_full
 
 # Frames that are decoded together, at the video's own size. Decoders hold them about twice.
 _DECODED_BYTES = 128 * 2**20
@@ -323,7 +324,7 @@ class _OpenShard:
 
     def write(self) -> None:
         data = file_bytes(self._job.spec, self._videos, self.unreadable)
-        write_atomically(self._job.path(self._shard), data)
+        write_bytes(self._job.path(self._shard), data)
 
 
 def _finish(job: ScoringJob, worked: bool) -> tuple[list[str], ScoreContents | None]:
@@ -342,7 +343,7 @@ def _finish(job: ScoringJob, worked: bool) -> tuple[list[str], ScoreContents | N
     contents = contents_of(job.output, job.spec, job.shards)
     # Ranks that end at the same moment both write it, with the same bytes.
     own = job.output / f"{SCORES}.{job.rank}"
-    write_atomically(own, dump_json(contents))
+    write_bytes(own, dump_json(contents))
     own.rename(job.output / SCORES)
     return [], contents
 

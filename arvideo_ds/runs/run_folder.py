@@ -31,6 +31,7 @@ from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe, Reci
 from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
 from arvideo_ds.config.schema import RECIPES
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import write_json, write_text
 from arvideo_ds.files.json_lines import append_json_lines, read_json_lines
 from arvideo_ds.files.locks import lock as lock  # noqa: PLC0414  re-exported for the commands
 from arvideo_ds.planning.plan import BASE_VIDEOS, RunPlan
@@ -90,10 +91,7 @@ WITH_ENCODER = (PretrainRecipe, FinetuneRecipe, DetectRecipe)
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    text = yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False)
-    temporary = folder / (RECIPE + ".new")
-    temporary.write_text(text)
-    temporary.replace(folder / RECIPE)
+    write_text(folder / RECIPE, yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False))
 
 
 def require_own(folder: Path, mark: str) -> None:
@@ -204,16 +202,9 @@ def read_of_ranks(folder: Path, name: str) -> list[dict[str, Any]]:
     return [line for path in paths for line in read_json_lines(path)]
 
 
-def finite(value: Any) -> Any:
-    """The same facts with null for what is no number: JSON knows no infinity."""
-    if isinstance(value, Mapping):
-        return {key: finite(part) for key, part in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
     """Write run.json."""
-    (folder / FACTS).write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(folder / FACTS, facts)
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
@@ -238,9 +229,7 @@ def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     path = folder / SUMMARY
     summary = json.loads(path.read_text()) if path.is_file() else {}
     summary.update(facts)
-    temporary = path.with_name(path.name + ".new")
-    temporary.write_text(json.dumps(finite(summary), indent=1) + "\n")
-    temporary.replace(path)
+    write_json(path, summary)
     return dict(summary)
 
 

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from arvideo_ds.decoding.decoders import available_decoders
 from arvideo_ds.decoding.processes import failure, killable_map
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import write_bytes
 from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.files.locks import lock
 from arvideo_ds.shards import manifest as m
@@ -31,7 +32,6 @@ from arvideo_ds.shards.writer import (
     ShardReport,
     by_reason,
     complete_index,
-    write_atomically,
     write_manifest,
 )
 
@@ -151,7 +151,7 @@ def _numbered(
     samples = tuple(s.model_copy(update={"label": labels[s.key]}) for s in index.samples)
     numbered = index.model_copy(update={"samples": samples})
     if numbered != index:
-        write_atomically(path.with_name(m.index_name(path.name)), m.dump_json(numbered))
+        write_bytes(path.with_name(m.index_name(path.name)), m.dump_json(numbered))
     return numbered
 
 
@@ -224,7 +224,7 @@ def _index(
         samples=tuple(result for result in results if isinstance(result, m.IndexedSample)),
         rejects=tuple(result for result in results if isinstance(result, m.Reject)),
     )
-    write_atomically(path.with_name(m.index_name(path.name)), m.dump_json(index))
+    write_bytes(path.with_name(m.index_name(path.name)), m.dump_json(index))
     return index
 
 

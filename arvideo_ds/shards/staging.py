@@ -7,7 +7,6 @@ and says that the copy is complete. A second start copies what is missing or wro
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import PARTIAL, replacing
 from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.files.locks import lock
 from arvideo_ds.shards.manifest import MANIFEST, REJECTS, ShardSet
-from arvideo_ds.shards.writer import TEMPORARY, explained_when_full, require_space
+from arvideo_ds.shards.writer import explained_when_full, require_space
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def stage(source: Path, output: Path, workers: int) -> Staged:
     files = _files(shards)
     with lock(output, wait=True), explained_when_full(output):
         _require_own(output, shards.hash, {file.name for file in files})
-        for path in output.glob(f"*{TEMPORARY}"):
+        for path in output.glob(f"*{PARTIAL}"):
             path.unlink()
         right = _each(lambda file: _is_right(output / file.name, file), files, workers, "checking")
         missing = [file for file, fine in zip(files, right, strict=True) if not fine]
@@ -108,17 +108,14 @@ def _is_right(path: Path, file: StagedFile) -> bool:
 
 
 def _copy(source: Path, output: Path, file: StagedFile) -> None:
-    partial = output / (file.name + TEMPORARY)
-    shutil.copyfile(source / file.name, partial)
-    if not _is_right(partial, file):
-        partial.unlink()
-        raise UserError(
-            f"the copy of {source / file.name} is not what the manifest says: the file was "
-            f"altered, or a disk fails. python data_tools/verify_shards.py {source} tells which."
-        )
-    with partial.open("rb") as written:
-        os.fsync(written.fileno())
-    partial.rename(output / file.name)
+    with replacing(output / file.name) as partial:
+        shutil.copyfile(source / file.name, partial)
+        if not _is_right(partial, file):
+            raise UserError(
+                f"the copy of {source / file.name} is not what the manifest says: the file was "
+                "altered, or a disk fails. To find out, run: "
+                f"python data_tools/verify_shards.py {source}"
+            )
 
 
 def _each(

@@ -18,6 +18,7 @@ import numpy as np
 from tqdm import tqdm
 
 from arvideo_ds.decoding.video import TranscodeSettings, encode
+from arvideo_ds.files.atomic import write_bytes
 from arvideo_ds.files.locks import lock
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.datasets import Source, read_listing
@@ -91,9 +92,7 @@ def _write_video(job: tuple[SyntheticSet, Path, str, int]) -> None:
     path = files / split / videos.classes[kind] / f"{number:05d}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = videos.draw(kind, videos.generator(split, number))
-    temporary = path.with_suffix(".partial")
-    temporary.write_bytes(encode(_video_frames(frames), rate=videos.rate, settings=_ENCODING))
-    temporary.replace(path)
+    write_bytes(path, encode(_video_frames(frames), rate=videos.rate, settings=_ENCODING))
 
 
 def _video_frames(frames: np.ndarray) -> Iterator[av.VideoFrame]:

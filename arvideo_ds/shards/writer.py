@@ -33,6 +33,7 @@ from arvideo_ds.decoding.decoders import available_decoders
 from arvideo_ds.decoding.processes import failure, killable_map
 from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import PARTIAL, write_bytes
 from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.files.locks import lock
 from arvideo_ds.host import limit_memory
@@ -41,7 +42,6 @@ from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards.datasets import Entry, Listing, safe_key
 from arvideo_ds.shards.ingest import Sample, ingest
 
-TEMPORARY = ".partial"
 _GIB = 2**30
 
 
@@ -208,7 +208,7 @@ def complete_index(folder: Path, shard_name: str, inputs: str) -> m.ShardIndex |
 
 def remove_leftovers(folder: Path, inputs: str) -> None:
     """Delete what an interrupted run left half written. Errors: as `complete_index`."""
-    for path in folder.glob(f"*{TEMPORARY}"):
+    for path in folder.glob(f"*{PARTIAL}"):
         path.unlink()
     for path in folder.glob("*.index.json"):
         # Raises for foreign indices: nothing of another data set is ever overwritten.
@@ -367,7 +367,7 @@ def write_shard(
     The same samples give the same bytes. inputs: hash of all that decides the content. rejects:
     read once the samples are through, so these may add to it.
     """
-    partial = folder / (name + TEMPORARY)
+    partial = folder / (name + PARTIAL)
     # Facts and check sum of each key.
     known: dict[str, tuple[dict[str, Any], int]] = {}
     with partial.open("wb") as file:
@@ -387,7 +387,7 @@ def write_shard(
         rejects=tuple(rejects),
     )
     partial.rename(folder / name)
-    write_atomically(folder / m.index_name(name), m.dump_json(index))
+    write_bytes(folder / m.index_name(name), m.dump_json(index))
 
 
 def _indexed(
@@ -444,19 +444,9 @@ def write_manifest(
         ),
     )
     lines = [json.dumps(reject.model_dump(), ensure_ascii=False) + "\n" for reject in rejects]
-    write_atomically(folder / m.REJECTS, "".join(lines).encode())
-    write_atomically(folder / m.MANIFEST, m.dump_json(manifest))
+    write_bytes(folder / m.REJECTS, "".join(lines).encode())
+    write_bytes(folder / m.MANIFEST, m.dump_json(manifest))
     return manifest
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write, sync, rename: the file is there whole or not at all."""
-    partial = path.with_name(path.name + TEMPORARY)
-    with partial.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.rename(path)
 
 
 def by_reason(reasons: Mapping[str, int]) -> str:

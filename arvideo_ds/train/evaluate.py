@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from arvideo_ds.engine.world import start_world
 from arvideo_ds.evaluation.confusion import draw_confusion
 from arvideo_ds.evaluation.pretrained import load_classifier
 from arvideo_ds.evaluation.scores import AnyScores, JointScores, Scores, score_videos
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ClassNames, ShardSet, by_set, require_same_labels
 
@@ -114,7 +114,7 @@ def _write(folder: Path, scores: AnyScores, labels: ClassNames, result: dict[str
     )
     target = folder / FOLDER
     target.mkdir(exist_ok=True)
-    (target / f"{stem}.json").write_text(json.dumps(run_folder.finite(result), indent=1) + "\n")
+    write_json(target / f"{stem}.json", result)
     sets = scores.sets if isinstance(scores, JointScores) else {"": scores}
     tensors = {"labels": scores.labels, "valid": scores.valid}
     for name, own in sets.items():

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
+from arvideo_ds.files.atomic import write_text
 
 FOLDER = "failures"
 EXIT_CRASH = 1
@@ -93,9 +94,7 @@ def _file(folder: Path, rank: int) -> Path:
 def _write(path: Path, text: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".new")
-        temporary.write_text(text)
-        temporary.replace(path)
+        write_text(path, text)
     except OSError:  # a full disk; the text is printed all the same
         pass
 

@@ -21,13 +21,13 @@ from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
+from arvideo_ds.files.atomic import finite, write_text
 from arvideo_ds.files.json_lines import append_json_lines
 from arvideo_ds.host import peak_resident_bytes
 from arvideo_ds.runs.run_folder import (
     METRICS,
     QUARANTINE,
     append_of_rank,
-    finite,
     read_metrics,
 )
 
@@ -201,9 +201,7 @@ class JsonLines:
     def __init__(self, folder: Path, first_step: int) -> None:
         self._path = folder / METRICS
         kept = [m for m in read_metrics(folder) if m["step"] <= first_step]
-        temporary = self._path.with_name(METRICS + ".new")
-        temporary.write_text("".join(json.dumps(finite(m)) + "\n" for m in kept))
-        temporary.replace(self._path)
+        write_text(self._path, "".join(json.dumps(finite(m)) + "\n" for m in kept))
 
     def log(self, metrics: dict[str, Any]) -> None:
         append_json_lines(self._path, [finite(metrics)])

@@ -6,7 +6,6 @@ model and engine -> newest checkpoint -> loader -> loop -> weights and summary.
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from contextlib import ExitStack
@@ -40,6 +39,7 @@ from arvideo_ds.engine.fragments import AVERAGE, keep_average
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from arvideo_ds.evaluation.pretrained import read_labels
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.models.layouts import load_classifier_weights
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.runs import run_folder
@@ -119,7 +119,7 @@ def _start(
             run_folder.write_facts(folder, facts)
             if isinstance(settings.recipe, FinetuneRecipe):
                 names = shards.manifest.class_names(settings.recipe.heads)
-                (folder / run_folder.LABELS).write_text(json.dumps(names) + "\n")
+                write_json(folder / run_folder.LABELS, names)
             record.print_header(options, settings, shards, world, loader.decoder, first_step)
         started = time.monotonic()
         outcome = train(

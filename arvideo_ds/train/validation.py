@@ -18,6 +18,7 @@ from arvideo_ds.evaluation.features import POOLING, Features
 from arvideo_ds.evaluation.probe import nearest_neighbours
 from arvideo_ds.evaluation.scores import JointScores, outputs_of, score_videos
 from arvideo_ds.evaluation.tokenizer import judge
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
@@ -95,9 +96,7 @@ class Validation:
         export_weights(checkpoint.path, weights, prefix=PREFIX)
         noted = {name: metrics.get(f"validation/{name}") for name in self.noted}
         self.best = {"step": done, **noted, self.best_by: value}
-        temporary = self._folder / (BEST + ".new")
-        temporary.write_text(json.dumps(run_folder.finite(self.best)))
-        temporary.replace(self._folder / BEST)
+        write_json(self._folder / BEST, self.best)
         run_folder.update_summary(self._folder, {"best": self.best})
 
 

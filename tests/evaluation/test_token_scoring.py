@@ -354,7 +354,7 @@ def test_a_full_disk_ends_in_a_sentence(
     def write(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(token_scoring, "write_atomically", write)
+    monkeypatch.setattr(token_scoring, "write_bytes", write)
     with pytest.raises(UserError, match=r"is full .*the same command goes on"):
         score(textured_shards, tmp_path / "s", MeanScorer())
 

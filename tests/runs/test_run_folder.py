@@ -33,7 +33,7 @@ def test_a_second_run_in_the_same_folder_is_refused_until_the_first_ends(tmp_pat
 
 def test_another_process_is_refused_and_a_killed_one_leaves_no_lock(tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from arvideo_ds.train import run_folder\n"
+        "import sys; from pathlib import Path; from arvideo_ds.runs import run_folder\n"
         f"held = run_folder.lock(Path({str(tmp_path)!r})); print('held', flush=True)\n"
         "sys.stdin.read()"
     )

@@ -13,12 +13,13 @@ from pathlib import Path
 import pytest
 
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import PARTIAL
 from arvideo_ds.files.locks import LOCK, lock
 from arvideo_ds.shards.datasets import Entry, Listing
 from arvideo_ds.shards.foreign import index_shards
 from arvideo_ds.shards.reshard import merged, open_pool, write_part
 from arvideo_ds.shards.staging import stage
-from arvideo_ds.shards.writer import TEMPORARY, ShardJob, write_shards
+from arvideo_ds.shards.writer import ShardJob, write_shards
 from tests.conftest import ROOT, run_command
 
 
@@ -63,7 +64,7 @@ def test_a_second_writer_is_refused_and_deletes_nothing(
 ) -> None:
     output = tmp_path / "out"
     with lock(output):
-        half = output / f"folder-000000.tar{TEMPORARY}"
+        half = output / f"folder-000000.tar{PARTIAL}"
         half.write_bytes(b"what the first is writing now")
         with pytest.raises(UserError, match="another run") as refused:
             WRITERS[writer](demo_shards, output)
