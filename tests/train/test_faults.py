@@ -41,7 +41,7 @@ def test_a_step_that_is_not_finite_is_not_applied_counted_and_dumped(runs: Runs,
     assert [line["guard/refused_total"] for line in metrics] == [1, 1]
     assert all(line["loss/pretrain"] < 10 for line in metrics)
     assert "steps not applied 1" in output
-    first, second = not_applied(runs.run_folder / kind)
+    first, second = not_applied(runs.folder / kind)
     assert (first["rank"], second["rank"], first["step"], second["step"]) == (0, 1, 3, 3)
     assert None not in first["losses"]
     assert (None in second["losses"]) == (kind == "nan_loss")
@@ -116,7 +116,7 @@ def test_a_rank_that_hangs_is_named_and_every_stack_written(runs: Runs) -> None:
     assert late is not None, output[-3000:]
     assert late.groups() == ("1", "forward", "3")
     assert re.search(r"waits: rank 0 .* of step 3", output)
-    stacks = sorted((runs.run_folder / "hang" / "heartbeats").glob("*.stack"))
+    stacks = sorted((runs.folder / "hang" / "heartbeats").glob("*.stack"))
     assert len(stacks) == 2
     assert "in hang" in stacks[1].read_text()
     assert "in train" in stacks[0].read_text()

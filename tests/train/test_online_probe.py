@@ -38,14 +38,14 @@ def test_it_says_what_the_probe_says_afterwards_and_changes_nothing(
     judged = {m["step"]: m["validation/knn"] for m in runs.metrics(name) if "validation/knn" in m}
     # 48 videos, 16 clips of 2 repeats: 8 videos a step, so every 3 steps.
     assert list(judged) == [3, 6]
-    recipe = load_recipe(str(runs.run_folder / name / "recipe.yaml"))
-    encoder = load_pretrained(recipe, runs.run_folder / name / "model.safetensors").encoder
+    recipe = load_recipe(str(runs.folder / name / "recipe.yaml"))
+    encoder = load_pretrained(recipe, runs.folder / name / "model.safetensors").encoder
     features = [
         extract(encoder, ShardSet(demo_shards / split), recipe, torch.device("cpu"))
         for split in ("train", "test")
     ]
     assert judged[6] == pytest.approx(100 * nearest_neighbours(*features), abs=2.1)
-    assert not (runs.run_folder / name / "best.safetensors").exists()
+    assert not (runs.folder / name / "best.safetensors").exists()
 
 
 @pytest.mark.parametrize("missing", ["train", "test"])

@@ -36,9 +36,9 @@ def trained(folder: Path) -> dict[int, list[int]]:
 
 
 def working_folder(runs: Runs, name: str) -> Path:
-    folder = runs.run_folder / f"{name}-cwd"
+    folder = runs.folder / f"{name}-cwd"
     folder.mkdir()
-    shutil.copytree(runs.run_folder / "data", folder / "data")
+    shutil.copytree(runs.folder / "data", folder / "data")
     return folder
 
 
@@ -104,7 +104,7 @@ LONG = ("train.max_steps=60", "train.save_every=5")
 def unkilled(runs: Runs) -> Path:
     """The folder of a run of LONG on two ranks that was left alone."""
     runs.run("unkilled", *LONG, launcher=runs.deepspeed(2))
-    return runs.run_folder / "unkilled"
+    return runs.folder / "unkilled"
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -115,7 +115,7 @@ def same_weights(one: Path, other: Path) -> bool:
 def test_a_flipped_bit_in_a_checkpoint_costs_its_steps_and_nothing_else(
     runs: Runs, unkilled: Path
 ) -> None:
-    fault, folder = "interrupt:11:11:0", runs.run_folder / "flipped"
+    fault, folder = "interrupt:11:11:0", runs.folder / "flipped"
     runs.run("flipped", *LONG, launcher=runs.deepspeed(2), fault=fault, code=75)
     newest = newest_checkpoint(folder / "checkpoints")
     assert newest is not None
@@ -136,7 +136,7 @@ def test_whatever_is_killed_when_the_run_ends_as_if_nothing_had_been(
 ) -> None:
     options = LONG
     chance = random.Random(7)
-    watcher = Watcher(runs.run_folder / "killed" / "checkpoints")
+    watcher = Watcher(runs.folder / "killed" / "checkpoints")
     watcher.start()
     for number in range(KILLS):
         how = ("one", "all", "saving")[number % 3]
@@ -150,7 +150,7 @@ def test_whatever_is_killed_when_the_run_ends_as_if_nothing_had_been(
     assert watcher.seen > 0
     assert watcher.missing == 0, "at some moment there was no complete checkpoint"
     assert runs.losses("killed") == runs.losses("unkilled")
-    assert same_weights(runs.run_folder / "killed", unkilled)
+    assert same_weights(runs.folder / "killed", unkilled)
 
 
 @pytest.mark.slow
@@ -203,7 +203,7 @@ def test_a_signal_at_any_moment_ends_in_a_checkpoint_or_nothing_begun(
         process = runs.start(name, *options)
         try:
             if begun:
-                wait_for_a_step(process, runs.run_folder / name / "metrics.jsonl")
+                wait_for_a_step(process, runs.folder / name / "metrics.jsonl")
             time.sleep(chance.uniform(0, 0.4 if begun else 9))
             if process.poll() is None:
                 process.send_signal(signal.SIGUSR1)

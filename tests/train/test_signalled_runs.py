@@ -54,7 +54,7 @@ def test_signals_until_a_run_is_gone_change_neither_its_save_nor_its_code(
     if words:
         words = (*words, f"--master_port={free_port()}")
     process = runs.start(launcher, "train.max_steps=3000", launcher=words)
-    folder = runs.run_folder / launcher
+    folder = runs.folder / launcher
     lines: list[str] = []
     assert process.stdout is not None
     reader = threading.Thread(target=lambda: lines.extend(process.stdout or ()), daemon=True)
@@ -94,7 +94,7 @@ def test_signals_until_a_run_is_gone_change_neither_its_save_nor_its_code(
 
 def test_sigterm_to_a_comparison_ends_its_training_first(runs: Runs) -> None:
     """Its child saves, and is gone when the comparison ends with 75."""
-    output, source = runs.run_folder / "compared", runs.run_folder / "source.safetensors"
+    output, source = runs.folder / "compared", runs.folder / "source.safetensors"
     encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe))
     save_tensors({f"encoder.{k}": v for k, v in encoder.state_dict().items()}, source)
     command = [
@@ -115,7 +115,7 @@ def test_sigterm_to_a_comparison_ends_its_training_first(runs: Runs) -> None:
     ]
     process = subprocess.Popen(
         command,
-        cwd=runs.run_folder,
+        cwd=runs.folder,
         env=runs.environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -71,7 +71,7 @@ def test_half_precision_follows_the_curve_roughly(
     name = f"{stage}-bf16"
     runs.run(name, "train.max_steps=20", "train.precision=bf16", stage=stage)
     assert largest_difference(runs.losses(name), plain) < 0.1
-    weights = runs.run_folder / name / "model.safetensors"
+    weights = runs.folder / name / "model.safetensors"
     assert weights.stat().st_size > 4 * 1_000_000  # fp32, a million parameters
 
 
@@ -150,7 +150,7 @@ def test_an_interrupted_run_goes_on_to_the_curve_of_an_uninterrupted_one(
     output = runs.run(cut, "train.max_steps=40", launcher=launcher())
     assert f"going on after step {stopped_at}" in output
     assert runs.losses(cut) == runs.losses(whole)
-    both = [(runs.run_folder / name / "model.safetensors").read_bytes() for name in (whole, cut)]
+    both = [(runs.folder / name / "model.safetensors").read_bytes() for name in (whole, cut)]
     assert both[0] == both[1]
 
 
@@ -167,15 +167,15 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(runs: Runs) -> None:
     assert "going on after step 10" in output or "going on after step 15" in output
     assert [metrics["step"] for metrics in runs.metrics("killed")] == list(range(1, 31))
     assert runs.losses("killed") == runs.losses("unkilled")
-    kept = sorted(p.name for p in (runs.run_folder / "killed" / "checkpoints").glob("step-*"))
+    kept = sorted(p.name for p in (runs.folder / "killed" / "checkpoints").glob("step-*"))
     assert kept == ["step-00000025", "step-00000030"]
 
 
 def test_a_finished_run_is_left_alone_and_another_recipe_refused(runs: Runs) -> None:
     runs.run("done", "train.max_steps=3")
-    before = (runs.run_folder / "done" / "metrics.jsonl").read_text()
+    before = (runs.folder / "done" / "metrics.jsonl").read_text()
     assert "nothing left to do" in runs.run("done", "train.max_steps=3")
-    assert (runs.run_folder / "done" / "metrics.jsonl").read_text() == before
+    assert (runs.folder / "done" / "metrics.jsonl").read_text() == before
     output = runs.run("done", "train.max_steps=3", "optim.base_lr=1e-4", code=2)
     assert re.search(r"optim.base_lr was [\d.]+, is 0.0001", output)
     assert "Traceback" not in output
@@ -190,7 +190,7 @@ def test_other_shards_are_refused(runs: Runs, demo_shards: Path) -> None:
 def test_a_diverging_run_stops_with_the_reason(runs: Runs) -> None:
     output = runs.run("nan", "train.max_steps=60", "optim.base_lr=1e30", code=2)
     assert "were not applied, since loss or gradient was not finite" in output
-    assert not (runs.run_folder / "nan" / "model.safetensors").exists()
+    assert not (runs.folder / "nan" / "model.safetensors").exists()
 
 
 def test_undecodable_videos_are_counted_and_stop_the_run_above_the_limit(
@@ -208,7 +208,7 @@ def test_undecodable_videos_are_counted_and_stop_the_run_above_the_limit(
     runs.run("tolerant", *options, "data.max_skipped_share=0.5")
     skipped = runs.metrics("tolerant")[-1]["data/skipped_total"]
     assert 0.5 < skipped / (30 * 16 / 8) < 1.5
-    named = (runs.run_folder / "tolerant" / "quarantine-rank-00000.jsonl").read_text().splitlines()
+    named = (runs.folder / "tolerant" / "quarantine-rank-00000.jsonl").read_text().splitlines()
     assert {json.loads(line)["key"] for line in named} <= {s["key"] for s in index["samples"][:6]}
     output = runs.run("strict", *options, launcher=runs.deepspeed(2), code=2)
     assert "data.max_skipped_share=0.01" in output
@@ -217,7 +217,7 @@ def test_undecodable_videos_are_counted_and_stop_the_run_above_the_limit(
 def test_wandb_offline_records_the_run(runs: Runs) -> None:
     pytest.importorskip("wandb")
     runs.run("tracked", "train.max_steps=3", "wandb.mode=offline")
-    assert list((runs.run_folder / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
+    assert list((runs.folder / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
     assert len(runs.losses("tracked")) == 3
 
 
@@ -228,7 +228,7 @@ def test_between_log_lines_the_loop_never_waits_for_the_device(
     options = ("train.max_steps=12", "train.log_every=6", "train.save_every=12")
     script = Path(__file__).parent / "counting_pretrain.py"
     runs.run(f"syncs-{stage}", *options, stage=stage, script=script)
-    counts = json.loads((runs.run_folder / "syncs.json").read_text())
+    counts = json.loads((runs.folder / "syncs.json").read_text())
     quiet = {"data", "forward", "backward", "update"}
     # The first step builds things; afterwards every step is the same.
     reads = {key: n for key, n in counts.items() if int(key.split()[1]) > 1}
