@@ -57,9 +57,9 @@ def main() -> None:
     run_folder.choose_weights(args.run, weights)
     # Only now: torch takes seconds to load.
     from arvideo_ds.data.clips import EvaluationClips
-    from arvideo_ds.evaluation.pretrained import load_tokenizer
-    from arvideo_ds.evaluation.tokenizer import judge_run
-    from arvideo_ds.evaluation.tokenizer_pictures import draw_examples, example
+    from arvideo_ds.long_video.pictures import draw_examples, example
+    from arvideo_ds.long_video.quality import judge_run
+    from arvideo_ds.long_video.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.run / run_folder.WEIGHTS[weights])
     # First, since it refuses clips that its videos are too short for.
@@ -86,7 +86,7 @@ def main() -> None:
 
 
 def motion(tokenizer: Any, recipe: TokenizerRecipe, videos: int) -> dict[str, Any]:
-    from arvideo_ds.evaluation.tokenizer import object_share, untrained
+    from arvideo_ds.long_video.quality import object_share, untrained
 
     said: dict[str, Any] = {"videos": videos}
     for name, model in (("trained", tokenizer), ("untrained", untrained(recipe))):

@@ -23,7 +23,6 @@ from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
 from arvideo_ds.config import Recipe, TokenizerRecipe, load_recipe
-from arvideo_ds.data.token_scores import SCORERS, SCORES, ScoreContents
 from arvideo_ds.errors import (
     EXIT_INTERRUPTED,
     EXIT_MANY_REJECTS,
@@ -33,6 +32,7 @@ from arvideo_ds.errors import (
 )
 from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.geometry import Geometry, Triple
+from arvideo_ds.long_video.score_store import SCORERS, SCORES, ScoreContents
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
 
@@ -99,8 +99,8 @@ def main() -> int:
 
     from arvideo_ds.decoding.decoders import choose_decoder
     from arvideo_ds.engine.world import find_world
-    from arvideo_ds.evaluation.token_scorers import make_scorer
-    from arvideo_ds.evaluation.token_scoring import ScoringJob, make_spec, score_shards
+    from arvideo_ds.long_video.scorers import make_scorer
+    from arvideo_ds.long_video.scoring_pass import ScoringJob, make_spec, score_shards
 
     world = find_world()
     # On a CPU the workers are the parallelism, and one thread each gives one result.

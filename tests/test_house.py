@@ -29,8 +29,10 @@ def modules_after(run: Run, code: str) -> set[str]:
 def test_settings_are_read_without_torch_and_deepspeed(run: Run) -> None:
     loaded = modules_after(
         run,
-        "import arvideo_ds.config, arvideo_ds.train.settle, arvideo_ds.engine.launcher; "
-        "arvideo_ds.config.make_plan(arvideo_ds.config.load_recipe('ablation_base'), world_size=8)",
+        "import arvideo_ds.train.settle, arvideo_ds.engine.launcher; "
+        "from arvideo_ds.planning.plan import make_plan; "
+        "from arvideo_ds.config import load_recipe; "
+        "make_plan(load_recipe('ablation_base'), world_size=8)",
     )
     assert "pydantic" in loaded  # the listing works
     assert not loaded & HEAVY

@@ -16,10 +16,10 @@ from typing import Any
 
 from arvideo_ds.ablation.grid import UNTRAINED, Plan, Variant
 from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
-from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.files.atomic import write_json
+from arvideo_ds.long_video.score_store import hash_of_scores
 from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet, require_same_labels

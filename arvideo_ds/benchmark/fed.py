@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
+from functools import partial
 from typing import Any
 
 from arvideo_ds.benchmark.compare import synchronize
 from arvideo_ds.benchmark.rows import Options, Say
 from arvideo_ds.benchmark.step import Step
 from arvideo_ds.config.load import validate
+from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
+from arvideo_ds.long_video.score_store import open_scores
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.shards.manifest import ShardSet
 
@@ -37,6 +40,7 @@ def time_from_shards(step: Step, options: Options, *, cores: int, say: Say) -> d
         first_step=0,
         num_workers=workers,
         pin_memory=step.device.type == "cuda",
+        clips=partial(TrainClips, scores=open_scores(shards, recipe)),
     )
     say(f"{steps} steps of {step.row.name} from {options.shards}, {workers} worker(s)")
     clips, skipped, wait_s, started = 0, 0, 0.0, 0.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -15,7 +16,6 @@ from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.augment import Augment
 from arvideo_ds.data.order import Place, SampleOrder
 from arvideo_ds.data.sampling import aligned_frames, train_frames, view_frames
-from arvideo_ds.data.token_scores import TokenScores, VideoScores
 from arvideo_ds.data.transforms import (
     Crop,
     cut,
@@ -29,6 +29,7 @@ from arvideo_ds.data.transforms import (
 from arvideo_ds.data.watch import Watch
 from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, decode
 from arvideo_ds.errors import UserError
+from arvideo_ds.geometry import Triple
 from arvideo_ds.randomness import clip_generator, draw_key
 from arvideo_ds.shards.manifest import AlteredError, IndexedSample, ShardSet, UnreachableError
 
@@ -49,6 +50,29 @@ class Skipped:
     message: str
 
 
+class TokenValues(Protocol):
+    """Values of the tokens of a video or of a part of it, on a grid t h w."""
+
+    def over(self, first: int, times: int) -> TokenValues:
+        """From time `first` on; may reach beyond the video's end."""
+
+    def within(self, row: int, column: int, height: int, width: int) -> TokenValues:
+        """A box of tokens."""
+
+    def flat(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Scores N float32 and, where there are any, codes N int64, along (time, row, column)."""
+
+
+class ScoreReader(Protocol):
+    """What data.scores has of the tokens of every video of the shards (long_video/)."""
+
+    def read(self, shard: int, key: str) -> TokenValues | None:
+        """Values of a whole video; None where it has none. Errors: `AlteredError`."""
+
+    def nothing(self, grid: Triple) -> TokenValues:
+        """Zeros for a clip that did not decode."""
+
+
 @dataclass(frozen=True)
 class VideoClips:
     """K clips of one video, each F h w 3, uint8, with the model's key of each.
@@ -61,13 +85,14 @@ class VideoClips:
     keys: list[int]
     label: int | tuple[int, ...]
     skipped: Skipped | None = None
-    scores: list[VideoScores] | None = field(default=None, kw_only=True)
+    scores: list[TokenValues] | None = field(default=None, kw_only=True)
 
 
 class TrainClips(Dataset[VideoClips]):
     """Run position -> augmented clips of one video; all draws are functions of the position.
 
-    With data.scores a clip's frames and place are those of stored tokens, whose scores come along.
+    scores: of the tokens of these shards, where the recipe has data.scores. A clip's frames and
+    place are then those of stored tokens, whose scores come along.
     """
 
     def __init__(
@@ -77,12 +102,15 @@ class TrainClips(Dataset[VideoClips]):
         *,
         num_workers: int = 0,
         left_out: Mapping[str, str] | None = None,
+        scores: ScoreReader | None = None,
     ) -> None:
         data = recipe.data
+        if (scores is None) != (data.scores is None):
+            raise ValueError(f"data.scores={data.scores} must come with its reader")
         require_protocol(shards, recipe)
         self.shards, self.data, self.seed = shards, data, recipe.train.seed
         self.patch, self.grid = recipe.patch, recipe.geometry.grid
-        self.scores = open_scores(shards, recipe)
+        self.scores = scores
         self.heads = recipe.heads
         # Keys of videos that are not even tried, and why.
         self.left_out = dict(left_out or {})
@@ -177,7 +205,7 @@ class TrainClips(Dataset[VideoClips]):
         start = generator.random()
         return aligned_frames(num_frames, data.frames, data.stride, self.patch[0], start)
 
-    def _scores(self, shard: int, sample: IndexedSample, first_frame: int) -> VideoScores | None:
+    def _scores(self, shard: int, sample: IndexedSample, first_frame: int) -> TokenValues | None:
         """Scores of the clip's times, of the whole picture. Errors: `DecodeError`."""
         if self.scores is None:
             return None
@@ -189,7 +217,7 @@ class TrainClips(Dataset[VideoClips]):
             raise DecodeError("unscored", "it was not readable when the shards were scored")
         return video.over(first_frame // (self.data.stride * self.patch[0]), self.grid[0])
 
-    def _of_crop(self, scores: VideoScores, crop: Crop) -> VideoScores:
+    def _of_crop(self, scores: TokenValues, crop: Crop) -> TokenValues:
         (_, rows, columns), (_, high, wide) = self.grid, self.patch
         return scores.within(crop.top // high, crop.left // wide, rows, columns)
 
@@ -300,15 +328,6 @@ def for_labels(shards: ShardSet, recipe: Recipe) -> Recipe:
 def _holds(shards: ShardSet, found: Iterable[str]) -> str:
     name = " and ".join(sorted(found))
     return f"is {name}" if shards.manifest.dataset == name else f"has samples of {name}"
-
-
-def open_scores(shards: ShardSet, recipe: Recipe) -> TokenScores | None:
-    """The scores of data.scores. Errors: `UserError` where they are not of these clips' tokens."""
-    if recipe.data.scores is None:
-        return None
-    scores = TokenScores(recipe.data.scores)
-    scores.require(shards, recipe)
-    return scores
 
 
 def random_crop(

@@ -10,23 +10,19 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from arvideo_ds.config import PretrainRecipe, Recipe, TokenizerRecipe
-from arvideo_ds.config.load import read_yaml, validate
+from arvideo_ds.config import PretrainRecipe, Recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.tensors import load_tensors
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.models.objective import Objective
-from arvideo_ds.models.tokenizer import Tokenizer
 from arvideo_ds.models.weight_files import load_state, read_weights
 from arvideo_ds.shards.manifest import ClassNames, by_set
 from arvideo_ds.tasks.pretrain import build_objective
 
 # Names of the classes of a fine-tuned run, in the order of its logits.
 LABELS = "labels.json"
-# Of a tokenizer's run: its weights, the best choice first, and its recipe (runs/run_folder.py).
-_TOKENIZER_WEIGHTS, _RECIPE = ("ema.safetensors", "model.safetensors"), "recipe.yaml"
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
@@ -120,29 +116,3 @@ def load_classifier(
     wrong = f"the weights in {folder} are not the classifier of its recipe and its {count} labels"
     load_state(model, state, wrong)
     return model.eval(), labels
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """A trained tokenizer, in evaluation mode, on the CPU.
-
-    path: the folder of a finished run of scripts/train_tokenizer.py, of which the averaged weights
-    are taken where it kept them; or a file of its weights with the run's recipe.yaml beside it.
-    Errors: `UserError` where weights or recipe are missing, damaged, or not of one tokenizer.
-    """
-    file = next((path / name for name in _TOKENIZER_WEIGHTS if (path / name).is_file()), path)
-    state = read_weights(file)
-    recipe = _recipe_beside(path if path.is_dir() else path.parent)
-    tokenizer = Tokenizer(recipe.patch, recipe.tokenizer)
-    load_state(tokenizer, state, f"{file} does not fit the {_RECIPE} beside it")
-    return tokenizer.eval().requires_grad_(requires_grad=False)
-
-
-def _recipe_beside(folder: Path) -> TokenizerRecipe:
-    path = folder / _RECIPE
-    tree = read_yaml(path)
-    if not isinstance(tree, dict) or tree.get("task") != "tokenizer":
-        raise UserError(
-            f"{folder} holds no tokenizer: {_RECIPE} says another task. scripts/train_tokenizer.py "
-            "trains one."
-        )
-    return validate(tree, str(path), TokenizerRecipe)

@@ -8,9 +8,9 @@ from importlib import metadata
 from typing import Any
 
 from arvideo_ds.config import PretrainRecipe, Recipe, TokenizerRecipe
-from arvideo_ds.data.token_scores import hash_of_scores
 from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
+from arvideo_ds.long_video.score_store import hash_of_scores
 from arvideo_ds.planning.plan import RunPlan, notes
 from arvideo_ds.runs.run_folder import update_summary
 from arvideo_ds.shards.manifest import ShardSet

@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from arvideo_ds.config import (
     Recipe,
     TokenizerRecipe,
 )
+from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.detection import TrainKeyframes, collate_keyframes
 from arvideo_ds.data.loader import TrainLoader, worker_count
-from arvideo_ds.data.token_scores import TokenScores, hash_of_scores
 from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import (
@@ -40,6 +41,8 @@ from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from arvideo_ds.evaluation.pretrained import read_labels
 from arvideo_ds.files.atomic import write_json
+from arvideo_ds.long_video.score_store import TokenScores, hash_of_scores, open_scores
+from arvideo_ds.long_video.training import TrainTokenizer
 from arvideo_ds.models.layouts import load_classifier_weights
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.runs import run_folder
@@ -48,7 +51,6 @@ from arvideo_ds.tasks import PREFIX
 from arvideo_ds.tasks.detect import Detect
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
-from arvideo_ds.tasks.tokenizer import TrainTokenizer
 from arvideo_ds.train import record
 from arvideo_ds.train.baseline import BASELINE, Baseline
 from arvideo_ds.train.failure import guarded
@@ -309,15 +311,15 @@ def _loader(
         num_workers=workers,
         pin_memory=world.device.type == "cuda",
         left_out=run_folder.left_out(folder),
-        **_own_clips(settings.recipe),
+        **_own_clips(settings.recipe, shards),
     )
 
 
-def _own_clips(recipe: Recipe) -> dict[str, Any]:
+def _own_clips(recipe: Recipe, shards: ShardSet) -> dict[str, Any]:
     """What a task loads instead of clips alone."""
     if isinstance(recipe, DetectRecipe):
         return {"clips": TrainKeyframes, "together": collate_keyframes}
-    return {}
+    return {"clips": partial(TrainClips, scores=open_scores(shards, recipe))}
 
 
 def _guard(

@@ -17,9 +17,9 @@ from arvideo_ds.config import (
 )
 from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.config.objectives import LvmaeSettings
-from arvideo_ds.data.token_scores import TokenScores
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel
 from arvideo_ds.errors import UserError
+from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.planning.plan import RunPlan, make_plan
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import MANIFEST, ShardSet, require_same_labels

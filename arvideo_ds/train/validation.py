@@ -17,8 +17,8 @@ from arvideo_ds.evaluation.detection import Judge
 from arvideo_ds.evaluation.features import POOLING, Features
 from arvideo_ds.evaluation.probe import nearest_neighbours
 from arvideo_ds.evaluation.scores import JointScores, outputs_of, score_videos
-from arvideo_ds.evaluation.tokenizer import judge
 from arvideo_ds.files.atomic import write_json
+from arvideo_ds.long_video.quality import judge
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet

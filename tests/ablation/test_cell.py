@@ -10,8 +10,8 @@ import pytest
 
 from arvideo_ds.ablation.cell import RESULT, Cell, cells_of, require_same
 from arvideo_ds.ablation.grid import UNTRAINED, read_grid, resolve
-from arvideo_ds.data.token_scores import SCORES, ScoreContents, ScoreSpec
 from arvideo_ds.errors import UserError
+from arvideo_ds.long_video.score_store import SCORES, ScoreContents, ScoreSpec
 
 DATA = {"manifest": "a" * 64}
 

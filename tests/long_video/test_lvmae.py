@@ -11,9 +11,9 @@ from torch import Tensor
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.objectives import LvmaeSettings
 from arvideo_ds.errors import UserError
+from arvideo_ds.long_video.codes import latents_of
+from arvideo_ds.long_video.lvmae import LVMAE
 from arvideo_ds.models.arvideo import ARVideo
-from arvideo_ds.models.codes import latents_of
-from arvideo_ds.models.lvmae import LVMAE
 from arvideo_ds.models.selection import choose, priorities
 from arvideo_ds.models.videomae import VideoMAE
 from arvideo_ds.randomness import draw_key

@@ -17,11 +17,11 @@ from arvideo_ds.config import FinetuneRecipe, TokenizerRecipe, load_recipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.config.tokenizer import halvings
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.pretrained import load_tokenizer, load_trained_encoder
-from arvideo_ds.evaluation.token_scorers import Piece, make_scorer
+from arvideo_ds.evaluation.pretrained import load_trained_encoder
+from arvideo_ds.long_video.importance import Float32Conv3d
+from arvideo_ds.long_video.scorers import Piece, make_scorer
+from arvideo_ds.long_video.tokenizer import Tokenizer, load_tokenizer
 from arvideo_ds.models.encoder import count_parameters
-from arvideo_ds.models.token_scorer import Float32Conv3d
-from arvideo_ds.models.tokenizer import Tokenizer
 from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.train.transfer import settle_transfer
 

@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,11 @@ import torch
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.clips import TrainClips, VideoClips
 from arvideo_ds.data.loader import Batch, TrainLoader
-from arvideo_ds.data.token_scores import SCORES, TokenScores
 from arvideo_ds.decoding import decoders
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError
-from arvideo_ds.evaluation import token_scorers, token_scoring
-from arvideo_ds.evaluation.token_scorers import (
+from arvideo_ds.long_video import scorers, scoring_pass
+from arvideo_ds.long_video.score_store import SCORES, TokenScores, open_scores
+from arvideo_ds.long_video.scorers import (
     Piece,
     RuleScorer,
     Scored,
@@ -38,7 +39,7 @@ from arvideo_ds.evaluation.token_scorers import (
     TokenizerScorer,
     everest,
 )
-from arvideo_ds.evaluation.token_scoring import ScoringJob, ScoringReport, make_spec, score_shards
+from arvideo_ds.long_video.scoring_pass import ScoringJob, ScoringReport, make_spec, score_shards
 from arvideo_ds.models.cubes import to_cubes
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.shards.manifest import ShardSet
@@ -117,6 +118,10 @@ def recipe_of(tiny: MakeRecipe, shards: Path, scores: Path | None, **data: Any) 
     )
 
 
+def train_clips(shards: ShardSet, recipe: PretrainRecipe) -> TrainClips:
+    return TrainClips(shards, recipe, scores=open_scores(shards, recipe))
+
+
 def delivered(clips: TrainClips, positions: int) -> list[tuple[str, VideoClips]]:
     return [(clips.sample(n)[1].key, clips[n]) for n in range(positions)]
 
@@ -168,7 +173,7 @@ def test_scores_and_codes_are_those_of_the_delivered_clips_tokens(
     textured_shards: Path, means: Path, tiny: MakeRecipe
 ) -> None:
     recipe = recipe_of(tiny, textured_shards, means, repeats=3)
-    clips = TrainClips(ShardSet(textured_shards), recipe)
+    clips = train_clips(ShardSet(textured_shards), recipe)
     differing = set()
     for key, video in delivered(clips, 45):
         assert video.skipped is None
@@ -194,7 +199,7 @@ def test_distances_in_time_are_those_of_the_delivered_clips_tokens(
     """Only the first time of a stored window may differ: it has the next one's distance."""
     score(textured_shards, tmp_path / "everest", RuleScorer("everest", PATCH))
     recipe = recipe_of(tiny, textured_shards, tmp_path / "everest", frames=32)
-    clips = TrainClips(ShardSet(textured_shards), recipe)
+    clips = train_clips(ShardSet(textured_shards), recipe)
     starts = []
     for key, video in delivered(clips, 45):
         if int(key.rpartition("_")[2].removesuffix(".mp4")) < 32 * STRIDE:
@@ -245,7 +250,14 @@ def load(shards: Path, recipe: PretrainRecipe, *, workers: int) -> list[Batch]:
     plan = make_plan(recipe, world_size=1, num_videos=opened.num_samples)
     return list(
         TrainLoader(
-            opened, recipe, plan, rank=0, first_step=0, num_workers=workers, pin_memory=False
+            opened,
+            recipe,
+            plan,
+            rank=0,
+            first_step=0,
+            num_workers=workers,
+            pin_memory=False,
+            clips=partial(TrainClips, scores=open_scores(opened, recipe)),
         )
     )
 
@@ -354,7 +366,7 @@ def test_a_full_disk_ends_in_a_sentence(
     def write(path: Path, data: bytes) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(token_scoring, "write_bytes", write)
+    monkeypatch.setattr(scoring_pass, "write_bytes", write)
     with pytest.raises(UserError, match=r"is full .*the same command goes on"):
         score(textured_shards, tmp_path / "s", MeanScorer())
 
@@ -390,10 +402,10 @@ def test_memory_bounds_what_is_decoded_at_once_and_changes_no_byte(
         sizes.append(frames.nbytes)
         return frames
 
-    monkeypatch.setattr(token_scoring, "decode", decode)
+    monkeypatch.setattr(scoring_pass, "decode", decode)
     largest = {}
     for bound in (0, 600_000, 2**40):
-        monkeypatch.setattr(token_scoring, "_DECODED_BYTES", bound)
+        monkeypatch.setattr(scoring_pass, "_DECODED_BYTES", bound)
         sizes.clear()
         score(textured_shards, tmp_path / str(bound), scorer)
         largest[bound] = max(sizes)
@@ -413,7 +425,7 @@ def test_a_file_that_was_altered_is_made_anew_and_training_names_it(
     data[-3] ^= 1
     path.write_bytes(data)
     shards = ShardSet(textured_shards)
-    clips = TrainClips(shards, recipe_of(tiny, textured_shards, folder))
+    clips = train_clips(shards, recipe_of(tiny, textured_shards, folder))
     skipped = [video.skipped for _, video in delivered(clips, 9) if video.skipped is not None]
     assert [one.kind for one in skipped] == ["altered"]
     assert "altered/shard-000002.safetensors" in skipped[0].message
@@ -448,7 +460,7 @@ def test_a_video_that_does_not_decode_is_settled_unless_memory_was_short(
             raise decoders.DecodeError(kind, "no")
         return decoders.decode(name, video, frames)
 
-    monkeypatch.setattr(token_scoring, "decode", decode)
+    monkeypatch.setattr(scoring_pass, "decode", decode)
     report = score(textured_shards, tmp_path / "scores", MeanScorer())
     if kind == "RuntimeError":
         assert (len(calls), report.failed) == (1, {})
@@ -483,7 +495,7 @@ def test_unreadable_videos_are_named_have_no_entry_and_are_not_valid(
     assert TokenScores(tmp_path / "scores").read(1, key) is None
     # The video is whole again: still there is nothing to say of its tokens.
     shutil.copytree(textured_shards, folder, dirs_exist_ok=True)
-    clips = TrainClips(ShardSet(folder), recipe_of(tiny, folder, tmp_path / "scores"))
+    clips = train_clips(ShardSet(folder), recipe_of(tiny, folder, tmp_path / "scores"))
     for name, video in delivered(clips, 9):
         if name != key:
             assert video.skipped is None
@@ -542,7 +554,14 @@ def test_recipes_of_other_tokens_are_refused_with_both_values(
 ) -> None:
     recipe = recipe_of(tiny, textured_shards, means, **changed)
     with pytest.raises(UserError, match=said):
-        TrainClips(ShardSet(textured_shards), recipe)
+        train_clips(ShardSet(textured_shards), recipe)
+
+
+def test_clips_of_scored_tokens_are_not_made_without_the_scores(
+    textured_shards: Path, means: Path, tiny: MakeRecipe
+) -> None:
+    with pytest.raises(ValueError, match=r"data\.scores=.* must come with its reader"):
+        TrainClips(ShardSet(textured_shards), recipe_of(tiny, textured_shards, means))
 
 
 def test_scores_of_other_shards_and_unfinished_ones_are_refused(
@@ -550,9 +569,9 @@ def test_scores_of_other_shards_and_unfinished_ones_are_refused(
 ) -> None:
     shards = ShardSet(other_shards)
     with pytest.raises(UserError, match=r"scores of other shards than .*other: manifest \w{12}"):
-        TrainClips(shards, recipe_of(tiny, other_shards, means))
+        train_clips(shards, recipe_of(tiny, other_shards, means))
     with pytest.raises(UserError, match=r"no finished token scores in .*score_tokens\.py"):
-        TrainClips(shards, recipe_of(tiny, other_shards, tmp_path))
+        train_clips(shards, recipe_of(tiny, other_shards, tmp_path))
 
 
 def test_a_recipe_that_moves_tokens_is_refused(tiny: MakeRecipe) -> None:
@@ -583,9 +602,9 @@ def test_a_tokenizer_gives_scores_and_codes_and_is_known_by_its_weights(
     textured_shards: Path, means: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     networks = {"run": StandIn(), "copy": StandIn(), "other": StandIn(0.5)}
-    load = "arvideo_ds.evaluation.pretrained.load_tokenizer"
+    load = "arvideo_ds.long_video.tokenizer.load_tokenizer"
     monkeypatch.setattr(load, lambda path: networks[str(path)])
-    scorer = token_scorers.make_scorer("tokenizer", PATCH, tokenizer="run", device="cpu")
+    scorer = scorers.make_scorer("tokenizer", PATCH, tokenizer="run", device="cpu")
     report = score(textured_shards, tmp_path / "scores", scorer)
     assert report.contents is not None
     assert report.contents.spec.levels == (8, 8)

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from arvideo_ds.config import TokenizerRecipe
 from arvideo_ds.data.loader import Batch
+from arvideo_ds.long_video.perceptual import load_perceptual
+from arvideo_ds.long_video.tokenizer import Reconstruction, Tokenizer
 from arvideo_ds.models.cubes import unit_pixels
-from arvideo_ds.models.perceptual import load_perceptual
-from arvideo_ds.models.tokenizer import Reconstruction, Tokenizer
 
 
 class TrainTokenizer(nn.Module):

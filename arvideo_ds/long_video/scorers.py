@@ -28,10 +28,10 @@ import numpy as np
 import torch
 from einops import rearrange, reduce
 
-from arvideo_ds.data.token_scores import WINDOW
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
-from arvideo_ds.models import optical_flow as flow
+from arvideo_ds.long_video import optical_flow as flow
+from arvideo_ds.long_video.score_store import WINDOW
 from arvideo_ds.models.cubes import standardize, to_cubes
 from arvideo_ds.randomness import score_generator
 
@@ -202,7 +202,7 @@ class TokenizerScorer:
 
     @functools.cached_property
     def _network(self) -> Any:
-        from arvideo_ds.evaluation.pretrained import load_tokenizer
+        from arvideo_ds.long_video.tokenizer import load_tokenizer
 
         network = load_tokenizer(Path(self.path))
         if tuple(network.patch) != self.patch:

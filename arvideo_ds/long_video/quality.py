@@ -19,8 +19,8 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.scores import outputs_of
 from arvideo_ds.geometry import num_kept
 from arvideo_ds.host import available_cores
+from arvideo_ds.long_video.tokenizer import Reconstruction, Tokenizer
 from arvideo_ds.models.cubes import to_cubes, unit_pixels
-from arvideo_ds.models.tokenizer import Reconstruction, Tokenizer
 from arvideo_ds.shards.demo_set import scene
 from arvideo_ds.shards.manifest import ShardSet
 

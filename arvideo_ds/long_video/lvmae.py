@@ -21,7 +21,7 @@ from torch import Tensor
 
 from arvideo_ds.config.objectives import LvmaeSettings
 from arvideo_ds.config.schema import PretrainRecipe
-from arvideo_ds.models.codes import latents_of
+from arvideo_ds.long_video.codes import latents_of
 from arvideo_ds.models.objective import Draw
 from arvideo_ds.models.selection import choose, priorities
 from arvideo_ds.models.videomae import VideoMAE

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from arvideo_ds.config import TokenizerRecipe, load_recipe
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.tokenizer import measured, motion_clip, object_share, untrained
-from arvideo_ds.evaluation.tokenizer_pictures import draw_examples, example
 from arvideo_ds.geometry import Geometry
+from arvideo_ds.long_video.pictures import draw_examples, example
+from arvideo_ds.long_video.quality import measured, motion_clip, object_share, untrained
+from arvideo_ds.long_video.tokenizer import Reconstruction
 from arvideo_ds.models.cubes import to_cubes, unit_pixels
-from arvideo_ds.models.tokenizer import Reconstruction
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.demo_set import render, render_scene, scene
 from tests.conftest import ROOT

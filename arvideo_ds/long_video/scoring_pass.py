@@ -23,7 +23,12 @@ import numpy as np
 from tqdm import tqdm
 
 from arvideo_ds.data.sampling import window_frames
-from arvideo_ds.data.token_scores import (
+from arvideo_ds.data.transforms import fit_to_grid
+from arvideo_ds.decoding.decoders import DecodeError, decode
+from arvideo_ds.decoding.streams import Failed, Finished, stream_all
+from arvideo_ds.decoding.video import RejectedError
+from arvideo_ds.files.atomic import write_bytes
+from arvideo_ds.long_video.score_store import (
     SCORES,
     WINDOW,
     ScoreContents,
@@ -36,12 +41,7 @@ from arvideo_ds.data.token_scores import (
     require_same,
     stored,
 )
-from arvideo_ds.data.transforms import fit_to_grid
-from arvideo_ds.decoding.decoders import DecodeError, decode
-from arvideo_ds.decoding.streams import Failed, Finished, stream_all
-from arvideo_ds.decoding.video import RejectedError
-from arvideo_ds.evaluation.token_scorers import Piece, Scored, Scorer
-from arvideo_ds.files.atomic import write_bytes
+from arvideo_ds.long_video.scorers import Piece, Scored, Scorer
 from arvideo_ds.shards.manifest import ShardSet, dump_json
 from arvideo_ds.shards.writer import explained_when_full
 

@@ -1,7 +1,7 @@
 """The adaptive tokenizer of LVMAE on one page: a clip as codes, and which of them matter.
 
     encode     3D convolutions shrink the clip to the token grid; a few numbers for each token
-    score      how much each token changes from the one before (token_scorer.py)
+    score      how much each token changes from the one before (importance.py)
     choose     the k most important tokens stay, the other latents become 0 (top_k.py)
     quantise   each number is rounded to one of a few levels: a token is one of the codes (FSQ)
     decode     3D convolutions grow the clip again
@@ -17,6 +17,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from einops import rearrange, reduce
@@ -24,14 +25,20 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ
 
+from arvideo_ds.config import TokenizerRecipe
+from arvideo_ds.config.load import read_yaml, validate
 from arvideo_ds.config.tokenizer import TokenizerSettings, halvings
+from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import CHANNELS, Geometry, Triple
+from arvideo_ds.long_video.importance import Float32Conv3d, TokenScorer, normalize_scores
+from arvideo_ds.long_video.top_k import perturbed_top_k, top_k
 from arvideo_ds.models.cubes import unit_pixels
-from arvideo_ds.models.token_scorer import Float32Conv3d, TokenScorer, normalize_scores
-from arvideo_ds.models.top_k import perturbed_top_k, top_k
+from arvideo_ds.models.weight_files import load_state, read_weights
 
 # MAGVIT's groups; with fewer channels in each, a norm would take a clip's brightness off.
 _GROUPS, _GROUP_CHANNELS = 32, 4
+# Weights of a run, the best choice first, and its recipe (runs/run_folder.py).
+_WEIGHTS, _RECIPE = ("ema.safetensors", "model.safetensors"), "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -212,3 +219,29 @@ def _conv(inputs: int, outputs: int) -> nn.Conv3d:
 
 def _norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(math.gcd(_GROUPS, max(1, width // _GROUP_CHANNELS)), width)
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A trained tokenizer, in evaluation mode, on the CPU.
+
+    path: the folder of a finished run of scripts/train_tokenizer.py, of which the averaged weights
+    are taken where it kept them; or a file of its weights with the run's recipe.yaml beside it.
+    Errors: `UserError` where weights or recipe are missing, damaged, or not of one tokenizer.
+    """
+    file = next((path / name for name in _WEIGHTS if (path / name).is_file()), path)
+    state = read_weights(file)
+    recipe = _recipe_beside(path if path.is_dir() else path.parent)
+    tokenizer = Tokenizer(recipe.patch, recipe.tokenizer)
+    load_state(tokenizer, state, f"{file} does not fit the {_RECIPE} beside it")
+    return tokenizer.eval().requires_grad_(requires_grad=False)
+
+
+def _recipe_beside(folder: Path) -> TokenizerRecipe:
+    path = folder / _RECIPE
+    tree = read_yaml(path)
+    if not isinstance(tree, dict) or tree.get("task") != "tokenizer":
+        raise UserError(
+            f"{folder} holds no tokenizer: {_RECIPE} says another task. scripts/train_tokenizer.py "
+            "trains one."
+        )
+    return validate(tree, str(path), TokenizerRecipe)

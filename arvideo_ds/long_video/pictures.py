@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from arvideo_ds.evaluation.pictures import BLANK, draw_rows
+from arvideo_ds.long_video.tokenizer import Tokenizer
 from arvideo_ds.models.cubes import unit_pixels
-from arvideo_ds.models.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from arvideo_ds.data.token_scores import SCORERS
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.token_scorers import RULES, Piece, make_scorer
-from arvideo_ds.models.optical_flow import optical_flow
+from arvideo_ds.long_video.optical_flow import optical_flow
+from arvideo_ds.long_video.score_store import SCORERS
+from arvideo_ds.long_video.scorers import RULES, Piece, make_scorer
 
 PATCH = (2, 8, 8)
 

@@ -40,7 +40,7 @@ WINDOW = 16
 # One key: safetensors writes several in no fixed order.
 _HEADER = "token_scores"
 _OPEN_FILES = 64
-# Of evaluation/token_scorers.py; here for command lines, which load no torch.
+# Of scorers.py; here for command lines, which load no torch.
 SCORERS = ("tokenizer", "flow", "everest", "uniform", "random")
 
 
@@ -232,6 +232,15 @@ class TokenScores:
 
     def _where(self, shard: int) -> str:
         return f"{self.name}/{self.contents.files[shard].name}"
+
+
+def open_scores(shards: ShardSet, recipe: Recipe) -> TokenScores | None:
+    """The scores of data.scores. Errors: `UserError` where they are not of these clips' tokens."""
+    if recipe.data.scores is None:
+        return None
+    scores = TokenScores(recipe.data.scores)
+    scores.require(shards, recipe)
+    return scores
 
 
 def hash_of_scores(recipe: Recipe) -> str | None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from arvideo_ds.data.token_scores import (
+from arvideo_ds.errors import UserError
+from arvideo_ds.long_video.score_store import (
     ScoreSpec,
     VideoScores,
     file_bytes,
@@ -16,7 +17,6 @@ from arvideo_ds.data.token_scores import (
     require_same,
     stored,
 )
-from arvideo_ds.errors import UserError
 from arvideo_ds.shards.manifest import AlteredError
 
 SPEC = ScoreSpec(

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from arvideo_ds.evaluation.pretrained import load_tokenizer
+from arvideo_ds.long_video.tokenizer import load_tokenizer
 from tests.conftest import ROOT, free_port, run_command
 from tests.train.conftest import metrics_of
 
