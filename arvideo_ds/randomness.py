@@ -7,12 +7,10 @@ A clip is named by (seed, epoch, position, repeat). Its frames, crop and flip co
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 
 # One constant per purpose, so that streams which share the other numbers stay independent.
-_CLIP, _DRAW, _SHARDS, _WINDOW, _SPLIT, _PICK, _SCORES = range(7)
+_CLIP, _DRAW, _SHARDS, _WINDOW, _SPLIT, _PICK = range(6)
 
 
 def _generator(*numbers: int) -> np.random.Generator:
@@ -43,11 +41,6 @@ def window_generator(seed: int, epoch: int, stream: int, window: int) -> np.rand
 def split_generator(seed: int) -> np.random.Generator:
     """The order in which source videos are dealt into shards."""
     return _generator(_SPLIT, seed)
-
-
-def score_generator(key: str, window: int) -> np.random.Generator:
-    """Random scores of the tokens of one window of the video of this key."""
-    return _generator(_SCORES, int.from_bytes(hashlib.sha256(key.encode()).digest(), "big"), window)
 
 
 def pick_generator(seed: int, shard: int) -> np.random.Generator:

@@ -32,7 +32,8 @@ from arvideo_ds.errors import (
 )
 from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.geometry import Geometry, Triple
-from arvideo_ds.long_video.score_store import SCORERS, SCORES, ScoreContents
+from arvideo_ds.long_video.score_store import SCORES, ScoreContents
+from arvideo_ds.long_video.scorers import SCORERS, make_scorer, scorer_name
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
 
@@ -44,7 +45,7 @@ _MOST_NAMED = 5
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--shards", help="default: data.shards of the recipe")
-    parser.add_argument("--scorer", required=True, choices=SCORERS)
+    parser.add_argument("--scorer", required=True, type=scorer_name, help=" | ".join(SCORERS))
     parser.add_argument("--tokenizer", help="run of scripts/train_tokenizer.py, or its weights")
     parser.add_argument("--recipe", metavar="NAME|PATH", help="what is to be pretrained")
     parser.add_argument("--stride", type=int, help=f"without --recipe; default {_STRIDE}")
@@ -99,7 +100,6 @@ def main() -> int:
 
     from arvideo_ds.decoding.decoders import choose_decoder
     from arvideo_ds.engine.world import find_world
-    from arvideo_ds.long_video.scorers import make_scorer
     from arvideo_ds.long_video.scoring_pass import ScoringJob, make_spec, score_shards
 
     world = find_world()

@@ -40,8 +40,6 @@ WINDOW = 16
 # One key: safetensors writes several in no fixed order.
 _HEADER = "token_scores"
 _OPEN_FILES = 64
-# Of scorers.py; here for command lines, which load no torch.
-SCORERS = ("tokenizer", "flow", "everest", "uniform", "random")
 
 
 class _Record(BaseModel):

@@ -1,20 +1,26 @@
-"""Scores mean what they say: motion is found, still regions are not, draws are the video's own."""
+"""Scores mean what they say: motion is found, still regions are not, names are checked."""
 
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
+from arvideo_ds.config.objectives import Rule
 from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.optical_flow import optical_flow
-from arvideo_ds.long_video.score_store import SCORERS
-from arvideo_ds.long_video.scorers import RULES, Piece, make_scorer
+from arvideo_ds.long_video.scorers import Piece, make_scorer, scorer_name
 
 PATCH = (2, 8, 8)
+Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def texture(height: int, width: int) -> torch.Tensor:
@@ -74,7 +80,7 @@ def test_what_moves_has_the_larger_scores(name: str) -> None:
 
 def test_everest_is_the_distance_of_a_patch_to_itself_one_time_earlier() -> None:
     piece = moving_square(2)
-    scores = RULES["everest"][0](piece, PATCH)
+    scores = make_scorer("everest", PATCH, tokenizer=None, device="cpu")(piece).scores
     deviation = np.array([0.229, 0.224, 0.225])
     cube = (piece.frames[1] / 255 / deviation).reshape(8, 2, 6, 8, 12, 8, 3)
     expected = np.linalg.norm((cube[5] - cube[4])[:, 2, :, 7].ravel())
@@ -82,33 +88,62 @@ def test_everest_is_the_distance_of_a_patch_to_itself_one_time_earlier() -> None
     assert np.array_equal(scores[:, 0], scores[:, 1])
 
 
-def test_random_scores_are_the_videos_own_whatever_windows_come_together() -> None:
-    frames = np.zeros((3, 16, 16, 24, 3), np.uint8)
-    together = RULES["random"][0](Piece("v", 0, frames), PATCH)
-    alone = [RULES["random"][0](Piece("v", n, frames[:1]), PATCH)[0] for n in range(3)]
-    assert np.array_equal(together, np.stack(alone))
-    assert not np.array_equal(alone[0], alone[1])
-    assert not np.array_equal(together, RULES["random"][0](Piece("w", 0, frames), PATCH))
+@pytest.mark.parametrize("name", ["uniform", "random"])
+def test_a_scorer_that_a_selection_rule_replaced_is_refused_with_the_rule(name: str) -> None:
+    with pytest.raises(UserError, match=f"decoder_mask={name} .* decoder.target_rule={name} "):
+        scorer_name(name)
+    assert name in get_args(Rule)
 
 
-def test_uniform_takes_every_seventh_time_of_the_video_first() -> None:
-    frames = np.zeros((2, 16, 16, 24, 3), np.uint8)
-    scores = RULES["uniform"][0](Piece("v", 3, frames), PATCH).reshape(16, -1)
-    first = np.flatnonzero(scores.min(axis=1) >= 1)
-    # The video's times 24 to 39.
-    assert (24 + first).tolist() == [28, 35]
-    assert np.delete(scores, first, axis=0).max() < 0.5
+def test_an_unknown_scorer_is_refused_with_the_names_and_without_torch(run: Run) -> None:
+    code = (
+        "from arvideo_ds.long_video.scorers import scorer_name\n"
+        "from arvideo_ds.errors import UserError\n"
+        "import sys\n"
+        "try: scorer_name('flows')\n"
+        "except UserError as error: print(error, 'torch' in sys.modules)"
+    )
+    said = run(sys.executable, "-c", code).stdout
+    assert "tokenizer, flow, everest. Did you mean 'flow'?" in said
+    assert said.endswith("False\n")
 
 
-def test_command_lines_know_every_scorer() -> None:
-    assert {*RULES, "tokenizer"} == set(SCORERS)
+def test_a_plugin_adds_a_scorer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugin = tmp_path / "brightness.py"
+    plugin.write_text(
+        """
+from dataclasses import dataclass
+from arvideo_ds.long_video.scorers import SCORERS, Scored
+
+@SCORERS.register("brightness")
+@dataclass
+class Brightness:
+    patch: tuple[int, int, int]
+    name = "brightness"
+    settings = {}
+    tokenizer = levels = None
+    on_device = False
+
+    def __call__(self, piece):
+        windows, frames, height, width, channels = piece.frames.shape
+        t, h, w = self.patch
+        cubes = piece.frames.reshape(windows, frames // t, t, height // h, h, width // w, w, 3)
+        return Scored(cubes.mean(axis=(2, 4, 6, 7), dtype="float32"))
+"""
+    )
+    monkeypatch.setenv("ARVIDEO_PLUGINS", str(plugin))
+    scorer = make_scorer(scorer_name("brightness"), PATCH, tokenizer=None, device="cpu")
+    piece = moving_square(2)
+    assert scorer(piece).scores[1, 5, 2, 7] == pytest.approx(
+        piece.frames[1, 10:12, 16:24, 56:64].mean(), rel=1e-5
+    )
 
 
 def test_scorers_that_do_not_go_with_their_settings_are_refused() -> None:
     with pytest.raises(UserError, match="one frame in each"):
         make_scorer("flow", (1, 8, 8), tokenizer=None, device="cpu")
     with pytest.raises(UserError, match="no multiple of its 3 frames"):
-        make_scorer("random", (3, 8, 8), tokenizer=None, device="cpu")
+        make_scorer("everest", (3, 8, 8), tokenizer=None, device="cpu")
     with pytest.raises(UserError, match="needs it"):
         make_scorer("tokenizer", PATCH, tokenizer=None, device="cpu")
     with pytest.raises(UserError, match="do not go together"):

@@ -30,15 +30,9 @@ from arvideo_ds.data.loader import Batch, TrainLoader
 from arvideo_ds.decoding import decoders
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError
 from arvideo_ds.long_video import scorers, scoring_pass
+from arvideo_ds.long_video.estimators import Everest, Flow, TokenizerScorer
 from arvideo_ds.long_video.score_store import SCORES, TokenScores, open_scores
-from arvideo_ds.long_video.scorers import (
-    Piece,
-    RuleScorer,
-    Scored,
-    Scorer,
-    TokenizerScorer,
-    everest,
-)
+from arvideo_ds.long_video.scorers import Piece, Scored, Scorer
 from arvideo_ds.long_video.scoring_pass import ScoringJob, ScoringReport, make_spec, score_shards
 from arvideo_ds.models.cubes import to_cubes
 from arvideo_ds.planning.plan import make_plan
@@ -197,7 +191,7 @@ def test_distances_in_time_are_those_of_the_delivered_clips_tokens(
     textured_shards: Path, tiny: MakeRecipe, tmp_path: Path
 ) -> None:
     """Only the first time of a stored window may differ: it has the next one's distance."""
-    score(textured_shards, tmp_path / "everest", RuleScorer("everest", PATCH))
+    score(textured_shards, tmp_path / "everest", Everest(PATCH))
     recipe = recipe_of(tiny, textured_shards, tmp_path / "everest", frames=32)
     clips = train_clips(ShardSet(textured_shards), recipe)
     starts = []
@@ -206,7 +200,7 @@ def test_distances_in_time_are_those_of_the_delivered_clips_tokens(
             continue
         assert video.scores is not None
         piece = Piece("", 0, video.clips[0].numpy()[None])
-        expected = everest(piece, PATCH)[0].astype(np.float16)
+        expected = Everest(PATCH)(piece).scores[0].astype(np.float16)
         found = video.scores[0].flat()[0].reshape(expected.shape)
         same = [np.allclose(f, e, rtol=2e-3) for f, e in zip(found, expected, strict=True)]
         others = [time for time in range(1, 16) if not same[time]]
@@ -391,7 +385,7 @@ def test_a_process_that_hangs_or_dies_says_nothing_of_its_video(
     assert contents(folder) == contents(means)
 
 
-@pytest.mark.parametrize("scorer", [MeanScorer(), RuleScorer("flow", PATCH)])
+@pytest.mark.parametrize("scorer", [MeanScorer(), Flow(PATCH)])
 def test_memory_bounds_what_is_decoded_at_once_and_changes_no_byte(
     textured_shards: Path, tmp_path: Path, scorer: Scorer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -533,8 +527,8 @@ def test_other_shards_scorers_tokens_and_tokenizers_are_refused(
             (folder / SCORES).unlink()
         with pytest.raises(UserError, match=r"tokenizer was ffffffffffff, is 000000000000"):
             score(textured_shards, folder, MeanScorer(tokenizer="0" * 64))
-        with pytest.raises(UserError, match=r'scorer was "mean", is "random"'):
-            score(textured_shards, folder, RuleScorer("random", PATCH))
+        with pytest.raises(UserError, match=r'scorer was "mean", is "everest"'):
+            score(textured_shards, folder, Everest(PATCH))
         with pytest.raises(UserError, match=r"stride was 2, is 3"):
             score(textured_shards, folder, MeanScorer(), spec={"stride": 3})
     with pytest.raises(UserError, match=r"the shards' manifest was \w{12}, is \w{12}"):
@@ -618,11 +612,11 @@ def test_a_tokenizer_gives_scores_and_codes_and_is_known_by_its_weights(
             assert found.codes is not None
             assert wanted.codes is not None
             assert np.array_equal(found.codes, wanted.codes % 64)
-    assert TokenizerScorer("copy", PATCH, "cpu").tokenizer == scorer.tokenizer
+    assert TokenizerScorer(PATCH, "copy", "cpu").tokenizer == scorer.tokenizer
     with pytest.raises(UserError, match=r"the tokenizer was \w{12}, is \w{12}"):
-        score(textured_shards, tmp_path / "scores", TokenizerScorer("other", PATCH, "cpu"))
+        score(textured_shards, tmp_path / "scores", TokenizerScorer(PATCH, "other", "cpu"))
     with pytest.raises(UserError, match=r"Score with its own"):
-        _ = TokenizerScorer("run", (2, 16, 16), "cpu").tokenizer
+        _ = TokenizerScorer((2, 16, 16), "run", "cpu").tokenizer
 
 
 def command(shards: Path, output: Path, *more: str) -> list[str]:
