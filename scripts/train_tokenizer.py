@@ -21,7 +21,6 @@ from arvideo_ds.errors import command
 from arvideo_ds.train.command_line import train, training_parser
 from arvideo_ds.train.settle import Options
 
-DEMO = "tokenizer_demo"
 DEFAULT_JSON = Path(__file__).parent.parent / "ds_configs" / "zero1.json"
 
 
@@ -29,7 +28,7 @@ DEFAULT_JSON = Path(__file__).parent.parent / "ds_configs" / "zero1.json"
 def main() -> int:
     args = training_parser(__doc__, "tokenizer", DEFAULT_JSON).parse_intermixed_args()
     options = Options(
-        recipe=args.recipe or DEMO,
+        recipe=args.recipe or "tokenizer_demo",
         deepspeed_config=args.deepspeed_config,
         overrides=args.overrides,
         output=args.output,

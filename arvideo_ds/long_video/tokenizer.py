@@ -26,19 +26,16 @@ from torch.nn import functional as F
 from vector_quantize_pytorch import FSQ
 
 from arvideo_ds.config import TokenizerRecipe
-from arvideo_ds.config.load import read_yaml, validate
 from arvideo_ds.config.tokenizer import TokenizerSettings, halvings
-from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import CHANNELS, Geometry, Triple
 from arvideo_ds.long_video.importance import Float32Conv3d, TokenScorer, normalize_scores
 from arvideo_ds.long_video.top_k import perturbed_top_k, top_k
 from arvideo_ds.models.cubes import unit_pixels
 from arvideo_ds.models.weight_files import load_state, read_weights
+from arvideo_ds.runs import run_folder
 
 # MAGVIT's groups; with fewer channels in each, a norm would take a clip's brightness off.
 _GROUPS, _GROUP_CHANNELS = 32, 4
-# Weights of a run, the best choice first, and its recipe (runs/run_folder.py).
-_WEIGHTS, _RECIPE = ("ema.safetensors", "model.safetensors"), "recipe.yaml"
 
 
 @dataclass(frozen=True)
@@ -224,24 +221,14 @@ def _norm(width: int) -> nn.GroupNorm:
 def load_tokenizer(path: Path) -> Tokenizer:
     """A trained tokenizer, in evaluation mode, on the CPU.
 
-    path: the folder of a finished run of scripts/train_tokenizer.py, of which the averaged weights
-    are taken where it kept them; or a file of its weights with the run's recipe.yaml beside it.
-    Errors: `UserError` where weights or recipe are missing, damaged, or not of one tokenizer.
+    path: folder of a finished run of scripts/train_tokenizer.py, whose averaged weights are loaded
+    if it has them; or a file of its weights with the run's recipe.yaml beside it. Errors:
+    `UserError` where weights or recipe are missing, damaged, or not of one tokenizer.
     """
-    file = next((path / name for name in _WEIGHTS if (path / name).is_file()), path)
+    files = [path / name for name in (run_folder.EMA_MODEL, run_folder.MODEL)]
+    file = next((file for file in files if file.is_file()), path)
     state = read_weights(file)
-    recipe = _recipe_beside(path if path.is_dir() else path.parent)
+    recipe = run_folder.read_recipe(path if path.is_dir() else path.parent, TokenizerRecipe)
     tokenizer = Tokenizer(recipe.patch, recipe.tokenizer)
-    load_state(tokenizer, state, f"{file} does not fit the {_RECIPE} beside it")
+    load_state(tokenizer, state, f"{file} does not fit the {run_folder.RECIPE} beside it")
     return tokenizer.eval().requires_grad_(requires_grad=False)
-
-
-def _recipe_beside(folder: Path) -> TokenizerRecipe:
-    path = folder / _RECIPE
-    tree = read_yaml(path)
-    if not isinstance(tree, dict) or tree.get("task") != "tokenizer":
-        raise UserError(
-            f"{folder} holds no tokenizer: {_RECIPE} says another task. scripts/train_tokenizer.py "
-            "trains one."
-        )
-    return validate(tree, str(path), TokenizerRecipe)

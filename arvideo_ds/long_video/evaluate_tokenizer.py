@@ -1,0 +1,97 @@
+"""Measure a tokenizer that scripts/train_tokenizer.py trained: reconstruction, codes, a picture.
+
+    python scripts/evaluate_tokenizer.py runs/tokenizer_demo --motion 200
+    python scripts/evaluate_tokenizer.py RUN --weights best evaluation.shards=TEST
+
+Writes RUN/tokenizer.json (PSNR, SSIM, codes in use of the central clips) and RUN/tokenizer.png.
+--motion N: on N test videos of the demo, where the place of the moving shape is known, the share of
+the shape among the 15 % most important tokens; the same of the untrained tokenizer.
+Exit codes: 0 done; 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.arguments import CommandParser
+from arvideo_ds.config import TokenizerRecipe, load_recipe
+from arvideo_ds.errors import UserError, command
+from arvideo_ds.files.atomic import write_json
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import MANIFEST, ShardSet
+
+REPORT, PICTURE = "tokenizer.json", "tokenizer.png"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run of scripts/train_tokenizer.py")
+    parser.add_argument(
+        "--weights", choices=run_folder.WEIGHTS, help="default: the average, else the last"
+    )
+    parser.add_argument("--motion", type=int, metavar="N", help="look where the shape is, N videos")
+    parser.add_argument("--pictures", type=int, default=3, help="clips in the picture")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    return parser.parse_intermixed_args()
+
+
+@command
+def main() -> None:
+    args = parse_arguments()
+    if args.motion is not None and args.motion < 1:
+        raise UserError(f"--motion {args.motion} must be 1 or more videos.")
+    run_folder.read_recipe(args.run, TokenizerRecipe)
+    recipe = load_recipe(str(args.run / run_folder.RECIPE), args.overrides, TokenizerRecipe)
+    where = recipe.evaluation.shards
+    if where is None or not ("://" in where or (Path(where) / MANIFEST).is_file()):
+        raise UserError(
+            f"evaluation.shards={where} are no shards: add evaluation.shards=FOLDER, the videos to "
+            "reconstruct."
+        )
+    weights = args.weights or ("ema" if (args.run / run_folder.EMA_MODEL).is_file() else "last")
+    run_folder.choose_weights(args.run, weights)
+    # Only now: torch takes seconds to load.
+    from arvideo_ds.data.clips import EvaluationClips
+    from arvideo_ds.long_video.pictures import draw_examples, example
+    from arvideo_ds.long_video.quality import judge_run
+    from arvideo_ds.long_video.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(args.run / run_folder.WEIGHTS[weights])
+    # First, since it refuses clips that its videos are too short for.
+    seen = {} if args.motion is None else {"motion": motion(tokenizer, recipe, args.motion)}
+    shards = ShardSet(where)
+    quality = judge_run(tokenizer, shards, recipe)
+    print(
+        f"{quality.videos} clips: PSNR {quality.psnr_db:.2f} dB, SSIM {quality.ssim:.3f}; "
+        f"{quality.different_codes} different codes, {100 * quality.code_usage:.1f} % of what "
+        "could have been seen"
+    )
+    facts = {"weights": weights, "shards": where, **dataclasses.asdict(quality), **seen}
+    write_json(args.run / REPORT, facts)
+    clips = EvaluationClips(shards, recipe)
+    # Spread over the shards, which hold their videos by class.
+    step = max(1, len(clips) // max(1, args.pictures))
+    shown = [clips[n].clips[0] for n in range(0, len(clips), step)][: args.pictures]
+    if shown:
+        title = f"{args.run.name}, {weights}: central clips of {where}"
+        draw_examples([example(tokenizer, clip) for clip in shown], title).savefig(
+            args.run / PICTURE, dpi=110
+        )
+    print(f"{args.run / REPORT}, {PICTURE}")
+
+
+def motion(tokenizer: Any, recipe: TokenizerRecipe, videos: int) -> dict[str, Any]:
+    from arvideo_ds.long_video.quality import object_share, untrained
+
+    said: dict[str, Any] = {"videos": videos}
+    for name, model in (("trained", tokenizer), ("untrained", untrained(recipe))):
+        found = object_share(model, recipe, videos=videos)
+        said[name] = {**dataclasses.asdict(found), "times_random": found.times_random}
+        print(
+            f"{name}: {100 * found.chosen:.1f} % of the 15 % most important tokens are the "
+            f"shape's, {100 * found.all:.1f} % of all: {found.times_random:.2f} times random choice"
+        )
+    return said
