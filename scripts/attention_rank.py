@@ -138,7 +138,7 @@ def _recipe_beside(source: str, folder: Path) -> Recipe | None:
 
 def open_encoder(source: str, recipe: Recipe) -> Encoder:
     if not source.startswith(_UNTRAINED):
-        encoder = build_encoder(recipe)
+        encoder = build_encoder(recipe.encoder)
         print(load_encoder(encoder, source, patch=recipe.patch), file=sys.stderr)
         return encoder
     folder = Path(source.removeprefix(_UNTRAINED))

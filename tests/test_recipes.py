@@ -10,6 +10,7 @@ import pytest
 
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe, recipe_names
 from arvideo_ds.config.load import recipes_dir
+from arvideo_ds.config.sizes import DecoderShape
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.train.settle import Options, settle
 
@@ -94,7 +95,7 @@ def test_the_ablation_base_is_the_papers_setting() -> None:
     assert recipe.data.num_videos == load_recipe("pretrain_vit_b_ssv2").data.num_videos
     assert recipe.objective.cluster == (2, 7, 7)
     assert (recipe.objective.order, recipe.objective.drop_ratio) == ("random", 0.8)
-    assert recipe.decoder_shape == (512, 4, 8)
+    assert recipe.decoder_shape == DecoderShape(512, 4, 8, crosses=True, self_attention=False)
     assert not recipe.decoder.self_attention
 
 

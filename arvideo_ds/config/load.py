@@ -12,7 +12,7 @@ from typing import Any, TypeVar, get_args, overload
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from arvideo_ds.config.objectives import OBJECTIVES
+from arvideo_ds.config.objectives import OBJECTIVES, BaseObjective
 from arvideo_ds.config.schema import RECIPES, PretrainRecipe, Recipe
 from arvideo_ds.errors import UserError
 
@@ -91,7 +91,8 @@ def parse(schema: type[AnySchema], tree: object, origin: str) -> AnySchema:
     except ValidationError as error:
         known = dotted_keys(schema)
         # A square size is checked for both of its sides: one sentence is enough.
-        said = dict.fromkeys(_explain(e, origin, known) for e in error.errors())
+        objective = _objective(tree)
+        said = dict.fromkeys(_explain(e, origin, known, objective) for e in error.errors())
         raise UserError("; ".join(said)) from None
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
@@ -161,14 +162,13 @@ def _find_base(path: Path, base: str) -> Path:
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     out = dict(below)
     for key, value in above.items():
-        both = isinstance(value, dict) and isinstance(out.get(key), dict)
-        out[key] = _merged(_of_same_name(out[key], value), value) if both else value
+        if not (isinstance(value, dict) and isinstance(out.get(key), dict)):
+            out[key] = value
+        elif key == "objective" and value.get("name", out[key].get("name")) != out[key].get("name"):
+            out[key] = value  # another objective has other settings
+        else:
+            out[key] = _merged(out[key], value)
     return out
-
-
-def _of_same_name(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """Another objective has other settings: those of the one below it do not count."""
-    return {} if above.get("name", below.get("name")) != below.get("name") else below
 
 
 def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -204,10 +204,16 @@ def _require_sections(tree: dict[str, Any], keys: list[str], override: str) -> N
             raise UserError(f"'{override}': {'.'.join(keys[: depth + 1])} is a value, no section.")
 
 
-def _explain(error: Any, origin: str, known: list[str]) -> str:
+def _objective(tree: object) -> str:
+    """The name of a recipe's objective; a schema without objectives never needs it."""
+    section = tree.get("objective") if isinstance(tree, Mapping) else None
+    return str(section.get("name", "arvideo")) if isinstance(section, Mapping) else "arvideo"
+
+
+def _explain(error: Any, origin: str, known: list[str], objective: str) -> str:
     """One pydantic error in words: file, dotted key, value, remedy."""
     kind, value = error["type"], error["input"]
-    # An unknown key is the last part, and may be called as a tag is.
+    # An unknown key is the last part, and may have the name of a union's branch.
     *above, last = error["loc"]
     tags = _UNION_TAGS if kind != "extra_forbidden" else set()
     parts = [*(p for p in above if p not in _UNION_TAGS), *([last] if last not in tags else [])]
@@ -215,8 +221,7 @@ def _explain(error: Any, origin: str, known: list[str]) -> str:
     # Of a list's value its place, counted from 1.
     places = [part + 1 for part in error["loc"] if isinstance(part, int)]
     if kind == "extra_forbidden" and dotted in known:
-        named = next(part for part in above if part in OBJECTIVES)
-        return f"{origin}: '{dotted}' is no setting of objective.name={named}; remove it"
+        return f"{origin}: '{dotted}' is no setting of objective.name={objective}; remove it"
     if kind == "extra_forbidden":
         near = nearest(dotted, known)
         hint = f"; did you mean '{near}'?" if near else ""
@@ -230,7 +235,7 @@ def _remedy(error: Any, dotted: str, places: list[int]) -> str:
     kind, value = error["type"], error["input"]
     if kind == "missing":
         return f"value {places[-1]} of the list is missing"
-    if kind in ("model_type", "union_tag_not_found"):
+    if kind == "model_type":
         return f"this is a section; write {dotted}.KEY=VALUE"
     numbers = re.findall(r"[\d.]+", value) if isinstance(value, str) else []
     if kind == "tuple_type" or (kind in _EXAMPLES and len(numbers) > 1):
@@ -240,8 +245,6 @@ def _remedy(error: Any, dotted: str, places: list[int]) -> str:
     if kind in _EXAMPLES:
         what, example = _EXAMPLES[kind]
         return f"{place}must be {what}, such as {example if places else f'{dotted}={example}'}"
-    if kind == "union_tag_invalid":
-        return f"objective.name must be one of: {', '.join(OBJECTIVES)}"
     message = error["msg"].removeprefix("Value error, ")
     return place + message.replace("Input should be", "must be")
 
@@ -254,7 +257,7 @@ _EXAMPLES = {
 }
 
 # Branches of `int | "auto"` appear in pydantic's locations; people did not write them.
-_UNION_TAGS = {"int", "constrained-int", "literal['auto']", *OBJECTIVES}
+_UNION_TAGS = {"int", "constrained-int", "literal['auto']"}
 
 
 def nearest(key: str, known: Iterable[str]) -> str | None:
@@ -279,6 +282,8 @@ def dotted_keys(model: type[BaseModel] = PretrainRecipe, prefix: str = "") -> li
 
 
 def _sections(annotation: Any) -> list[type[BaseModel]]:
+    if annotation is BaseObjective:
+        return list(OBJECTIVES.values())
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [section for kind in get_args(annotation) for section in _sections(kind)]

@@ -1,20 +1,23 @@
-"""What a recipe may say of its objective, and the tokens that follow from it.
+"""Settings of every objective, and what planning derives from them: token counts and decoder.
 
-A new objective is one class here, one file in models/ and one line in tasks/pretrain.py.
+Another objective is a class in `OBJECTIVES` and its model in models/objective.py's `MODELS`, both
+by the same name, from a plugin or here (docs/extending.md).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from arvideo_ds.config.settings import Positive, PositiveTriple, Settings, Share
-from arvideo_ds.config.sizes import Size
+from arvideo_ds.config.sizes import DecoderShape, Size
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple, num_kept
+from arvideo_ds.registry import Registry
 
 # How tokens are chosen that the loss is taken on (models/selection.py). "random" is uniform: a loss
 # on part of the tokens then estimates that on all of them. The others are biased on purpose.
@@ -43,36 +46,40 @@ class TokenCounts:
 
 
 class BaseObjective(Settings, ABC):
-    """What every objective's settings answer.
+    """Settings of one objective: `name`, a Literal with a default, and `counts` must be given.
 
-    `crosses`: the decoder's queries look at the encoded tokens by cross-attention, and steps mask
-    the attention; else encoded and hidden tokens all attend to each other in the decoder.
+    Cost and memory follow from `counts`, `decoder_shape` and `target_values`.
     """
-
-    crosses: ClassVar[bool]
 
     name: str
     # Each cube's pixels less their mean, over their deviation, channel by channel.
     normalize_targets: bool = True
 
-    @abstractmethod
     def geometry(self, clip: Triple, patch: Triple) -> Geometry:
-        """Tokens and clusters of a clip (T, H, W)."""
+        """Tokens and clusters of a clip (T, H, W); by default the whole clip is one cluster."""
+        return Geometry.whole(clip, patch)
 
     @abstractmethod
     def counts(self, geometry: Geometry, decoder: DecoderSettings) -> TokenCounts:
         """How many tokens of one clip go where."""
 
-    @abstractmethod
     def decoder_width(self, size: Size) -> int:
-        """Width of the decoder where the recipe names none."""
+        """Width of the decoder where decoder.width is not given."""
+        return size.decoder_width
+
+    def decoder_shape(self, size: Size, decoder: DecoderSettings) -> DecoderShape:
+        """The decoder: its settings, else the size table's; by default a `JointDecoder`."""
+        width = decoder.width or self.decoder_width(size)
+        # A changed width keeps the width of a head.
+        heads = decoder.heads or max(1, width // (size.decoder_width // size.decoder_heads))
+        return DecoderShape(width, decoder.depth or size.decoder_depth, heads)
 
     def target_values(self, geometry: Geometry) -> int:
-        """Numbers that are predicted of a token."""
+        """Numbers that are predicted for each token."""
         return geometry.cube_values
 
     def needs_scores(self, decoder: DecoderSettings) -> bool:  # noqa: ARG002
-        """Whether a clip must come with what data.scores holds of its tokens."""
+        """Whether each clip must come with the scores (and codes) of its tokens in data.scores."""
         return False
 
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:  # noqa: ARG002
@@ -85,8 +92,6 @@ class BaseObjective(Settings, ABC):
 
 
 class ArvideoSettings(BaseObjective):
-    crosses: ClassVar[bool] = True
-
     name: Literal["arvideo"] = "arvideo"
     # "shifted": steps 1..C-1 predict steps 2..C. "paper": the last step is dropped everywhere, as
     # in the paper's Table 5, which counts 1,372 queries for 15 encoded clusters.
@@ -142,8 +147,9 @@ class ArvideoSettings(BaseObjective):
             predicted=queries,
         )
 
-    def decoder_width(self, size: Size) -> int:
-        return size.decoder_width
+    def decoder_shape(self, size: Size, decoder: DecoderSettings) -> DecoderShape:
+        shape = super().decoder_shape(size, decoder)
+        return replace(shape, crosses=True, self_attention=decoder.self_attention)
 
     def needs_scores(self, decoder: DecoderSettings) -> bool:
         return decoder.target_rule == "scores"
@@ -178,13 +184,8 @@ class ArvideoSettings(BaseObjective):
 class MaskedSettings(BaseObjective):
     """What the masked autoencoders share: places of the picture that are seen at all times."""
 
-    crosses: ClassVar[bool] = False
-
     # Share of the places that are hidden at all times (tube masking).
     mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.9
-
-    def geometry(self, clip: Triple, patch: Triple) -> Geometry:
-        return Geometry.whole(clip, patch)
 
     def visible_places(self, geometry: Geometry) -> int:
         """Places of the picture (row, column) that the encoder sees, at all times."""
@@ -292,17 +293,17 @@ def _part(share: float, geometry: Geometry) -> int:
     return num_kept(share, geometry.num_tokens) if share else 0
 
 
-def _name_of(value: Any) -> Any:
-    """ARVideo's where a recipe names none."""
-    if isinstance(value, dict):
-        return value.get("name", "arvideo")
-    return getattr(value, "name", None)
+OBJECTIVES: Registry[type[BaseObjective]] = Registry(
+    "objective", {"arvideo": ArvideoSettings, "videomae": VideomaeSettings, "lvmae": LvmaeSettings}
+)
 
 
-OBJECTIVES = ("arvideo", "videomae", "lvmae")
-ObjectiveSettings = Annotated[
-    Annotated[ArvideoSettings, Tag("arvideo")]
-    | Annotated[VideomaeSettings, Tag("videomae")]
-    | Annotated[LvmaeSettings, Tag("lvmae")],
-    Discriminator(_name_of),
-]
+def _by_name(section: Any) -> Any:
+    """A recipe's section as the settings of its `name`, which is ARVideo's by default."""
+    if not isinstance(section, Mapping):
+        return section
+    name = str(section.get("name", "arvideo"))
+    return OBJECTIVES.choose(name, key="objective.name").model_validate(section)
+
+
+ObjectiveSettings = Annotated[SerializeAsAny[BaseObjective], BeforeValidator(_by_name)]

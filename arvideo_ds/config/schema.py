@@ -20,7 +20,7 @@ from arvideo_ds.config.objectives import (
     TokenCounts,
 )
 from arvideo_ds.config.settings import NonNegative, Positive, PositiveTriple, Settings, Share
-from arvideo_ds.config.sizes import SIZES, TUBELET, Size
+from arvideo_ds.config.sizes import BACKBONES, TUBELET, DecoderShape, EncoderSpec, Size
 from arvideo_ds.config.tokenizer import (
     CubeSettings,
     TokenizerEvaluationSettings,
@@ -31,11 +31,23 @@ from arvideo_ds.geometry import Geometry, Triple, num_kept
 
 
 class ModelSettings(Settings):
-    size: Literal["tiny", "S", "B", "L", "H", "g", "G"]
+    # The encoder's architecture (docs/extending.md adds one).
+    name: str = "vit"
+    size: str
     # Frames, rows and columns of one token; from the size table when left out.
     patch: PositiveTriple | None = None
     # "sincos_1d" is VideoMAE's table; "sincos_3d" keeps time, row and column apart.
     positions: Literal["sincos_1d", "sincos_3d"] = "sincos_1d"
+
+    @model_validator(mode="after")
+    def _size_of_backbone(self) -> Self:
+        sizes = BACKBONES.choose(self.name, key="model.name")
+        if self.size not in sizes:
+            raise UserError(
+                f"model.size={self.size!r}: model.name={self.name} has the sizes "
+                f"{', '.join(sizes)}."
+            )
+        return self
 
 
 class DataSettings(Settings):
@@ -372,7 +384,7 @@ class Recipe(Settings):
 
     @property
     def size(self) -> Size:
-        return SIZES[self.model.size]
+        return BACKBONES[self.model.name][self.model.size]
 
     @property
     def patch(self) -> Triple:
@@ -387,6 +399,13 @@ class Recipe(Settings):
     def geometry(self) -> Geometry:
         """The whole clip as one cluster, in which every token sees every other."""
         return Geometry.whole(self.clip, self.patch)
+
+    @property
+    def encoder(self) -> EncoderSpec:
+        model = self.model
+        return EncoderSpec(
+            self.geometry, self.size, model.positions, self.pretrained_grid, model.name
+        )
 
     @property
     def counts(self) -> TokenCounts:
@@ -465,29 +484,23 @@ class PretrainRecipe(Recipe):
 
     @property
     def target_values(self) -> int:
-        """Numbers that the decoder predicts of a token."""
+        """Numbers that the decoder predicts for each token."""
         return self.objective.target_values(self.geometry)
 
     @property
-    def decoder_shape(self) -> tuple[int, int, int]:
-        """Width, depth and heads of the decoder: the recipe's word, else the size table's."""
-        width = self.decoder.width or self.objective.decoder_width(self.size)
-        heads = self.decoder.heads
-        if heads is None:
-            # A changed width keeps the width of a head.
-            per_head = self.size.decoder_width // self.size.decoder_heads
-            heads = max(1, width // per_head)
-        return width, self.decoder.depth or self.size.decoder_depth, heads
+    def decoder_shape(self) -> DecoderShape:
+        return self.objective.decoder_shape(self.size, self.decoder)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         """Contradictions between sections, each said with the keys that hold it."""
         geometry = self.geometry
         self.objective.check(geometry, self.decoder)
-        width, _, heads = self.decoder_shape
-        if width % heads or width % 2:
+        shape = self.decoder_shape
+        if shape.width % shape.heads or shape.width % 2:
             raise UserError(
-                f"decoder.width {width} must be even and a multiple of decoder.heads {heads}."
+                f"decoder.width {shape.width} must be even and a multiple of decoder.heads "
+                f"{shape.heads}."
             )
         if self.probe.features != "mean" and geometry.grid[0] < 2:
             raise UserError(

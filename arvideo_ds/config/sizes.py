@@ -1,4 +1,6 @@
-"""The size table: encoder and default decoder of every model size.
+"""Encoders as `model` describes them: backbones, their size tables, and what a model is built from.
+
+Another backbone is its size table here and its builder in models/encoder.py.
 
 Source: ViT-S/B/L/H/g as in VideoMAE and VideoMAE V2 (arXiv 2203.12602, 2303.16727), ViT-G from
 "Scaling Vision Transformers" (arXiv 2106.04560); decoder of ARVideo, section 4.1, and its width in
@@ -8,11 +10,17 @@ VideoMAE's own ViT-H has a decoder of width 640 and 8 heads, which its recipes s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from arvideo_ds.geometry import Geometry, Triple
+from arvideo_ds.registry import Registry
 
 
 @dataclass(frozen=True)
 class Size:
+    """Shape of an encoder and of the default decoder; what planning counts."""
+
     width: int
     depth: int
     heads: int
@@ -34,5 +42,37 @@ SIZES: dict[str, Size] = {
     "g": Size(1408, 40, 16, 6144, 14, 512, 4, 8, 512),
     "G": Size(1664, 48, 16, 8192, 14, 512, 4, 8, 512),
 }
+# Sizes of each `model.name`.
+BACKBONES: Registry[Mapping[str, Size]] = Registry("backbone", {"vit": SIZES})
 TUBELET = 2
 DECODER_MLP_RATIO = 4
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """What an encoder is built from.
+
+    backbone: `model.name`. positions: scheme of the table of positions. pretrained_grid: token grid
+    whose table is interpolated to the clip's; None where nothing is.
+    """
+
+    geometry: Geometry
+    size: Size
+    positions: str = "sincos_1d"
+    pretrained_grid: Triple | None = None
+    backbone: str = "vit"
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Layers between encoder and loss: what models/decoder.py builds and planning counts.
+
+    crosses: queries attend to the encoded tokens, and masks of steps apply; else encoded and hidden
+    tokens form one sequence. self_attention: the decoder's tokens attend to each other.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    crosses: bool = False
+    self_attention: bool = True

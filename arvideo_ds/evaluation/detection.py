@@ -202,7 +202,7 @@ def evaluate_run(recipe: DetectRecipe, weights: Path) -> tuple[Judge, Found, Rep
     assert recipe.evaluation.shards is not None
     judge = Judge(ShardSet(recipe.evaluation.shards), recipe)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = with_weights(Detector(recipe), weights).to(device)
+    model = with_weights(Detector(recipe.encoder, recipe.detect), weights).to(device)
 
     @torch.inference_mode()
     def predict(batch: DetectionBatch) -> Tensor:

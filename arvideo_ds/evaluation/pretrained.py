@@ -96,7 +96,7 @@ def load_trained_encoder(recipe: Recipe, weights: Path) -> Encoder:
 
     weights: the folder, or a file in it.
     """
-    encoder = build_encoder(recipe)
+    encoder = build_encoder(recipe.encoder)
     load_encoder(encoder, weights, patch=recipe.patch, min_match=1.0)
     return encoder.eval()
 
@@ -111,7 +111,7 @@ def load_classifier(
     """
     labels = require_classifier(folder)
     count = sum(map(len, by_set(labels).values()))
-    model = Classifier(recipe, count)
+    model = Classifier(recipe.encoder, count, pooling=recipe.pooling)
     state = read_weights(folder if weights is None else folder / weights)
     wrong = f"the weights in {folder} are not the classifier of its recipe and its {count} labels"
     load_state(model, state, wrong)

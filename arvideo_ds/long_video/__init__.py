@@ -6,6 +6,6 @@ scorers.py        the ways to score tokens; scoring_pass.py  shards in, scores o
 score_store.py    the scores on disk (data.scores); needs no torch
 lvmae.py          the objective that predicts the highest scored tokens alone
 
-Rooms below reach it through tables of names only (tasks/pretrain.py) and the protocol
+Rooms below reach it through tables of names only (models/objective.py) and the protocol
 `data.clips.ScoreReader`. Must not know DeepSpeed or the loop.
 """

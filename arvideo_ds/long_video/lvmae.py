@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from arvideo_ds.config.objectives import LvmaeSettings
-from arvideo_ds.config.schema import PretrainRecipe
+from arvideo_ds.config.objectives import DecoderSettings, LvmaeSettings
+from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.long_video.codes import latents_of
 from arvideo_ds.models.objective import Draw
 from arvideo_ds.models.selection import choose, priorities
@@ -30,10 +30,11 @@ from arvideo_ds.models.videomae import VideoMAE
 class LVMAE(VideoMAE):
     """VideoMAE's encoder and decoder with a budget for the decoder, and latents as targets."""
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
-        super().__init__(recipe)
-        settings, geometry = recipe.objective, recipe.geometry
-        assert isinstance(settings, LvmaeSettings)
+    def __init__(
+        self, settings: LvmaeSettings, encoder: EncoderSpec, decoder: DecoderSettings
+    ) -> None:
+        super().__init__(settings, encoder, decoder)
+        geometry = encoder.geometry
         self.rule = settings.decoder_mask
         self.by_rule = settings.by_rule(geometry, geometry.num_tokens - self.counts.encoded)
         self.levels = settings.latent_levels if settings.targets == "latents" else None

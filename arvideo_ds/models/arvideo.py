@@ -20,8 +20,8 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
-from arvideo_ds.config.objectives import ArvideoSettings
-from arvideo_ds.config.schema import PretrainRecipe
+from arvideo_ds.config.objectives import ArvideoSettings, DecoderSettings
+from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.geometry import Geometry, num_kept
 from arvideo_ds.models.cubes import pick
 from arvideo_ds.models.decoder import CrossDecoder
@@ -36,13 +36,13 @@ _KEEP_PURPOSE, _TARGET_PURPOSE = 2, 3
 
 @dataclass(frozen=True)
 class OrderedDraw(Draw):
-    """With the order of the clusters, B C; tokens stand in that order."""
+    """With the order of the clusters, B C; tokens are in that order."""
 
     order: Tensor
 
 
 class ARVideo(Objective):
-    """Encoder, decoder and loss of ARVideo for the shapes of one recipe."""
+    """Encoder, decoder and loss of ARVideo."""
 
     clusters: Tensor
     encoded_steps: Tensor
@@ -51,18 +51,20 @@ class ARVideo(Objective):
     cross_mask: Tensor
     self_mask: Tensor | None
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
-        super().__init__(recipe)
-        settings, geometry = recipe.objective, recipe.geometry
-        assert isinstance(settings, ArvideoSettings)
+    def __init__(
+        self, settings: ArvideoSettings, encoder: EncoderSpec, decoder: DecoderSettings
+    ) -> None:
+        super().__init__(settings, encoder)
+        geometry = encoder.geometry
         self.num_encoded = len(settings.encoded_steps(geometry))
         self.num_predicted = settings.steps_predicted(geometry)
         self.kept = settings.kept(geometry)
-        self.grid, self.target_rule = geometry.grid, recipe.decoder.target_rule
-        self.targets = num_kept(recipe.decoder.target_ratio, geometry.cluster_size)
-        self.decoder = CrossDecoder(recipe)
+        self.grid, self.target_rule = geometry.grid, decoder.target_rule
+        self.targets = num_kept(decoder.target_ratio, geometry.cluster_size)
+        shape = settings.decoder_shape(encoder.size, decoder)
+        self.decoder = CrossDecoder(encoder, shape, settings.target_values(geometry))
         self._register_clusters(geometry, settings)
-        self._register_masks(self_attention=recipe.decoder.self_attention)
+        self._register_masks(self_attention=decoder.self_attention)
 
     def _register_clusters(self, geometry: Geometry, settings: ArvideoSettings) -> None:
         order = settings.order

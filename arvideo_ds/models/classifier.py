@@ -8,14 +8,14 @@ from __future__ import annotations
 from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
-from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.models.encoder import build_encoder, encode_clips, initialize, layer_norm
 
 
 class Classifier(nn.Module):
     """What is fine-tuned on labels.
 
-    `recipe.pooling` mean: the mean of the tokens, LayerNorm, linear layer; the encoder's own last
+    `pooling` mean: the mean of the tokens, LayerNorm, linear layer; the encoder's own last
     norm is left out, as the pooled token is normalised instead (VideoMAE, modeling_finetune.py).
     attention: the encoder's last norm, one class-attention layer, linear layer (LVMAE's ViT-L;
     timm's "map" pooling).
@@ -29,16 +29,17 @@ class Classifier(nn.Module):
 
     def __init__(
         self,
-        recipe: Recipe,
+        encoder: EncoderSpec,
         num_classes: int,
         *,
+        pooling: str = "mean",
         drop_path: float = 0.0,
         head_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        size, attends = recipe.size, recipe.pooling == "attention"
-        self.patch = recipe.patch
-        self.encoder = build_encoder(recipe, drop_path=drop_path, final_norm=attends)
+        size, attends = encoder.size, pooling == "attention"
+        self.patch = encoder.geometry.patch
+        self.encoder = build_encoder(encoder, drop_path=drop_path, final_norm=attends)
         self.norm = nn.Identity() if attends else layer_norm(size.width)
         self.class_attention = None
         if attends:

@@ -13,8 +13,7 @@ from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arvideo_ds.config.schema import PretrainRecipe
-from arvideo_ds.config.sizes import DECODER_MLP_RATIO
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape, EncoderSpec
 from arvideo_ds.models.encoder import initialize, layer_norm
 from arvideo_ds.models.positions import position_table
 
@@ -69,18 +68,18 @@ class CrossDecoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
+    def __init__(self, encoder: EncoderSpec, shape: DecoderShape, target_values: int) -> None:
         super().__init__()
-        width, depth, heads = recipe.decoder_shape
-        self.memory = nn.Linear(recipe.size.width, width)
+        width = shape.width
+        self.memory = nn.Linear(encoder.size.width, width)
         self.query = nn.Parameter(torch.empty(width))
         self.layers = nn.ModuleList(
-            DecoderLayer(width, heads, self_attention=recipe.decoder.self_attention)
-            for _ in range(depth)
+            DecoderLayer(width, shape.heads, self_attention=shape.self_attention)
+            for _ in range(shape.depth)
         )
         self.norm = layer_norm(width)
-        self.head = nn.Linear(width, recipe.target_values)
-        table = position_table(recipe.model.positions, recipe.geometry.grid, width)
+        self.head = nn.Linear(width, target_values)
+        table = position_table(encoder.positions, encoder.geometry.grid, width)
         self.register_buffer("positions", table, persistent=False)
         initialize(self)
         nn.init.normal_(self.query, std=0.02)
@@ -108,18 +107,18 @@ class JointDecoder(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
+    def __init__(self, encoder: EncoderSpec, shape: DecoderShape, target_values: int) -> None:
         super().__init__()
-        width, depth, heads = recipe.decoder_shape
-        self.project = nn.Linear(recipe.size.width, width, bias=False)
+        width = shape.width
+        self.project = nn.Linear(encoder.size.width, width, bias=False)
         self.mask_token = nn.Parameter(torch.empty(width))
         self.layers = nn.ModuleList(
-            Block(width, heads, mlp_ratio=DECODER_MLP_RATIO, qkv_bias=True, norm_layer=layer_norm)
-            for _ in range(depth)
+            Block(width, shape.heads, DECODER_MLP_RATIO, qkv_bias=True, norm_layer=layer_norm)
+            for _ in range(shape.depth)
         )
         self.norm = layer_norm(width)
-        self.head = nn.Linear(width, recipe.target_values)
-        table = position_table(recipe.model.positions, recipe.geometry.grid, width)
+        self.head = nn.Linear(width, target_values)
+        table = position_table(encoder.positions, encoder.geometry.grid, width)
         self.register_buffer("positions", table, persistent=False)
         initialize(self)
         nn.init.normal_(self.mask_token, std=0.02)

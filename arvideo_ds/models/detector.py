@@ -12,7 +12,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from arvideo_ds.config import DetectRecipe
+from arvideo_ds.config.schema import DetectSettings
+from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.models.encoder import build_encoder, encode_clips, layer_norm
 from arvideo_ds.models.positions import interpolated_positions
@@ -25,20 +26,22 @@ class Detector(nn.Module):
     """The pretrained encoder, its tokens averaged over time, RoIAlign, one linear layer.
 
     Of the cells of a box the largest value of each feature is taken, as AVA's detectors do.
-    `detect.norm` says where the norm between encoder and head is. Clips may have another shape than
-    the recipe's: their positions are then interpolated. Source: VideoMAE's action detection
+    `settings.norm` decides where the norm between encoder and head is. Clips may have another shape
+    than the encoder's: their positions are then interpolated. Source: VideoMAE's action detection
     (modeling_finetune.py), with norm=tokens and roi_aligned=false.
     """
 
-    def __init__(self, recipe: DetectRecipe, *, drop_path: float = 0.0) -> None:
+    def __init__(
+        self, encoder: EncoderSpec, settings: DetectSettings, *, drop_path: float = 0.0
+    ) -> None:
         super().__init__()
-        settings, width = recipe.detect, recipe.size.width
-        self.patch, self.grid = recipe.patch, recipe.geometry.grid
+        width = encoder.size.width
+        self.patch, self.grid = encoder.geometry.patch, encoder.geometry.grid
         self.aligned = settings.roi_aligned
-        # Scheme and grid of the positions that the pretrained encoder knows.
-        self.positions = recipe.model.positions, recipe.pretrained_grid or self.grid
+        # Scheme and grid of the positions that the encoder was pretrained with.
+        self.positions = encoder.positions, encoder.pretrained_grid or self.grid
         after_pooling = settings.norm == "pooled"
-        self.encoder = build_encoder(recipe, drop_path=drop_path, final_norm=not after_pooling)
+        self.encoder = build_encoder(encoder, drop_path=drop_path, final_norm=not after_pooling)
         self.norm = layer_norm(width) if after_pooling else nn.Identity()
         self.head = nn.Linear(width, settings.num_actions)
         # Near zero: the first steps move the head, not the pretrained encoder.

@@ -6,15 +6,17 @@ B clips, M tokens, P values of a cube, D width.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from arvideo_ds.config.schema import Recipe
+from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.cubes import pick, standardize, to_cubes
 from arvideo_ds.models.positions import interpolated_positions, position_table
+from arvideo_ds.registry import Registry
 
 NORM_EPSILON = 1e-6
 layer_norm = functools.partial(nn.LayerNorm, eps=NORM_EPSILON)
@@ -87,12 +89,16 @@ class Encoder(nn.Module):
         return self.embed(pixels) + table[tokens].to(pixels.dtype)
 
 
-def build_encoder(recipe: Recipe, *, drop_path: float = 0.0, final_norm: bool = True) -> Encoder:
-    """The encoder of a recipe alone: what transfers, for probing and fine-tuning."""
-    size = recipe.size
+def build_encoder(spec: EncoderSpec, *, drop_path: float = 0.0, final_norm: bool = True) -> Encoder:
+    """The encoder of `spec.backbone`; keywords as of `Encoder`."""
+    return ENCODERS[spec.backbone](spec, drop_path=drop_path, final_norm=final_norm)
+
+
+def _vit(spec: EncoderSpec, *, drop_path: float, final_norm: bool) -> Encoder:
+    size = spec.size
     return Encoder(
-        positions=_positions(recipe),
-        cube_values=recipe.geometry.cube_values,
+        positions=_positions(spec),
+        cube_values=spec.geometry.cube_values,
         depth=size.depth,
         heads=size.heads,
         mlp=size.mlp,
@@ -101,12 +107,17 @@ def build_encoder(recipe: Recipe, *, drop_path: float = 0.0, final_norm: bool = 
     )
 
 
-def _positions(recipe: Recipe) -> Tensor:
-    """The table of the recipe's grid, N D; of a transferred encoder perhaps read off another's."""
-    scheme, grid, width = recipe.model.positions, recipe.geometry.grid, recipe.size.width
-    if recipe.pretrained_grid is None:
+def _positions(spec: EncoderSpec) -> Tensor:
+    """The table of the clip's grid, N D, perhaps interpolated from that of pretraining."""
+    scheme, grid, width = spec.positions, spec.geometry.grid, spec.size.width
+    if spec.pretrained_grid is None:
         return position_table(scheme, grid, width)
-    return interpolated_positions(scheme, recipe.pretrained_grid, grid, width)
+    return interpolated_positions(scheme, spec.pretrained_grid, grid, width)
+
+
+# Builders by `model.name`: `(spec, *, drop_path, final_norm)` to a module with Encoder's `forward`,
+# `positions` and `blocks`.
+ENCODERS: Registry[Callable[..., Encoder]] = Registry("backbone", {"vit": _vit})
 
 
 def encode_clips(

@@ -1,18 +1,23 @@
 """What every pretraining objective is: an encoder that transfers, and a loss for each clip.
 
+`MODELS` has the model of every objective, by the name of its settings in config/objectives.py.
+
 B clips, N tokens, E encoded tokens, Q predicted ones, P values of a cube.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from arvideo_ds.config.schema import PretrainRecipe
+from arvideo_ds.config.objectives import BaseObjective
+from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
 from arvideo_ds.models.encoder import Encoder, build_encoder
+from arvideo_ds.registry import Registry
 
 
 @dataclass(frozen=True)
@@ -27,14 +32,14 @@ class Objective(nn.Module, ABC):
     """Base of ARVideo and its siblings: draw tokens, predict their cubes, compare the pixels."""
 
     encoder: Encoder
-    # The targets stand in so many equal steps, in the order in which they are predicted.
+    # Equal steps that the targets consist of, in the order in which they are predicted.
     num_predicted = 1
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
+    def __init__(self, settings: BaseObjective, encoder: EncoderSpec) -> None:
         super().__init__()
-        self.patch = recipe.patch
-        self.normalize_targets = recipe.objective.normalize_targets
-        self.encoder = build_encoder(recipe)
+        self.patch = encoder.geometry.patch
+        self.normalize_targets = settings.normalize_targets
+        self.encoder = build_encoder(encoder)
 
     def forward(
         self,
@@ -84,3 +89,15 @@ class Objective(nn.Module, ABC):
     def given(self, draw: Draw) -> Tensor:
         """Tokens that are there before any is predicted, B n; for pictures."""
         return draw.encoded
+
+
+# `(settings, EncoderSpec, DecoderSettings)` to the model. Its attribute `encoder` is what exports
+# and fine-tuning read.
+MODELS: Registry[Callable[..., Objective]] = Registry(
+    "objective",
+    {
+        "arvideo": "arvideo_ds.models.arvideo:ARVideo",
+        "videomae": "arvideo_ds.models.videomae:VideoMAE",
+        "lvmae": "arvideo_ds.long_video.lvmae:LVMAE",
+    },
+)

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from arvideo_ds.config.objectives import MaskedSettings
-from arvideo_ds.config.schema import PretrainRecipe
+from arvideo_ds.config.objectives import DecoderSettings, LvmaeSettings, VideomaeSettings
+from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.models.cubes import pick
 from arvideo_ds.models.decoder import JointDecoder
 from arvideo_ds.models.objective import Draw, Objective
@@ -24,17 +24,22 @@ from arvideo_ds.models.selection import running_cell, tokens_of, tube
 
 
 class VideoMAE(Objective):
-    """Encoder, decoder and loss of VideoMAE and V2 for the shapes of one recipe."""
+    """Encoder, decoder and loss of VideoMAE and V2."""
 
-    def __init__(self, recipe: PretrainRecipe) -> None:
-        super().__init__(recipe)
-        settings, geometry = recipe.objective, recipe.geometry
-        assert isinstance(settings, MaskedSettings)
+    def __init__(
+        self,
+        settings: VideomaeSettings | LvmaeSettings,
+        encoder: EncoderSpec,
+        decoder: DecoderSettings,
+    ) -> None:
+        super().__init__(settings, encoder)
+        geometry = encoder.geometry
         self.grid = geometry.grid
-        self.counts = recipe.counts
+        self.counts = settings.counts(geometry, decoder)
         self.visible_places = settings.visible_places(geometry)
         self.decoder_mask = settings.decoder_mask
-        self.decoder = JointDecoder(recipe)
+        shape = settings.decoder_shape(encoder.size, decoder)
+        self.decoder = JointDecoder(encoder, shape, settings.target_values(geometry))
 
     def draw(self, keys: Tensor, scores: Tensor | None = None) -> Draw:
         seen = tube(keys, self.grid, self.visible_places)

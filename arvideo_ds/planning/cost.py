@@ -48,17 +48,16 @@ def cost_of(recipe: Recipe) -> Cost:
 
 def decoder_flops(recipe: PretrainRecipe) -> int:
     """FLOP of the decoder on one clip, forward."""
-    width, depth, _ = recipe.decoder_shape
-    counts = recipe.counts
-    rows = counts.decoded
+    shape, counts = recipe.decoder_shape, recipe.counts
+    width, rows = shape.width, counts.decoded
     layer = _mlp(rows, width, DECODER_MLP_RATIO * width)
-    if recipe.objective.crosses:
+    if shape.crosses:
         layer += _attention(rows, counts.encoded, width)
-    if recipe.decoder.self_attention or not recipe.objective.crosses:
+    if shape.self_attention:
         layer += _attention(rows, rows, width)
     return (
         _linear(counts.encoded, recipe.size.width, width)
-        + depth * layer
+        + shape.depth * layer
         + _linear(counts.predicted, width, recipe.target_values)
     )
 
@@ -101,17 +100,17 @@ def parameter_sizes(recipe: Recipe) -> tuple[list[int], list[int]]:
     """
     if not isinstance(recipe, PretrainRecipe):
         return _with_pooling(recipe), _head(recipe)
-    size, values = recipe.size, recipe.target_values
-    width, depth, _ = recipe.decoder_shape
+    size, values, shape = recipe.size, recipe.target_values, recipe.decoder_shape
+    width = shape.width
     layer = _mlp_sizes(width, DECODER_MLP_RATIO * width)
-    if recipe.objective.crosses:
+    if shape.crosses:
         layer += _cross_attention(width)
-    if recipe.decoder.self_attention or not recipe.objective.crosses:
+    if shape.self_attention:
         layer += _self_attention(width)
     # VideoMAE's projection has no bias; each has one vector that is learnt for the hidden tokens.
-    projection = _weights(size.width, width) if recipe.objective.crosses else [size.width * width]
+    projection = _weights(size.width, width) if shape.crosses else [size.width * width]
     learnt = width
-    decoder = [*projection, learnt, *(depth * layer), *_norm(width), *_weights(width, values)]
+    decoder = [*projection, learnt, *(shape.depth * layer), *_norm(width), *_weights(width, values)]
     return encoder_sizes(recipe), decoder
 
 

@@ -262,7 +262,7 @@ def _of_decoder(
 ) -> tuple[int, int, int]:
     """What is kept from the encoder's last norm to the loss, one layer of it, and the loss' own."""
     size, element, counts = recipe.size, _element(recipe), recipe.counts
-    width, depth, _ = recipe.decoder_shape
+    width, depth = recipe.decoder_shape.width, recipe.decoder_shape.depth
     tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
     queries = micro_batch * counts.predicted
     layer = _decoder_layer(recipe, tokens, rows)
@@ -308,14 +308,14 @@ def _encoder_block(recipe: Recipe, tokens: int, *, exchanged: bool) -> int:
 
 
 def _decoder_layer(recipe: PretrainRecipe, tokens: int, rows: int) -> int:
-    width, _, heads = recipe.decoder_shape
-    counts = recipe.counts
+    shape, counts = recipe.decoder_shape, recipe.counts
+    width, heads = shape.width, shape.heads
     kept = _mlp(recipe, rows, width, DECODER_MLP_RATIO * width)
-    if recipe.objective.crosses:
+    if shape.crosses:
         keys_values = _element(recipe) * 2 * tokens * width
         kept += _attended(recipe, rows, width, heads, own_keys=False) + keys_values
         kept += _mask(recipe, counts.decoded, counts.encoded)
-    if recipe.decoder.self_attention or not recipe.objective.crosses:
+    if shape.self_attention:
         kept += _attended(recipe, rows, width, heads, own_keys=True)
         kept += _mask(recipe, counts.decoded, counts.decoded)
     return kept
@@ -323,7 +323,7 @@ def _decoder_layer(recipe: PretrainRecipe, tokens: int, rows: int) -> int:
 
 def _mask(recipe: Recipe, queries: int, keys: int) -> int:
     """The mask of steps in the run's precision; without steps there is none."""
-    steps = isinstance(recipe, PretrainRecipe) and recipe.objective.crosses
+    steps = isinstance(recipe, PretrainRecipe) and recipe.decoder_shape.crosses
     return _element(recipe) * queries * keys if steps else 0
 
 

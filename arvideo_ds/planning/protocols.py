@@ -65,8 +65,8 @@ def numbers_of(name: str) -> Values:
     sections = recipe.model_dump(mode="json", exclude={"task"})
     numbers = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
     if isinstance(recipe, PretrainRecipe):
-        keys = ("decoder.width", "decoder.depth", "decoder.heads")
-        numbers |= dict(zip(keys, recipe.decoder_shape, strict=True))
+        shape = recipe.decoder_shape
+        numbers |= {f"decoder.{key}": getattr(shape, key) for key in ("width", "depth", "heads")}
     plan: Values = json.loads(json.dumps(make_plan(recipe, world_size=1).as_dict()))
     return numbers | plan
 

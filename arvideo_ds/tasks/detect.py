@@ -22,7 +22,7 @@ class Detect(nn.Module):
 
     def __init__(self, recipe: DetectRecipe) -> None:
         super().__init__()
-        self.model = Detector(recipe, drop_path=recipe.detect.drop_path)
+        self.model = Detector(recipe.encoder, recipe.detect, drop_path=recipe.detect.drop_path)
 
     def forward(self, batch: DetectionBatch) -> Tensor:
         if not self.training:

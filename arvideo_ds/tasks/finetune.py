@@ -29,8 +29,9 @@ class Finetune(nn.Module):
         super().__init__()
         settings = recipe.finetune
         self.model = Classifier(
-            recipe,
+            recipe.encoder,
             sum(num_classes),
+            pooling=settings.pooling,
             drop_path=settings.drop_path,
             head_dropout=settings.head_dropout,
         )

@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
-from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.encoder import encode_clips
-from arvideo_ds.models.objective import Objective
-from arvideo_ds.models.videomae import VideoMAE
-from arvideo_ds.registry import Registry
-
-# A new objective is one class in config/objectives.py, one file in models/ and one line here.
-OBJECTIVES: Registry[Callable[[PretrainRecipe], Objective]] = Registry(
-    "objective",
-    {
-        "arvideo": ARVideo,
-        "videomae": VideoMAE,
-        "lvmae": "arvideo_ds.long_video.lvmae:LVMAE",
-    },
-)
+from arvideo_ds.models.objective import MODELS, Objective
 
 
 def build_objective(recipe: PretrainRecipe) -> Objective:
     """The model of `objective.name`, freshly initialised from torch's global generator."""
-    return OBJECTIVES.choose(recipe.objective.name, key="objective.name")(recipe)
+    build = MODELS.choose(recipe.objective.name, key="objective.name")
+    return build(recipe.objective, recipe.encoder, recipe.decoder)
 
 
 class Pretrain(nn.Module):

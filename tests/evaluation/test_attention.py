@@ -92,7 +92,7 @@ def test_the_effective_rank_is_the_entropy_of_shares_of_the_sum() -> None:
 def encoder(tiny: Tiny) -> Encoder:
     """Of weights large enough that no map is nearly uniform."""
     torch.manual_seed(0)
-    encoder = build_encoder(tiny()).eval()
+    encoder = build_encoder(tiny().encoder).eval()
     for block in encoder.blocks:
         block.attn.qkv.weight.data *= 3
     return encoder
@@ -198,7 +198,7 @@ def test_what_is_measured_is_not_measured_again(
     assert (len(calls), skipped) == (3 + 2, 0)
     torch.testing.assert_close(continued, whole, rtol=0, atol=0)
     # Another encoder and another cut of the clips are something else.
-    other = build_encoder(clips.recipe)
+    other = build_encoder(clips.recipe.encoder)
     measured_spectra(other, clips, CPU, tmp_path / "parts", name="")
     assert len(calls) == 5 + 4
     tree = clips.recipe.model_dump()

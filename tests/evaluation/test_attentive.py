@@ -48,7 +48,7 @@ def test_a_probe_of_videos_gives_the_same_figure_again_and_trains_the_head_alone
 ) -> None:
     recipe = tiny()
     torch.manual_seed(0)
-    encoder = build_encoder(recipe)
+    encoder = build_encoder(recipe.encoder)
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     shards = ShardSet(demo_shards / "train"), ShardSet(demo_shards / "test")
     figures = [

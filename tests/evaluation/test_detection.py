@@ -204,7 +204,7 @@ def test_whole_frames_are_judged_too_whatever_the_batch(ava_recipe: MakeRecipe) 
 
 def test_a_real_model_takes_whole_frames(ava_recipe: MakeRecipe) -> None:
     recipe = ava_recipe(evaluation={"short_side": 40})
-    model = Detector(recipe).eval()
+    model = Detector(recipe.encoder, recipe.detect).eval()
 
     @torch.no_grad()
     def predict(batch: DetectionBatch) -> Tensor:

@@ -18,7 +18,7 @@ from arvideo_ds.evaluation import pictures, report
 from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.cubes import from_cubes, pick, pixel_targets
 from arvideo_ds.models.objective import Draw, Objective
-from arvideo_ds.models.videomae import VideoMAE
+from arvideo_ds.tasks.pretrain import build_objective
 
 KEY = 12345
 Tiny = Callable[..., PretrainRecipe]
@@ -33,7 +33,7 @@ def clip() -> Tensor:
 
 def untrained(recipe: PretrainRecipe) -> ARVideo:
     torch.manual_seed(0)
-    return ARVideo(recipe).eval()
+    return build_objective(recipe).eval()
 
 
 def pixels_of(tokens: Tensor, model: Objective, recipe: PretrainRecipe) -> np.ndarray:
@@ -96,7 +96,7 @@ def test_videomae_shows_what_it_sees_and_what_it_predicts(
     decoder_mask: str, tiny: Tiny, clip: Tensor
 ) -> None:
     recipe = tiny(objective={"name": "videomae", "decoder_mask": decoder_mask})
-    model = VideoMAE(recipe).eval()
+    model = build_objective(recipe).eval()
     draw = model.draw(torch.tensor([KEY]))
 
     def perfect(cubes: Tensor, draw: Draw) -> Tensor:

@@ -47,7 +47,7 @@ def model(tiny_finetune: Callable[..., FinetuneRecipe], tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     torch.manual_seed(0)
-    classifier = Classifier(tiny_finetune(), len(LABELS))
+    classifier = Classifier(tiny_finetune().encoder, len(LABELS))
     torch.nn.init.normal_(classifier.head.weight)
     save_file(classifier.state_dict(), folder / "model.safetensors")
     run_folder.write_recipe(folder, tiny_finetune())
@@ -80,7 +80,7 @@ def test_labels_come_best_first_with_probabilities(
     tiny_finetune: Callable[..., FinetuneRecipe],
 ) -> None:
     torch.manual_seed(0)
-    classifier = Classifier(tiny_finetune(), len(LABELS)).eval()
+    classifier = Classifier(tiny_finetune().encoder, len(LABELS)).eval()
     torch.nn.init.normal_(classifier.head.weight)
     clip = torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8)
     ranked = top_labels(classifier, LABELS, clip, count=100)
@@ -133,7 +133,7 @@ def test_of_a_verb_and_a_noun_the_likeliest_actions_are_named(
     tiny_finetune: Callable[..., FinetuneRecipe],
 ) -> None:
     recipe = tiny_finetune(finetune={"heads": ["verb", "noun"]})
-    model = Classifier(recipe, 5)
+    model = Classifier(recipe.encoder, 5)
     model.head.weight.data.zero_()
     # take 0.75, put 0.25; cup 0.5, lid 0.3, pan 0.2
     model.head.bias.data = torch.tensor([0.75, 0.25, 0.5, 0.3, 0.2]).log()

@@ -55,7 +55,7 @@ def runs(tiny_finetune: Callable[..., FinetuneRecipe], tmp_path: Path) -> list[P
         folder = tmp_path / f"run{number}"
         folder.mkdir()
         torch.manual_seed(number)
-        save_file(Classifier(tiny_finetune(), 3).state_dict(), folder / "model.safetensors")
+        save_file(Classifier(tiny_finetune().encoder, 3).state_dict(), folder / "model.safetensors")
         run_folder.write_recipe(folder, tiny_finetune())
         (folder / "labels.json").write_text(json.dumps(["a", "b", "c"]))
         folders.append(folder)

@@ -29,13 +29,13 @@ from arvideo_ds.exports import export as exporting
 from arvideo_ds.exports.export import FORMATS, export
 from arvideo_ds.exports.parity import Clips, clips_of, random_clips
 from arvideo_ds.exports.source import Source, outputs, read_source
-from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import build_encoder, encode_clips
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.demo_set import render
 from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.tasks.pretrain import build_objective
 
 SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "export.py"
 NEEDS = {"huggingface": ["transformers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
@@ -54,7 +54,10 @@ def make_source(
         folder.mkdir()
         tuned = kind == "fine-tuned"
         recipe = (tiny_finetune if tuned else tiny)(**sections)
-        model = Classifier(recipe, len(LABELS)) if tuned else ARVideo(recipe)
+        if tuned:
+            model = Classifier(recipe.encoder, len(LABELS), pooling=recipe.pooling)
+        else:
+            model = build_objective(recipe)
         generator = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
@@ -120,7 +123,7 @@ def test_an_exported_encoder_loads_again(
     source = make_source()
     clips = random_clips(source.recipe)
     export(source, format_name, tmp_path / "out", clips)
-    encoder = build_encoder(source.recipe).eval()
+    encoder = build_encoder(source.recipe.encoder).eval()
     report = load_encoder(encoder, tmp_path / "out", patch=source.recipe.patch)
     assert report.match == 1 and not report.notes
     with torch.no_grad():

@@ -13,10 +13,9 @@ from arvideo_ds.config.objectives import LvmaeSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.codes import latents_of
 from arvideo_ds.long_video.lvmae import LVMAE
-from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.selection import choose, priorities
-from arvideo_ds.models.videomae import VideoMAE
 from arvideo_ds.randomness import draw_key
+from arvideo_ds.tasks.pretrain import build_objective
 
 Make = Callable[..., PretrainRecipe]
 GRID = (16, 4, 4)
@@ -35,7 +34,7 @@ def lvmae(tiny: Make, **objective: object) -> LVMAE:
         model={"patch": [2, 4, 4]},
     )
     torch.manual_seed(0)
-    return LVMAE(recipe)
+    return build_objective(recipe)
 
 
 def scores_of(count: int, seed: int = 0) -> Tensor:
@@ -127,7 +126,7 @@ def test_never_more_than_allowed_and_highest_first() -> None:
 
 def test_a_full_budget_of_pixels_is_videomae(tiny: Make) -> None:
     full = lvmae(tiny, budget=1.0, **PIXELS)
-    twin = VideoMAE(
+    twin = build_objective(
         tiny(
             objective={"name": "videomae", "mask_ratio": 0.75},
             data={"frames": 32, "size": 16},
@@ -172,7 +171,7 @@ def test_arvideo_takes_the_first_tokens_of_each_cluster_by_the_same_rules(
         objective={"cluster": [4, 2, 2]},
         decoder={"target_ratio": 0.25, "target_rule": rule},
     )
-    model, keys, scores = ARVideo(recipe), keys_of(6), scores_of(6)
+    model, keys, scores = build_objective(recipe), keys_of(6), scores_of(6)
     draw = model.draw(keys, scores)
     ranking = priorities(rule, keys, GRID, scores)  # type: ignore[arg-type]
     for clip in range(6):

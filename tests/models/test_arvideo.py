@@ -9,13 +9,14 @@ import torch
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.errors import UserError
-from arvideo_ds.models.arvideo import ARVideo, OrderedDraw
+from arvideo_ds.models.arvideo import OrderedDraw
 from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
 from arvideo_ds.models.draws import random_subsets
 from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.models.masks import may_see_before, step_numbers
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.randomness import draw_key
+from arvideo_ds.tasks.pretrain import build_objective
 
 Make = Callable[..., PretrainRecipe]
 
@@ -68,7 +69,7 @@ def test_no_prediction_depends_on_pixels_of_its_own_or_a_later_cluster(
         pytest.skip("refused: it would drop the same clusters of every clip")
     sections["objective"]["targets"] = targets
     recipe = tiny(**sections, decoder=DECODERS[decoder])
-    model = ARVideo(recipe)
+    model = build_objective(recipe)
     clip = clips_of(recipe, 1).requires_grad_()
     draw = model.draw(keys_of(1))
     predicted = model.predict(to_cubes(clip, model.patch), draw)
@@ -92,7 +93,7 @@ def test_masked_attention_equals_running_each_step_on_its_past_alone(
     tiny: Make, self_attention: bool, objective: dict[str, object]
 ) -> None:
     recipe = tiny(objective=objective, decoder={"self_attention": self_attention})
-    model = ARVideo(recipe)
+    model = build_objective(recipe)
     cubes = to_cubes(clips_of(recipe, 2), model.patch)
     draw = model.draw(keys_of(2))
     whole = model.predict(cubes, draw)
@@ -111,7 +112,7 @@ def test_masked_attention_equals_running_each_step_on_its_past_alone(
 
 
 def test_tokens_of_one_cluster_see_each_other(tiny: Make) -> None:
-    model = ARVideo(tiny())
+    model = build_objective(tiny())
     first_step = model.encoder_mask[: model.kept, : model.kept]
     assert first_step.all()
 
@@ -120,7 +121,7 @@ def test_tokens_of_one_cluster_see_each_other(tiny: Make) -> None:
 def test_a_draw_keeps_the_right_number_of_different_tokens_of_each_step(
     tiny: Make, order: str
 ) -> None:
-    model = ARVideo(
+    model = build_objective(
         tiny(objective={"order": order, "drop_ratio": 0.8}, decoder={"target_ratio": 0.5})
     )
     draw = model.draw(keys_of(5))
@@ -152,14 +153,14 @@ def test_small_clusters_drop_the_requested_share_as_whole_clusters(
         share = 1 - encoded / (geometry.num_tokens - geometry.cluster_size)
         assert share == pytest.approx(expected, abs=0.01)
         assert make_plan(recipe, world_size=1).dropped_share == pytest.approx(share, abs=1e-4)
-        assert ARVideo(recipe).draw(keys_of(2)).encoded.shape == (2, encoded)
+        assert build_objective(recipe).draw(keys_of(2)).encoded.shape == (2, encoded)
 
 
 def test_dropping_clusters_keeps_the_first_step_whole_and_every_cluster_equally_often(
     tiny: Make,
 ) -> None:
     recipe = tiny(objective={"cluster": [2, 2, 2], "drop": "clusters", "drop_ratio": 0.75})
-    model = ARVideo(recipe)
+    model = build_objective(recipe)
     num_clusters, size = model.clusters.shape
     draw = model.draw(keys_of(2000))
     cluster_of = torch.empty(recipe.geometry.num_tokens, dtype=torch.long)
@@ -178,7 +179,7 @@ def test_dropping_clusters_needs_a_random_order(tiny: Make) -> None:
 
 
 def test_orders_differ_between_clips_and_steps_and_repeat_with_the_key(tiny: Make) -> None:
-    model = ARVideo(tiny())
+    model = build_objective(tiny())
     orders = [model.draw(keys_of(8, step)).order for step in range(4)]
     assert len({tuple(order.tolist()) for order in torch.cat(orders)}) > 30
     assert torch.equal(orders[2], model.draw(keys_of(8, 2)).order)
@@ -186,7 +187,7 @@ def test_orders_differ_between_clips_and_steps_and_repeat_with_the_key(tiny: Mak
 
 def test_the_loss_is_a_function_of_clip_and_key_alone(tiny: Make) -> None:
     recipe = tiny()
-    model = ARVideo(recipe)
+    model = build_objective(recipe)
     clips, keys = clips_of(recipe, 4), keys_of(4)
     together = model(clips, keys)
     torch.manual_seed(1)
@@ -196,8 +197,8 @@ def test_the_loss_is_a_function_of_clip_and_key_alone(tiny: Make) -> None:
 
 def test_target_subsampling_estimates_the_full_loss_without_bias(tiny: Make) -> None:
     torch.manual_seed(0)
-    full = ARVideo(tiny(objective={"order": "spatial_first", "drop_ratio": 0.0}))
-    part = ARVideo(
+    full = build_objective(tiny(objective={"order": "spatial_first", "drop_ratio": 0.0}))
+    part = build_objective(
         tiny(
             objective={"order": "spatial_first", "drop_ratio": 0.0}, decoder={"target_ratio": 0.25}
         )
@@ -215,7 +216,7 @@ def test_target_subsampling_estimates_the_full_loss_without_bias(tiny: Make) -> 
 
 
 def test_the_paper_convention_predicts_one_step_less(tiny: Make) -> None:
-    shifted, paper = (ARVideo(tiny(objective={"targets": t})) for t in ("shifted", "paper"))
+    shifted, paper = (build_objective(tiny(objective={"targets": t})) for t in ("shifted", "paper"))
     keys = keys_of(3)
     assert paper.num_encoded == shifted.num_encoded
     assert paper.num_predicted == shifted.num_predicted - 1
@@ -225,7 +226,7 @@ def test_the_paper_convention_predicts_one_step_less(tiny: Make) -> None:
 
 
 def test_masks_are_buffers_that_no_checkpoint_holds(tiny: Make) -> None:
-    model = ARVideo(tiny())
+    model = build_objective(tiny())
     buffers = dict(model.named_buffers())
     assert {"encoder_mask", "cross_mask", "clusters"} <= set(buffers)
     assert not set(model.state_dict()) & set(buffers)
@@ -233,14 +234,14 @@ def test_masks_are_buffers_that_no_checkpoint_holds(tiny: Make) -> None:
 
 def test_the_encoder_alone_encodes_whole_clips(tiny: Make) -> None:
     recipe = tiny()
-    model = ARVideo(recipe)
+    model = build_objective(recipe)
     tokens = encode_clips(model.encoder, clips_of(recipe, 2), recipe.patch)
     assert tokens.shape == (2, recipe.geometry.num_tokens, recipe.size.width)
 
 
 def test_half_precision_trains(tiny: Make) -> None:
     recipe = tiny()
-    model = ARVideo(recipe)
+    model = build_objective(recipe)
     single = model(clips_of(recipe, 2), keys_of(2))
     half = model.bfloat16()(clips_of(recipe, 2), keys_of(2))
     assert half.dtype == torch.float32
@@ -252,7 +253,7 @@ def test_the_gpu_computes_the_same_loss(tiny: Make) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA GPU")
     recipe = tiny()
-    model = ARVideo(recipe)
+    model = build_objective(recipe)
     clips, keys = clips_of(recipe, 4), keys_of(4)
     there = model.cuda()(clips.cuda(), keys.cuda()).cpu()
     assert torch.allclose(there, model.cpu()(clips, keys), rtol=1e-3)
@@ -270,7 +271,7 @@ def test_the_gradient_on_a_share_of_the_targets_is_an_unbiased_estimate_of_the_w
         data={"frames": 8, "size": 16},
     )
     torch.manual_seed(0)
-    model = ARVideo(recipe)
+    model = build_objective(recipe)
     cubes, held = to_cubes(clips_of(recipe, 1), model.patch), model.draw(keys_of(1))
     order = held.order[:, 1 : 1 + model.num_predicted]
     size = model.clusters.shape[1]

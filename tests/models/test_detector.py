@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from arvideo_ds.config import DetectRecipe
-from arvideo_ds.config.load import validate
-from arvideo_ds.models import detector
+from arvideo_ds.config.schema import DetectSettings
+from arvideo_ds.config.sizes import SIZES, EncoderSpec
+from arvideo_ds.geometry import Geometry
+from arvideo_ds.models import detector as detector_module
 from arvideo_ds.models.detector import Detector
 from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.optim.groups import parameter_groups
@@ -18,25 +19,18 @@ from arvideo_ds.optim.groups import parameter_groups
 SIZE, PATCH, ACTIONS = (32, 48), (2, 4, 8), 5
 
 
-def recipe(detect: dict[str, Any] | None = None, **model: Any) -> DetectRecipe:
-    """Neither the grid (4 x 8 x 6) nor the patch is square."""
-    return validate(
-        {
-            "task": "detect",
-            "model": {"size": "tiny", "patch": PATCH, **model},
-            "data": {"frames": 8, "size": SIZE},
-            "train": {"max_steps": 1, "total_batch": 2, "micro_batch": 2},
-            "detect": {"num_actions": ACTIONS, **(detect or {})},
-        },
-        "test recipe",
-        DetectRecipe,
-    )
+# Neither the grid (4 x 8 x 6) nor the patch is square.
+ENCODER = EncoderSpec(Geometry.whole((8, *SIZE), PATCH), SIZES["tiny"])
+
+
+def detector(encoder: EncoderSpec = ENCODER, **settings: object) -> Detector:
+    return Detector(encoder, DetectSettings.model_validate({"num_actions": ACTIONS, **settings}))
 
 
 @pytest.fixture
 def model() -> Detector:
     torch.manual_seed(0)
-    made = Detector(recipe()).eval()
+    made = detector().eval()
     torch.nn.init.normal_(made.head.weight)
     return made
 
@@ -72,7 +66,7 @@ def test_a_box_reads_the_tokens_that_it_covers(
     here = torch.stack([rows, columns, -rows, -columns], dim=-1).float()
     later = torch.tensor([1.0, 2.0, 1.0, 0.0])[:, None, None, None]
     tokens = (here * later).reshape(1, t * h * w, 4)
-    monkeypatch.setattr(detector, "encode_clips", lambda *_, **__: tokens)
+    monkeypatch.setattr(detector_module, "encode_clips", lambda *_, **__: tokens)
     # Rows 2 to 5 (4 pixels each), columns 1 to 3 (8 pixels each).
     box = torch.tensor([[8.0, 8.0, 32.0, 24.0]])
     top, right, bottom, left = model.features(clips(1), box, torch.tensor([0]))[0].tolist()
@@ -106,7 +100,7 @@ def test_layers_learn_at_rates_of_their_own(model: Detector) -> None:
 
 
 def test_the_norm_is_the_encoders_own_or_after_the_pooling_as_the_weights_names_say() -> None:
-    pooled, tokens = Detector(recipe()), Detector(recipe({"norm": "tokens"}))
+    pooled, tokens = detector(), detector(norm="tokens")
     own = {"encoder.norm.weight", "encoder.norm.bias"}
     after = {"norm.weight", "norm.bias"}
     # Weights of earlier runs have these names, and their recipes do not say the key.
@@ -120,7 +114,7 @@ def test_the_norm_is_the_encoders_own_or_after_the_pooling_as_the_weights_names_
 @torch.no_grad()
 def test_with_the_encoders_norm_the_head_reads_the_pooled_tokens_as_they_are() -> None:
     torch.manual_seed(0)
-    model = Detector(recipe({"norm": "tokens"})).eval()
+    model = detector(norm="tokens").eval()
     torch.nn.init.normal_(model.head.weight)
     features = model.features(clips(), BOXES, CLIP_OF)
     torch.testing.assert_close(model(clips(), BOXES, CLIP_OF), model.head(features))
@@ -133,12 +127,9 @@ def test_roi_align_without_alignment_reads_half_a_token_further(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     columns = torch.arange(6.0).expand(4, 8, 6).reshape(1, -1, 1)
-    monkeypatch.setattr(detector, "encode_clips", lambda *_, **__: columns)
+    monkeypatch.setattr(detector_module, "encode_clips", lambda *_, **__: columns)
     box, of = torch.tensor([[8.0, 8.0, 24.0, 24.0]]), torch.tensor([0])
-    read = [
-        Detector(recipe({"roi_aligned": aligned})).features(clips(1), box, of)
-        for aligned in (True, False)
-    ]
+    read = [detector(roi_aligned=aligned).features(clips(1), box, of) for aligned in (True, False)]
     torch.testing.assert_close(read[1] - read[0], torch.full((1, 1), 0.5))
 
 
@@ -147,12 +138,11 @@ def test_roi_align_without_alignment_reads_half_a_token_further(
 def test_clips_of_another_shape_have_interpolated_positions(scheme: str) -> None:
     """Grid 4 x 8 x 9 in the model of 4 x 8 x 6: as in a model of that grid, pretrained on this."""
     torch.manual_seed(0)
-    model = Detector(recipe(positions=scheme)).eval()
+    model = detector(replace(ENCODER, positions=scheme)).eval()
     whole = torch.randint(256, (1, 8, 32, 72, 3), dtype=torch.uint8)
-    tree = recipe(positions=scheme).model_dump(mode="json")
-    tree["data"]["size"] = [32, 72]
-    tree["detect"] |= {"positions": "interpolated", "pretrained_clip": [8, *SIZE]}
-    other = Detector(validate(tree, "test recipe", DetectRecipe)).eval()
+    geometry = Geometry.whole((8, 32, 72), PATCH)
+    spec = EncoderSpec(geometry, SIZES["tiny"], scheme, pretrained_grid=ENCODER.geometry.grid)
+    other = detector(spec).eval()
     other.load_state_dict(model.state_dict())
     read = [own.features(whole, BOXES[:2], torch.zeros(2)) for own in (model, other)]
     torch.testing.assert_close(*read)

@@ -20,7 +20,6 @@ from torch.nn import functional as F
 from arvideo_ds.config import Recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
-from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, build_encoder, encode_clips
 from arvideo_ds.models.layouts import (
@@ -30,6 +29,7 @@ from arvideo_ds.models.layouts import (
     to_videomae,
 )
 from arvideo_ds.models.positions import position_table
+from arvideo_ds.tasks.pretrain import build_objective
 
 State = dict[str, Tensor]
 GRID, PATCH, WIDTH, DEPTH, HEADS, MLP = (4, 4, 4), (2, 4, 4), 48, 2, 4, 96
@@ -230,12 +230,12 @@ def test_other_attention_heads_beside_the_weights_are_noted(tmp_path: Path) -> N
 
 def test_our_own_files_load(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     recipe = tiny(model={"size": "tiny"})
-    for number, source in enumerate((ARVideo(recipe), Classifier(recipe, 5))):
+    for number, source in enumerate((build_objective(recipe), Classifier(recipe.encoder, 5))):
         randomized(source, seed=number)
         folder = tmp_path / str(number)
         folder.mkdir()
         save_file(source.state_dict(), folder / "model.safetensors")
-        encoder = build_encoder(recipe, final_norm=number == 0)
+        encoder = build_encoder(recipe.encoder, final_norm=number == 0)
         report = load_encoder(encoder, folder, patch=recipe.patch)
         assert report.match == 1 and not report.notes
         assert {name.partition(".")[0] for name in report.unexpected} <= {"decoder", "norm", "head"}
@@ -243,7 +243,7 @@ def test_our_own_files_load(tiny: Callable[..., Recipe], tmp_path: Path) -> None
             assert torch.equal(value, source.encoder.state_dict()[name])
     alone = tmp_path / "alone.safetensors"
     save_file(source.encoder.state_dict(), alone)
-    assert load_encoder(build_encoder(recipe, final_norm=False), alone).match == 1
+    assert load_encoder(build_encoder(recipe.encoder, final_norm=False), alone).match == 1
 
 
 def as_videomae(state: State, patch: Triple) -> State:
@@ -283,7 +283,10 @@ def test_a_classifier_begins_with_a_classifier_s_norm_and_a_head_that_fits(
     file: str, classes: int, same: bool | None, kept: bool, tiny: Any, tmp_path: Path
 ) -> None:
     recipe = tiny(model={"size": "tiny"})
-    source, target = randomized(Classifier(recipe, 5)), randomized(Classifier(recipe, classes), 3)
+    source, target = (
+        randomized(Classifier(recipe.encoder, 5)),
+        randomized(Classifier(recipe.encoder, classes), 3),
+    )
     fresh_head = target.head.weight.clone()
     path = saved(tmp_path, FILES[file](source.state_dict(), recipe.patch))
     report = load_classifier_weights(target, path, patch=recipe.patch, same_classes=same)
@@ -302,9 +305,9 @@ def test_a_classifier_begins_with_a_classifier_s_norm_and_a_head_that_fits(
 def test_a_classifier_that_pools_otherwise_gives_its_encoder_alone(
     tiny: Any, tiny_finetune: Any, tmp_path: Path
 ) -> None:
-    source = randomized(Classifier(tiny(model={"size": "tiny"}), 5))
+    source = randomized(Classifier(tiny(model={"size": "tiny"}).encoder, 5))
     recipe = tiny_finetune(finetune={"pooling": "attention"})
-    target = Classifier(recipe, 7)
+    target = Classifier(recipe.encoder, 7, pooling=recipe.pooling)
     report = load_classifier_weights(target, saved(tmp_path, source.state_dict()))
     assert report.beside == ()
     assert "before the head begins anew: class_attention." in str(report)
@@ -312,9 +315,9 @@ def test_a_classifier_that_pools_otherwise_gives_its_encoder_alone(
 
 def test_a_pretraining_file_has_nothing_beside_the_encoder(tiny: Any, tmp_path: Path) -> None:
     recipe = tiny(model={"size": "tiny"})
-    target = Classifier(recipe, 5)
+    target = Classifier(recipe.encoder, 5)
     norm = target.norm.weight.clone()
-    report = load_classifier_weights(target, saved(tmp_path, ARVideo(recipe).state_dict()))
+    report = load_classifier_weights(target, saved(tmp_path, build_objective(recipe).state_dict()))
     assert report.beside == ()
     assert torch.equal(target.norm.weight, norm)
 
@@ -347,7 +350,7 @@ def refused(path: Path, encoder: Encoder | None = None, **options: object) -> st
 
 def test_another_size_is_named(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
     wide = make_encoder(width=384, depth=12).state_dict()
-    message = refused(saved(tmp_path, prefixed(wide, "encoder.")), build_encoder(tiny()))
+    message = refused(saved(tmp_path, prefixed(wide, "encoder.")), build_encoder(tiny().encoder))
     for part in ("width 384", "depth 12", "model.size: S", "width 128", "model.size: tiny"):
         assert part in message
     assert "depth 3" in refused(saved(tmp_path, make_encoder(depth=3).state_dict()))

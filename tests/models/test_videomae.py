@@ -16,6 +16,7 @@ from arvideo_ds.models.layouts import from_huggingface
 from arvideo_ds.models.selection import running_cell, tokens_of, tube
 from arvideo_ds.models.videomae import VideoMAE
 from arvideo_ds.randomness import draw_key
+from arvideo_ds.tasks.pretrain import build_objective
 
 Make = Callable[..., PretrainRecipe]
 GRIDS = [(8, 14, 14), (4, 8, 8), (8, 16, 16), (4, 2, 6)]
@@ -30,7 +31,7 @@ def videomae(tiny: Make, decoder_mask: str = "none", **sections: dict[str, objec
     objective = {"name": "videomae", "mask_ratio": 0.75, "decoder_mask": decoder_mask}
     recipe = tiny(**{"objective": objective, "model": {"positions": "sincos_1d"}, **sections})
     torch.manual_seed(0)
-    return VideoMAE(recipe)
+    return build_objective(recipe)
 
 
 # ------------------------------------------------------------------------------------- parity
@@ -39,14 +40,14 @@ def videomae(tiny: Make, decoder_mask: str = "none", **sections: dict[str, objec
 def huggingface_twin(recipe: PretrainRecipe) -> Any:
     """transformers' model of the recipe's shape, random weights, biases too."""
     transformers = pytest.importorskip("transformers")
-    size, (width, depth, heads) = recipe.size, recipe.decoder_shape
+    size, decoder = recipe.size, recipe.decoder_shape
     config = transformers.VideoMAEConfig(
         image_size=recipe.data.size[0], patch_size=recipe.patch[1], num_frames=recipe.data.frames,
         tubelet_size=recipe.patch[0], hidden_size=size.width, num_hidden_layers=size.depth,
         num_attention_heads=size.heads, intermediate_size=size.mlp, layer_norm_eps=1e-6,
         use_mean_pooling=False, norm_pix_loss=recipe.objective.normalize_targets,
-        decoder_hidden_size=width, decoder_num_attention_heads=heads,
-        decoder_num_hidden_layers=depth, decoder_intermediate_size=4 * width,
+        decoder_hidden_size=decoder.width, decoder_num_attention_heads=decoder.heads,
+        decoder_num_hidden_layers=decoder.depth, decoder_intermediate_size=4 * decoder.width,
     )  # fmt: skip
     torch.manual_seed(0)
     twin = transformers.VideoMAEForPreTraining(config)
@@ -92,7 +93,7 @@ def test_loss_and_gradients_equal_those_of_transformers(name: str, normalize: bo
         f"objective.normalize_targets={str(normalize).lower()}",
     ]
     recipe = load_recipe(name, overrides)
-    twin, model = huggingface_twin(recipe), VideoMAE(recipe)
+    twin, model = huggingface_twin(recipe), build_objective(recipe)
     missing = model.load_state_dict(ours_of(twin.state_dict()), strict=False)
     assert not missing.missing_keys and not missing.unexpected_keys
     generator = torch.Generator().manual_seed(1)

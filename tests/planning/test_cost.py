@@ -11,7 +11,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, load_recipe
 from arvideo_ds.config.sizes import SIZES
-from arvideo_ds.models.arvideo import ARVideo
 from arvideo_ds.models.encoder import count_parameters
 from arvideo_ds.planning.cost import cost_of, parameter_sizes
 from arvideo_ds.tasks.finetune import Finetune
@@ -88,7 +87,7 @@ def test_every_size_has_the_parameters_that_the_plan_says(size: str) -> None:
     overrides = [f"model.size={size}", "model.patch=[2,16,16]", "objective.cluster=[2,7,7]"]
     recipe = load_recipe("ablation_base", overrides)
     with torch.device("meta"):
-        model = ARVideo(recipe)
+        model = build_objective(recipe)
     cost = cost_of(recipe)
     assert count_parameters(model.encoder) == cost.parameters_encoder
     assert count_parameters(model.decoder) == cost.parameters_decoder

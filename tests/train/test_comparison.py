@@ -24,7 +24,7 @@ def test_both_starts_are_trained_tested_and_set_side_by_side(
     demo_shards: Path, tmp_path: Path, run: Run
 ) -> None:
     source, output = tmp_path / "source.safetensors", tmp_path / "compared"
-    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe))
+    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe).encoder)
     save_file({f"encoder.{name}": value for name, value in encoder.state_dict().items()}, source)
     command = [
         sys.executable,

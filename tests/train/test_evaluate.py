@@ -39,7 +39,7 @@ def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     labels = list(shards.manifest.labels or ())
     (folder / run_folder.LABELS).write_text(json.dumps(labels))
     torch.manual_seed(0)
-    model = Classifier(recipe, len(labels))
+    model = Classifier(recipe.encoder, len(labels))
     torch.nn.init.normal_(model.head.weight)
     save_file(model.state_dict(), folder / run_folder.MODEL)
     return folder

@@ -118,7 +118,7 @@ def test_the_best_weights_are_those_of_the_best_validation(
 def encoder_file(folder: Path, *overrides: str) -> Path:
     recipe = load_recipe("finetune_demo", overrides, FinetuneRecipe)
     torch.manual_seed(5)
-    state = build_encoder(recipe).state_dict()
+    state = build_encoder(recipe.encoder).state_dict()
     save_file({f"encoder.{key}": value for key, value in state.items()}, folder / "e.safetensors")
     return folder / "e.safetensors"
 

@@ -82,7 +82,7 @@ def test_comparison_has_a_line_for_each_label_set(
     epic_shards: Path, tmp_path: Path, run: Run
 ) -> None:
     source, output = tmp_path / "source.safetensors", tmp_path / "compared"
-    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe))
+    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe).encoder)
     save_file({f"encoder.{name}": value for name, value in encoder.state_dict().items()}, source)
     more = [f"--init-from={source}", "--seeds=1", f"--output={output}"]
     script = ROOT / "scripts" / "compare_finetuning.py"

@@ -95,7 +95,7 @@ def test_signals_until_a_run_is_gone_change_neither_its_save_nor_its_code(
 def test_sigterm_to_a_comparison_ends_its_training_first(runs: Runs) -> None:
     """Its child saves, and is gone when the comparison ends with 75."""
     output, source = runs.folder / "compared", runs.folder / "source.safetensors"
-    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe))
+    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe).encoder)
     save_tensors({f"encoder.{k}": v for k, v in encoder.state_dict().items()}, source)
     command = [
         sys.executable,

@@ -35,7 +35,7 @@ def tuned(tiny_finetune: Make, tmp_path: Path) -> Path:
     folder.mkdir()
     run_folder.write_recipe(folder, tiny_finetune())
     (folder / run_folder.LABELS).write_text(json.dumps(CLASSES))
-    model = Classifier(tiny_finetune(), len(CLASSES))
+    model = Classifier(tiny_finetune().encoder, len(CLASSES))
     torch.nn.init.normal_(model.norm.weight)
     save_tensors(model.state_dict(), folder / run_folder.MODEL)
     return folder
@@ -53,7 +53,7 @@ def test_a_fine_tuned_run_passes_on_its_norm_and_of_the_same_classes_its_head(
         own.export(source, folder)
     theirs = source.model.state_dict()
     for names, kept in ((CLASSES, True), (CLASSES[::-1], False), (["a", "b"], False)):
-        target = Classifier(recipe, len(names))
+        target = Classifier(recipe.encoder, len(names))
         same = _same_classes(folder / run_folder.MODEL, recipe, shards(*names))
         report = load_classifier_weights(target, folder, patch=recipe.patch, same_classes=same)
         assert torch.equal(target.norm.weight, theirs["norm.weight"]), report

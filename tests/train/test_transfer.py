@@ -30,7 +30,7 @@ def source(tiny: Callable[..., PretrainRecipe], tmp_path: Path) -> Path:
 
 
 def table_of(recipe: Recipe) -> torch.Tensor:
-    return Classifier(recipe, 2).encoder.positions
+    return Classifier(recipe.encoder, 2).encoder.positions
 
 
 def test_another_grid_is_read_off_the_pretrained_table(
