@@ -1,12 +1,25 @@
 """Package of arvideo_ds; exact versions are pinned in constraints.txt."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "arvideo_ds/__init__.py").read_text())[1]
+
+
+class BuildWithConfigs(build_py):
+    """Puts ds_configs/ into the package of a wheel, for `--deepspeed_config zero2`."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # such an install reads the folder of the checkout
+            target = Path(self.build_lib) / "arvideo_ds" / "ds_configs"
+            shutil.copytree(HERE / "ds_configs", target, dirs_exist_ok=True)
+
 
 setup(
     name="arvideo_ds",
@@ -17,6 +30,8 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["arvideo_ds", "arvideo_ds.*"]),
+    cmdclass={"build_py": BuildWithConfigs},
+    entry_points={"console_scripts": ["arvideo = arvideo_ds.cli:main"]},
     package_data={"arvideo_ds": ["recipes/*.yaml", "recipes/*/*.yaml", "py.typed"]},
     install_requires=[
         "torch>=2.11",

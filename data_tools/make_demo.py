@@ -1,28 +1,9 @@
 #!/usr/bin/env python3
-"""Make videos and shards of a synthetic set in data/, where they are missing.
-
-python data_tools/make_demo.py                eight directions of motion: the demo, the ablations
-python data_tools/make_demo.py --set events   128 frames; the class is the order of two events
-"""
-
-from __future__ import annotations
+"""`arvideo demo`, as a file for launchers and checkouts."""
 
 import sys
 
-from arvideo_ds.arguments import CommandParser
-from arvideo_ds.errors import command
-from arvideo_ds.shards.synthetic_sets import NAMES, ensure, folder_of, load
-
-
-@command
-def main() -> None:
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("--set", choices=NAMES, default="demo")
-    name = parser.parse_args().set
-    ensure(name)
-    folders = [str(folder_of(name) / split) for split in load(name).splits]
-    print(f"{name} shards: {' and '.join(folders)}")
-
+from arvideo_ds.cli.demo import main
 
 if __name__ == "__main__":
     sys.exit(main())

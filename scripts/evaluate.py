@@ -1,63 +1,9 @@
 #!/usr/bin/env python3
-"""Test a fine-tuned run: every video once, several views of each, on any number of ranks.
+"""`arvideo evaluate`, as a file for launchers and checkouts."""
 
-    python scripts/evaluate.py runs/finetune_vit_b_k400
-    torchrun --nproc_per_node 8 scripts/evaluate.py RUN --shards /data/k400-val --views 5x3
-    python scripts/evaluate.py RUN --weights ema
-
-Views are temporal x spatial, averaged after the softmax. Writes to RUN/evaluation/: the result as
-JSON, every video's probabilities as safetensors, and the confusion matrix as a picture.
-Exit codes: 0 done; 2 wrong input. Videos that cannot be read are listed and counted.
-"""
-
-from __future__ import annotations
-
-import argparse
 import sys
-from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser
-from arvideo_ds.config import FinetuneRecipe
-from arvideo_ds.errors import EXIT_OK, UserError, command
-from arvideo_ds.runs import run_folder
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a fine-tuned run")
-    parser.add_argument("--shards", help="default: evaluation.shards of the run's recipe")
-    parser.add_argument("--views", help="such as 5x3; default: evaluation.views of the recipe")
-    parser.add_argument(
-        "--weights",
-        choices=run_folder.WEIGHTS,
-        help="default: best where the run has it, else last",
-    )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
-    return parser.parse_args()
-
-
-@command
-def main() -> int:
-    args = parse_arguments()
-    recipe = run_folder.read_recipe(args.run, FinetuneRecipe)
-    views = recipe.evaluation.views if args.views is None else parse_views(args.views)
-    weights = run_folder.choose_weights(args.run, args.weights)
-    where = args.shards or recipe.evaluation.shards
-    if where is None:
-        raise UserError("the recipe names no evaluation.shards; give --shards SHARDS.")
-    # Only now: torch takes seconds to load.
-    from arvideo_ds.train.evaluate import evaluate
-
-    evaluate(args.run, recipe, where, views=views, name=weights)
-    return EXIT_OK
-
-
-def parse_views(text: str) -> tuple[int, int]:
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(part.isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"--views {text} must be TEMPORALxSPATIAL, such as 5x3.")
-    return int(parts[0]), int(parts[1])
-
+from arvideo_ds.cli.evaluate import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,56 +1,9 @@
 #!/usr/bin/env python3
-"""Export a finished run for other programs, with a model card and a measured comparison.
+"""`arvideo export`, as a file for launchers and checkouts."""
 
-    python scripts/export.py runs/my_run --format huggingface --output exports/my_model
-    python scripts/export.py runs/my_run --format onnx --output exports/my_onnx --shards SHARDS
-
-Formats: encoder (safetensors, ours), huggingface (transformers' VideoMAE), onnx, timm (names).
-What was exported is opened anew and compared with the run's model before the folder appears.
-"""
-
-from __future__ import annotations
-
-import json
 import sys
-from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser
-from arvideo_ds.errors import command
-from arvideo_ds.exports.card import UNSPECIFIED
-from arvideo_ds.exports.export import FORMATS, export
-from arvideo_ds.exports.parity import clips_of, random_clips
-from arvideo_ds.exports.source import read_source
-from arvideo_ds.runs import run_folder
-from arvideo_ds.shards.manifest import ShardSet
-
-
-@command
-def main() -> None:
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a finished run, pretrained or fine-tuned")
-    parser.add_argument("--format", required=True, choices=FORMATS, help="see above")
-    parser.add_argument("--output", required=True, type=Path, help="new folder")
-    parser.add_argument(
-        "--weights",
-        choices=run_folder.WEIGHTS,
-        help="default: best where the run has it, else last",
-    )
-    parser.add_argument("--shards", help="real clips to compare on; default: seeded random pixels")
-    parser.add_argument(
-        "--license",
-        default=UNSPECIFIED,
-        metavar="ID",
-        help="of the weights, for the model card, such as cc-by-nc-4.0; default %(default)s",
-    )
-    args = parser.parse_args()
-    recipe = run_folder.read_recipe(args.run, *run_folder.WITH_ENCODER)
-    weights = run_folder.choose_weights(args.run, args.weights)
-    source = read_source(args.run, recipe, run_folder.WEIGHTS[weights])
-    clips = clips_of(ShardSet(args.shards), recipe) if args.shards else random_clips(recipe)
-    parity = export(source, args.format, args.output, clips, license_id=args.license)
-    print(json.dumps(parity, indent=1))
-    print(f"{args.output} is there; how to open it: {args.output / 'README.md'}", file=sys.stderr)
-
+from arvideo_ds.cli.export import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -16,7 +16,7 @@ from arvideo_ds.train.command_line import training_parser
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parent.parent
-COMMANDS = sorted(p for room in ("scripts", "data_tools") for p in (ROOT / room).glob("*.py"))
+COMMANDS = sorted(p for p in (ROOT / "arvideo_ds" / "cli").glob("*.py") if p.name != "__init__.py")
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from arvideo_ds.config.schema import ProbeSettings
 from arvideo_ds.evaluation import pictures
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.runs import run_folder
+from arvideo_ds.train import report as train_report
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "report.py"
 FINAL = {"loss/pretrain": 1.01}
@@ -73,7 +74,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def report(monkeypatch: pytest.MonkeyPatch, drawn: dict[str, Any]) -> Report:
     def make(folder: Path) -> str:
         main = runpy.run_path(str(SCRIPT))["main"]
-        monkeypatch.setitem(main.__wrapped__.__globals__, "predictions", lambda *args: "")
+        monkeypatch.setattr(train_report, "predictions", lambda *args: "")
         monkeypatch.setattr(sys, "argv", ["report.py", str(folder)])
         assert main() == 0
         return (folder / "report.html").read_text()

@@ -12,6 +12,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from arvideo_ds.arguments import deepspeed_configs
 from arvideo_ds.config import Recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
@@ -50,7 +51,8 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"cannot read --deepspeed_config {path}: {error}. Ready ones lie in ds_configs/."
+            f"cannot read --deepspeed_config {path}: {error}. Expected a JSON file, or one of "
+            f"ds_configs/ by name: {', '.join(deepspeed_configs())}."
         ) from None
     except json.JSONDecodeError as error:
         raise UserError(

@@ -14,15 +14,17 @@ import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import PARTIAL, replacing
 from arvideo_ds.shards.datasets.listing import safe_key
 from arvideo_ds.shards.video_files import VIDEO_SUFFIXES
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _SPOOL = ".spool" + PARTIAL
 _BLOCK = 2**20

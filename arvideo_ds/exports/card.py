@@ -9,11 +9,10 @@ from typing import Any
 
 import yaml
 
+from arvideo_ds.exports.formats import UNSPECIFIED
 from arvideo_ds.exports.opened import Opened
 from arvideo_ds.exports.source import Source, architecture, class_counts, public_recipe
 
-# How hubs write a licence that is not in their list, or not chosen.
-UNSPECIFIED = "other"
 # Of the summary, what describes the run or its machine and is no result.
 _NO_RESULTS = re.compile(
     r"(recipe|manifest|plan|commit|interrupted|resumed_from_step|train_seconds)|"

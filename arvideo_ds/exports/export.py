@@ -10,23 +10,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.exports import huggingface, onnx_graph, own, timm_vit
-from arvideo_ds.exports.card import UNSPECIFIED, model_card
-from arvideo_ds.exports.opened import Opened
+from arvideo_ds.exports.card import model_card
+from arvideo_ds.exports.formats import FORMATS, UNSPECIFIED
 from arvideo_ds.exports.parity import Clips, compare
 from arvideo_ds.exports.source import Source
-
-# Write the model into a folder and open it from there.
-FORMATS: dict[str, Callable[[Source, Path], Opened]] = {
-    "encoder": own.export,
-    "huggingface": huggingface.export,
-    "onnx": onnx_graph.export,
-    "timm": timm_vit.export,
-}
 
 
 def export(

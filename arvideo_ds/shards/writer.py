@@ -26,7 +26,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import webdataset
 from tqdm import tqdm
 
 from arvideo_ds.decoding.decoders import available_decoders
@@ -367,6 +366,8 @@ def write_shard(
     The same samples give the same bytes. inputs: hash of all that decides the content. rejects:
     read once the samples are through, so these may add to it.
     """
+    import webdataset  # it imports torch, which takes seconds to load
+
     partial = folder / (name + PARTIAL)
     # Facts and check sum of each key.
     known: dict[str, tuple[dict[str, Any], int]] = {}

@@ -45,7 +45,7 @@ def test_json_is_one_document_with_the_same_numbers(run: Run) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--gpus", "0", "--gpu_memory_gib", "80"), "--gpus 0 must be more than 0"),
+        (("--gpus", "0", "--gpu_memory_gib", "80"), "--gpus 0 must be above 0"),
         (("--gpus", "8", "--gpu_memory_gib", "-1"), "--gpu_memory_gib -1"),
         (("--gpus", "7", "--gpu_memory_gib", "80"), "cannot share data.num_streams=960"),
         ((*MACHINE, "--deepspeed_config", "no.json"), "cannot read --deepspeed_config"),
@@ -89,4 +89,4 @@ def test_recipes_on_labels_are_planned_too(recipe: str, run: Run) -> None:
 def test_a_tokenizer_is_refused_with_what_is_not_modelled(run: Run) -> None:
     done = run(sys.executable, PLAN, "--recipe", "tokenizer_b_k600", *MACHINE)
     assert done.returncode == 2 and done.stdout == ""
-    assert "convolutions" in done.stderr and "train_tokenizer.py --dry_run" in done.stderr
+    assert "convolutions" in done.stderr and "arvideo tokenizer --dry_run" in done.stderr

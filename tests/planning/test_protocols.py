@@ -127,34 +127,30 @@ def test_the_decoder_of_the_size_table_counts_as_the_recipes() -> None:
 
 @pytest.mark.parametrize("stale", [False, True])
 def test_the_command_checks_without_writing(run: Run, tmp_path: Path, stale: bool) -> None:
-    for folder in ("docs", "scripts"):
-        (tmp_path / folder).mkdir()
-    for source in (DOCS / "protocols.yaml", DOCS / "protocols.md", SCRIPT):
-        (tmp_path / source.parent.name / source.name).write_bytes(source.read_bytes())
-    copy = tmp_path / "docs" / "protocols.md"
+    command = (sys.executable, SCRIPT, "--docs", tmp_path)
+    for source in (DOCS / "protocols.yaml", DOCS / "protocols.md"):
+        (tmp_path / source.name).write_bytes(source.read_bytes())
+    copy = tmp_path / "protocols.md"
     if stale:
         copy.write_text("old\n")
     before = copy.read_bytes()
-    done = run(sys.executable, tmp_path / "scripts" / "protocols.py", "--check")
+    done = run(*command, "--check")
     assert done.returncode == int(stale), done.stderr
-    assert ("is stale; run: python scripts/protocols.py" in done.stderr) == stale
+    assert ("is stale; run: arvideo protocols" in done.stderr) == stale
     assert copy.read_bytes() == before
-    done = run(sys.executable, tmp_path / "scripts" / "protocols.py")
+    done = run(*command)
     assert done.returncode == 0, done.stderr
     assert copy.read_bytes() == (DOCS / "protocols.md").read_bytes()
 
 
 def test_the_command_names_a_deviation_and_keeps_the_page(run: Run, tmp_path: Path) -> None:
-    for folder in ("docs", "scripts"):
-        (tmp_path / folder).mkdir()
-    (tmp_path / "scripts" / SCRIPT.name).write_bytes(SCRIPT.read_bytes())
     tree = read_yaml(DOCS / "protocols.yaml")
     tree["sections"][0]["claims"][0]["published"]["data.frames"] = 32
-    (tmp_path / "docs" / "protocols.yaml").write_text(yaml.safe_dump(tree))
-    done = run(sys.executable, tmp_path / "scripts" / "protocols.py")
+    (tmp_path / "protocols.yaml").write_text(yaml.safe_dump(tree))
+    done = run(sys.executable, SCRIPT, "--docs", tmp_path)
     assert done.returncode == 1
     assert "pretrain_vit_s_k400: data.frames is 16, but VideoMAE" in done.stderr
-    assert not (tmp_path / "docs" / "protocols.md").exists()
+    assert not (tmp_path / "protocols.md").exists()
 
 
 def test_recipes_cite_papers_and_scripts_not_our_notes() -> None:

@@ -1,0 +1,224 @@
+"""How fast clips come out of shards: clips/s per core, ms of each stage, peak memory.
+
+The whole path is timed: stored bytes -> batches handed to the trainer. The peer, for comparison,
+loads the same clips from raw files as the official VideoMAE code does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from arvideo_ds.config import PretrainRecipe, load_recipe
+from arvideo_ds.data.clips import TrainClips
+from arvideo_ds.data.loader import collate
+from arvideo_ds.data.sampling import train_frames
+from arvideo_ds.data.transforms import cut, multi_scale_crop
+from arvideo_ds.decoding.decoders import decode
+from arvideo_ds.errors import UserError
+from arvideo_ds.host import cpu_name, peak_resident_bytes, proportional_bytes
+from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.video_files import find_videos
+
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_WARM_UP_BATCHES = 2
+_STAGE_CLIPS = 60
+
+
+@dataclass(frozen=True)
+class LoaderOptions:
+    """What is measured.
+
+    compare: folder of the same clips as raw files. memory: clips over which memory growth is
+    measured. repeats: clips per decoded video. batch: clips per batch. cores: that all processes
+    share. seconds: of each measurement.
+    """
+
+    shards: Path
+    compare: Path | None
+    memory: int | None
+    repeats: int
+    frames: int
+    stride: int
+    batch: int
+    workers: int
+    cores: int
+    seconds: float
+    decoder: str
+
+
+def measure_loader(options: LoaderOptions) -> dict[str, Any]:
+    """All measurements as one JSON document. Errors: `UserError`."""
+    torch.set_num_threads(1)
+    keys = ("shards", "repeats", "frames", "stride", "decoder")
+    settings = [f"data.{key}={getattr(options, key)}" for key in keys]
+    recipe = load_recipe("pretrain_vit_b_k400", settings)
+    shards = ShardSet(options.shards)
+    clips = TrainClips(shards, recipe, num_workers=options.workers)
+    videos = max(1, options.batch // options.repeats)
+    result: dict[str, Any] = {
+        "clip": [options.frames, *recipe.data.size],
+        "stride": options.stride,
+        "repeats": options.repeats,
+        "batch": options.batch,
+        "cores": options.cores,
+        "workers": options.workers,
+        "shards": shards.manifest.settings | {"samples": shards.num_samples},
+        "decoder": clips.decoder,
+        "ours": _measure(_endless(clips, videos, options), options),
+        "stages_ms_per_clip": _stages(clips, recipe),
+    }
+    per_core = result["ours"]["clips_per_s_per_core"]
+    result["cores_per_gpu"] = {
+        str(need): round(need / per_core, 1) for need in (250, 500, 1000, 2000)
+    }
+    if options.compare:
+        peer = PeerClips(options.compare, recipe)
+        result["peer"] = _measure(_endless(peer, options.batch, options), options)
+        result["times_the_peer"] = round(per_core / result["peer"]["clips_per_s_per_core"], 2)
+    if options.memory:
+        result["memory"] = _memory_growth(_endless(clips, videos, options), options.memory)
+    return {**result, "machine": _machine()}
+
+
+def _endless(clips: Dataset[Any], samples: int, options: LoaderOptions) -> DataLoader[Any]:
+    """Batches of so many samples, positions 0, 1, 2, ... without end."""
+    batches = (list(range(n, n + samples)) for n in itertools.count(step=samples))
+    collate_fn = collate if isinstance(clips, TrainClips) else None
+    return DataLoader(
+        clips, batch_sampler=batches, num_workers=options.workers, collate_fn=collate_fn
+    )
+
+
+class PeerClips(Dataset[Tensor]):
+    """One float clip C F h w per raw file, as VideoMAE's pretraining data set loads it."""
+
+    def __init__(self, videos: Path, recipe: PretrainRecipe) -> None:
+        self.paths = list(find_videos(videos))
+        if not self.paths:
+            raise UserError(f"--compare {videos} has no videos.")
+        self.data = recipe.data
+
+    def __getitem__(self, number: int) -> Tensor:
+        from decord import VideoReader
+
+        generator = np.random.default_rng(number)
+        reader = VideoReader(str(self.paths[number % len(self.paths)]), num_threads=1)
+        wanted = train_frames(
+            len(reader), self.data.frames, self.data.stride, self.data.sampling, generator
+        )
+        frames = [Image.fromarray(frame) for frame in reader.get_batch(wanted.tolist()).asnumpy()]
+        width, height = frames[0].size
+        crop = multi_scale_crop(height, width, self.data.size, self.data.crop_scales, generator)
+        box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
+        size = self.data.size[::-1]
+        cropped = [f.crop(box).resize(size, Image.Resampling.BILINEAR) for f in frames]
+        clip = torch.from_numpy(np.concatenate([np.asarray(f) for f in cropped], axis=2))
+        clip = clip.permute(2, 0, 1).contiguous().float().div(255)
+        mean = torch.tensor(_MEAN * len(frames))[:, None, None]
+        std = torch.tensor(_STD * len(frames))[:, None, None]
+        clip.sub_(mean).div_(std)
+        return clip.view(len(frames), 3, *self.data.size).transpose(0, 1)
+
+
+def _measure(loader: DataLoader[Any], options: LoaderOptions) -> dict[str, Any]:
+    """Batches for `options.seconds` after a warm-up."""
+    batches = iter(loader)
+    for _ in range(_WARM_UP_BATCHES):
+        next(batches)
+    clips = num_bytes = 0
+    start = time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < options.seconds:
+        batch = next(batches)
+        tensor = batch if isinstance(batch, Tensor) else batch.clips
+        clips += len(tensor)
+        num_bytes += tensor.nbytes
+    workers = getattr(batches, "_workers", [])
+    memory = sum(_shared_mib(worker.pid) for worker in workers)
+    del batches
+    return {
+        "clips_per_s_per_core": round(clips / elapsed / options.cores, 2),
+        "clips": clips,
+        "seconds": round(elapsed, 1),
+        "mib_per_s_to_trainer": round(num_bytes / elapsed / 2**20, 1),
+        "workers_resident_mib": round(memory),
+    }
+
+
+def _memory_growth(loader: DataLoader[Any], clips: int) -> dict[str, Any]:
+    """Resident memory of workers and trainer after a tenth of the clips and after all of them."""
+    batches: Any = iter(loader)
+    processes = [os.getpid(), *(worker.pid for worker in batches._workers)]
+    seen, after_tenth = 0, 0.0
+    while seen < clips:
+        seen += len(next(batches).keys)
+        if not after_tenth and seen >= clips // 10:
+            after_tenth = sum(_shared_mib(pid) for pid in processes)
+    at_end = sum(_shared_mib(pid) for pid in processes)
+    return {
+        "clips": seen,
+        "resident_mib_after_a_tenth": round(after_tenth, 1),
+        "resident_mib_at_the_end": round(at_end, 1),
+        "growth_pct": round(100 * (at_end / after_tenth - 1), 2),
+    }
+
+
+def _shared_mib(pid: int) -> float:
+    """Memory of a process, shared pages by its share of them (PSS)."""
+    return proportional_bytes(pid) / 2**20
+
+
+def _stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
+    """Mean ms of each stage per clip, one thread, no worker: where the time goes."""
+    data, shards = recipe.data, clips.shards
+    spent: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        start = time.perf_counter()
+        value = function(*arguments, **named)
+        spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+        return value
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    made, videos = 0, []
+    for position in range(-(-_STAGE_CLIPS // data.repeats)):
+        generator = np.random.default_rng(position)
+        place = timed("order", clips.order.place, position)
+        sample = shards.index(place.shard).samples[place.member]
+        content = timed("read", shards.read, place.shard, sample)
+        wanted = train_frames(sample.num_frames, data.frames, data.stride, data.sampling, generator)
+        frames = timed("decode", decode, clips.decoder, content, wanted)
+        height, width = frames.shape[1:3]
+        for _ in range(data.repeats):
+            crop = multi_scale_crop(height, width, data.size, data.crop_scales, generator)
+            timed("crop", cut, frames, crop, data.size, flip=False)
+            made += 1
+        videos.append(clips[position])
+        if len(videos) * data.repeats >= 16:
+            batch = timed("collate", collate, videos)
+            timed("transfer", batch.to, device)
+            videos = []
+    return {name: round(1000 * seconds / made, 3) for name, seconds in spent.items()}
+
+
+def _machine() -> dict[str, Any]:
+    return {
+        "cpu": cpu_name(),
+        "cores_of_machine": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "peak_rss_of_main_process_mib": peak_resident_bytes() // 2**20,
+    }

@@ -1,0 +1,146 @@
+"""Run a grid of ablations: recipes x seeds, probed, in one table beside the paper's figures.
+
+    arvideo ablate motion --seeds 3 --output runs/motion --jobs 2
+    arvideo ablate weizmann --output runs/ablate_weizmann --train SHARDS --test SHARDS
+    arvideo ablate paper --output runs/ablate_ssv2 --train SHARDS --test SHARDS \\
+        --slurm --sbatch '--nodes 1 --gpus-per-node 8 --ntasks-per-node 8 --time 24:00:00'
+
+GRID is a name or a YAML file (docs/ablations.md). --train: shards to pretrain on, without their
+labels (unless data.shards=... names others), and to fit the probes on; --test: to test them on.
+The same command goes on where it was interrupted: finished cells are kept, failed ones tried again.
+Writes OUTPUT/table.md, table.json, table.png and table.html. With --slurm, the same command tells
+the state and writes the tables while the array runs, and submits what is left once it has ended.
+Exit codes: 0 done (or submitted); 1 cells failed; 2 wrong input; 75 interrupted, start it again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.ablation import array
+from arvideo_ds.ablation.cell import Cell, cells_of, judged_on, require_same, run_cell
+from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
+from arvideo_ds.ablation.pool import run_cells
+from arvideo_ds.arguments import CommandParser, add_deepspeed, add_overrides, require_at_least
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, command
+from arvideo_ds.files.atomic import write_json, write_text
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards import synthetic_sets
+from arvideo_ds.train.settle import sets_to_make
+from arvideo_ds.version import git_commit
+
+# Cells are many and small: nothing is gained by sharing optimiser states, and on a CPU ZeRO 2 takes
+# a third longer at the size of the demo.
+EXIT_FAILED = 1
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("grid", metavar="GRID", help=f"{', '.join(grid_names())}; or a YAML file")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--train", help="labelled shards; default: the recipe's")
+    parser.add_argument("--test", help="labelled shards; default: the recipe's")
+    parser.add_argument("--jobs", type=int, help="cells at a time; default 1, with --slurm all")
+    add_deepspeed(parser, "zero0")
+    parser.add_argument("--slurm", action="store_true", help="cells as a Slurm job array")
+    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of the array's tasks")
+    parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)  # a task of the array
+    add_overrides(parser)
+    return parser.parse_intermixed_args()
+
+
+@command
+def main() -> int:
+    args = parse_arguments()
+    require_at_least(1, args, "seeds", "jobs")
+    overrides = (*shard_overrides(args), *args.overrides)
+    plan = resolve(read_grid(args.grid), overrides)
+    cells = cells_of(
+        plan,
+        seeds=args.seeds,
+        output=args.output,
+        deepspeed_config=args.deepspeed_config,
+        overrides=overrides,
+    )
+    if args.cell is not None:
+        return run_cell(cells[args.cell])
+    for name in sets_to_make(plan.base):
+        synthetic_sets.ensure(name)
+    data, chance = judged_on(plan.base, plan.grid.probe_videos)
+    for cell in cells:
+        require_same(cell, data)
+    facts = {"seeds": args.seeds, "overrides": list(overrides), **data, "commit": git_commit()}
+    with run_folder.lock(args.output):
+        failed: dict[str, str] = {}
+        try:
+            code = submit(args, cells) if args.slurm else run_here(args, cells, failed)
+        except KeyboardInterrupt:
+            code = EXIT_INTERRUPTED
+        write(args.output, plan, cells, failed, chance, facts)
+    return code
+
+
+def shard_overrides(args: argparse.Namespace) -> list[str]:
+    train = [f"data.shards={args.train}", f"probe.train_shards={args.train}"]
+    return [*(train if args.train else []), *([f"probe.test_shards={args.test}"] * bool(args.test))]
+
+
+def run_here(args: argparse.Namespace, cells: list[Cell], failed: dict[str, str]) -> int:
+    left = [cell for cell in cells if cell.result() is None]
+    print(f"{len(cells)} cells, {len(left)} to run, {args.jobs or 1} at a time", flush=True)
+    failed |= run_cells(left, args.jobs or 1, lambda line: print(line, flush=True))
+    return EXIT_FAILED if failed else EXIT_OK
+
+
+def submit(args: argparse.Namespace, cells: list[Cell]) -> int:
+    """One task for each unfinished cell, unless those of an earlier command are still there."""
+    left = [number for number, cell in enumerate(cells) if cell.result() is None]
+    running = array.waiting_job(args.output)
+    if running is not None:
+        print(f"array {running} still runs; {len(left)} of {len(cells)} cells are left", flush=True)
+    elif left:
+        words = array.sbatch_command(
+            left, cell_arguments(args), output=args.output, jobs=args.jobs, options=args.sbatch
+        )
+        print(f"array {array.submit(words, args.output)}: {len(left)} cells", flush=True)
+    return EXIT_OK
+
+
+def cell_arguments(args: argparse.Namespace) -> list[str]:
+    """The command line of the array's tasks, but for the number of the cell."""
+    shards = [
+        f"--{name}={getattr(args, name)}" for name in ("train", "test") if getattr(args, name)
+    ]
+    return [
+        args.grid,
+        f"--seeds={args.seeds}",
+        f"--output={args.output}",
+        f"--deepspeed_config={args.deepspeed_config}",
+        *shards,
+        *args.overrides,
+    ]
+
+
+def write(
+    output: Path,
+    plan: Plan,
+    cells: list[Cell],
+    failed: dict[str, str],
+    chance: float,
+    facts: dict[str, Any],
+) -> None:
+    # Only now: matplotlib takes seconds to load.
+    from arvideo_ds.ablation import pictures, table
+
+    document = table.summarize(plan, cells, failed, chance=chance, facts=facts)
+    print(table.state(document), flush=True)
+    write_json(output / "table.json", document)
+    write_text(output / "table.md", table.markdown(document))
+    pictures.draw_grid(document).savefig(output / "table.png", dpi=110)
+    pictures.write_page(output / "table.html", document)
+    for ablation in document["ablations"]:
+        print(f"{ablation['name']}: {ablation['verdicts']['linear']}", flush=True)
+    print(f"table: {output / 'table.html'}", flush=True)

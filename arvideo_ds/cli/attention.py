@@ -1,0 +1,85 @@
+"""Rank of the attention maps of encoders, layer by layer (ARVideo, Figure 3): docs/attention.md.
+
+    arvideo attention runs/demo untrained:runs/demo --shards data/demo/test \\
+        --output runs/demo/attention
+    arvideo attention runs/arvideo runs/videomae videomae.pth --shards SHARDS \\
+        --output attention --threshold 0.1 0.01 0.001
+
+An ENCODER is the folder of a finished run or of an export, untrained:RUN for the weights that a
+pretraining run began with, or any file of weights that --init-from takes. All see the same clips,
+cut as the first one's recipe says, which also stands in where weights come without a recipe.
+
+Writes OUTPUT/attention_rank.json and .png, prints a table. What is measured is kept in
+OUTPUT/spectra: the same command goes on after Ctrl-C (exit code 75), and another threshold takes
+seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from arvideo_ds.arguments import CommandParser, require_at_least
+from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
+from arvideo_ds.host import available_cores
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
+
+# Far above what float32 leaves uncertain in a singular value, relative to the largest.
+_LEAST_THRESHOLD = 1e-5
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("encoders", nargs="+", metavar="ENCODER")
+    parser.add_argument("--shards", required=True, help="the clips' shards; labels do not matter")
+    parser.add_argument("--output", required=True, type=Path, help="folder")
+    parser.add_argument("--clips", type=int, default=64, help="spread over the shards")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        nargs="+",
+        default=[0.01],
+        help="a singular value counts above this share of the largest; default 0.01",
+    )
+    parser.add_argument("--recipe", help="of weights without one; default: the first run's")
+    return parser.parse_args()
+
+
+@command
+def main() -> int:
+    args = parse_arguments()
+    require_at_least(1, args, "clips")
+    for threshold in args.threshold:
+        if not _LEAST_THRESHOLD <= threshold < 1:
+            raise UserError(
+                f"--threshold {threshold:g} must be at least {_LEAST_THRESHOLD:g}, below which "
+                "singular values are rounding, and below 1, the largest one's share of itself."
+            )
+    if args.output.exists() and not args.output.is_dir():
+        raise UserError(f"--output {args.output} is a file; give a folder.")
+    # Only now: torch takes seconds to load.
+    from arvideo_ds.data.loader import worker_count
+    from arvideo_ds.evaluation.attention import Clips, evenly
+    from arvideo_ds.evaluation.attention_report import (
+        measure,
+        open_encoders,
+        require_same_clips,
+        write_report,
+    )
+
+    encoders = open_encoders(args.encoders, args.recipe)
+    require_same_clips(encoders)
+    shards, recipe = ShardSet(args.shards), encoders[0].recipe
+    numbers = evenly(shards.num_samples, min(args.clips, shards.num_samples))
+    workers = worker_count(recipe, cores=len(available_cores()))
+    clips = Clips(shards, numbers, recipe, workers)
+    with run_folder.lock(args.output):
+        try:
+            measured = measure(encoders, clips, args.output / "spectra")
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+            return EXIT_INTERRUPTED
+        write_report(args.output, encoders, clips, measured, args.threshold)
+    return 0

@@ -1,0 +1,25 @@
+"""Train a detector of actions (AVA) on an encoder: which of 80 actions happen in each box.
+
+    deepspeed --module arvideo_ds detect --deepspeed_config zero1 \\
+        --recipe detect_vit_b_ava --init-from runs/pretrain_vit_b_k400 \\
+        data.shards=/data/ava-train detect.annotations=ava_train_v2.2.csv \\
+        evaluation.shards=/data/ava-val evaluation.annotations=ava_val_v2.2.csv
+    torchrun, srun and a single process start it as well: arvideo pretrain --help.
+
+The same command resumes an interrupted run. Then: arvideo evaluate_detection RUN.
+docs/detection.md describes the files of boxes. Exit codes: 0 finished; 2 wrong input; 75
+interrupted and saved, start it again.
+"""
+
+from __future__ import annotations
+
+from arvideo_ds.arguments import find_deepspeed_config
+from arvideo_ds.config import DetectRecipe
+from arvideo_ds.errors import command
+from arvideo_ds.train.command_line import train_on_encoder
+
+
+@command
+def main() -> int:
+    config = find_deepspeed_config("zero1")
+    return train_on_encoder(__doc__, "detect", config, DetectRecipe)

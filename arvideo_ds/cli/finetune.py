@@ -1,0 +1,25 @@
+"""Fine-tune an encoder on labelled videos, from pretrained weights or from scratch.
+
+    deepspeed --module arvideo_ds finetune --deepspeed_config zero1 \\
+        --recipe finetune_vit_b_k400 --init-from runs/pretrain_vit_b_k400 \\
+        data.shards=/data/k400-train evaluation.shards=/data/k400-val
+    arvideo finetune --recipe finetune_own --init-from RUN \\
+        data.shards=MINE/train evaluation.shards=MINE/test            your own labels
+    torchrun, srun and a single process start it as well: arvideo pretrain --help.
+
+The same command resumes an interrupted run. Then: arvideo evaluate RUN.
+Exit codes: 0 finished; 2 wrong input; 75 interrupted and saved, start it again.
+"""
+
+from __future__ import annotations
+
+from arvideo_ds.arguments import find_deepspeed_config
+from arvideo_ds.config import FinetuneRecipe
+from arvideo_ds.errors import command
+from arvideo_ds.train.command_line import train_on_encoder
+
+
+@command
+def main() -> int:
+    config = find_deepspeed_config("zero1")
+    return train_on_encoder(__doc__, "finetune", config, FinetuneRecipe)

@@ -1,0 +1,65 @@
+"""Label videos with a fine-tuned model: a line for each, likeliest labels first.
+
+    arvideo predict a.mp4 FOLDER --model runs/my_finetuning
+    a.mp4   wave 0.912   clap 0.044   nod 0.017
+
+The model is a fine-tuned run, or its export with --format encoder. Scores are probabilities.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from arvideo_ds.arguments import CommandParser, require_at_least
+from arvideo_ds.config import FinetuneRecipe
+from arvideo_ds.errors import UserError, command
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.video_files import find_videos
+
+
+@command
+def main() -> None:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="files, or folders")
+    parser.add_argument("--model", type=Path, required=True, help="folder, see above")
+    parser.add_argument(
+        "--weights",
+        choices=run_folder.WEIGHTS,
+        help="default: best where the run has it, else last",
+    )
+    parser.add_argument("--top", type=int, default=5, help="labels for each video (default 5)")
+    args = parser.parse_args()
+    require_at_least(1, args, "top")
+    recipe = run_folder.read_recipe(args.model, FinetuneRecipe)
+    # Only now: torch takes seconds to load.
+    import torch
+
+    from arvideo_ds.evaluation.predictions import central_clip, top_labels
+    from arvideo_ds.evaluation.pretrained import load_classifier, require_classifier
+
+    require_classifier(args.model)
+    weights = run_folder.choose_weights(args.model, args.weights)
+    model, labels = load_classifier(recipe, args.model, run_folder.WEIGHTS[weights])
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    videos, failed = list(files(args.videos)), 0
+    for path in videos:
+        try:
+            best = top_labels(model, labels, central_clip(path, recipe.data), args.top)
+        except UserError as error:
+            failed += 1
+            print(f"skipped: {error}", file=sys.stderr, flush=True)
+        else:
+            print("   ".join([str(path), *(f"{name} {p:.3f}" for name, p in best)]), flush=True)
+    if failed:
+        raise UserError(f"{failed} of {len(videos)} videos could not be read; see above.")
+
+
+def files(paths: Iterable[Path]) -> Iterator[Path]:
+    """The files themselves, and the videos below the folders."""
+    for path in paths:
+        found = list(find_videos(path)) if path.is_dir() else [path]
+        if not found:
+            raise UserError(f"there are no videos in {path}.")
+        yield from found

@@ -1,0 +1,47 @@
+"""Pretrain a video encoder.
+
+    arvideo pretrain                                            demo; one process, CPU or GPU
+    deepspeed --module arvideo_ds pretrain --deepspeed_config zero2 \\
+        --recipe pretrain_vit_b_k400 data.shards=/data/k400-train
+    torchrun --nproc_per_node 8 -m arvideo_ds pretrain ...      srun arvideo pretrain ...
+
+The same command resumes an interrupted run from the newest complete checkpoint in --output.
+Exit codes: 0 finished; 2 wrong input; 75 interrupted and saved, start it again.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from arvideo_ds.arguments import find_deepspeed_config
+from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.errors import command
+from arvideo_ds.runs import run_folder
+from arvideo_ds.train.command_line import train, training_parser
+from arvideo_ds.train.settle import Options
+
+DEMO, EXAMPLE = "demo", "pretrain_vit_b_k400"
+
+
+@command
+def main() -> int:
+    parser = training_parser(__doc__, "pretrain", find_deepspeed_config("zero2"))
+    parser.add_argument(
+        "--resume",
+        type=Path,
+        help="start from another run's checkpoint; same model, objective, clips and order",
+    )
+    args = parser.parse_intermixed_args()
+    options = Options(
+        recipe=args.recipe or DEMO,
+        deepspeed_config=args.deepspeed_config,
+        overrides=args.overrides,
+        output=args.output,
+        resume=args.resume,
+    )
+    if args.resume is not None:
+        run_folder.read_recipe(args.resume, PretrainRecipe)
+    if args.recipe is None and not args.dry_run and os.environ.get("RANK", "0") == "0":
+        print(f"no --recipe given: this is the demo. Real runs: --recipe {EXAMPLE}", flush=True)
+    return train(args, options, PretrainRecipe)

@@ -1,0 +1,43 @@
+"""Write docs/protocols.md: the numbers of every recipe beside those of papers and official scripts.
+
+    arvideo protocols             # after a change of recipes or of docs/protocols.yaml
+    arvideo protocols --check     # writes nothing
+
+Both compare first: a recipe that differs from docs/protocols.yaml without a reason there is an
+error, and the page is not written.
+Exit codes: 0 done; 1 a recipe deviates, or with --check the page is stale; 2 wrong input.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from arvideo_ds.arguments import CommandParser
+from arvideo_ds.errors import EXIT_OK, command
+from arvideo_ds.planning.protocols import all_numbers, deviations, page, read_protocols
+
+# Only a checkout has it.
+DOCS = Path(__file__).parents[2] / "docs"
+EXIT_DEVIATES = 1
+
+
+@command
+def main() -> int:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="compare only; exit code 1 if stale")
+    parser.add_argument("--docs", type=Path, default=DOCS, help="folder of protocols.yaml")
+    args = parser.parse_args()
+    protocols, numbers = read_protocols(args.docs / "protocols.yaml"), all_numbers()
+    wrong = deviations(protocols, numbers)
+    if wrong:
+        print(*wrong, sep="\n", file=sys.stderr)
+        return EXIT_DEVIATES
+    path, text = args.docs / "protocols.md", page(protocols, numbers)
+    if not args.check:
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}: {len(numbers)} recipes")
+    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+        print(f"{path} is stale; run: arvideo protocols", file=sys.stderr)
+        return EXIT_DEVIATES
+    return EXIT_OK

@@ -1,0 +1,79 @@
+"""Check that shards are whole, unaltered, consistent and decodable.
+
+    arvideo verify SHARDS
+    arvideo verify SHARDS --decode all --workers 16
+
+Every shard is read and hashed; of each, a share of the videos (at least one) is decoded. Every
+problem is printed with its file and, where it is one sample's, its key.
+Exit codes: 0 sound; 1 not; 2 wrong input, such as a folder without shards; 75 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from arvideo_ds.arguments import CommandParser, require_positive
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
+from arvideo_ds.host import available_cores
+from arvideo_ds.shards.verify import Verification, verify
+
+EXIT_UNSOUND = 1
+_MIB = 2**20
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("shards", type=Path, help="folder of the shards")
+    parser.add_argument(
+        "--decode", default="0.01", metavar="SHARE|all", help="share of the videos (default 0.01)"
+    )
+    parser.add_argument("--workers", type=int, default=len(available_cores()))
+    parser.add_argument("--seed", type=int, default=0, help="chooses the videos to decode")
+    parser.add_argument("--timeout_s", type=float, default=120, help="per video")
+    return parser.parse_args()
+
+
+@command
+def main() -> int:
+    args = parse_arguments()
+    require_positive(args, "workers", "timeout_s")
+    try:
+        done = verify(
+            args.shards,
+            decode_share=decode_share(args.decode),
+            workers=args.workers,
+            seed=args.seed,
+            timeout_s=args.timeout_s,
+        )
+    except KeyboardInterrupt:
+        print("\ninterrupted; nothing was changed", flush=True)
+        return EXIT_INTERRUPTED
+    for problem in done.problems:
+        print(problem)
+    print_summary(args.shards, done)
+    return EXIT_UNSOUND if done.problems else EXIT_OK
+
+
+def decode_share(text: str) -> float:
+    """Errors: `UserError` when it is neither 'all' nor a number above 0 and at most 1."""
+    try:
+        share = 1.0 if text == "all" else float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UserError(f"--decode {text} must be 'all' or a share above 0 and at most 1.")
+    return share
+
+
+def print_summary(folder: Path, done: Verification) -> None:
+    size_mib = done.bytes / _MIB
+    count = len(done.problems)
+    verdict = "sound" if not count else f"NOT SOUND, {count} problem{'s' * (count > 1)} (above)"
+    print(
+        f"{folder}: {verdict}\n"
+        f"read: {done.num_shards:,} shards, {done.num_samples:,} samples, {size_mib:,.1f} MiB in "
+        f"{done.read_s:.1f} s ({size_mib / done.read_s:,.0f} MiB/s)\n"
+        f"decoded: {done.num_decoded:,} videos in {done.decode_s:.1f} s "
+        f"({done.num_decoded / done.decode_s:,.1f} videos/s)"
+    )

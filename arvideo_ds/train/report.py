@@ -1,0 +1,134 @@
+"""The page of a pretraining run: report.html with its loss, probes and predictions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config.load import validate
+from arvideo_ds.data.clips import EvaluationClips
+from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation import pictures, report
+from arvideo_ds.evaluation.features import POOLING
+from arvideo_ds.evaluation.pretrained import load_pretrained
+from arvideo_ds.randomness import draw_key
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.train.baseline import BASELINE
+from arvideo_ds.train.lineage import curve, parents
+from arvideo_ds.train.record import BELOW_BASELINE, not_below
+
+HOW_PREDICTED = {
+    "arvideo": (
+        "Each step predicts one more cluster (outlined) from the kept tokens of the clusters "
+        "before it in the sampled order; the first cluster is given. The newest cluster is drawn "
+        "over what earlier steps predicted, nothing is fed back."
+    ),
+    "videomae": "The hidden tokens are predicted at once from those that are seen.",
+    "lvmae": "The chosen tokens are predicted at once from those that are seen.",
+}
+
+
+def write_report(run: Path, recipe: PretrainRecipe, shards: str | None, clips: int) -> Path:
+    """Write RUN/report.html; its path.
+
+    shards: of the clips to show, by default those of the recipe. Errors: `UserError` where the
+    run has no metrics or no summary yet, or there are no clips to show.
+    """
+    if not run_folder.read_metrics(run):
+        raise UserError(f"{run} has no metrics yet; train it first.")
+    summary = run_folder.read_summary(run)
+    parts = [report.table(facts(run, recipe, summary)), loss(run, summary)]
+    parts += probes(summary)
+    parts.append(predictions(run, recipe, shards, clips))
+    path = run / "report.html"
+    report.write_page(path, f"arvideo_ds: {run.name}", parts)
+    return path
+
+
+def facts(run: Path, recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tuple[str, Any]]:
+    plan, continued = summary["plan"], parents(run)
+    chain = [f"{parent.folder.name} from step {parent.step}" for parent in continued]
+    return [
+        *([("continues", ", which continues ".join(chain))] if chain else []),
+        ("objective", ", ".join(f"{k} {v}" for k, v in recipe.objective.model_dump().items())),
+        (
+            "encoder",
+            f"ViT-{recipe.model.size}, {plan['parameters_encoder'] / 1e6:.1f} M parameters",
+        ),
+        ("clip", " x ".join(map(str, plan["clip_shape"]))),
+        ("clusters", f"{plan['num_clusters']} of {plan['cluster_size']} tokens"),
+        ("encoded / predicted tokens", f"{plan['encoder_tokens']} / {plan['decoder_queries']}"),
+        ("steps", f"{summary['steps']} of {plan['total_batch']} clips"),
+        ("last start took", f"{summary['train_seconds_of_last_start'] / 60:.1f} min"),
+        ("commit", summary["commit"]),
+    ]
+
+
+def loss(run: Path, summary: dict[str, Any]) -> str:
+    """The curve of the run and of those that it continues."""
+    notes, continued = ["Mean over all ranks."], parents(run)
+    baseline = summary.get(BASELINE)
+    if baseline is not None:
+        notes.append(
+            "Dotted: the loss of predicting the mean of the targets without a look at the clip, "
+            "measured on the first batch."
+        )
+    if summary.get(BELOW_BASELINE) is False:
+        notes.append(f"Note: {not_below(summary['final']['loss/pretrain'], baseline)}")
+    if continued and continued[-1].missing:
+        gone = continued[-1]
+        notes.append(
+            f"Steps 1 to {gone.step} are not drawn: there are no metrics of the run that was "
+            f"continued, {gone.folder.name}."
+        )
+    joins = [(parent.step, parent.folder.name) for parent in reversed(continued)]
+    figure = pictures.draw_loss(curve(run), baseline=baseline, joins=joins)
+    return report.section("Loss", " ".join(notes), [figure])
+
+
+def probes(summary: dict[str, Any]) -> list[str]:
+    """A section for the recipe's own shards, and for each set that `arvideo probe` was given."""
+    sets = {"Probes": summary} if "linear_probe_accuracy" in summary else {}
+    sets |= {f"Probes: {name}": found for name, found in summary.get("probes", {}).items()}
+    return [
+        report.section(title, _how_probed(found), [pictures.draw_probes(found)])
+        for title, found in sets.items()
+    ]
+
+
+def _how_probed(found: dict[str, Any]) -> str:
+    clips = found.get("probe_clips", 1)
+    where = "the central clip" if clips == 1 else f"{clips} clips"
+    return (
+        f"Frozen encoder, {POOLING[found['probe_features']].words} of {where} of each test video; "
+        "an attentive probe sees all tokens. Untrained: the same encoder with the weights that "
+        "training began with."
+    )
+
+
+def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: int) -> str:
+    if recipe.objective.needs_scores(recipe.decoder):
+        note = "Left out: what is predicted depends on data.scores, as training delivers them."
+        return report.section("Predictions", note, [])
+    folder = shards or recipe.probe.test_shards or recipe.data.shards
+    if folder is None:
+        raise UserError("the recipe names no shards to show clips of; give --shards SHARDS.")
+    # The picture wants every token predicted, whatever share the loss was taken on.
+    tree = recipe.model_dump()
+    tree["decoder"] |= {"target_ratio": 1.0, "target_rule": "random"}
+    model = load_pretrained(validate(tree, "recipe"), run / run_folder.MODEL)
+    clips = EvaluationClips(ShardSet(folder), recipe)
+    figures = []
+    for number in range(min(count, len(clips))):
+        key = draw_key(recipe.train.seed, 0, number, 0)
+        prediction = pictures.predict_clip(model, clips[number].clips[0], key, recipe)
+        figures.append(pictures.draw_prediction(prediction, f"clip {number} of {folder}"))
+    note = HOW_PREDICTED[recipe.objective.name]
+    if recipe.objective.normalize_targets:
+        note += (
+            " Targets are normalised per cube, so mean and contrast of each cube are taken from "
+            "the original: the structure inside the cubes is what the model predicts."
+        )
+    return report.section("Predictions", note, figures)
