@@ -1,1 +1,4 @@
-"""Frames of a video: decoders, facts about a file, and processes that can be killed."""
+"""Frames of a video: decoders, facts about a file, and processes that can be killed.
+
+Must not know shards, recipes or ranks.
+"""
