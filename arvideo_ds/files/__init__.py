@@ -1,1 +1,4 @@
-"""Files on disk: atomic writes, locks, checksums, JSON lines and tensors. Must not know recipes."""
+"""Files on disk: atomic writes, locks, checksums, JSON lines and tensors.
+
+Must not know recipes, shards or runs.
+"""

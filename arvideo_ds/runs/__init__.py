@@ -1,1 +1,4 @@
-"""The folder of a run: its files, its recipe, its lock. Must not know torch or DeepSpeed."""
+"""The folder of a run: its files, its recipe, its lock.
+
+Must not know torch or DeepSpeed.
+"""
