@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.shards.demo_set import make_split
 from arvideo_ds.train.signals import SIGNALS
+from tests import warm_start
 from tests.ava_set import AvaSet, make_ava
 from tests.epic_set import make_epic
 from tests.textured_set import make_textured
@@ -196,6 +198,34 @@ def run_command(
     )
 
 
+def run_script(
+    script: str | Path,
+    *arguments: str | Path,
+    ranks: int = 1,
+    cwd: Path = ROOT,
+    timeout: float = 300,
+    **environment: str,
+) -> subprocess.CompletedProcess[str]:
+    """`run_command` for a script that imports torch, which is imported already: warm_start.py."""
+    command = [str(ROOT / script), *arguments]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = warm_start.start(
+            command,
+            cwd=cwd,
+            env=command_environment(**environment),
+            ranks=ranks,
+            stdout=out.fileno(),
+            stderr=err.fileno(),
+        )
+        try:
+            code = process.wait(timeout)
+        finally:
+            process.kill_session()
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(command, code, out.read(), err.read())
+
+
 def free_port() -> int:
     """For ranks of one test to meet at, which others may run beside."""
     with socket.socket() as probe:
@@ -210,5 +240,7 @@ def command_environment(**extra: str) -> dict[str, str]:
         "PATH": own_bin + os.pathsep + os.environ["PATH"],
         "PYTHONPATH": str(ROOT),
         "DS_ACCELERATOR": "cpu",
+        # Threads that wait by spinning take the cores from the other processes of the tests.
+        "OMP_WAIT_POLICY": "PASSIVE",
         **extra,
     }

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import free_port, run_command
+from tests.conftest import run_script
 
 OnRanks = Callable[..., Any]
 
@@ -21,10 +21,9 @@ def on_ranks() -> OnRanks:
 
 
 def run_on_ranks(script: str, ranks: int, *arguments: str | Path, timeout: float = 900) -> Any:
-    """Run a script of this folder under `deepspeed`; returns what it printed after RESULT."""
-    command = ["deepspeed", f"--num_gpus={ranks}", f"--master_port={free_port()}"]
+    """Run a script of this folder on so many ranks; returns what it printed after RESULT."""
     path = Path(__file__).with_name(script)
-    done = run_command(*command, path, *arguments, timeout=timeout)
+    done = run_script(path, *arguments, ranks=ranks, timeout=timeout)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     found = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     return json.loads(found[0].removeprefix("RESULT ")) if found else None

@@ -7,13 +7,13 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import warm_start
 from tests.conftest import ROOT, free_port, run_command
 
 PRETRAIN = ROOT / "scripts" / "pretrain.py"
@@ -31,12 +31,10 @@ class Runs:
         self,
         name: str,
         *overrides: str,
-        launcher: tuple[str, ...] = (),
         stage: str = "zero2",
         script: Path = PRETRAIN,
     ) -> list[str]:
         return [
-            *(launcher or (sys.executable,)),
             str(script),
             f"--deepspeed_config={ROOT}/ds_configs/{stage}.json",
             f"--output={self.folder / name}",
@@ -51,15 +49,29 @@ class Runs:
             *overrides,
         ]
 
-    def start(self, *args: Any, fault: str | None = None, **options: Any) -> subprocess.Popen[str]:
-        """Start a run; `fault` is one of faulty_pretrain.py."""
+    def start(
+        self,
+        *args: Any,
+        launcher: tuple[str, ...] = (),
+        ranks: int = 1,
+        fault: str | None = None,
+        **options: Any,
+    ) -> subprocess.Popen[str] | warm_start.Process:
+        """Start a run; `fault` is one of faulty_pretrain.py.
+
+        By `launcher`, a command, where a test is about it or needs its processes; else as `ranks`
+        processes that have torch imported already.
+        """
         environment = dict(self.environment)
         if fault is not None:
             environment["ARVIDEO_FAULT"] = fault
             options["script"] = FAULTY
         folder = options.pop("cwd", self.folder)
+        command = self.command(*args, **options)
+        if not launcher:
+            return warm_start.start(command, cwd=folder, env=environment, ranks=ranks)
         return subprocess.Popen(
-            self.command(*args, **options),
+            [*launcher, *command],
             cwd=folder,
             env=environment,
             stdout=subprocess.PIPE,

@@ -23,17 +23,14 @@ from tests.train.conftest import Runs
 def test_it_says_what_the_probe_says_afterwards_and_changes_nothing(
     stage: str, ranks: int, runs: Runs, demo_shards: Path
 ) -> None:
-    def launcher() -> tuple[str, ...]:
-        return runs.deepspeed(ranks) if ranks > 1 else ()
-
     probe = (
         f"probe.train_shards={demo_shards / 'train'}",
         f"probe.test_shards={demo_shards / 'test'}",
     )
     name = f"probed-{stage}"
     options = ("train.max_steps=6", *probe)
-    runs.run(name, *options, "probe.every_epochs=0.5", launcher=launcher(), stage=stage)
-    runs.run(f"un{name}", *options, launcher=launcher(), stage=stage)
+    runs.run(name, *options, "probe.every_epochs=0.5", ranks=ranks, stage=stage)
+    runs.run(f"un{name}", *options, ranks=ranks, stage=stage)
     assert runs.losses(name) == runs.losses(f"un{name}")
     judged = {m["step"]: m["validation/knn"] for m in runs.metrics(name) if "validation/knn" in m}
     # 48 videos, 16 clips of 2 repeats: 8 videos a step, so every 3 steps.

@@ -9,6 +9,7 @@ import random
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections import defaultdict
@@ -46,13 +47,12 @@ def test_other_ranks_and_stages_go_on_with_the_same_clips_to_the_same_curve(runs
     whole, cut = working_folder(runs, "whole"), working_folder(runs, "cut")
     length = "train.max_steps=16"
     none = "none:0:0:0"
-    runs.run("whole", length, launcher=runs.deepspeed(2), fault=none, cwd=whole)
+    runs.run("whole", length, ranks=2, fault=none, cwd=whole)
     plan = [(2, "zero2", 4), (1, "zero3", 8), (4, "zero1", 12), (2, "zero0", None)]
     for ranks, stage, stop_at in plan:
         fault = none if stop_at is None else f"interrupt:{stop_at - 1}:{stop_at - 1}:0"
-        launcher = runs.deepspeed(ranks)
         code = 0 if stop_at is None else None
-        runs.run("cut", length, launcher=launcher, stage=stage, fault=fault, cwd=cut, code=code)
+        runs.run("cut", length, ranks=ranks, stage=stage, fault=fault, cwd=cut, code=code)
     assert trained(cut) == trained(whole)
     assert len(trained(cut)) == 16
     pairs = zip(runs.losses("cut"), runs.losses("whole"), strict=True)
@@ -145,7 +145,7 @@ def test_whatever_is_killed_when_the_run_ends_as_if_nothing_had_been(
         after = min(5, step // 10 + 1) if how == "saving" else chance.uniform(0, 1.5)
         if step < 50:
             kill_somewhere(runs, "killed", how, after, *options)
-    runs.run("killed", *options, launcher=runs.deepspeed(2))
+    runs.run("killed", *options, ranks=2)
     watcher.ended.set()
     assert watcher.seen > 0
     assert watcher.missing == 0, "at some moment there was no complete checkpoint"
@@ -162,9 +162,7 @@ def test_a_disk_that_fills_up_costs_no_checkpoint(runs: Runs, tmp_path: Path) ->
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
     try:
         options = ("train.max_steps=20", "train.save_every=4", f"--output={small / 'run'}")
-        output = runs.run(
-            "full", *options, "train.keep_checkpoints=9", launcher=runs.deepspeed(2), code=2
-        )
+        output = runs.run("full", *options, "train.keep_checkpoints=9", ranks=2, code=2)
         assert "could not be written" in output
         assert "is intact" in output
         assert output.count("error:") == 1
@@ -200,7 +198,7 @@ def test_a_signal_at_any_moment_ends_in_a_checkpoint_or_nothing_begun(
     chance = random.Random(3)
     ends = set()
     for _ in range(3):
-        process = runs.start(name, *options)
+        process = runs.start(name, *options, launcher=(sys.executable,))
         try:
             if begun:
                 wait_for_a_step(process, runs.folder / name / "metrics.jsonl")

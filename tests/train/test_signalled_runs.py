@@ -26,7 +26,7 @@ from tests.train.conftest import Runs, stop
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 LAUNCHERS: dict[str, tuple[str, ...]] = {
-    "python": (),
+    "python": (sys.executable,),
     "deepspeed": ("deepspeed", "--num_gpus=2"),
     "torchrun": ("torchrun", "--nproc_per_node=2"),
 }
@@ -51,7 +51,7 @@ def test_signals_until_a_run_is_gone_change_neither_its_save_nor_its_code(
     launcher: str, runs: Runs
 ) -> None:
     words = LAUNCHERS[launcher]
-    if words:
+    if launcher != "python":
         words = (*words, f"--master_port={free_port()}")
     process = runs.start(launcher, "train.max_steps=3000", launcher=words)
     folder = runs.folder / launcher

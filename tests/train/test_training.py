@@ -35,7 +35,7 @@ def plain(runs: Runs) -> list[float]:
 def test_every_zero_stage_on_two_ranks_gives_the_curve_of_one_process(
     runs: Runs, plain: list[float], stage: str
 ) -> None:
-    runs.run(stage, "train.max_steps=20", launcher=runs.deepspeed(2), stage=stage)
+    runs.run(stage, "train.max_steps=20", ranks=2, stage=stage)
     assert largest_difference(runs.losses(stage), plain) <= 1e-4
     assert all(metrics["grad_norm_preclip"] > 0 for metrics in runs.metrics(stage))
 
@@ -45,7 +45,7 @@ def test_videomae_gives_one_curve_on_one_rank_and_two(runs: Runs, decoder_mask: 
     name = f"videomae_{decoder_mask}"
     options = ("--recipe=videomae_demo", f"objective.decoder_mask={decoder_mask}")
     runs.run(name, *options, "train.max_steps=10")
-    runs.run(f"{name}_3", *options, "train.max_steps=10", launcher=runs.deepspeed(2), stage="zero3")
+    runs.run(f"{name}_3", *options, "train.max_steps=10", ranks=2, stage="zero3")
     assert largest_difference(runs.losses(f"{name}_3"), runs.losses(name)) <= 1e-4
     assert runs.losses(name)[-1] < runs.losses(name)[0]
 
@@ -210,7 +210,7 @@ def test_undecodable_videos_are_counted_and_stop_the_run_above_the_limit(
     assert 0.5 < skipped / (30 * 16 / 8) < 1.5
     named = (runs.folder / "tolerant" / "quarantine-rank-00000.jsonl").read_text().splitlines()
     assert {json.loads(line)["key"] for line in named} <= {s["key"] for s in index["samples"][:6]}
-    output = runs.run("strict", *options, launcher=runs.deepspeed(2), code=2)
+    output = runs.run("strict", *options, ranks=2, code=2)
     assert "data.max_skipped_share=0.01" in output
 
 

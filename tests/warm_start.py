@@ -1,0 +1,276 @@
+"""Processes that run a script with torch and DeepSpeed already imported.
+
+An import of both takes longer than most runs of the tests. So the first `start` starts a server
+which imports them once, stays single-threaded, and forks a process for every later call. That is a
+real process: own pid and session, own environment and working folder, real signals and exit codes,
+atexit and all. Tests of the real launchers, of imports, or of light commands use `subprocess`.
+
+    pytest  --request, files-->  server  --fork-->  keeper  --fork-->  the script (or its ranks)
+            <------------------ pid, exit code ------'
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+ROOT = Path(__file__).parent.parent
+PRELOADED = (
+    "torch",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # imports the compiler, at each ZeRO start
+    "timm",
+    "decord",
+    "arvideo_ds.train.run",
+    "arvideo_ds.train.command_line",
+)
+NUMBER = struct.Struct("i")
+MAX_REQUEST_BYTES = 1 << 18
+GRACE_S = 30  # for ranks whose neighbour failed, as long as DeepSpeed's launcher grants
+
+
+# -- in pytest ------------------------------------------------------------------------------------
+
+
+class Process:
+    """A started script, with the part of `subprocess.Popen`'s interface that the tests use."""
+
+    def __init__(self, status: socket.socket, stdout: IO[str] | None) -> None:
+        self._status, self.stdout = status, stdout
+        self.returncode: int | None = None
+        self.pid = self._receive()
+
+    def _receive(self) -> int:
+        data = self._status.recv(NUMBER.size)
+        assert data, "the server of tests/warm_start.py has ended"
+        return int(NUMBER.unpack(data)[0])
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._status.settimeout(timeout)
+            try:
+                self.returncode = self._receive()
+            except (TimeoutError, BlockingIOError):
+                raise subprocess.TimeoutExpired(str(self.pid), timeout or 0) from None
+            self._status.close()
+        return self.returncode
+
+    def poll(self) -> int | None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(timeout=0)
+        return self.returncode
+
+    def communicate(self, timeout: float) -> tuple[str, None]:
+        """The rest of the output, once the process and its children have closed it."""
+        assert self.stdout is not None
+        output: list[str] = []
+        reader = threading.Thread(
+            target=lambda: output.append(self.stdout.read()),  # type: ignore[union-attr]
+            daemon=True,
+        )
+        reader.start()
+        reader.join(timeout)
+        if reader.is_alive():
+            raise subprocess.TimeoutExpired(str(self.pid), timeout)
+        self.wait(timeout)
+        return output[0], None
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill_session(self) -> None:
+        """Kill it and its children, if it has not ended."""
+        if self.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.wait()
+
+
+def start(
+    command: Sequence[str | Path],
+    *,
+    cwd: Path,
+    env: Mapping[str, str],
+    ranks: int = 1,
+    stdout: int | None = None,
+    stderr: int | None = None,
+) -> Process:
+    """Start `command`, a script and its arguments; `ranks` > 1 starts it as often.
+
+    Output goes to the given file descriptors; without them, both streams to the pipe `stdout` of
+    the result. Ranks meet as under DeepSpeed's launcher. When one fails, the others are ended, and
+    its exit code is that of the whole.
+    """
+    ours, theirs = socket.socketpair()
+    pipe = None
+    if stdout is None:
+        reading, stdout = os.pipe()
+        pipe = os.fdopen(reading, "r")
+        stderr = stdout
+    assert stderr is not None
+    request = {
+        "command": [str(part) for part in command],
+        "cwd": str(cwd),
+        "env": dict(env),
+        "ranks": ranks,
+    }
+    message = json.dumps(request).encode()
+    assert len(message) < MAX_REQUEST_BYTES
+    socket.send_fds(_server(), [message], [theirs.fileno(), stdout, stderr])
+    theirs.close()
+    if pipe is not None:
+        os.close(stdout)
+    return Process(ours, pipe)
+
+
+@functools.cache
+def _server() -> socket.socket:
+    """Started at the first call; ends with the process that called."""
+    # Messages, not a stream of bytes: one is one request.
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "DS_ACCELERATOR": "cpu",
+        # Read when the library of threads is loaded, not by each process.
+        "OMP_NUM_THREADS": "1",
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    server = subprocess.Popen(
+        [sys.executable, __file__],
+        stdin=theirs,
+        stdout=subprocess.DEVNULL,
+        env=environment,
+        start_new_session=True,
+    )
+    theirs.close()
+
+    def end() -> None:
+        ours.close()
+        server.wait()
+
+    atexit.register(end)
+    return ours
+
+
+# -- in the server, and in what it forks ----------------------------------------------------------
+
+
+def serve(control: socket.socket) -> dict[str, Any] | None:
+    """Fork until the other side closes. Returns None in the server, in a fork its request."""
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for keepers
+    while True:
+        message, files, _, _ = socket.recv_fds(control, MAX_REQUEST_BYTES, 3)
+        if not message:
+            return None
+        if os.fork() == 0:
+            control.close()
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            request: dict[str, Any] = json.loads(message)
+            keep(socket.socket(fileno=files[0]), files[1], files[2])
+            return request
+        for file in files:
+            os.close(file)
+
+
+def keep(status: socket.socket, stdout: int, stderr: int) -> None:
+    """Fork once more; the parent reports the exit code, and only the child returns."""
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        with Path(os.devnull).open() as nothing:
+            os.dup2(nothing.fileno(), 0)
+        os.dup2(stdout, 1)
+        os.dup2(stderr, 2)
+    for file in {stdout, stderr}:
+        os.close(file)
+    if child == 0:
+        status.send(NUMBER.pack(os.getpid()))
+        status.close()
+        return
+    os.closerange(0, 3)
+    _, ended = os.waitpid(child, 0)
+    with contextlib.suppress(BrokenPipeError):
+        status.send(NUMBER.pack(os.waitstatus_to_exitcode(ended)))
+    os._exit(0)
+
+
+def run(command: list[str], cwd: str, env: dict[str, str], ranks: int) -> None:
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    if ranks > 1:
+        fork_ranks(ranks)
+    sys.argv = command
+    sys.path[0] = str(Path(command[0]).parent)
+    runpy.run_path(command[0], run_name="__main__")
+
+
+def fork_ranks(ranks: int) -> None:
+    """Returns in every rank; the parent waits for all of them and exits as the first to fail."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    running = set()
+    for rank in range(ranks):
+        pid = os.fork()
+        if pid == 0:
+            own = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_SIZE": ranks}
+            os.environ.update({name: str(value) for name, value in own.items()})
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            return
+        running.add(pid)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)  # sent to the whole session: for the ranks
+    os._exit(wait_for_ranks(running))
+
+
+def wait_for_ranks(running: set[int]) -> int:
+    code, deadline = 0, float("inf")
+    while running:
+        pid, ended = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            running.remove(pid)
+            if ended and not code:
+                code = abs(os.waitstatus_to_exitcode(ended))
+                deadline = time.monotonic() + GRACE_S
+                end_all(running, signal.SIGTERM)
+        elif time.monotonic() > deadline:
+            end_all(running, signal.SIGKILL)
+        time.sleep(0.02)
+    return code
+
+
+def end_all(running: set[int], number: signal.Signals) -> None:
+    for pid in running:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+
+
+def main() -> None:
+    control = socket.socket(fileno=os.dup(0))
+    for name in PRELOADED:
+        importlib.import_module(name)
+    assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads do not survive a fork"
+    request = serve(control)
+    if request is not None:
+        run(**request)
+
+
+if __name__ == "__main__":
+    main()
