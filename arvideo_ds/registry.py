@@ -67,17 +67,22 @@ class Registry(Mapping[str, T], Generic[T]):
     def choose(self, name: str, *, key: str) -> T:
         """The entry of this name. key: the setting or option that gave it, for errors.
 
-        Errors: `UserError` that lists the names.
+        Errors: as `check`.
         """
-        try:
-            return self[name]
-        except KeyError:
-            close = difflib.get_close_matches(name, self, n=1)
-            hint = f" Did you mean '{close[0]}'?" if close else ""
-            raise UserError(
-                f"{key}={name} is not a known {self.kind}; expected one of {', '.join(self)}.{hint}"
-                f" A file that registers another one is loaded with {PLUGINS}=FILE."
-            ) from None
+        self.check(name, key=key)
+        return self[name]
+
+    def check(self, name: str, *, key: str) -> None:
+        """Refuse an unknown name, importing no entry. Errors: `UserError` that lists the names."""
+        names = list(self)
+        if name in names:
+            return
+        close = difflib.get_close_matches(name, names, n=1)
+        hint = f" Did you mean '{close[0]}'?" if close else ""
+        raise UserError(
+            f"{key}={name} is not a known {self.kind}; expected one of {', '.join(names)}.{hint}"
+            f" A file that registers another one is loaded with {PLUGINS}=FILE."
+        )
 
 
 def load_plugins() -> list[str]:

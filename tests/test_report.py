@@ -7,20 +7,19 @@ import runpy
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 
 from arvideo_ds.config import PretrainRecipe
-from arvideo_ds.config.schema import ProbeSettings
 from arvideo_ds.evaluation import pictures
+from arvideo_ds.evaluation.probes import POOLINGS, description
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.runs import run_folder
 from arvideo_ds.train import report as train_report
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "report.py"
 FINAL = {"loss/pretrain": 1.01}
-FEATURES = get_args(ProbeSettings.model_fields["features"].annotation)
 Report = Callable[[Path], str]
 
 
@@ -88,21 +87,25 @@ def probed(features: str = "mean", **more: float) -> dict[str, Any]:
     return {**found, "probe_chance_accuracy": 0.125, "probe_features": features, **more}
 
 
-@pytest.mark.parametrize("features", FEATURES)
+@pytest.mark.parametrize("features", list(POOLINGS))
 def test_every_kind_of_probe_features_is_described(
     features: str, make_run: Callable[..., Path], report: Report
 ) -> None:
-    assert "of the central clip" in report(make_run("run", range(1, 4), **probed(features)))
+    page = report(make_run("run", range(1, 4), **probed(features)))
+    assert f"Frozen encoder, {description(POOLINGS[features])} of the central clip" in page
 
 
-def test_the_attentive_probe_is_drawn_where_there_is_one(
+def test_other_probes_are_drawn_where_they_were_made(
     make_run: Callable[..., Path], report: Report, drawn: dict[str, Any]
 ) -> None:
     report(make_run("plain", range(1, 4), **probed()))
     attentive = {"attentive_probe_accuracy": 0.7, "untrained_attentive_probe_accuracy": 0.2}
     report(make_run("attentive", range(1, 4), **probed(**attentive)))
+    plugin = {"nearest_mean_accuracy": 0.6, "untrained_nearest_mean_accuracy": 0.2}
+    report(make_run("plugin", range(1, 4), **probed(**plugin)))
     two = ["linear probe", "nearest neighbours"]
-    assert drawn["probes"] == [two, [*two, "attentive probe"]]
+    # Without the plugin that a probe came from, it is drawn with its name.
+    assert drawn["probes"] == [two, [*two, "attentive probe"], [*two, "nearest_mean"]]
 
 
 def test_probes_on_other_sets_are_drawn_with_their_names(

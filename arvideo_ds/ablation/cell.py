@@ -18,11 +18,12 @@ from arvideo_ds.ablation.grid import UNTRAINED, Plan, Variant
 from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
+from arvideo_ds.evaluation.probes import DEFAULT_PROBES, PROBES, open_probe_shards
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.score_store import hash_of_scores
 from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.runs import run_folder
-from arvideo_ds.shards.manifest import ShardSet, require_same_labels
+from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.train.settle import Options, settle
 
 CELLS, LOG, RESULT = "cells", "log.txt", "result.json"
@@ -96,18 +97,6 @@ def group_of_seeds(recipe: Recipe, output: Path, name: str, seed: int) -> list[s
     return [f"wandb.group={json.dumps(group)}", f"wandb.tags={json.dumps(tags)}"]
 
 
-def open_probe_shards(recipe: PretrainRecipe) -> tuple[ShardSet, ShardSet]:
-    """Labelled shards to fit the probes on and to test them. Errors: `UserError`."""
-    train, test = recipe.probe.train_shards, recipe.probe.test_shards
-    if train is None or test is None:
-        raise UserError("the grid's recipe names no probe shards; give --train and --test SHARDS.")
-    opened = ShardSet(train), ShardSet(test)
-    if opened[0].manifest.labels is None:
-        raise UserError(f"{train} has no labels; a probe needs class folders or a CSV.")
-    require_same_labels(train, opened[0].manifest.labels, test, opened[1].manifest.labels)
-    return opened
-
-
 def judged_on(
     recipe: PretrainRecipe, probe_videos: tuple[int, int] | None
 ) -> tuple[dict[str, Any], float]:
@@ -115,7 +104,7 @@ def judged_on(
 
     Errors: `UserError` where shards are missing or do not go together.
     """
-    train, test = open_probe_shards(recipe)
+    train, test = open_probe_shards(recipe.probe)
     shards = recipe.data.shards
     if shards is None:
         raise UserError("the grid's recipe names no shards to pretrain on; give --train SHARDS.")
@@ -167,26 +156,19 @@ def run_cell(cell: Cell) -> int:
 
 
 def _probe(cell: Cell, recipe: PretrainRecipe) -> dict[str, Any]:
-    import torch
+    from arvideo_ds.evaluation.features import freeze
+    from arvideo_ds.evaluation.pretrained import load_trained_encoder, untrained
 
-    from arvideo_ds.evaluation.features import extract
-    from arvideo_ds.evaluation.pretrained import load_pretrained, untrained
-    from arvideo_ds.evaluation.probe import linear_probe, nearest_neighbours
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = (
-        load_pretrained(recipe, cell.folder / run_folder.MODEL)
-        if cell.trained
-        else untrained(recipe)
+    encoder = (
+        load_trained_encoder(recipe, cell.folder) if cell.trained else untrained(recipe).encoder
     )
-    train, test = open_probe_shards(recipe)
-    num_known, num_asked = cell.probe_videos or (None, None)
-    known = extract(model.encoder, train, recipe, device, videos=num_known)
-    asked = extract(model.encoder, test, recipe, device, videos=num_asked)
+    frozen = freeze(encoder, recipe, *open_probe_shards(recipe.probe), videos=cell.probe_videos)
     return {
-        "linear": round(100 * linear_probe(known, asked), 2),
-        "knn": round(100 * nearest_neighbours(known, asked), 2),
-        "skipped": known.skipped + asked.skipped,
+        **{
+            name.removesuffix("_probe"): round(100 * PROBES[name]().accuracy(frozen), 2)
+            for name in DEFAULT_PROBES
+        },
+        "skipped": sum(features.skipped for features in frozen.features),
     }
 
 

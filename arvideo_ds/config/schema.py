@@ -324,13 +324,15 @@ class DetectEvaluationSettings(Settings):
 class ProbeSettings(Settings):
     """Labelled shards on which scripts/probe.py judges the frozen encoder, and by what.
 
-    features: `mean` of all tokens, or their `change`: the mean of the later half of the times less
-    the mean of the earlier half, which drops what stands still; or their `course`: the means of 8
-    spans of the times side by side, less the mean of all. clips: so many, spread over the
-    video, of which the mean counts; the central one where it is 1.
+    features: how the tokens of a clip become one vector, a name in evaluation/probes.py `POOLINGS`:
+    `mean` of all tokens, or their `change`: the mean of the later half of the times less the mean
+    of the earlier half, which drops what does not move; or their `course`: the means of 8 spans of
+    the times side by side, less the mean of all. clips: so many, spread over the video, of which
+    the mean counts; the central one where it is 1.
     """
 
-    features: Literal["mean", "change", "course"] = "mean"
+    # Checked when a run or a probe starts: a run is of use without the plugin that has its pooling.
+    features: str = "mean"
     clips: Annotated[int, Field(ge=1)] = 1
     train_shards: str | None = None
     test_shards: str | None = None
@@ -502,7 +504,7 @@ class PretrainRecipe(Recipe):
                 f"decoder.width {shape.width} must be even and a multiple of decoder.heads "
                 f"{shape.heads}."
             )
-        if self.probe.features != "mean" and geometry.grid[0] < 2:
+        if self.probe.features in ("change", "course") and geometry.grid[0] < 2:
             raise UserError(
                 f"probe.features={self.probe.features} compares later times with earlier ones, but "
                 f"data.frames={self.data.frames} makes only one. Set probe.features: mean."

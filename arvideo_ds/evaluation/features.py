@@ -1,19 +1,23 @@
-"""Features of whole clips: the encoder under full attention, its tokens pooled to one vector."""
+"""Features of whole clips: tokens under full attention, pooled to one vector.
+
+B clips, t times, s places, D width.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from einops import reduce
 from torch import Tensor
-from tqdm import tqdm
 
 from arvideo_ds.config import PretrainRecipe
-from arvideo_ds.data.clips import NO_LABEL, for_labels
-from arvideo_ds.data.loader import evaluation_batches, evaluation_loader, worker_count
-from arvideo_ds.errors import UserError
+from arvideo_ds.data.clips import NO_LABEL
+from arvideo_ds.data.loader import Batch, worker_count
+from arvideo_ds.evaluation.probes import POOLINGS
+from arvideo_ds.evaluation.scores import outputs_of
 from arvideo_ds.host import available_cores
 from arvideo_ds.models.encoder import Encoder, encode_clips
 from arvideo_ds.shards.manifest import ShardSet
@@ -24,61 +28,98 @@ _SPANS = 8
 
 @dataclass(frozen=True)
 class Features:
-    """values: n D, float32. labels: n, int64. skipped: videos that did not decode, left out."""
+    """values: n D, float32. labels: n, int64. skipped: number of videos that did not decode."""
 
     values: Tensor
     labels: Tensor
     skipped: int
 
 
-@torch.no_grad()
-def extract(
-    encoder: Encoder,
-    shards: ShardSet,
-    recipe: PretrainRecipe,
-    device: torch.device,
-    *,
-    videos: int | None = None,
-) -> Features:
-    """Features of every video: the mean over `probe.clips` clips, pooled as `probe.features` says.
+@dataclass(frozen=True)
+class FrozenEncoder:
+    """An encoder that is not trained any more, and labelled shards to train and test probes on.
 
-    `videos` takes the first ones only (shards are shuffled when they are made). Frames are sampled
-    as the labels of the shards need (data/clips.py, `for_labels`).
-
-    Errors: `UserError` where the shards have no labels.
+    tokens: of a batch's clips, B (t s) D, without gradients. batch: clips per forward pass.
+    videos: so many of each set, the first ones (shards are shuffled when they are made); None =
+    all. Frames are sampled as the labels need (data/clips.py, `for_labels`).
     """
-    if shards.manifest.labels is None:
-        raise UserError(f"{shards.name} has no labels; a probe needs class folders or a CSV.")
-    encoder = encoder.to(device)
-    workers = worker_count(recipe, cores=len(available_cores()))
-    count = shards.num_samples if videos is None else min(videos, shards.num_samples)
-    clips, sampled = recipe.probe.clips, for_labels(shards, recipe)
-    batches = evaluation_batches(count, max(1, _BATCH // clips))
-    loader = evaluation_loader(shards, sampled, batches, views=(clips, 1), num_workers=workers)
-    values, labels, skipped = [], [], 0
-    for batch in tqdm(loader, desc=f"features of {shards.name}", unit="batch"):
-        moved = batch.to(device)
-        tokens = encode_clips(encoder, moved.clips, recipe.patch)
-        pooled = POOLING[recipe.probe.features].pool(tokens, recipe.geometry.grid[0])
-        pooled = pooled.float().unflatten(0, (-1, clips)).mean(1)
-        labels_of_videos = moved.labels[::clips]
-        usable = moved.valid[::clips] & (labels_of_videos != NO_LABEL)
-        values.append(pooled[usable].cpu())
-        labels.append(labels_of_videos[usable].cpu())
-        skipped += batch.num_skipped
-    return Features(torch.cat(values), torch.cat(labels), skipped)
+
+    tokens: Callable[[Batch], Tensor]
+    recipe: PretrainRecipe
+    train: ShardSet
+    test: ShardSet
+    device: torch.device
+    num_workers: int
+    batch: int = _BATCH
+    videos: tuple[int, int] | None = None
+    progress: bool = True
+
+    @cached_property
+    def features(self) -> tuple[Features, Features]:
+        """Of the videos of `train` and of `test`: the mean over `probe.clips` clips of each, pooled
+        as `probe.features` says. Collective.
+        """
+        train, test = self.videos or (None, None)
+        return self._features(self.train, train), self._features(self.test, test)
+
+    def _features(self, shards: ShardSet, videos: int | None) -> Features:
+        times, probe = self.recipe.geometry.grid[0], self.recipe.probe
+        pool = POOLINGS.choose(probe.features, key="probe.features")
+        outputs = outputs_of(
+            lambda batch: pool(self.tokens(batch), times),
+            shards,
+            self.recipe,
+            views=(probe.clips, 1),
+            batch=self.batch,
+            num_workers=self.num_workers,
+            device=self.device,
+            progress=f"features of {shards.name}" if self.progress else None,
+            videos=videos,
+        )
+        usable = outputs.valid & (outputs.labels != NO_LABEL)
+        return Features(outputs.values[usable], outputs.labels[usable], len(outputs.skipped))
+
+
+def freeze(
+    encoder: Encoder,
+    recipe: PretrainRecipe,
+    train: ShardSet,
+    test: ShardSet,
+    *,
+    videos: tuple[int, int] | None = None,
+) -> FrozenEncoder:
+    """An encoder on the GPU where there is one, with a data worker for each core."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    encoder = encoder.to(device).eval()
+
+    @torch.no_grad()
+    def tokens(batch: Batch) -> Tensor:
+        return encode_clips(encoder, batch.clips, recipe.patch)
+
+    return FrozenEncoder(
+        tokens,
+        recipe,
+        train,
+        test,
+        device,
+        num_workers=worker_count(recipe, cores=len(available_cores())),
+        videos=videos,
+    )
 
 
 def mean(tokens: Tensor, _times: int) -> Tensor:
-    """Tokens B (t s) D -> their mean, B D: what the published protocols classify."""
+    """Mean of the tokens.
+
+    Tokens B (t s) D -> B D: what the published protocols classify.
+    """
     return tokens.mean(1)
 
 
 def change(tokens: Tensor, times: int) -> Tensor:
-    """Tokens B (t s) D -> mean of the later half of the times less that of the earlier, B D.
+    """Mean of the tokens of the later times less that of the earlier times.
 
-    What stands still (scene, colours) is the same in both halves and drops out; what moves stays.
-    With an odd number of times the middle one is in neither half.
+    Tokens B (t s) D -> B D. What does not move (scene, colours) is the same in both halves and
+    cancels; what moves remains. With an odd number of times the middle one is in neither half.
     """
     by_time = reduce(tokens, "b (t s) d -> b t d", "mean", t=times)
     half = times // 2
@@ -86,29 +127,11 @@ def change(tokens: Tensor, times: int) -> Tensor:
 
 
 def course(tokens: Tensor, times: int) -> Tensor:
-    """Tokens B (t s) D -> means of up to 8 spans of time less that of all, side by side, B (8 D).
+    """Means of the tokens of 8 spans of time, each less the mean of all tokens.
 
-    Where `change` knows earlier from later, this knows when, and in what order.
+    Tokens B (t s) D -> B (8 D), fewer spans where there are fewer times. Where `change` knows
+    earlier from later, this knows when, and in what order.
     """
     by_time = reduce(tokens, "b (t s) d -> b t d", "mean", t=times)
     spans = [span.mean(1) for span in by_time.tensor_split(min(_SPANS, times), dim=1)]
     return torch.cat([span - by_time.mean(1) for span in spans], dim=1)
-
-
-@dataclass(frozen=True)
-class Pooling:
-    """pool: tokens B (t s) D and t -> B D'. words: what that is, for people."""
-
-    pool: Callable[[Tensor, int], Tensor]
-    words: str
-
-
-POOLING = {
-    "mean": Pooling(mean, "mean of the tokens"),
-    "change": Pooling(
-        change, "mean of the tokens of the later times less that of the earlier times"
-    ),
-    "course": Pooling(
-        course, f"means of the tokens of {_SPANS} spans of time, each less the mean of all tokens,"
-    ),
-}

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.evaluation.probes import PROBES, probe_names
 from arvideo_ds.geometry import CHANNELS
 from arvideo_ds.models.cubes import from_cubes, pick, target_statistics, to_cubes, unit_pixels
 from arvideo_ds.models.objective import Objective
@@ -151,28 +152,25 @@ def draw_loss(
     return figure
 
 
-_PROBES = {
-    "linear_probe_accuracy": "linear probe",
-    "knn_accuracy": "nearest neighbours",
-    "attentive_probe_accuracy": "attentive probe",
-}
-
-
 def draw_probes(summary: dict[str, float]) -> Figure:
-    """Accuracies of the probes that were made: trained encoder, untrained one, and chance."""
-    names = [name for name in _PROBES if name in summary]
+    """Accuracies of the probes that were made: trained encoder, untrained one, and chance.
+
+    One whose plugin is not loaded has its name for a label.
+    """
+    names = probe_names(summary)
+    labels = [PROBES[name].label if name in PROBES else name for name in names]
     figure, axis = plt.subplots(figsize=(1 + 2 * len(names), 3), layout="constrained")
     for offset, (prefix, label, color) in enumerate(
         (("untrained_", "untrained", "tab:gray"), ("", "pretrained", "tab:blue"))
     ):
-        heights = [100 * summary[prefix + name] for name in names]
+        heights = [100 * summary[f"{prefix}{name}_accuracy"] for name in names]
         bars = axis.bar(
             [i + 0.4 * offset for i in range(len(names))], heights, 0.38, label=label, color=color
         )
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     chance = 100 * summary["probe_chance_accuracy"]
     axis.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"chance {chance:g}")
-    axis.set_xticks([i + 0.2 for i in range(len(names))], [_PROBES[name] for name in names])
+    axis.set_xticks([i + 0.2 for i in range(len(names))], labels)
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(0, 108)
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)

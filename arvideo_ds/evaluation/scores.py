@@ -178,8 +178,10 @@ def outputs_of(
     num_workers: int,
     device: torch.device,
     progress: str | None = None,
+    videos: int | None = None,
 ) -> Outputs:
-    """Compute something of all videos; every rank calls it and gets the whole. Collective.
+    """Compute something of all videos, or of the first `videos`; every rank gets the whole.
+    Collective.
 
     compute: values (clips x K) of a batch, averaged over the views of a video. Batches are cut
     before they are dealt to ranks, so a video's values do not depend on their number, and all ranks
@@ -187,7 +189,8 @@ def outputs_of(
     """
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     num_views = math.prod(views)
-    batches = evaluation_batches(shards.num_samples, max(1, batch // num_views))
+    count = min(shards.num_samples, shards.num_samples if videos is None else videos)
+    batches = evaluation_batches(count, max(1, batch // num_views))
     mine = batches[rank::size]
     # A rank whose share is shorter predicts the first batch once more, and forgets it.
     dealt = mine + [batches[0]] * (math.ceil(len(batches) / size) - len(mine))
@@ -202,7 +205,7 @@ def outputs_of(
         if number < len(mine):
             rows.update(_rows(loaded, values.mean(1).cpu(), num_views))
             skipped += loaded.skipped
-    return _together(rows, skipped, shards.num_samples)
+    return _together(rows, skipped, count)
 
 
 def _rows(batch: Batch, means: Tensor, views: int) -> Iterator[tuple[int, Row]]:

@@ -10,8 +10,8 @@ from arvideo_ds.config.load import validate
 from arvideo_ds.data.clips import EvaluationClips
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation import pictures, report
-from arvideo_ds.evaluation.features import POOLING
 from arvideo_ds.evaluation.pretrained import load_pretrained
+from arvideo_ds.evaluation.probes import POOLINGS, description, probe_names
 from arvideo_ds.randomness import draw_key
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
@@ -90,7 +90,7 @@ def loss(run: Path, summary: dict[str, Any]) -> str:
 
 def probes(summary: dict[str, Any]) -> list[str]:
     """A section for the recipe's own shards, and for each set that `arvideo probe` was given."""
-    sets = {"Probes": summary} if "linear_probe_accuracy" in summary else {}
+    sets = {"Probes": summary} if probe_names(summary) else {}
     sets |= {f"Probes: {name}": found for name, found in summary.get("probes", {}).items()}
     return [
         report.section(title, _how_probed(found), [pictures.draw_probes(found)])
@@ -99,10 +99,11 @@ def probes(summary: dict[str, Any]) -> list[str]:
 
 
 def _how_probed(found: dict[str, Any]) -> str:
-    clips = found.get("probe_clips", 1)
+    clips, name = found.get("probe_clips", 1), found["probe_features"]
     where = "the central clip" if clips == 1 else f"{clips} clips"
+    what = description(POOLINGS[name]) if name in POOLINGS else f"features '{name}'"
     return (
-        f"Frozen encoder, {POOLING[found['probe_features']].words} of {where} of each test video; "
+        f"Frozen encoder, {what} of {where} of each test video; "
         "an attentive probe sees all tokens. Untrained: the same encoder with the weights that "
         "training began with."
     )

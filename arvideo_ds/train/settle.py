@@ -19,6 +19,7 @@ from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.config.objectives import LvmaeSettings
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel
 from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.probes import POOLINGS
 from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.planning.plan import RunPlan, make_plan
 from arvideo_ds.runs import run_folder
@@ -187,6 +188,7 @@ def _check_scores(recipe: Recipe, shards: ShardSet) -> None:
 
 def _probe_shards(recipe: PretrainRecipe) -> ShardSet | None:
     """What the online probe asks about. Errors: `UserError` where its shards do not go together."""
+    POOLINGS.check(recipe.probe.features, key="probe.features")
     if recipe.probe.every_epochs is None:
         return None
     known, asked = _open(recipe.probe.train_shards), _open(recipe.probe.test_shards)

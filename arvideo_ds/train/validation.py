@@ -14,9 +14,9 @@ from arvideo_ds.engine.checkpoints import newest_checkpoint
 from arvideo_ds.engine.export import export_weights
 from arvideo_ds.engine.world import World
 from arvideo_ds.evaluation.detection import Judge
-from arvideo_ds.evaluation.features import POOLING, Features
-from arvideo_ds.evaluation.probe import nearest_neighbours
-from arvideo_ds.evaluation.scores import JointScores, outputs_of, score_videos
+from arvideo_ds.evaluation.features import FrozenEncoder
+from arvideo_ds.evaluation.probes import PROBES
+from arvideo_ds.evaluation.scores import JointScores, score_videos
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.quality import judge
 from arvideo_ds.planning.plan import RunPlan
@@ -157,29 +157,21 @@ class OnlineProbe(Validation):
         return float(recipe.probe.every_epochs)
 
     def run(self) -> dict[str, float]:
-        known, asked = (
-            self._features(ShardSet(self._recipe.probe.train_shards)),
-            self._features(self._shards),
+        recipe = self._recipe
+        frozen = FrozenEncoder(
+            self._engine.evaluate,
+            recipe,
+            ShardSet(recipe.probe.train_shards),
+            self._shards,
+            self._world.device,
+            num_workers=worker_count(recipe, cores=self._world.cores),
+            batch=recipe.train.micro_batch,
+            progress=False,
         )
         return {
-            "validation/knn": 100 * nearest_neighbours(known, asked),
-            "validation/unreadable": known.skipped + asked.skipped,
+            "validation/knn": 100 * PROBES["knn"]().accuracy(frozen),
+            "validation/unreadable": sum(features.skipped for features in frozen.features),
         }
-
-    def _features(self, shards: ShardSet) -> Features:
-        times = self._recipe.geometry.grid[0]
-        pool = POOLING[self._recipe.probe.features].pool
-        found = outputs_of(
-            lambda batch: pool(self._engine.evaluate(batch), times),
-            shards,
-            self._recipe,
-            views=(self._recipe.probe.clips, 1),
-            batch=self._recipe.train.micro_batch,
-            num_workers=worker_count(self._recipe, cores=self._world.cores),
-            device=self._world.device,
-        )
-        usable = found.valid & (found.labels >= 0)
-        return Features(found.values[usable], found.labels[usable], len(found.skipped))
 
 
 def _best_until(path: Path, first_step: int) -> dict[str, Any]:

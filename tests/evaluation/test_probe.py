@@ -2,15 +2,43 @@
 
 from __future__ import annotations
 
+import json
+import runpy
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.evaluation.feature_probes import linear_probe, nearest_neighbours
 from arvideo_ds.evaluation.features import Features, change, course, mean
-from arvideo_ds.evaluation.probe import linear_probe, nearest_neighbours
+from arvideo_ds.evaluation.pretrained import untrained
+from arvideo_ds.evaluation.probes import DEFAULT_PROBES, probe_names
+from arvideo_ds.runs import run_folder
 
 CLASSES, WIDTH = 4, 16
+SCRIPT = Path(__file__).parents[2] / "scripts" / "probe.py"
+PLUGIN = '''
+from arvideo_ds.evaluation.probes import POOLINGS, PROBES, Probe
+
+@PROBES.register("majority")
+class Majority(Probe):
+    """The class that most training videos have."""
+
+    label = "largest class"
+
+    def accuracy(self, frozen):
+        train, test = frozen.features
+        return float((test.labels == train.labels.mode().values).float().mean())
+
+@POOLINGS.register("first_token")
+def first_token(tokens, times):
+    """First token."""
+    return tokens[:, 0]
+'''
 PROBES = [linear_probe, nearest_neighbours]
 Probe = Callable[[Features, Features], float]
 
@@ -94,3 +122,26 @@ def test_course_knows_when_and_not_what_stands_still(times: int) -> None:
     assert torch.allclose(course(still.flatten(1, 2), times), torch.tensor(0.0), atol=1e-6)
     assert torch.allclose(features[2], features[3], atol=1e-6)
     assert len({tuple(row.round(decimals=4).tolist()) for row in features[:3]}) == min(3, times)
+
+
+def test_a_plugin_adds_a_probe_and_features_to_the_command(
+    demo_shards: Path,
+    tiny: Callable[..., PretrainRecipe],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One file; its results are beside those of the others, of the trained encoder and not."""
+    plugin, run = tmp_path / "probes_plugin.py", tmp_path / "run"
+    plugin.write_text(PLUGIN)
+    run.mkdir()
+    monkeypatch.setenv("ARVIDEO_PLUGINS", str(plugin))
+    splits = {f"{split}_shards": str(demo_shards / split) for split in ("train", "test")}
+    recipe = tiny(probe={"features": "first_token", **splits})
+    run_folder.write_recipe(run, recipe)
+    save_file(untrained(recipe).state_dict(), run / run_folder.MODEL)
+    monkeypatch.setattr(sys, "argv", ["probe.py", str(run), "--probe", "majority"])
+    assert runpy.run_path(str(SCRIPT))["main"]() == 0
+    summary = json.loads((run / run_folder.SUMMARY).read_text())
+    assert summary["majority_accuracy"] == summary["untrained_majority_accuracy"] == 0.125
+    assert probe_names(summary) == [*DEFAULT_PROBES, "majority"]
+    assert summary["probe_features"] == "first_token"

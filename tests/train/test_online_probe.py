@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.features import extract
+from arvideo_ds.evaluation.features import freeze
 from arvideo_ds.evaluation.pretrained import load_pretrained
-from arvideo_ds.evaluation.probe import nearest_neighbours
+from arvideo_ds.evaluation.probes import PROBES
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.train.settle import Options, settle
 from tests.conftest import ROOT
@@ -37,11 +36,10 @@ def test_it_says_what_the_probe_says_afterwards_and_changes_nothing(
     assert list(judged) == [3, 6]
     recipe = load_recipe(str(runs.folder / name / "recipe.yaml"))
     encoder = load_pretrained(recipe, runs.folder / name / "model.safetensors").encoder
-    features = [
-        extract(encoder, ShardSet(demo_shards / split), recipe, torch.device("cpu"))
-        for split in ("train", "test")
-    ]
-    assert judged[6] == pytest.approx(100 * nearest_neighbours(*features), abs=2.1)
+    frozen = freeze(
+        encoder, recipe, *(ShardSet(demo_shards / split) for split in ("train", "test"))
+    )
+    assert judged[6] == pytest.approx(100 * PROBES["knn"]().accuracy(frozen), abs=2.1)
     assert not (runs.folder / name / "best.safetensors").exists()
 
 
@@ -58,4 +56,14 @@ def test_shards_that_are_not_there_are_said_before_anything_starts(
         [f"data.shards={demo_shards / 'train'}", *overrides, "probe.every_epochs=1"],
     )
     with pytest.raises(UserError, match=r"probe\.every_epochs=1 needs labelled shards"):
+        settle(options, PretrainRecipe, world_size=1)
+
+
+def test_features_that_are_not_known_are_refused_before_anything_starts(demo_shards: Path) -> None:
+    options = Options(
+        "demo",
+        ROOT / "ds_configs/zero1.json",
+        [f"data.shards={demo_shards / 'train'}", "probe.features=chnage"],
+    )
+    with pytest.raises(UserError, match=r"probe\.features=chnage is not .* Did you mean 'change'"):
         settle(options, PretrainRecipe, world_size=1)

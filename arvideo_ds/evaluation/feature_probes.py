@@ -1,4 +1,4 @@
-"""How much a frozen encoder knows of the labels: linear probe and nearest neighbours."""
+"""Probes of pooled features: logistic regression and nearest neighbours."""
 
 from __future__ import annotations
 
@@ -6,10 +6,29 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from arvideo_ds.evaluation.features import Features
+from arvideo_ds.evaluation.features import Features, FrozenEncoder
+from arvideo_ds.evaluation.probes import Probe
 
 _NEIGHBOURS = 20
 _CHUNK = 1024
+
+
+class LinearProbe(Probe):
+    """Logistic regression on the standardised features."""
+
+    label = "linear probe"
+
+    def accuracy(self, frozen: FrozenEncoder) -> float:
+        return linear_probe(*frozen.features)
+
+
+class NearestNeighbours(Probe):
+    """Vote of the 20 nearest training videos, by cosine of the centred features."""
+
+    label = "nearest neighbours"
+
+    def accuracy(self, frozen: FrozenEncoder) -> float:
+        return nearest_neighbours(*frozen.features)
 
 
 def linear_probe(train: Features, test: Features, *, weight_decay: float = 1e-3) -> float:

@@ -1,0 +1,81 @@
+"""Probes: what a frozen encoder knows of the labels, and the features that they read.
+
+The tables of both; needs no torch. A file that ARVIDEO_PLUGINS names adds to them: an example is in
+docs/features.md.
+"""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from arvideo_ds.config.schema import ProbeSettings
+from arvideo_ds.errors import UserError
+from arvideo_ds.registry import Registry
+from arvideo_ds.shards.manifest import ShardSet, require_same_labels
+
+if TYPE_CHECKING:
+    from arvideo_ds.evaluation.features import FrozenEncoder
+
+
+class Probe(ABC):
+    """Made without arguments. The first line of its docstring describes it.
+
+    label: its name in tables and pictures.
+    """
+
+    label: ClassVar[str]
+
+    @abstractmethod
+    def accuracy(self, frozen: FrozenEncoder) -> float:
+        """Share of the test videos that are classified right, 0 to 1."""
+
+
+# summary.json has the accuracy of each as NAME_accuracy.
+PROBES: Registry[type[Probe]] = Registry(
+    "probe",
+    {
+        "linear_probe": "arvideo_ds.evaluation.feature_probes:LinearProbe",
+        "knn": "arvideo_ds.evaluation.feature_probes:NearestNeighbours",
+        "attentive_probe": "arvideo_ds.evaluation.attentive:AttentiveProbe",
+    },
+)
+# These cost little once there are features.
+DEFAULT_PROBES = ("linear_probe", "knn")
+# Tokens B (t s) D and t -> B D', described by the first line of the docstring.
+POOLINGS: Registry[Callable[[Any, int], Any]] = Registry(
+    "pooling of features",
+    {name: f"arvideo_ds.evaluation.features:{name}" for name in ("mean", "change", "course")},
+)
+
+
+def description(entry: object) -> str:
+    """The first line of the docstring of a probe or pooling, as a part of a sentence."""
+    line = (inspect.getdoc(entry) or "").partition("\n")[0].rstrip(".")
+    return line[:1].lower() + line[1:]
+
+
+def probe_names(results: Mapping[str, Any]) -> list[str]:
+    """The probes of which summary.json, or a data set in it, has results."""
+    names = [key.removesuffix("_accuracy") for key in results if key.endswith("_accuracy")]
+    return [name for name in names if f"untrained_{name}_accuracy" in results]
+
+
+def open_probe_shards(
+    settings: ProbeSettings, train: str | None = None, test: str | None = None
+) -> tuple[ShardSet, ShardSet]:
+    """Labelled shards to train and test probes on, by default those of the recipe.
+
+    Errors: `UserError` where none are named, or where they have no labels or different ones.
+    """
+    train, test = train or settings.train_shards, test or settings.test_shards
+    if train is None or test is None:
+        raise UserError("the recipe names no probe shards; give --train SHARDS and --test SHARDS.")
+    opened = ShardSet(train), ShardSet(test)
+    labels, others = (shards.manifest.labels for shards in opened)
+    if labels is None:
+        raise UserError(f"{train} has no labels; a probe needs class folders or a CSV.")
+    require_same_labels(train, labels, test, others)
+    return opened
