@@ -20,8 +20,7 @@ from arvideo_ds.registry import PLUGINS, Registry
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
 # Their bodies have not moved yet.
-WHOLE = """benchmark_memory benchmark_plan compare_finetuning evaluate_tokenizer probe score_tokens
-train_tokenizer""".split()
+WHOLE = "benchmark_memory benchmark_plan compare_finetuning".split()
 SCRIPTS = sorted(
     path
     for room in ("scripts", "data_tools")

@@ -1,8 +1,8 @@
 """Score every token of a shard set once, for pretraining with data.scores.
 
-    python scripts/score_tokens.py --shards SHARDS --scorer flow
-    torchrun --nproc_per_node 8 scripts/score_tokens.py --scorer tokenizer --tokenizer RUN \\
-        --recipe lvmae_vit_b_diving48 data.shards=SHARDS             also deepspeed, srun python
+    arvideo score_tokens --shards SHARDS --scorer flow
+    torchrun --nproc_per_node 8 -m arvideo_ds score_tokens --scorer tokenizer --tokenizer RUN \\
+        --recipe lvmae_vit_b_diving48 data.shards=SHARDS             also deepspeed, srun
 
 Stride, size and patch are those of --recipe (with overrides), or given one by one. Writes one file
 per shard to SHARDS/scores/NAME; ranks share the shards, and the one that ends last writes
@@ -19,7 +19,7 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser
+from arvideo_ds.arguments import CommandParser, add_overrides, add_rank
 from arvideo_ds.config import Recipe, TokenizerRecipe, load_recipe
 from arvideo_ds.errors import (
     EXIT_INTERRUPTED,
@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--shards", help="default: data.shards of the recipe")
     parser.add_argument("--scorer", required=True, type=scorer_name, help=" | ".join(SCORERS))
-    parser.add_argument("--tokenizer", help="run of scripts/train_tokenizer.py, or its weights")
+    parser.add_argument("--tokenizer", help="run of `arvideo tokenizer`, or its weights")
     parser.add_argument("--recipe", metavar="NAME|PATH", help="what is to be pretrained")
     parser.add_argument("--stride", type=int, help=f"without --recipe; default {_STRIDE}")
     parser.add_argument(
@@ -71,8 +71,8 @@ def parse_arguments() -> argparse.Namespace:
         action="store_true",
         help="record videos that hang or die twice as without scores",
     )
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_rank(parser)
+    add_overrides(parser)
     return parser.parse_intermixed_args()
 
 

@@ -1,7 +1,7 @@
-"""Measure a tokenizer that scripts/train_tokenizer.py trained: reconstruction, codes, a picture.
+"""Measure a tokenizer that `arvideo tokenizer` trained: reconstruction, codes, a picture.
 
-    python scripts/evaluate_tokenizer.py runs/tokenizer_demo --motion 200
-    python scripts/evaluate_tokenizer.py RUN --weights best evaluation.shards=TEST
+    arvideo evaluate_tokenizer runs/tokenizer_demo --motion 200
+    arvideo evaluate_tokenizer RUN --weights best evaluation.shards=TEST
 
 Writes RUN/tokenizer.json (PSNR, SSIM, codes in use of the central clips) and RUN/tokenizer.png.
 --motion N: on N test videos of the demo, where the place of the moving shape is known, the share of
@@ -16,7 +16,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.arguments import CommandParser
+from arvideo_ds.arguments import CommandParser, add_overrides, require_at_least
 from arvideo_ds.config import TokenizerRecipe, load_recipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.files.atomic import write_json
@@ -28,21 +28,20 @@ REPORT, PICTURE = "tokenizer.json", "tokenizer.png"
 
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run of scripts/train_tokenizer.py")
+    parser.add_argument("run", type=Path, help="folder of a run of `arvideo tokenizer`")
     parser.add_argument(
         "--weights", choices=run_folder.WEIGHTS, help="default: the average, else the last"
     )
     parser.add_argument("--motion", type=int, metavar="N", help="look where the shape is, N videos")
     parser.add_argument("--pictures", type=int, default=3, help="clips in the picture")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_overrides(parser)
     return parser.parse_intermixed_args()
 
 
 @command
 def main() -> None:
     args = parse_arguments()
-    if args.motion is not None and args.motion < 1:
-        raise UserError(f"--motion {args.motion} must be 1 or more videos.")
+    require_at_least(1, args, "motion")
     run_folder.read_recipe(args.run, TokenizerRecipe)
     recipe = load_recipe(str(args.run / run_folder.RECIPE), args.overrides, TokenizerRecipe)
     where = recipe.evaluation.shards

@@ -1,0 +1,32 @@
+"""Train the adaptive tokenizer of long video: a code for every token, and which tokens matter.
+
+    arvideo tokenizer                                                                       (demo)
+    deepspeed --module arvideo_ds tokenizer --deepspeed_config zero1 \\
+        --recipe tokenizer_b_k600 data.shards=/data/k600-train evaluation.shards=/data/k600-val
+    torchrun, srun and a single process start it as well: arvideo pretrain --help.
+
+The same command resumes an interrupted run. Then: arvideo evaluate_tokenizer RUN, and arvideo
+score_tokens for long videos. Exit codes: 0 finished; 2 wrong input; 75 interrupted and saved,
+start it again.
+"""
+
+from __future__ import annotations
+
+from arvideo_ds.arguments import find_deepspeed_config
+from arvideo_ds.config import TokenizerRecipe
+from arvideo_ds.errors import command
+from arvideo_ds.train.command_line import train, training_parser
+from arvideo_ds.train.settle import Options
+
+
+@command
+def main() -> int:
+    parser = training_parser(__doc__, "tokenizer", find_deepspeed_config("zero1"))
+    args = parser.parse_intermixed_args()
+    options = Options(
+        recipe=args.recipe or "tokenizer_demo",
+        deepspeed_config=args.deepspeed_config,
+        overrides=args.overrides,
+        output=args.output,
+    )
+    return train(args, options, TokenizerRecipe)
