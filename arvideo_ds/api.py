@@ -1,0 +1,168 @@
+"""Trained models in Python: `import arvideo_ds` offers what is public here, and imports it late.
+
+B clips, T H W frames and pixels, N tokens on a grid t h w, D width, W windows of a video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from arvideo_ds.config import FinetuneRecipe, Recipe
+from arvideo_ds.data.windows import Windows, read_windows
+from arvideo_ds.decoding.video import RejectedError
+from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.extraction import FEATURES, window_shape
+from arvideo_ds.evaluation.predictions import central_clip, top_labels
+from arvideo_ds.exports.source import read_source
+from arvideo_ds.models.classifier import Classifier
+from arvideo_ds.models.encoder import Encoder, encode_clips
+from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.inputs import FileVideo
+from arvideo_ds.shards.manifest import ClassNames
+
+
+class VideoModel(nn.Module):
+    """A trained model and the clips that it sees.
+
+    recipe: of its run. clip_shape: T H W of a clip; frames are `recipe.data.stride` apart.
+    """
+
+    def __init__(self, recipe: Recipe) -> None:
+        super().__init__()
+        self.recipe = recipe
+        self.clip_shape = recipe.geometry.clip
+
+    def clip(self, video: str | Path) -> Tensor:
+        """The central clip of a video file, T H W 3, uint8. Errors: `UserError`."""
+        return central_clip(Path(video), self.recipe.data)
+
+    def check_clips(self, clips: Tensor) -> None:
+        """Errors: `UserError` for clips that are not B T H W 3 in this model's shape."""
+        expected = (*self.clip_shape, 3)
+        if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
+            raise UserError(
+                f"expected clips of shape {('B', *expected)}, but got {tuple(clips.shape)}."
+            )
+
+
+class VideoEncoder(VideoModel):
+    """An encoder. grid: t h w, its tokens; width: D."""
+
+    def __init__(self, encoder: Encoder, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.encoder = encoder
+        self.grid = recipe.geometry.grid
+        self.width = encoder.embed.out_features
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Tokens B N D of clips B T H W 3, uint8 or floating 0..1, ordered by time, row, column.
+
+        Errors: `UserError` for clips of another shape.
+        """
+        self.check_clips(clips)
+        return encode_clips(self.encoder, clips, self.recipe.patch)
+
+
+class VideoClassifier(VideoModel):
+    """A fine-tuned classifier. labels: class names in the order of its logits, by label set where
+    it has several.
+    """
+
+    def __init__(self, classifier: Classifier, labels: ClassNames, recipe: Recipe) -> None:
+        super().__init__(recipe)
+        self.classifier, self.labels = classifier, labels
+
+    def forward(self, clips: Tensor) -> Tensor:
+        """Logits B x classes of clips B T H W 3, uint8 or floating 0..1. Errors: `UserError`."""
+        self.check_clips(clips)
+        logits: Tensor = self.classifier(clips)
+        return logits
+
+    def predict(self, video: str | Path, top: int = 5) -> list[tuple[str, float]]:
+        """The likeliest labels of a video file's central clip with their probabilities, best first.
+
+        Errors: `UserError` for a file that cannot be decoded.
+        """
+        return top_labels(self.classifier, self.labels, self.clip(video), top)
+
+
+def load_encoder(run: str | Path, weights: str | None = None) -> VideoEncoder:
+    """The encoder of a finished run, or of its export with --format encoder.
+
+    run: the folder. weights: "best", "last" or "ema"; default: best where the run has it. Returns
+    it on the CPU, in evaluation mode. A fine-tuned encoder whose tokens were averaged has no last
+    norm. Errors: `UserError` where recipe or weights are missing or do not fit.
+    """
+    folder = Path(run)
+    recipe = run_folder.read_recipe(folder, *run_folder.WITH_ENCODER)
+    model = read_source(folder, recipe, _weights(folder, weights)).model
+    encoder = model.encoder if isinstance(model, Classifier) else model
+    return VideoEncoder(encoder, recipe).eval()
+
+
+def load_classifier(run: str | Path, weights: str | None = None) -> VideoClassifier:
+    """The classifier of a fine-tuned run, or of its export with --format encoder.
+
+    Arguments, device, mode and errors: as `load_encoder`.
+    """
+    folder = Path(run)
+    recipe = run_folder.read_recipe(folder, FinetuneRecipe)
+    source = read_source(folder, recipe, _weights(folder, weights))
+    if not isinstance(source.model, Classifier) or source.labels is None:
+        raise UserError(f"{folder} has no {run_folder.LABELS}: these weights classify nothing.")
+    return VideoClassifier(source.model, source.labels, recipe).eval()
+
+
+@torch.no_grad()
+def encode(
+    encoder: VideoEncoder,
+    video: str | Path | Tensor,
+    *,
+    features: str = "clip",
+    hop: int | None = None,
+    batch: int = 16,
+) -> Tensor:
+    """Features of a video, float32 on the CPU; those that `arvideo features` writes.
+
+    video: a file of any length, which becomes W windows of the encoder's clips; or clips
+    W T H W 3, uint8 or floating 0..1. features: "clip", the mean of each window's tokens, W D;
+    "time", a mean for each time, W t D; "token", all, W N D. hop: frames between windows; default:
+    windows that touch. batch: windows per forward pass. Runs where the encoder is. Errors:
+    `UserError` for other values, clips of another shape, and a file that cannot be decoded.
+    """
+    if features not in FEATURES:
+        raise UserError(f"features={features!r} must be one of: {', '.join(FEATURES)}.")
+    if batch < 1:
+        raise UserError(f"batch={batch} must be 1 or more.")
+    if isinstance(video, Tensor):
+        encoder.check_clips(video)
+        groups: Iterator[Tensor] = iter(video.split(batch))
+    else:
+        groups = _windows(encoder.recipe, Path(video), hop, batch)
+    device = next(encoder.parameters()).device
+    pooled = [
+        FEATURES[features](encoder(clips.to(device)).float(), encoder.grid[0]).cpu()
+        for clips in groups
+    ]
+    return torch.cat(pooled)
+
+
+def _windows(recipe: Recipe, path: Path, hop: int | None, batch: int) -> Iterator[Tensor]:
+    shape = window_shape(recipe, hop)
+    try:
+        with FileVideo(path.name, path.name, None, path, 0).open() as source:
+            for clips in read_windows(source, None, shape, batch=batch):
+                if not isinstance(clips, Windows):
+                    yield torch.from_numpy(clips)
+    except RejectedError as error:
+        raise UserError(f"cannot decode {path}: {error}.") from None
+
+
+def _weights(folder: Path, name: str | None) -> str:
+    if name not in (None, *run_folder.WEIGHTS):
+        raise UserError(f"weights={name!r} must be one of: {', '.join(run_folder.WEIGHTS)}.")
+    return run_folder.WEIGHTS[run_folder.choose_weights(folder, name)]
