@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.registry import PLUGINS
+
+T = TypeVar("T")
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -112,6 +115,19 @@ def add_rank(parser: argparse.ArgumentParser) -> None:
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """Settings of a recipe; read them by `parse_intermixed_args`, so that options may follow."""
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+
+
+def add_weights(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Which weights of a run are used; `None` chooses (runs/run_folder.py)."""
+    parser.add_argument(
+        "--weights", choices=names, help="default: best where the run has it, else last"
+    )
+
+
+def from_arguments(kind: type[T], args: argparse.Namespace, **more: Any) -> T:
+    """A dataclass whose fields are options of the same name; `more`: the other fields."""
+    names = {field.name for field in fields(kind)} & vars(args).keys() - more.keys()  # type: ignore[arg-type]
+    return kind(**{name: getattr(args, name) for name in names}, **more)
 
 
 def require_at_least(least: int, args: argparse.Namespace, *names: str) -> None:

@@ -26,6 +26,7 @@ from arvideo_ds.arguments import (
     add_deepspeed,
     add_overrides,
     add_rank,
+    from_arguments,
     require_at_least,
 )
 from arvideo_ds.benchmark.rows import Options, read_row
@@ -90,15 +91,7 @@ def main() -> None:
         )
         for text in args.compare
     ]
-    options = Options(
-        rounds=args.rounds,
-        steps=args.steps,
-        warm_up=args.warm_up,
-        largest_batch=args.largest_batch,
-        profile=args.profile,
-        trace=args.trace,
-        shards=args.shards,
-    )
+    options = from_arguments(Options, args)
     # DeepSpeed writes its notes to stdout, which is the document's alone.
     with contextlib.redirect_stdout(sys.stderr):
         # Only now: torch takes seconds to load, and rows are wrong more often.

@@ -13,10 +13,9 @@ PIL crops, float tensors normalised on the CPU; same run, workers, batch size an
 from __future__ import annotations
 
 import json
-from dataclasses import fields
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser
+from arvideo_ds.arguments import CommandParser, from_arguments
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.host import available_cores, bind_to_cores
 
@@ -43,5 +42,4 @@ def main() -> None:
     # Only now: torch takes seconds to load.
     from arvideo_ds.benchmark.loader import LoaderOptions, measure_loader
 
-    options = {field.name: getattr(args, field.name) for field in fields(LoaderOptions)}
-    print(json.dumps(measure_loader(LoaderOptions(**options)), indent=1))
+    print(json.dumps(measure_loader(from_arguments(LoaderOptions, args)), indent=1))

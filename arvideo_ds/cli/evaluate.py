@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser, add_rank
+from arvideo_ds.arguments import CommandParser, add_rank, add_weights
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.runs import run_folder
@@ -25,11 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("run", type=Path, help="folder of a fine-tuned run")
     parser.add_argument("--shards", help="default: evaluation.shards of the run's recipe")
     parser.add_argument("--views", help="such as 5x3; default: evaluation.views of the recipe")
-    parser.add_argument(
-        "--weights",
-        choices=run_folder.WEIGHTS,
-        help="default: best where the run has it, else last",
-    )
+    add_weights(parser, run_folder.WEIGHTS)
     add_rank(parser)
     return parser.parse_args()
 

@@ -13,7 +13,7 @@ import json
 import sys
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser
+from arvideo_ds.arguments import CommandParser, add_weights
 from arvideo_ds.errors import command
 from arvideo_ds.exports.formats import FORMATS, UNSPECIFIED
 from arvideo_ds.runs import run_folder
@@ -26,11 +26,7 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run, pretrained or fine-tuned")
     parser.add_argument("--format", required=True, choices=FORMATS, help="see above")
     parser.add_argument("--output", required=True, type=Path, help="new folder")
-    parser.add_argument(
-        "--weights",
-        choices=run_folder.WEIGHTS,
-        help="default: best where the run has it, else last",
-    )
+    add_weights(parser, run_folder.WEIGHTS)
     parser.add_argument("--shards", help="real clips to compare on; default: seeded random pixels")
     parser.add_argument(
         "--license",

@@ -16,8 +16,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from arvideo_ds.arguments import CommandParser, require_at_least
-from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
+from arvideo_ds.arguments import CommandParser, add_weights, from_arguments, require_at_least
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, command
 from arvideo_ds.evaluation.feature_files import WRITERS, require_format
 from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.host import available_cores
@@ -34,11 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("input", metavar="INPUT")
     parser.add_argument("--model", required=True, type=Path, help="folder of a finished run")
-    parser.add_argument(
-        "--weights",
-        choices=run_folder.WEIGHTS,
-        help="default: best where the run has it, else last",
-    )
+    add_weights(parser, run_folder.WEIGHTS)
     parser.add_argument("--output", required=True, type=Path, help="folder of the features")
     parser.add_argument("--videos", type=Path, help="where a list's paths begin; default: its own")
     parser.add_argument(
@@ -72,8 +68,6 @@ def main() -> int:
     args = parse_arguments()
     require_at_least(1, args, "batch", "timeout_s")
     require_at_least(0, args, "workers")
-    if args.output.exists() and not args.output.is_dir():
-        raise UserError(f"--output {args.output} is a file; give a folder.")
     require_format(args.format)
     # Only now: torch takes seconds to load.
     import torch
@@ -86,17 +80,7 @@ def main() -> int:
     weights = run_folder.WEIGHTS[run_folder.choose_weights(args.model, args.weights)]
     listing = list_videos(args.input, videos=args.videos, skip_bad_rows=args.skip_bad_rows)
     print(f"{args.input}: {len(listing.videos):,} videos", flush=True)
-    job = ExtractionJob(
-        listing=listing,
-        output=args.output,
-        features=args.features,
-        format=args.format,
-        hop=args.hop,
-        batch=args.batch,
-        precision=args.precision,
-        workers=args.workers,
-        timeout_s=args.timeout_s,
-    )
+    job = from_arguments(ExtractionJob, args, listing=listing)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stop = Stop()
     with run_folder.lock(args.output):

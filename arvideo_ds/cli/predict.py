@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser, require_at_least
+from arvideo_ds.arguments import CommandParser, add_weights, require_at_least
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.runs import run_folder
@@ -24,11 +24,7 @@ def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="files, or folders")
     parser.add_argument("--model", type=Path, required=True, help="folder, see above")
-    parser.add_argument(
-        "--weights",
-        choices=run_folder.WEIGHTS,
-        help="default: best where the run has it, else last",
-    )
+    add_weights(parser, run_folder.WEIGHTS)
     parser.add_argument("--top", type=int, default=5, help="labels for each video (default 5)")
     args = parser.parse_args()
     require_at_least(1, args, "top")

@@ -19,7 +19,13 @@ import itertools
 from collections.abc import Mapping
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser, add_overrides, add_rank
+from arvideo_ds.arguments import (
+    CommandParser,
+    add_overrides,
+    add_rank,
+    require_at_least,
+    require_positive,
+)
 from arvideo_ds.config import Recipe, TokenizerRecipe, load_recipe
 from arvideo_ds.errors import (
     EXIT_INTERRUPTED,
@@ -89,10 +95,8 @@ def main() -> int:
     shards.check_sizes()
     output = output_folder(args, shards)
     run_folder.require_own(output, SCORES)
-    if args.workers is not None and args.workers < 0:
-        raise UserError(f"--workers {args.workers} must not be negative.")
-    if args.timeout_s <= 0:
-        raise UserError(f"--timeout_s {args.timeout_s:g} must be above 0.")
+    require_at_least(0, args, "workers")
+    require_positive(args, "timeout_s")
     stop = Stop()
     # Only now: torch and DeepSpeed take seconds to load.
     import torch
@@ -182,8 +186,6 @@ def require_tokenizer(path: str | None) -> None:
 
 def output_folder(args: argparse.Namespace, shards: ShardSet) -> Path:
     if args.output is not None:
-        if args.output.exists() and not args.output.is_dir():
-            raise UserError(f"--output {args.output} is a file; give a folder.")
         return Path(args.output)
     if "://" in shards.name:
         raise UserError(f"{shards.name} is not a folder of this machine; give --output FOLDER.")

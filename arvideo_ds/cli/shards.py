@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import argparse
 from collections import Counter
-from dataclasses import fields
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser, require_at_least, require_positive
+from arvideo_ds.arguments import CommandParser, from_arguments, require_at_least, require_positive
 from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, command
 from arvideo_ds.host import available_cores
@@ -104,21 +103,11 @@ def main() -> int:
     transcode = None
     if args.video == "transcode":
         transcode = TranscodeSettings(short_side=args.short_side, gop=args.gop, crf=args.crf)
-    listing = read_listing(args.dataset, source(args))
-    print_listing(args.dataset, listing)
-    job = ShardJob(
-        dataset=args.dataset,
-        split=args.split,
-        listing=listing,
-        output=args.output,
-        transcode=transcode,
-        samples_per_shard=args.samples_per_shard,
-        seed=args.seed,
-        workers=args.workers,
-        timeout_s=args.timeout_s,
-        max_pixels=args.max_pixels,
-        memory_gib=args.memory_gib,
+    listing = read_listing(
+        args.dataset, from_arguments(Source, args, keep_columns=tuple(args.keep_columns))
     )
+    print_listing(args.dataset, listing)
+    job = from_arguments(ShardJob, args, listing=listing, transcode=transcode)
     try:
         report = write_shards(job)
     except KeyboardInterrupt:
@@ -127,11 +116,6 @@ def main() -> int:
     print_summary(args.output, report)
     print_passed_over(listing)
     return EXIT_MANY_REJECTS if report.share_left_out > args.max_reject_share else EXIT_OK
-
-
-def source(args: argparse.Namespace) -> Source:
-    options = {field.name: getattr(args, field.name) for field in fields(Source)}
-    return Source(**options | {"keep_columns": tuple(args.keep_columns)})
 
 
 def print_listing(dataset: str, listing: Listing) -> None:

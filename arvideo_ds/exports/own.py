@@ -32,24 +32,14 @@ def export(source: Source, folder: Path) -> Opened:
     (folder / "config.json").write_text(json.dumps(architecture(source), indent=1) + "\n")
     if source.labels is None:
         again = dataclasses.replace(source, model=load_trained_encoder(source.recipe, folder))
-        how_to = (
-            "from arvideo_ds.evaluation.pretrained import load_trained_encoder\n"
-            "from arvideo_ds.config import Recipe\n"
-            "from arvideo_ds.runs.run_folder import read_recipe\n"
-            "encoder = load_trained_encoder(read_recipe(folder, Recipe), folder)"
-        )
+        how_to = "import arvideo_ds\nencoder = arvideo_ds.load_encoder('FOLDER')"
     else:
         (folder / LABELS).write_text(json.dumps(source.labels, indent=1) + "\n")
         again = dataclasses.replace(source, model=load_classifier(source.recipe, folder)[0])
-        how_to = (
-            "from arvideo_ds.evaluation.pretrained import load_classifier\n"
-            "from arvideo_ds.config import Recipe\n"
-            "from arvideo_ds.runs.run_folder import read_recipe\n"
-            "classifier, labels = load_classifier(read_recipe(folder, Recipe), folder)"
-        )
+        how_to = "import arvideo_ds\nclassifier = arvideo_ds.load_classifier('FOLDER')"
     return Opened(
         run=lambda clips: outputs(again, clips),
         how_to=how_to,
         versions=versions("safetensors", "timm"),
-        remarks=['`folder` is `pathlib.Path("FOLDER")`.', *logits_in_words(source)],
+        remarks=logits_in_words(source),
     )

@@ -95,7 +95,9 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def require_own(folder: Path, mark: str) -> None:
-    """Refuse to write among another command's files. mark: the file that one's own are known by."""
+    """Refuse a file, and another command's folder. mark: the file that one's own are known by."""
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--output {folder} is a file; give a folder.")
     for name, what in _MARKS.items():
         if name != mark and (folder / name).is_file():
             raise UserError(f"--output {folder} holds {what} ({name}); choose another folder.")

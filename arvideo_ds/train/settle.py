@@ -77,8 +77,6 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     """
     recipe = load_recipe(options.recipe, options.overrides, kind)
     _ = recipe.wandb.settled()  # an error in the environment ends a run before it starts
-    if options.folder.exists() and not options.folder.is_dir():
-        raise UserError(f"--output {options.folder} is a file; give a folder.")
     run_folder.require_own(options.folder, run_folder.RECIPE)
     recipe = settle_transfer(recipe, options.folder)
     # Afterwards the run's own checkpoints count (run.py), and so does its own recipe.
