@@ -17,11 +17,13 @@ B clips, N tokens, Q predicted ones.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from arvideo_ds.config.objectives import DecoderSettings, LvmaeSettings
 from arvideo_ds.config.sizes import EncoderSpec
-from arvideo_ds.long_video.codes import latents_of
 from arvideo_ds.models.objective import Draw
 from arvideo_ds.models.selection import choose, priorities
 from arvideo_ds.models.videomae import VideoMAE
@@ -56,3 +58,18 @@ class LVMAE(VideoMAE):
         if codes is None:
             raise ValueError("latents are predicted, and the batch has no codes")
         return latents_of(codes.gather(1, draw.targets), self.levels)
+
+
+def latents_of(codes: Tensor, levels: Sequence[int]) -> Tensor:
+    """Latents ... len(levels) (float32, each number in -1..1) of codes of any shape (int64).
+
+    A code counts through the levels of all numbers of a latent, the first one fastest. Source:
+    Mentzer et al. 2023 (arXiv 2309.15505), section 3.
+    """
+    numbers = []
+    # One by one: a tensor of the levels would be sent to the device, and the host wait for that.
+    for level in levels:
+        half = level // 2
+        numbers.append((codes % level - half) / half)
+        codes = codes // level
+    return torch.stack(numbers, dim=-1)

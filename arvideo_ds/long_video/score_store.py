@@ -265,18 +265,22 @@ def parse_contents(text: bytes, name: str) -> ScoreContents:
     )
 
 
-def file_bytes(
-    spec: ScoreSpec, videos: Mapping[str, VideoScores], unreadable: Mapping[str, str]
-) -> bytes:
-    """A shard's file; equal content gives equal bytes."""
-    entries = {f"{key}.scores": video.scores for key, video in videos.items()}
-    entries |= {f"{key}.codes": v.codes for key, v in videos.items() if v.codes is not None}
+def file_bytes(spec: ScoreSpec, videos: Mapping[str, VideoScores | str]) -> bytes:
+    """A shard's file from the scores of its videos, or why they have none.
+
+    Equal content gives equal bytes.
+    """
+    entries, unreadable = {}, {}
+    for key, video in sorted(videos.items()):
+        if isinstance(video, str):
+            unreadable[key] = video
+            continue
+        entries[f"{key}.scores"] = video.scores
+        if video.codes is not None:
+            entries[f"{key}.codes"] = video.codes
     entries = {name: np.ascontiguousarray(entries[name]) for name in sorted(entries)}
-    header = ShardHeader(
-        spec=spec,
-        crc32={name: zlib.crc32(values.data) for name, values in entries.items()},
-        unreadable={key: unreadable[key] for key in sorted(unreadable)},
-    )
+    crc32 = {name: zlib.crc32(values.data) for name, values in entries.items()}
+    header = ShardHeader(spec=spec, crc32=crc32, unreadable=unreadable)
     return save(entries, metadata={_HEADER: json.dumps(header.model_dump(mode="json"))})
 
 

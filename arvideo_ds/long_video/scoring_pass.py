@@ -14,6 +14,7 @@ nothing of the kind: it is tried once more, and then the next pass tries it.
 from __future__ import annotations
 
 import functools
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,10 +126,10 @@ def make_spec(
 
 
 def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -> ScoringReport:
-    """Write this rank's files that are not there yet and, once all ranks' are, scores.json.
+    """Write this rank's missing files and, once all ranks' files exist, scores.json.
 
-    stop: once true, the videos under way are finished and no other is begun. Errors: `UserError`
-    where the folder holds scores of another spec, or its disk is full.
+    stop: once true, the current videos are finished and no other is begun. Errors: `UserError`
+    where the folder has scores of another spec, or its disk is full.
     """
     job.output.mkdir(parents=True, exist_ok=True)
     if (job.output / SCORES).exists():
@@ -138,11 +139,12 @@ def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -
     missing = [shard for shard in own if job.lacking(shard) or not job.path(shard).exists()]
     with explained_when_full(job.output):
         shards = _score(job, missing, stop)
-        lacking, contents = ([], None) if shards.interrupted else _finish(job, bool(missing))
+        interrupted = bool(shards.tasks())
+        lacking, contents = ([], None) if interrupted else _finish(job, bool(missing))
     return ScoringReport(
         new_videos=shards.num_videos,
         new_files=shards.num_files,
-        interrupted=shards.interrupted,
+        interrupted=interrupted,
         failed=shards.failed,
         lacking=lacking,
         contents=contents,
@@ -180,23 +182,25 @@ def _decoded(job: ScoringJob, video: bytes, wanted: np.ndarray) -> np.ndarray:
 
 
 def _score(job: ScoringJob, missing: list[int], stop: Callable[[], bool]) -> _OpenShards:
-    """Score what the files of these shards lack, and write them."""
+    """Score the videos that these shards' files lack, and write the files."""
     shards = _OpenShards(job, missing)
     with tqdm(
         desc="scores", unit="video", total=len(shards.tasks()), miniters=0, disable=job.rank > 0
     ) as bar:
-        _work_off(job, shards, bar, stop)
+        _score_videos(job, shards, bar, stop)
         # The machine may have been busy: once more, after all others.
-        shards.reopen_failed()
+        shards.failed.clear()
         if not stop():  # no processes are started for nothing
-            _work_off(job, shards, bar, stop)
+            _score_videos(job, shards, bar, stop)
     if job.leave_out_failed:
-        shards.leave_out_failed()
+        shards.settle_failed()
     shards.write()
     return shards
 
 
-def _work_off(job: ScoringJob, shards: _OpenShards, bar: tqdm, stop: Callable[[], bool]) -> None:
+def _score_videos(
+    job: ScoringJob, shards: _OpenShards, bar: tqdm, stop: Callable[[], bool]
+) -> None:
     tasks = shards.tasks()
     items = stream_all(
         functools.partial(_work, job),
@@ -217,114 +221,93 @@ def _work(job: ScoringJob, task: Task) -> Iterator[Piece | Scored]:
 
 
 class _OpenShards:
-    """The shards of this rank whose files are not there or lack videos.
+    """This rank's shards whose files are missing or incomplete, and what is known of their videos.
 
-    num_videos, num_files: videos that came to an end, and files that were made whole.
+    num_videos, num_files: videos that were settled and files that were completed in this pass.
+    failed: videos that hung or died, by key, and how.
     """
 
-    def __init__(self, job: ScoringJob, missing: list[int]) -> None:
+    def __init__(self, job: ScoringJob, shards: list[int]) -> None:
+        self._job = job
         self.num_videos = self.num_files = 0
-        self._open = {shard: _OpenShard(job, shard) for shard in missing}
-
-    @property
-    def interrupted(self) -> bool:
-        return bool(self.tasks())
-
-    @property
-    def failed(self) -> dict[str, str]:
-        """Videos that hung or died, by key, and how."""
-        return {key: why for opened in self._open.values() for key, why in opened.failed.items()}
+        self.failed: dict[str, str] = {}
+        # By shard and key: scores, or the reason in the video itself why it has none.
+        self._videos = {
+            shard: dict(stored(job.path(shard), job.spec, job.keys(shard))) for shard in shards
+        }
+        self._parts: defaultdict[Task, list[Scored]] = defaultdict(list)
 
     def tasks(self) -> list[Task]:
-        """The videos that came to no end yet."""
+        """The videos that are neither settled nor failed."""
         return [
-            (shard, member) for shard, opened in self._open.items() for member in opened.missing()
+            (shard, member)
+            for shard, videos in self._videos.items()
+            for member, key in enumerate(self._job.keys(shard))
+            if key not in videos and key not in self.failed
         ]
 
     def take(self, task: Task, item: Scored | Finished | Failed) -> None:
         """Scores of a part of a video, or its end. The file of a shard's last one is written."""
-        shard, member = task
-        opened = self._open[shard]
         if isinstance(item, Scored):
-            opened.append(member, item)
-        elif opened.end(member, item):
-            self.num_videos += 1
-            if opened.whole:
-                self._close(shard)
+            self._parts[task].append(item)
+            return
+        shard, member = task
+        sample = self._job.shards.index(shard).samples[member]
+        result = _result(self._parts.pop(task, []), item, self._job.spec.times(sample.num_frames))
+        if isinstance(result, Failed):
+            why = f"{result.reason} ({result.message})"
+            kind = "without scores" if result.rejected else "failed"
+            tqdm.write(f"{kind}: {sample.key!r}: {why}")
+            if not result.rejected:
+                self.failed[sample.key] = why
+                return
+        self._videos[shard][sample.key] = why if isinstance(result, Failed) else result
+        self.num_videos += 1
+        if self._complete(shard):
+            self._close(shard)
 
-    def reopen_failed(self) -> None:
-        """Forget that videos failed."""
-        for opened in self._open.values():
-            opened.failed.clear()
-
-    def leave_out_failed(self) -> None:
+    def settle_failed(self) -> None:
         """Count the videos that failed as those that do not decode."""
-        for opened in self._open.values():
-            opened.unreadable |= opened.failed
-            opened.failed.clear()
+        for shard, videos in self._videos.items():
+            videos |= {key: self.failed[key] for key in self._job.keys(shard) if key in self.failed}
+        self.failed.clear()
 
     def write(self) -> None:
-        """What there is of the shards that are still open."""
-        for shard, opened in list(self._open.items()):
-            if opened.whole:
+        """Write what is known of the shards that are still open."""
+        for shard, videos in list(self._videos.items()):
+            if self._complete(shard):
                 self._close(shard)
-            elif opened.begun:
-                opened.write()
+            elif videos or not self.failed.keys().isdisjoint(self._job.keys(shard)):
+                self._write(shard)
+
+    def _complete(self, shard: int) -> bool:
+        return len(self._videos[shard]) == len(self._job.keys(shard))
 
     def _close(self, shard: int) -> None:
-        self._open.pop(shard).write()
+        self._write(shard)
+        del self._videos[shard]
         self.num_files += 1
 
+    def _write(self, shard: int) -> None:
+        write_bytes(self._job.path(shard), file_bytes(self._job.spec, self._videos[shard]))
 
-class _OpenShard:
-    """The scores of one shard on their way into its file; first those that stand there."""
 
-    def __init__(self, job: ScoringJob, shard: int) -> None:
-        self._job, self._shard, self._keys = job, shard, job.keys(shard)
-        self._parts: dict[int, list[Scored]] = {}
-        self._videos: dict[str, VideoScores] = {}
-        # Why videos have no scores, and how others failed.
-        self.unreadable: dict[str, str] = {}
-        self.failed: dict[str, str] = {}
-        for key, found in stored(job.path(shard), job.spec, self._keys):
-            if isinstance(found, VideoScores):
-                self._videos[key] = found
-            else:
-                self.unreadable[key] = found
+def _result(parts: list[Scored], end: Finished | Failed, times: int) -> VideoScores | Failed:
+    """The scores of a video whose windows are `parts`, or why it has none."""
+    if isinstance(end, Failed):
+        return end
+    with np.errstate(over="ignore"):  # found below
+        scores = _joined([part.scores for part in parts], times).astype(np.float16)
+    if not np.isfinite(scores).all():
+        return Failed("not_finite", "a score is no finite number", rejected=True)
+    codes: list[Any] = [part.codes for part in parts]
+    return VideoScores(scores, None if codes[0] is None else _joined(codes, times).astype(np.int32))
 
-    @property
-    def whole(self) -> bool:
-        return len(self._videos) + len(self.unreadable) == len(self._keys)
 
-    @property
-    def begun(self) -> bool:
-        return bool(self._videos or self.unreadable or self.failed)
-
-    def missing(self) -> list[int]:
-        ended = self._videos.keys() | self.unreadable.keys() | self.failed.keys()
-        return [member for member, key in enumerate(self._keys) if key not in ended]
-
-    def append(self, member: int, scored: Scored) -> None:
-        self._parts.setdefault(member, []).append(scored)
-
-    def end(self, member: int, how: Finished | Failed) -> bool:
-        """Whether that is true of the video: it has scores, or a reason in itself why not."""
-        sample = self._job.shards.index(self._shard).samples[member]
-        parts = self._parts.pop(member, [])
-        if isinstance(how, Finished):
-            video = _joined(parts, self._job.spec.times(sample.num_frames))
-            if np.isfinite(video.scores).all():
-                self._videos[sample.key] = video
-                return True
-            how = Failed("not_finite", "a score is no finite number", rejected=True)
-        why = f"{how.reason} ({how.message})"
-        (self.unreadable if how.rejected else self.failed)[sample.key] = why
-        tqdm.write(f"{'without scores' if how.rejected else 'failed'}: {sample.key!r}: {why}")
-        return how.rejected
-
-    def write(self) -> None:
-        data = file_bytes(self._job.spec, self._videos, self.unreadable)
-        write_bytes(self._job.path(self._shard), data)
+def _joined(parts: list[np.ndarray], times: int) -> np.ndarray:
+    """The windows of a video in a row, without the times after its end."""
+    windows = np.concatenate(parts)
+    return windows.reshape(-1, *windows.shape[2:])[:times]
 
 
 def _finish(job: ScoringJob, worked: bool) -> tuple[list[str], ScoreContents | None]:
@@ -346,16 +329,3 @@ def _finish(job: ScoringJob, worked: bool) -> tuple[list[str], ScoreContents | N
     write_bytes(own, dump_json(contents))
     own.rename(job.output / SCORES)
     return [], contents
-
-
-def _joined(parts: list[Scored], times: int) -> VideoScores:
-    """The windows of a video in a row, without the times after its end."""
-    with np.errstate(over="ignore"):  # said by `end`
-        scores = _row([part.scores for part in parts], times).astype(np.float16)
-    codes: list[Any] = [part.codes for part in parts]
-    return VideoScores(scores, None if codes[0] is None else _row(codes, times).astype(np.int32))
-
-
-def _row(parts: list[np.ndarray], times: int) -> np.ndarray:
-    windows = np.concatenate(parts)
-    return windows.reshape(-1, *windows.shape[2:])[:times]

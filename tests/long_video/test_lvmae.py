@@ -11,8 +11,7 @@ from torch import Tensor
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.objectives import LvmaeSettings
 from arvideo_ds.errors import UserError
-from arvideo_ds.long_video.codes import latents_of
-from arvideo_ds.long_video.lvmae import LVMAE
+from arvideo_ds.long_video.lvmae import LVMAE, latents_of
 from arvideo_ds.models.selection import choose, priorities
 from arvideo_ds.randomness import draw_key
 from arvideo_ds.tasks.pretrain import build_objective

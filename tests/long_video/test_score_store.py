@@ -46,7 +46,7 @@ def videos() -> dict[str, VideoScores]:
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     path = tmp_path / "shard-000000.safetensors"
-    path.write_bytes(file_bytes(SPEC, videos(), {"d": "short (frame 3 is not there)"}))
+    path.write_bytes(file_bytes(SPEC, {**videos(), "d": "short (frame 3 is not there)"}))
     return path
 
 
@@ -65,7 +65,7 @@ def test_what_is_written_is_read_and_equal_content_is_equal_bytes(path: Path) ->
         assert np.array_equal(found.scores, video.scores)
         assert np.array_equal(found.codes, video.codes)
     other_order = dict(reversed(videos().items()))
-    assert file_bytes(SPEC, other_order, header.unreadable) == path.read_bytes()
+    assert file_bytes(SPEC, {**header.unreadable, **other_order}) == path.read_bytes()
     assert holds(path, SPEC, [*videos(), "d"])
 
 
