@@ -32,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--weights", choices=run_folder.WEIGHTS, help="default: the average, else the last"
     )
-    parser.add_argument("--motion", type=int, metavar="N", help="look where the shape is, N videos")
+    parser.add_argument("--motion", type=int, metavar="N", help="locate the moving shape, N videos")
     parser.add_argument("--pictures", type=int, default=3, help="clips in the picture")
     add_overrides(parser)
     return parser.parse_intermixed_args()
@@ -47,8 +47,8 @@ def main() -> None:
     where = recipe.evaluation.shards
     if where is None or not ("://" in where or (Path(where) / MANIFEST).is_file()):
         raise UserError(
-            f"evaluation.shards={where} are no shards: add evaluation.shards=FOLDER, the videos to "
-            "reconstruct."
+            f"there are no shards in evaluation.shards={where}: add evaluation.shards=FOLDER, the "
+            "videos to reconstruct."
         )
     weights = args.weights or ("ema" if (args.run / run_folder.EMA_MODEL).is_file() else "last")
     run_folder.choose_weights(args.run, weights)
@@ -59,19 +59,19 @@ def main() -> None:
     from arvideo_ds.long_video.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.run / run_folder.WEIGHTS[weights])
-    # First, since it refuses clips that its videos are too short for.
-    seen = {} if args.motion is None else {"motion": motion(tokenizer, recipe, args.motion)}
+    # First, because it refuses clips that are longer than its videos.
+    shares = {} if args.motion is None else {"motion": motion(tokenizer, recipe, args.motion)}
     shards = ShardSet(where)
     quality = judge_run(tokenizer, shards, recipe)
     print(
         f"{quality.videos} clips: PSNR {quality.psnr_db:.2f} dB, SSIM {quality.ssim:.3f}; "
-        f"{quality.different_codes} different codes, {100 * quality.code_usage:.1f} % of what "
-        "could have been seen"
+        f"{quality.different_codes} different codes, {100 * quality.code_usage:.1f} % of the "
+        "possible ones"
     )
-    facts = {"weights": weights, "shards": where, **dataclasses.asdict(quality), **seen}
+    facts = {"weights": weights, "shards": where, **dataclasses.asdict(quality), **shares}
     write_json(args.run / REPORT, facts)
     clips = EvaluationClips(shards, recipe)
-    # Spread over the shards, which hold their videos by class.
+    # Spread over the shards, in which videos may be sorted by class.
     step = max(1, len(clips) // max(1, args.pictures))
     shown = [clips[n].clips[0] for n in range(0, len(clips), step)][: args.pictures]
     if shown:
@@ -83,14 +83,15 @@ def main() -> None:
 
 
 def motion(tokenizer: Any, recipe: TokenizerRecipe, videos: int) -> dict[str, Any]:
+    """Share of the moving shape among the important tokens, before and after training; printed."""
     from arvideo_ds.long_video.quality import object_share, untrained
 
-    said: dict[str, Any] = {"videos": videos}
+    result: dict[str, Any] = {"videos": videos}
     for name, model in (("trained", tokenizer), ("untrained", untrained(recipe))):
-        found = object_share(model, recipe, videos=videos)
-        said[name] = {**dataclasses.asdict(found), "times_random": found.times_random}
+        share = object_share(model, recipe, videos=videos)
+        result[name] = {**dataclasses.asdict(share), "times_random": share.times_random}
         print(
-            f"{name}: {100 * found.chosen:.1f} % of the 15 % most important tokens are the "
-            f"shape's, {100 * found.all:.1f} % of all: {found.times_random:.2f} times random choice"
+            f"{name}: {100 * share.chosen:.1f} % of the 15 % most important tokens are the "
+            f"shape's, {100 * share.all:.1f} % of all: {share.times_random:.2f} times random choice"
         )
-    return said
+    return result

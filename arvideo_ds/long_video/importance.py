@@ -1,4 +1,4 @@
-"""The token scorer: how much each token differs from the same place one token earlier.
+"""The network that scores tokens: how much each differs from the same place one time earlier.
 
 B clips, T H W frames and pixels, t h w token grid.
 """
@@ -19,8 +19,8 @@ _EPSILON = 1e-6
 
 
 class Float32Conv3d(nn.Conv3d):
-    """A convolution that computes in float32 whatever the run's precision: small, and a choice
-    (of tokens, of codes) hangs on its last digits. Its gradient may be in TF32."""
+    """A convolution in float32 whatever the run's precision: it is small, and a choice (of tokens,
+    of codes) depends on its last digits. Its gradient may be in TF32."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
@@ -31,7 +31,7 @@ class Float32Conv3d(nn.Conv3d):
 class TokenScorer(nn.Module):
     """Two strided convolutions to the token grid, and the change of their features over time.
 
-    Source: LVMAE (arXiv 2411.13683), section 3; kernels are ours.
+    Source: LVMAE (arXiv 2411.13683), section 3, which gives no kernel sizes.
     """
 
     def __init__(self, patch: Triple, width: int) -> None:
@@ -44,17 +44,17 @@ class TokenScorer(nn.Module):
         """Importance of the tokens from the second time on, float32: B t-1 h w.
 
         pixels: B 3 T H W. Importance is the Euclidean distance of a token's feature to that of the
-        same place one token earlier.
+        same place one time earlier.
         """
         features = self.second(F.silu(self.first(pixels)))
         change = features[:, :, 1:] - features[:, :, :-1]
-        # Where nothing moved, the root has no slope.
+        # The root has no derivative at 0, where nothing moved.
         return (change.square().sum(dim=1) + _EPSILON**2).sqrt()
 
 
 @contextlib.contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Unless told so, cuDNN rounds what a float32 convolution gets to ten bits after the point."""
+    """By default, cuDNN rounds the inputs of a float32 convolution to ten bits of mantissa."""
     cudnn = torch.backends.cudnn
     kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
     with cudnn.flags(**kept, allow_tf32=False):
@@ -62,15 +62,15 @@ def _without_tf32() -> Iterator[None]:
 
 
 def normalize_scores(scores: Tensor) -> Tensor:
-    """Scores of each clip, B n, less their mean and over their deviation."""
+    """Scores of each clip, B n, with mean 0 and standard deviation 1."""
     variance, mean = torch.var_mean(scores, dim=1, keepdim=True)
-    # Inside the root: that of a still clip, 0, has no slope.
+    # Inside the root, which has no derivative at 0, the variance of a still clip.
     return (scores - mean) / (variance + _EPSILON**2).sqrt()
 
 
 def _strided(inputs: int, outputs: int, stride: Triple) -> Float32Conv3d:
     t, h, w = (step // 2 for step in stride)
-    # Not zeros: before the first frame they would look like a change where nothing moves.
+    # Zeros before the first frame would look like a change.
     return Float32Conv3d(
         inputs,
         outputs,

@@ -1,14 +1,14 @@
-"""LVMAE on one page: VideoMAE on a long clip that reconstructs only what is worth it.
+"""LVMAE on one page: VideoMAE on a long clip that reconstructs only the important tokens.
 
-    draw       a few places of the picture, seen at all times (tube masking)
-    choose     of the hidden tokens those of highest importance, and some at random: 15 % of all
-    encode     the tokens seen, full attention
+    draw       a few places of the frame, visible at all times (tube masking)
+    choose     the most important hidden tokens and some random ones: 15 % of all tokens
+    encode     the visible tokens, full attention
     decode     them and a mask token for each chosen one, full attention
-    loss       squared error on the chosen tokens' latents in a frozen tokenizer
+    loss       squared error on the chosen tokens' latents of a frozen tokenizer
 
-Importance and latents were computed once (scripts/score_tokens.py) and come with the clip. The
-paper ranks all tokens and takes no loss on those that are seen as well; here only hidden ones are
-ranked, so the whole budget is spent on predictions and every clip has equally many.
+Importance and latents are computed once (scripts/score_tokens.py) and come with the clip. The
+paper ranks all tokens and takes no loss on visible ones; here only hidden ones are ranked, so the
+whole budget is spent on predictions and every clip has the same number of them.
 
 Source: Gundavarapu et al. 2024 (arXiv 2411.13683).
 
@@ -30,7 +30,7 @@ from arvideo_ds.models.videomae import VideoMAE
 
 
 class LVMAE(VideoMAE):
-    """VideoMAE's encoder and decoder with a budget for the decoder, and latents as targets."""
+    """VideoMAE's encoder and decoder, with a budget of mask tokens and latents as targets."""
 
     def __init__(
         self, settings: LvmaeSettings, encoder: EncoderSpec, decoder: DecoderSettings

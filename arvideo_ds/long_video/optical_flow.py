@@ -1,11 +1,10 @@
 """Classical optical flow: pyramidal Lucas-Kanade, dense, in plain tensor operations.
 
-Coarse to fine: at each level of the pyramid the second picture is warped by the flow so far, and
-the rest of the way is the least-squares solution in a window around each pixel. A little weight on
-a short way keeps flat regions, where the picture says nothing, at rest.
+Coarse to fine: at each level of the pyramid the second image is warped by the flow so far, and the
+remaining motion is the least-squares solution in a window around each pixel. A small penalty on its
+length keeps flat regions, which determine no motion, at rest.
 
-Source: Lucas and Kanade 1981; the pyramid and the use of the first picture's gradients only after
-Bouguet 2001.
+Source: Lucas and Kanade 1981; pyramid, and gradients of the first image only, after Bouguet 2001.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 LEVELS, ITERATIONS, RADIUS = 4, 3, 3
-# In squared grey levels of 0..1 a pixel.
-_REST = 1e-4
-# A level is not made smaller than this, and one step at a level not longer than that: pixels.
+# The penalty, in squared grey levels of 0..1 per pixel.
+_PENALTY = 1e-4
+# The smallest side of a level, and the longest step of an iteration, in pixels.
 _LEAST_SIDE, _LONGEST_STEP = 16, 2.0
 
 
 def optical_flow(first: Tensor, second: Tensor) -> Tensor:
-    """Way of every pixel of `first` into `second`: M 2 H W (x to the right, y down), in pixels.
+    """Motion of every pixel from `first` to `second`: M 2 H W (x right, y down), in pixels.
 
     first and second: M H W, grey 0..1, float32.
     """
@@ -38,7 +37,7 @@ def optical_flow(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _finer(flow: Tensor, sides: torch.Size) -> Tensor:
-    """The same way on a level of these sides, in its pixels."""
+    """The same flow on a level of these sides, in its pixels."""
     height, width = flow.shape[-2:]
     if (height, width) == tuple(sides):
         return flow
@@ -48,33 +47,33 @@ def _finer(flow: Tensor, sides: torch.Size) -> Tensor:
 
 def _refined(flow: Tensor, first: Tensor, second: Tensor) -> Tensor:
     dx, dy = _gradients(first)
-    xx, xy, yy = _around(dx * dx) + _REST, _around(dx * dy), _around(dy * dy) + _REST
+    xx, xy, yy = _mean(dx * dx) + _PENALTY, _mean(dx * dy), _mean(dy * dy) + _PENALTY
     determinant = xx * yy - xy * xy
     for _ in range(ITERATIONS):
-        rest = first - _warped(second, flow)
-        x, y = _around(dx * rest), _around(dy * rest)
+        difference = first - _warped(second, flow)
+        x, y = _mean(dx * difference), _mean(dy * difference)
         step = torch.cat([yy * x - xy * y, xx * y - xy * x], dim=1) / determinant
         flow = flow + step.clamp(-_LONGEST_STEP, _LONGEST_STEP)
     return flow
 
 
-def _gradients(pictures: Tensor) -> tuple[Tensor, Tensor]:
+def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
     """Central differences along x and y."""
-    padded = F.pad(pictures, (1, 1, 1, 1), mode="replicate")
+    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
     dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     return dx, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
 
 
-def _around(values: Tensor) -> Tensor:
-    """Mean over the window around each pixel, of what lies in the picture."""
+def _mean(values: Tensor) -> Tensor:
+    """Mean over the part of the window around each pixel that is inside the image."""
     side = 2 * RADIUS + 1
     return F.avg_pool2d(values, side, stride=1, padding=RADIUS, count_include_pad=False)
 
 
-def _warped(pictures: Tensor, flow: Tensor) -> Tensor:
-    """What each pixel meets at the end of its way; beyond the edge the edge's value."""
+def _warped(images: Tensor, flow: Tensor) -> Tensor:
+    """The image sampled where the flow leads each pixel; outside, the value at the border."""
     height, width = flow.shape[-2:]
     x = torch.arange(width, device=flow.device) + 0.5 + flow[:, 0]
     y = torch.arange(height, device=flow.device)[:, None] + 0.5 + flow[:, 1]
-    places = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)
-    return F.grid_sample(pictures, places, padding_mode="border", align_corners=False)
+    grid = torch.stack([2 * x / width - 1, 2 * y / height - 1], dim=-1)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)

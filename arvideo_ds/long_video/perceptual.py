@@ -1,4 +1,4 @@
-"""How different two clips look to a network that was trained on something else.
+"""Perceptual distance of two clips: that of their features in a classifier of images.
 
 B clips, T frames of H W pixels.
 """
@@ -17,19 +17,20 @@ from arvideo_ds.config.tokenizer import TokenizerSettings
 from arvideo_ds.models.cubes import pixel_statistics
 from arvideo_ds.models.weight_files import State, load_state, read_weights
 
-# Of VGG16's layers those before a pooling: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
-_LOOKED_AT = (3, 8, 15, 22, 29)
+# VGG16's layers before each pooling: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
+_LAYERS = (3, 8, 15, 22, 29)
 _FEATURES = "features."
 
 
 class Perceptual:
-    """Distance of VGG16's features, frame by frame: those of LPIPS without its learnt weights.
+    """Distance of VGG16's features, frame by frame: LPIPS without its learnt weights.
 
-    At each of five depths features are brought to length 1 and their squared differences averaged
-    over places; the five are summed. Source: Zhang et al. 2018, arXiv 1801.03924, section 3.
+    At each of five depths features are normalised to length 1 and their squared differences are
+    averaged over places; the five are summed. Source: Zhang et al. 2018 (arXiv 1801.03924),
+    section 3.
 
-    No module, so that neither the optimiser, nor ZeRO, nor a checkpoint knows of its weights; it
-    follows its inputs from device to device and computes in float32, or TF32 where cuDNN may.
+    Not a module, so that optimiser, ZeRO and checkpoints do not see its weights. It moves to the
+    device of its inputs and computes in float32, or TF32 where cuDNN may.
     """
 
     def __init__(self, features: nn.Sequential) -> None:
@@ -49,16 +50,16 @@ class Perceptual:
     def _depths(self, clips: Tensor) -> list[Tensor]:
         mean, std = pixel_statistics(clips.device)
         x = rearrange((clips - mean) / std, "b t h w c -> (b t) c h w")
-        found = []
+        features = []
         for number, layer in enumerate(self._features):
             x = layer(x)
-            if number in _LOOKED_AT:
-                found.append(x)
-        return found
+            if number in _LAYERS:
+                features.append(x)
+        return features
 
 
 def load_perceptual(settings: TokenizerSettings) -> Perceptual | None:
-    """The network of `tokenizer.perceptual_network`; None where its loss has no weight.
+    """The network of `tokenizer.perceptual_network`; None where the weight of its loss is 0.
 
     Errors: `UserError` where the file is missing, damaged, or not torchvision's VGG16.
     """
@@ -69,10 +70,10 @@ def load_perceptual(settings: TokenizerSettings) -> Perceptual | None:
 
 
 def _vgg16(state: State, path: Path) -> nn.Sequential:
-    # Built without values: the classifier alone would be half a gigabyte.
+    # Without values: the classifier alone would be half a gigabyte.
     with torch.device("meta"):
-        features = vgg16(weights=None, init_weights=False).features[: _LOOKED_AT[-1] + 1]
-    own = {
+        features = vgg16(weights=None, init_weights=False).features[: _LAYERS[-1] + 1]
+    weights = {
         name.removeprefix(_FEATURES): value.float()
         for name, value in state.items()
         if name.startswith(_FEATURES)
@@ -81,9 +82,9 @@ def _vgg16(state: State, path: Path) -> nn.Sequential:
         f"tokenizer.perceptual_network={path} is not torchvision's vgg16 (the file "
         "vgg16-397923af.pth)"
     )
-    load_state(features, own, wrong, assign=True)
+    load_state(features, weights, wrong, assign=True)
     for layer in features:
-        # What autograd keeps of a layer must not be overwritten by the next one.
+        # In place it would overwrite a tensor that autograd may have saved.
         if isinstance(layer, nn.ReLU):
             layer.inplace = False
     return features

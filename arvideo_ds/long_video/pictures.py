@@ -1,4 +1,4 @@
-"""What a tokenizer made of a clip: original, reconstruction, importance and the tokens that stayed.
+"""Pictures of a tokenizer's work: original, reconstruction, importance, tokens that are kept.
 
 T H W frames and pixels, t h w token grid.
 """
@@ -21,7 +21,7 @@ from arvideo_ds.models.cubes import unit_pixels
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures T H W 3 of 0..1, and T H W of importance, 1 where it is largest."""
+    """Images T H W 3 in 0..1, and importance T H W, 1 where it is largest."""
 
     original: np.ndarray
     reconstruction: np.ndarray

@@ -1,4 +1,4 @@
-"""How good a tokenizer is: what its reconstructions lost, its codes in use, what it looks at.
+"""Quality of a tokenizer: error of its reconstructions, codes in use, importance of motion.
 
 B clips, T H W frames and pixels, t h w token grid, N tokens, V videos.
 """
@@ -24,7 +24,7 @@ from arvideo_ds.models.cubes import to_cubes, unit_pixels
 from arvideo_ds.shards.demo_set import scene
 from arvideo_ds.shards.manifest import ShardSet
 
-# Share of the tokens that LVMAE's decoder is asked for: its whole budget.
+# Share of the tokens that LVMAE's decoder predicts.
 BUDGET = 0.15
 
 
@@ -32,8 +32,8 @@ BUDGET = 0.15
 class Quality:
     """Means over videos of the central clip's PSNR (dB) and SSIM, and the share of codes in use.
 
-    code_usage: different codes over those that could have been seen, which are all codes, or the
-    tokens looked at where these are fewer.
+    code_usage: number of different codes over that of all codes, or of all tokens if these are
+    fewer.
     """
 
     psnr_db: float
@@ -54,7 +54,7 @@ def judge(
     progress: str | None = None,
 ) -> Quality:
     """Reconstruct the central clip of every video from its k most important tokens. Collective."""
-    found = outputs_of(
+    outputs = outputs_of(
         lambda batch: measured(reconstruct(batch), batch.clips),
         shards,
         recipe,
@@ -64,9 +64,9 @@ def judge(
         device=device,
         progress=progress,
     )
-    values = found.values[found.valid]
+    values = outputs.values[outputs.valid]
     if not len(values):
-        return Quality(math.nan, math.nan, math.nan, 0, 0, len(found.skipped))
+        return Quality(math.nan, math.nan, math.nan, 0, 0, len(outputs.skipped))
     psnr, ssim, codes = values[:, 0], values[:, 1], values[:, 2:]
     different = len(codes.unique())
     return Quality(
@@ -75,24 +75,24 @@ def judge(
         code_usage=different / min(recipe.tokenizer.num_codes, codes.numel()),
         different_codes=different,
         videos=len(values),
-        unreadable=len(found.skipped),
+        unreadable=len(outputs.skipped),
     )
 
 
 def measured(made: Reconstruction, clips: Tensor) -> Tensor:
-    """PSNR, SSIM and the codes of each clip: B x (2 + N), float32, which holds codes exactly."""
-    # Imported here: it takes two seconds, which every start of every program would wait for.
+    """PSNR, SSIM and codes of each clip: B x (2 + N), float32, in which codes are exact."""
+    # Here because the import takes two seconds.
     from torchmetrics.functional.image import (
         peak_signal_noise_ratio,
         structural_similarity_index_measure,
     )
 
-    wanted, pixels = unit_pixels(clips), made.pixels.clamp(0, 1)
+    target, pixels = unit_pixels(clips), made.pixels.clamp(0, 1)
     psnr = peak_signal_noise_ratio(
-        pixels, wanted, data_range=1.0, dim=(1, 2, 3, 4), reduction="none"
+        pixels, target, data_range=1.0, dim=(1, 2, 3, 4), reduction="none"
     )
     ssim = structural_similarity_index_measure(
-        _frames(pixels), _frames(wanted), data_range=1.0, reduction="none"
+        _frames(pixels), _frames(target), data_range=1.0, reduction="none"
     )
     assert isinstance(ssim, Tensor)
     per_clip = ssim.unflatten(0, (len(clips), -1)).mean(dim=1)
@@ -100,13 +100,13 @@ def measured(made: Reconstruction, clips: Tensor) -> Tensor:
 
 
 def _frames(clips: Tensor) -> Tensor:
-    """B T H W 3 -> pictures (B T) 3 H W."""
+    """B T H W 3 -> images (B T) 3 H W."""
     return clips.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
 class ObjectShare:
-    """Tokens of the moving shape, as shares: among the most important ones, and among all."""
+    """Share of the moving shape's tokens among the most important ones, and among all."""
 
     chosen: float
     all: float
@@ -119,10 +119,10 @@ class ObjectShare:
 def object_share(
     tokenizer: Tokenizer, recipe: TokenizerRecipe, *, videos: int, share: float = BUDGET
 ) -> ObjectShare:
-    """Of the motion set's test videos, whose shape is known: how much of what is chosen it is.
+    """How much of the motion set's moving shape is among the most important tokens.
 
-    A token is the shape's where that covers at least half of its cube. The `share` of a clip's
-    tokens with the largest importance is chosen.
+    On its test videos the place of the shape is known; a token is the shape's where it covers at
+    least half of the token's cube. share: the share of a clip's tokens that is chosen.
     """
     hits = chosen = owned = tokens = 0
     for number in range(videos):
@@ -143,8 +143,8 @@ def motion_clip(recipe: TokenizerRecipe, number: int) -> tuple[Tensor, Tensor]:
     data = recipe.data
     if (room := len(frames) - data.frames * data.stride) < 0:
         raise UserError(
-            f"the motion set's videos have {len(frames)} frames, and the recipe's clips span "
-            f"{data.frames * data.stride} (data.frames x data.stride): nothing to compare."
+            f"the motion set's videos have {len(frames)} frames, fewer than the "
+            f"{data.frames * data.stride} of the recipe's clips (data.frames x data.stride)."
         )
     shown = slice(room // 2, room // 2 + data.frames * data.stride, data.stride)
     crop = view_crop(frames.shape[1], frames.shape[2], data.size)
@@ -156,7 +156,7 @@ def motion_clip(recipe: TokenizerRecipe, number: int) -> tuple[Tensor, Tensor]:
 
 
 def untrained(recipe: TokenizerRecipe) -> Tokenizer:
-    """The same tokenizer as the run began with."""
+    """The tokenizer with the initial weights of the run."""
     torch.manual_seed(recipe.train.seed)
     return Tokenizer(recipe.patch, recipe.tokenizer).eval()
 

@@ -2,13 +2,13 @@
 
 <folder>/                           SHARDS/scores/NAME by default
   shard-000012.safetensors          of every video of shard 12: <key>.scores  t h w, float16
-                                    and, of a tokenizer,        <key>.codes   t h w, int32
-  scores.json                       what decided them, hash of every file; written last
+                                    with a tokenizer also       <key>.codes   t h w, int32
+  scores.json                       the `ScoreSpec`, the hash of every file; written last
 
-A video is its frames 0, stride, 2 stride, ..., fitted to the grid of tokens (transforms.py) and cut
-into windows of 16 that touch. t h w is the grid of the whole video, so h or w may be larger than a
-clip's. Videos that do not decode have no entry, but a reason. Every file names what decided its
-scores and the CRC-32 of its entries, so it is known of each video whether the pass has to score it.
+A video's frames 0, stride, 2 stride, ... are fitted to the grid of tokens (data/transforms.py) and
+cut into consecutive windows of 16. t h w is the grid of the whole video, so h or w may be larger
+than a clip's. Videos that do not decode have a reason instead of an entry. Every file has its spec
+and the CRC-32 of each entry, so the pass knows which videos it still has to score.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from safetensors.numpy import save
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.geometry import Triple
 from arvideo_ds.shards.manifest import AlteredError, ShardSet, each_in_threads
 from arvideo_ds.shards.store import open_store
 
 VERSION = 1
 SCORES = "scores.json"
-# Sampled frames of a window; windows touch.
+# Sampled frames of a window.
 WINDOW = 16
 # One key: safetensors writes several in no fixed order.
 _HEADER = "token_scores"
@@ -47,17 +48,17 @@ class _Record(BaseModel):
 
 
 class ScoreSpec(_Record):
-    """All that decides the scores of a shard set."""
+    """Everything that determines the scores of a shard set."""
 
     version: int = VERSION
     # Hash of the shards' manifest.
     manifest: str
     scorer: str
     settings: dict[str, Any]
-    # Hash of the tokenizer's weights, and levels of its codes, where there is one.
+    # Hash of the tokenizer's weights and levels of its codes, if there is one.
     tokenizer: str | None = None
     levels: tuple[int, ...] | None = None
-    # Sampled frames from one window to the next, and in one.
+    # Sampled frames from one window to the next, and in a window.
     hop: int = WINDOW
     window: int = WINDOW
     stride: int
@@ -65,14 +66,14 @@ class ScoreSpec(_Record):
     patch: Triple
 
     def times(self, num_frames: int) -> int:
-        """Times of a video's grid: those that hold one of its sampled frames."""
+        """Times of a video's grid: those with at least one of its sampled frames."""
         return -(-num_frames // (self.stride * self.patch[0]))
 
 
 class ScoreFile(_Record):
     """One shard's scores."""
 
-    # A file directly in the folder: nothing outside of it is ever opened.
+    # A file directly in the folder: nothing outside it is ever opened.
     name: str = Field(pattern=r"^[^/\\\x00]+\.safetensors$")
     bytes: int
     sha256: str
@@ -93,7 +94,7 @@ class ScoreContents(_Record):
 
 
 class ShardHeader(_Record):
-    """What a shard's file says of itself."""
+    """Metadata of a shard's file."""
 
     spec: ScoreSpec
     crc32: dict[str, int]
@@ -102,20 +103,20 @@ class ShardHeader(_Record):
 
 @dataclass(frozen=True)
 class VideoScores:
-    """Scores t h w (float16) of a video or a part of it and, where there are, codes t h w."""
+    """Scores t h w (float16) of a video or a part of it, and codes t h w if there are any."""
 
     scores: np.ndarray
     codes: np.ndarray | None = None
 
     def over(self, first: int, times: int) -> VideoScores:
-        """From time `first` on.
+        """The times from `first` on.
 
-        Beyond the video, where its last frame stands still, its last codes are repeated, and
-        nothing is worth more than the least of its tokens.
+        After the end of the video, where a clip repeats the last frame, codes are repeated and
+        scores are the lowest of the video.
         """
-        places, last = first + np.arange(times), len(self.scores) - 1
-        part = self._map(lambda values: values[np.minimum(places, last)])
-        part.scores[places > last] = self.scores.min()
+        indices, last = first + np.arange(times), len(self.scores) - 1
+        part = self._map(lambda values: values[np.minimum(indices, last)])
+        part.scores[indices > last] = self.scores.min()
         return part
 
     def within(self, row: int, column: int, height: int, width: int) -> VideoScores:
@@ -134,7 +135,7 @@ class VideoScores:
 class TokenScores:
     """A finished folder of scores (or its URL), read by (shard, key), in any process.
 
-    Errors: `UserError` where there is none or it is not finished.
+    Errors: `UserError` where the folder is missing or not finished.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -143,8 +144,8 @@ class TokenScores:
             text = store.newest(SCORES).read_bytes()
         except FileNotFoundError:
             raise UserError(
-                f"there are no finished token scores in {folder} (no {SCORES}). Make them, or go "
-                "on making them: python scripts/score_tokens.py --shards SHARDS --scorer NAME "
+                f"there are no finished token scores in {folder} (no {SCORES}). Make or complete "
+                "them: python scripts/score_tokens.py --shards SHARDS --scorer NAME "
                 f"--output {folder}"
             ) from None
         except OSError as error:
@@ -156,7 +157,7 @@ class TokenScores:
         self._store = store.of(self.hash)
 
     def require(self, shards: ShardSet, recipe: Recipe) -> None:
-        """Errors: `UserError` where the scores are of other shards or other tokens, or altered."""
+        """Errors: `UserError` where the scores are of other shards or tokens, or altered."""
         if self.spec.manifest != shards.hash:
             raise UserError(
                 f"data.scores={self.name} are scores of other shards than {shards.name}: manifest "
@@ -164,14 +165,14 @@ class TokenScores:
                 "those, or score these: python scripts/score_tokens.py --shards "
                 f"{shards.name} --scorer {self.spec.scorer}."
             )
-        asked = {
+        values = {
             "data.stride": (self.spec.stride, recipe.data.stride),
             "data.size": (self.spec.size, recipe.data.size),
             "model.patch": (self.spec.patch, recipe.patch),
         }
         wrong = [
-            f"{key} is {_said(there)} there and {_said(here)} in the recipe"
-            for key, (there, here) in asked.items()
+            f"{key} is {_shown(there)} there and {_shown(here)} in the recipe"
+            for key, (there, here) in values.items()
             if there != here
         ]
         if wrong:
@@ -181,22 +182,22 @@ class TokenScores:
             )
         if len(self.contents.files) != len(shards.manifest.shards):
             raise UserError(
-                f"{self.name}/{SCORES} names {len(self.contents.files)} files for "
+                f"{self.name}/{SCORES} lists {len(self.contents.files)} files for "
                 f"{len(shards.manifest.shards)} shards. Delete it and run score_tokens.py again, "
-                "which keeps the files that are whole."
+                "which keeps the intact files."
             )
 
     def check_sizes(self) -> None:
-        """Compare every file's size with scores.json, before any work begins."""
+        """Compare the size of every file with scores.json, before any work begins."""
         files = self.contents.files
         each_in_threads(
             lambda number: self._require_size(files[number]), len(files), f"sizes in {self.name}"
         )
 
     def read(self, shard: int, key: str) -> VideoScores | None:
-        """Scores of one video; None where it was not readable when the shards were scored.
+        """Scores of one video; None if it was not readable when the shards were scored.
 
-        Errors: `AlteredError` where they are not those once written.
+        Errors: `AlteredError` where they are not as written.
         """
         if key in self.contents.unreadable:
             return None
@@ -204,7 +205,7 @@ class TokenScores:
         return read_video(file, header, key, self._where(shard))
 
     def nothing(self, grid: Triple) -> VideoScores:
-        """What stands for the scores of a clip that did not decode."""
+        """Zeros, for a clip that did not decode."""
         codes = None if self.spec.levels is None else np.zeros(grid, np.int32)
         return VideoScores(np.zeros(grid, np.float16), codes)
 
@@ -221,11 +222,11 @@ class TokenScores:
             size = self._store.size(file.name)
         except OSError as error:
             raise UserError(f"cannot open {self.name}/{file.name}: {error}.") from None
-        if size not in (None, file.bytes):  # not every server says a size
+        if size not in (None, file.bytes):  # not every server reports a size
             raise UserError(
                 f"{self.name}/{file.name} has {size} bytes, {SCORES} says {file.bytes}: it was "
-                "truncated or altered. Copy it again, or run score_tokens.py again, which makes "
-                "it anew."
+                "truncated or altered. Copy it again, or run score_tokens.py again, which rewrites "
+                "it."
             )
 
     def _where(self, shard: int) -> str:
@@ -242,7 +243,7 @@ def open_scores(shards: ShardSet, recipe: Recipe) -> TokenScores | None:
 
 
 def hash_of_scores(recipe: Recipe) -> str | None:
-    """What identifies the scores of data.scores. Errors: as `TokenScores`."""
+    """The hash of data.scores, if there are any. Errors: as `TokenScores`."""
     return None if recipe.data.scores is None else TokenScores(recipe.data.scores).hash
 
 
@@ -251,7 +252,7 @@ def file_name(shard: int) -> str:
 
 
 def parse_contents(text: bytes, name: str) -> ScoreContents:
-    """Errors: `UserError` where it is no scores.json that this version reads."""
+    """Parse scores.json. Errors: `UserError` where it is damaged or of another version."""
     try:
         contents = ScoreContents.model_validate_json(text)
         if contents.spec.version == VERSION:
@@ -261,7 +262,7 @@ def parse_contents(text: bytes, name: str) -> ScoreContents:
         why = error.errors()[0]["msg"]
     raise UserError(
         f"{name}/{SCORES} cannot be read ({why}). Delete it and run score_tokens.py again, which "
-        "keeps the files that are whole."
+        "keeps the intact files."
     )
 
 
@@ -285,30 +286,30 @@ def file_bytes(spec: ScoreSpec, videos: Mapping[str, VideoScores | str]) -> byte
 
 
 def open_file(path: Path) -> tuple[Any, ShardHeader]:
-    """A shard's file, open, and its header. Errors: `AlteredError`; `OSError` where it is not."""
-    with path.open("rb"):  # a missing file is said so by Python, not by safetensors
+    """A shard's open file and its header. Errors: `AlteredError`; `OSError` if it is missing."""
+    with path.open("rb"):  # so that the operating system reports what is wrong, not safetensors
         pass
     try:
         file = safe_open(path, framework="numpy")
         return file, ShardHeader.model_validate_json((file.metadata() or {}).get(_HEADER, ""))
     except (SafetensorError, ValidationError) as error:
         why = str(error).partition("\n")[0]
-        raise AlteredError(f"{path.name} is no whole file of scores ({why})") from None
+        raise AlteredError(f"{path.name} is not an intact file of scores ({why})") from None
 
 
 def read_video(file: Any, header: ShardHeader, key: str, where: str) -> VideoScores:
-    """One video's entries. Errors: `AlteredError` where they are not those once written."""
+    """The entries of one video. Errors: `AlteredError` where they are not as written."""
     names = [f"{key}.scores", *([f"{key}.codes"] if header.spec.levels is not None else [])]
-    found = []
+    entries = []
     for name in names:
         values = _entry(file, name)
         if values is None or zlib.crc32(values.data) != header.crc32.get(name):
             raise AlteredError(
-                f"{name} in {where} is not what was once written; run score_tokens.py again, which "
-                "makes that file anew"
+                f"{name} in {where} was altered; run score_tokens.py again, which rewrites that "
+                "file"
             )
-        found.append(values)
-    return VideoScores(*found)
+        entries.append(values)
+    return VideoScores(*entries)
 
 
 def _entry(file: Any, name: str) -> np.ndarray | None:
@@ -321,9 +322,9 @@ def _entry(file: Any, name: str) -> np.ndarray | None:
 def stored(
     path: Path, spec: ScoreSpec, keys: Sequence[str]
 ) -> Iterator[tuple[str, VideoScores | str]]:
-    """Those of these videos that a shard's file holds intact: the scores, or why there are none.
+    """The videos with an intact entry in a shard's file: scores, or the reason why none.
 
-    Errors: `UserError` where it holds scores of another spec.
+    Errors: `UserError` where the file has scores of another spec.
     """
     try:
         file, header = open_file(path)
@@ -342,33 +343,32 @@ def stored(
 
 
 def require_same(before: ScoreSpec, now: ScoreSpec, folder: str) -> None:
-    """Errors: `UserError` that says in what two specs differ."""
+    """Errors: `UserError` with the differences of two specs."""
     was, is_now = before.model_dump(mode="json"), now.model_dump(mode="json")
     changed = [key for key in is_now if was[key] != is_now[key]]
     if changed:
         listed = "; ".join(
-            f"{_NAMES.get(key, key)} was {_said(was[key])}, is {_said(is_now[key])}"
+            f"{_NAMES.get(key, key)} was {_shown(was[key])}, is {_shown(is_now[key])}"
             for key in changed
         )
         raise UserError(
-            f"{folder} holds scores of other things ({listed}). Choose another --output, or score "
-            "with what it was begun with."
+            f"{folder} has scores of other settings ({listed}). Choose another --output, or use "
+            "the settings that it was started with."
         )
 
 
 def contents_of(folder: Path, spec: ScoreSpec, shards: ShardSet) -> ScoreContents:
-    """What scores.json is to say of the files, all of which are there."""
+    """The contents of scores.json, once every shard has its file."""
     files, unreadable = [], {}
     for shard, entry in enumerate(shards.manifest.shards):
         path = folder / file_name(shard)
-        data = path.read_bytes()
         _, header = open_file(path)
         unreadable.update(header.unreadable)
         files.append(
             ScoreFile(
                 name=path.name,
-                bytes=len(data),
-                sha256=hashlib.sha256(data).hexdigest(),
+                bytes=path.stat().st_size,
+                sha256=sha256_of(path),
                 videos=entry.samples - len(header.unreadable),
             )
         )
@@ -378,8 +378,8 @@ def contents_of(folder: Path, spec: ScoreSpec, shards: ShardSet) -> ScoreContent
 _NAMES = {"manifest": "the shards' manifest", "tokenizer": "the tokenizer"}
 
 
-def _said(value: Any) -> str:
-    """A value for people; of a hash the beginning."""
+def _shown(value: Any) -> str:
+    """A value for messages: the first digits of a hash, else JSON."""
     if isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2:
         return value[:12]
     return json.dumps(value)

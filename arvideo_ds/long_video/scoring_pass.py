@@ -1,14 +1,14 @@
-"""The scoring pass: shards -> windows -> scores of every token, one file a shard.
+"""The scoring pass: shards -> windows -> scores of every token, one file per shard.
 
-Rank r of R scores every R-th shard from r on; no rank talks to another or waits for it. A shard's
-file is written once all its videos are through, or where the pass ends before, to a temporary name,
-synced, renamed; videos that stand in a file are kept, so the same command goes on. The rank that
-ends last, and so finds all files there, writes scores.json.
+Rank r of R scores shards r, r + R, ...; ranks neither communicate nor wait for each other. A
+shard's file is written atomically when all its videos are done, or when the pass ends before; the
+videos in it are kept, so the same command continues. The rank that ends last finds all files there
+and writes scores.json.
 
-What a file holds at last is a function of its shard and the spec alone, so neither ranks, workers
-nor interruptions change a byte (on one kind of machine). A video without scores has a reason that
-is true of the video: it does not decode, or a score is no finite number. That one hung or died says
-nothing of the kind: it is tried once more, and then the next pass tries it.
+The final bytes of a file are a function of its shard and the spec alone: ranks, workers and
+interruptions change nothing (on one kind of machine). A video is without scores only for a reason
+in the video itself: it does not decode, or a score is not finite. A process that hangs or dies is
+no such reason: the video is tried once more, and again by the next pass.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ Task = tuple[int, int]
 
 @dataclass(frozen=True)
 class ScoringJob:
-    """What `score_shards` is to do.
+    """The arguments of `score_shards`.
 
-    timeout_s: longest time from one window of a video to the next. leave_out_failed: videos that
-    hung or died twice are recorded as those that do not decode.
+    timeout_s: longest time from one window of a video to the next. leave_out_failed: record videos
+    that hung or died twice like those that do not decode.
     """
 
     shards: ShardSet
@@ -79,21 +79,21 @@ class ScoringJob:
         return [sample.key for sample in self.shards.index(shard).samples]
 
     def lacking(self, shard: int) -> list[str]:
-        """The videos that its file does not hold.
+        """The videos that are missing in its file.
 
-        Errors: `UserError` where that is of another spec.
+        Errors: `UserError` where the file is of another spec.
         """
         keys = self.keys(shard)
-        there = {key for key, _ in stored(self.path(shard), self.spec, keys)}
-        return [key for key in keys if key not in there]
+        present = {key for key, _ in stored(self.path(shard), self.spec, keys)}
+        return [key for key in keys if key not in present]
 
 
 @dataclass(frozen=True)
 class ScoringReport:
     """What one rank did.
 
-    failed: videos that hung or died twice, and how. lacking: where this rank was the last one, the
-    videos of all ranks that have no scores yet; contents: of scores.json, where it has all.
+    failed: videos that hung or died twice, and how. If this rank was the last one: lacking, the
+    videos of all ranks without scores; or contents, of the scores.json that it wrote.
     """
 
     new_videos: int
@@ -112,7 +112,7 @@ def make_spec(
     size: tuple[int, int],
     patch: tuple[int, int, int],
 ) -> ScoreSpec:
-    """All that decides the scores of these shards."""
+    """Everything that determines the scores of these shards."""
     return ScoreSpec(
         manifest=shards.hash,
         scorer=scorer.name,
@@ -154,9 +154,9 @@ def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -
 def read_windows(job: ScoringJob, task: Task) -> Iterator[Piece]:
     """The windows of a video, one by one.
 
-    Decoded at once are as many as `_DECODED_BYTES` hold at the video's own size, which the first
-    one shows, and one at least. Errors: `RejectedError` where it does not decode; `AlteredError`
-    where the shard does not hold it any more, and `MemoryError`, which say nothing of the video.
+    As many as fit into `_DECODED_BYTES` at the video's own size are decoded at a time; the first
+    one is decoded alone and shows the size. Errors: `RejectedError` where the video does not
+    decode; `AlteredError` where the shard was altered, and `MemoryError`.
     """
     shard, member = task
     sample = job.shards.index(shard).samples[member]
@@ -164,17 +164,17 @@ def read_windows(job: ScoringJob, task: Task) -> Iterator[Piece]:
     video = job.shards.read(shard, sample)
     first, count = 0, 1
     while first < len(windows):
-        wanted = windows[first : first + count]
-        frames = _decoded(job, video, wanted.ravel())
-        for number, window in enumerate(np.split(frames, len(wanted)), first):
+        chosen = windows[first : first + count]
+        frames = _decoded(job, video, chosen.ravel())
+        for number, window in enumerate(np.split(frames, len(chosen)), first):
             fitted = fit_to_grid(window, job.spec.size, job.spec.patch[1:])
             yield Piece(sample.key, number, fitted[None])
         first, count = first + count, max(1, _DECODED_BYTES // window.nbytes)
 
 
-def _decoded(job: ScoringJob, video: bytes, wanted: np.ndarray) -> np.ndarray:
+def _decoded(job: ScoringJob, video: bytes, indices: np.ndarray) -> np.ndarray:
     try:
-        return decode(job.decoder, video, wanted)
+        return decode(job.decoder, video, indices)
     except DecodeError as error:
         if error.kind.endswith("MemoryError"):  # NumPy and PyAV have their own
             raise MemoryError(error.message) from None
@@ -311,20 +311,20 @@ def _joined(parts: list[np.ndarray], times: int) -> np.ndarray:
 
 
 def _finish(job: ScoringJob, worked: bool) -> tuple[list[str], ScoreContents | None]:
-    """What the last rank does: scores.json, or which videos have no scores yet.
+    """Write scores.json if this rank is the last one; else, which videos have no scores yet.
 
-    Whoever looks here has written its own files, so the last one finds all there. worked: a rank
-    that had nothing to do is not the last one as long as videos are lacking; others are on them.
+    Every rank has written its own files before, so the last one finds all files. worked: whether
+    this rank had anything to do; if not, missing videos are those of ranks that are still running.
     """
     shards = range(len(job.shards.manifest.shards))
-    # First without reading: most ranks end before the others.
+    # Existence first: most ranks end before the last one.
     if not all(job.path(shard).exists() for shard in shards):
         return [], None
     lacking = [key for shard in shards for key in job.lacking(shard)]
     if lacking:
         return lacking if worked else [], None
     contents = contents_of(job.output, job.spec, job.shards)
-    # Ranks that end at the same moment both write it, with the same bytes.
+    # Ranks that end at the same moment all write it, with the same bytes.
     own = job.output / f"{SCORES}.{job.rank}"
     write_bytes(own, dump_json(contents))
     own.rename(job.output / SCORES)

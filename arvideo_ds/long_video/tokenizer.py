@@ -1,13 +1,13 @@
 """The adaptive tokenizer of LVMAE on one page: a clip as codes, and which of them matter.
 
     encode     3D convolutions shrink the clip to the token grid; a few numbers for each token
-    score      how much each token changes from the one before (importance.py)
+    score      how much each token changes from one time to the next (importance.py)
     choose     the k most important tokens stay, the other latents become 0 (top_k.py)
     quantise   each number is rounded to one of a few levels: a token is one of the codes (FSQ)
     decode     3D convolutions grow the clip again
 
-Which tokens are needed to decode the clip is what the scorer learns. Source: LVMAE (arXiv
-2411.13683), section 3; network after MAGVIT (arXiv 2212.05199), appendix; FSQ (arXiv 2309.15505).
+The scorer learns which tokens are needed to decode the clip. Source: LVMAE (arXiv 2411.13683),
+section 3; network after MAGVIT (arXiv 2212.05199), appendix; FSQ (arXiv 2309.15505).
 
 B clips, T H W frames and pixels, t h w token grid, N tokens, D numbers of a latent.
 """
@@ -34,13 +34,13 @@ from arvideo_ds.models.cubes import unit_pixels
 from arvideo_ds.models.weight_files import load_state, read_weights
 from arvideo_ds.runs import run_folder
 
-# MAGVIT's groups; with fewer channels in each, a norm would take a clip's brightness off.
+# MAGVIT's groups; with fewer channels per group, a norm would remove a clip's brightness.
 _GROUPS, _GROUP_CHANNELS = 32, 4
 
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """pixels: B T H W 3, float32, about 0..1. codes: B t h w, int64, of all tokens, none left out.
+    """pixels: B T H W 3, float32, about 0..1. codes: B t h w, int64, of all tokens.
     kept: B t h w, how much of each latent the decoder got, 0..1."""
 
     pixels: Tensor
@@ -60,10 +60,10 @@ class Tokenizer(nn.Module):
         self.decoder = ConvDecoder(patch, settings)
 
     def forward(self, clips: Tensor, keys: Tensor | None = None) -> Reconstruction:
-        """Clips B T H W 3 (uint8, or floating 0..1) through the chosen tokens and back.
+        """Encode clips B T H W 3 (uint8, or floating 0..1) and decode them from the chosen tokens.
 
-        keys: int64, B; they decide the noise under which tokens are chosen while training. Without
-        them the choice is the k best, exactly. The first time always stays.
+        keys: int64, B; they determine the noise under which tokens are chosen in training. Without
+        them exactly the k best are chosen. The tokens of the first time are always kept.
         """
         pixels = centred(clips)
         latents = self.encoder(pixels)
@@ -74,7 +74,7 @@ class Tokenizer(nn.Module):
         return Reconstruction(self.decoder(quantized), codes, kept)
 
     def choose(self, scores: Tensor, keys: Tensor | None) -> Tensor:
-        """How much of each token stays, B t h w, from the importance of the later ones."""
+        """How much of each token is kept, B t h w. scores: importance from the second time on."""
         batch, later, rows, columns = scores.shape
         grid = (later + 1, rows, columns)
         k = self.settings.kept(Geometry.whole(grid, (1, 1, 1))) - rows * columns
@@ -92,7 +92,7 @@ class Tokenizer(nn.Module):
         """Importance (float32, larger = more) and code (int64) of every token: each B t h w.
 
         windows: B T H W 3, uint8, such as 16 frames. The first time has no earlier one and takes
-        the second's importance. Codes are of the unmasked latents.
+        the importance of the second. Codes are those of the unmasked latents.
         """
         pixels = centred(windows)
         scores = self.scorer(pixels)
@@ -100,9 +100,9 @@ class Tokenizer(nn.Module):
         return torch.cat([scores[:, :1], scores], dim=1), codes
 
     def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """B D t h w -> the same rounded, and their codes B t h w."""
+        """Latents B D t h w -> the same rounded, and their codes B t h w."""
         grid = latents.shape[2:]
-        # In two axes FSQ takes them as they are; its own reshaping guesses what is a picture.
+        # FSQ leaves this shape alone; it would guess the meaning of more axes.
         flat, codes = self.quantizer(rearrange(latents, "b d t h w -> b (t h w) d"))
         quantized = rearrange(flat, "b (t h w) d -> b d t h w", t=grid[0], h=grid[1], w=grid[2])
         return quantized, codes.long().unflatten(1, grid)
@@ -115,7 +115,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         widths = _widths(settings)
         self.entry = _conv(CHANNELS, widths[0])
-        # In one list, so that activation checkpointing and compilation find them (engine/build.py).
+        # One list, so that activation checkpointing and compilation find them (engine/build.py).
         self.blocks = nn.ModuleList(_residuals(widths[0], widths[0], settings.blocks))
         for stride, (before, width) in zip(
             halvings(patch), itertools.pairwise(widths), strict=True
@@ -158,7 +158,7 @@ class ConvDecoder(nn.Module):
 
 
 class Residual(nn.Module):
-    """Pre-activation: norm, swish, convolution, twice; the shortcut changes the width alone."""
+    """Pre-activation: norm, swish, convolution, twice; the shortcut only changes the width."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -180,13 +180,13 @@ class Downsample(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        # Not PyTorch's average pooling, which knows no bfloat16 on a CPU.
+        # PyTorch's average pooling has no bfloat16 on a CPU.
         t, h, w = self.stride
         return reduce(x, "b c (t p) (h q) (w r) -> b c t h w", "mean", p=t, q=h, r=w)
 
 
 class Upsample(nn.Module):
-    """Every voxel repeated, then a convolution."""
+    """Repeats every voxel, then a convolution."""
 
     def __init__(self, width: int, stride: Triple) -> None:
         super().__init__()
@@ -198,7 +198,7 @@ class Upsample(nn.Module):
 
 
 def centred(clips: Tensor) -> Tensor:
-    """Clips B T H W 3 as the networks see them: B 3 T H W, float32, -1..1."""
+    """Clips B T H W 3 as the input of the networks: B 3 T H W, float32, -1..1."""
     return rearrange(2 * unit_pixels(clips) - 1, "b t h w c -> b c t h w")
 
 

@@ -1,9 +1,8 @@
-"""Choosing the k best of n so that the choice can be learnt: perturbed top-k, mask-only form.
+"""A differentiable choice of the k best of n: perturbed top-k, of which only the mask is computed.
 
 The mean over noise of "is it among the k best?" is a smooth function of the scores, and its
 gradient is an expectation too (Berthet et al. 2020, arXiv 2002.08676; for patches, Cordonnier et
-al. 2021, arXiv 2104.03059). The mask alone is kept, never the k x n matrix of who stands at which
-place.
+al. 2021, arXiv 2104.03059). The k x n matrix of ranks is never built.
 
 B clips, n items, k of them kept.
 """
@@ -19,12 +18,12 @@ from torch import Tensor
 from arvideo_ds.models.draws import random_normals
 
 _PURPOSE = 16
-# Numbers of a clip's noise at a time: bounds the memory.
+# Numbers of a clip's noise that are drawn at a time, which bounds the memory.
 _CHUNK = 2**16
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """True at the k largest of the last axis, exactly k also where scores are equal."""
+    """True at the k largest of the last axis; exactly k, also where scores are equal."""
     chosen = scores.topk(k, dim=-1, sorted=False).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, value=True)
 
@@ -32,10 +31,10 @@ def top_k(scores: Tensor, k: int) -> Tensor:
 def perturbed_top_k(scores: Tensor, k: int, keys: Tensor, *, samples: int, sigma: float) -> Tensor:
     """Mean over `samples` of the k largest of scores + sigma x noise: B n float32, sum k.
 
-    scores: B n; sigma is in their unit. keys: int64, B; they alone decide the noise (normal), which
-    is drawn again in the backward pass and not kept. The gradient is the unbiased estimate
-    mean over samples of (g . (mask - mask without noise)) noise / sigma: what is taken off has no
-    mean, as noise has none, and most of the variance.
+    scores: B n; sigma is in their unit. keys: int64, B; they alone determine the noise (normal),
+    which is drawn again in the backward pass instead of being kept. The gradient is the unbiased
+    estimate: mean over samples of (g . (mask - mask without noise)) noise / sigma. Subtracting the
+    mask without noise leaves the mean as it is and removes most of the variance.
     """
     return _PerturbedTopK.apply(scores.float(), k, keys, samples, sigma)
 
@@ -65,7 +64,7 @@ class _PerturbedTopK(torch.autograd.Function):
 
 
 def _noise(keys: Tensor, samples: int, size: int) -> Iterator[Tensor]:
-    """Standard normal noise, B s n, a few samples at a time."""
+    """Standard normal noise, B s n, for a few samples at a time."""
     step = max(1, _CHUNK // size)
     for first in range(0, samples, step):
         count = min(step, samples - first)

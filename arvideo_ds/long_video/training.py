@@ -1,4 +1,4 @@
-"""Training the adaptive tokenizer: how far the decoded clip is from the clip."""
+"""Training the adaptive tokenizer: the distance of the decoded clip from the clip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from arvideo_ds.models.cubes import unit_pixels
 class TrainTokenizer(nn.Module):
     """While training the mean loss over clips that decoded (0 if none did), else reconstructions.
 
-    The scorer has no loss of its own: it learns through which tokens the decoder was given.
+    The network that scores tokens has no loss of its own: its gradient is that of the choice of
+    the tokens that the decoder gets.
     """
 
     def __init__(self, recipe: TokenizerRecipe) -> None:
