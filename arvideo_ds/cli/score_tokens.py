@@ -163,14 +163,14 @@ def clip_shape(
         return recipe.data.stride, recipe.data.size, recipe.patch
     if args.overrides:
         raise UserError(f"'{args.overrides[0]}' is a setting of a recipe; give --recipe as well.")
-    stride = _STRIDE if args.stride is None else args.stride
-    sides = list(_SIZE) if args.size is None else args.size
-    patch = _PATCH if args.patch is None else (args.patch[0], args.patch[1], args.patch[2])
-    if stride < 1:
-        raise UserError(f"--stride {stride} must be at least one frame.")
+    require_at_least(1, args, "stride")
+    stride = args.stride or _STRIDE
+    sides = args.size or _SIZE
     if len(sides) > 2:
         raise UserError(f"--size takes one number or two, rows and columns, not {len(sides)}.")
     size = (sides[0], sides[-1])
+    frames, rows, columns = args.patch or _PATCH
+    patch = (frames, rows, columns)
     if patch[0] < 1:
         raise UserError(f"--patch {list(patch)}: a token has at least one frame.")
     _ = Geometry.whole((patch[0], *size), patch)
