@@ -9,7 +9,6 @@ from typing import Any
 from arvideo_ds.ablation.cell import Cell
 from arvideo_ds.ablation.grid import UNTRAINED, Ablation, Plan, Row, Variant
 from arvideo_ds.ablation.ranking import Spread, compare, verdict
-from arvideo_ds.planning.plan import dropped_share
 
 # Key of a cell's result: how people call it.
 MEASURES = {"linear": "linear probe", "knn": "nearest neighbours"}
@@ -59,7 +58,7 @@ def _ablation(
 
 def _row(row: Row, variant: Variant, found: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
     results = found.get(variant.name, [])
-    dropped = dropped_share(variant.settings)
+    dropped = variant.settings.counts.dropped_share
     return {
         "name": row.name,
         "note": row.note,

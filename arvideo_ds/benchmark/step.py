@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.benchmark.rows import PAPER, Row
 from arvideo_ds.benchmark.variants import attention_of, embed_all_tokens
-from arvideo_ds.config import PretrainRecipe, Recipe
+from arvideo_ds.config import Recipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.peak import Peak
@@ -97,7 +97,7 @@ def random_batch(recipe: Recipe, size: int, device: torch.device) -> Batch:
     keys = torch.arange(size, device=device)
     valid = torch.ones(size, dtype=torch.bool, device=device)
     labels = torch.zeros_like(keys)
-    if not (isinstance(recipe, PretrainRecipe) and recipe.objective.needs_scores(recipe.decoder)):
+    if not recipe.needs_scores:
         return Batch(clips, keys, labels, valid)
     tokens = (size, recipe.geometry.num_tokens)
     scores = torch.rand(tokens, device=device, generator=generator)

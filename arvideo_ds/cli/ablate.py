@@ -28,7 +28,7 @@ from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, command
 from arvideo_ds.files.atomic import write_json, write_text
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards import synthetic_sets
-from arvideo_ds.train.settle import sets_to_make
+from arvideo_ds.tasks import task_of
 from arvideo_ds.version import git_commit
 
 # Cells are many and small: nothing is gained by sharing optimiser states, and on a CPU ZeRO 2 takes
@@ -67,7 +67,7 @@ def main() -> int:
     )
     if args.cell is not None:
         return run_cell(cells[args.cell])
-    for name in sets_to_make(plan.base):
+    for name in task_of(plan.base).sets_to_make():
         synthetic_sets.ensure(name)
     data, chance = judged_on(plan.base, plan.grid.probe_videos)
     for cell in cells:

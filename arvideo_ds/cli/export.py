@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, add_weights
+from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import command
 from arvideo_ds.exports.formats import FORMATS, UNSPECIFIED
 from arvideo_ds.runs import run_folder
@@ -35,7 +36,7 @@ def main() -> None:
         help="of the weights, for the model card, such as cc-by-nc-4.0; default %(default)s",
     )
     args = parser.parse_args()
-    recipe = run_folder.read_recipe(args.run, *run_folder.WITH_ENCODER)
+    recipe = run_folder.read_recipe(args.run, EncoderRecipe)
     weights = run_folder.choose_weights(args.run, args.weights)
     # Only now: torch takes seconds to load.
     from arvideo_ds.exports.export import export

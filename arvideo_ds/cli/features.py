@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from arvideo_ds.arguments import CommandParser, add_weights, from_arguments, require_at_least
+from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, command
 from arvideo_ds.evaluation.feature_files import WRITERS, require_format
 from arvideo_ds.evaluation.stop import Stop
@@ -76,7 +77,7 @@ def main() -> int:
     from arvideo_ds.evaluation.feature_folder import INDEX
 
     run_folder.require_own(args.output, INDEX)
-    recipe = run_folder.read_recipe(args.model, *run_folder.WITH_ENCODER)
+    recipe = run_folder.read_recipe(args.model, EncoderRecipe)
     weights = run_folder.WEIGHTS[run_folder.choose_weights(args.model, args.weights)]
     listing = list_videos(args.input, videos=args.videos, skip_bad_rows=args.skip_bad_rows)
     print(f"{args.input}: {len(listing.videos):,} videos", flush=True)

@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, add_deepspeed, add_overrides, require_positive
-from arvideo_ds.config import Recipe, TokenizerRecipe, load_recipe
+from arvideo_ds.config import EncoderRecipe, Recipe, load_recipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.planning.memory import Strategy
 from arvideo_ds.planning.text import advise, as_document, print_advice
@@ -33,13 +33,13 @@ def main() -> None:
     add_overrides(parser)
     args = parser.parse_intermixed_args()
     require_positive(args, "gpus", "gpu_memory_gib", "tflops", "bandwidth_gb_s")
-    if isinstance(load_recipe(args.recipe, args.overrides, Recipe), TokenizerRecipe):
+    if load_recipe(args.recipe, args.overrides, Recipe).transformer is None:
         raise UserError(
             f"{args.recipe} trains a tokenizer: what its convolutions keep in memory is not "
             "modelled. `arvideo tokenizer --dry_run` prints its plan without memory."
         )
     options = Options(args.recipe, args.deepspeed_config, args.overrides)
-    settings = settle(options, Recipe, world_size=args.gpus)
+    settings = settle(options, EncoderRecipe, world_size=args.gpus)
     advice = advise(
         Path(args.recipe).stem,
         args.deepspeed_config.name,

@@ -4,21 +4,23 @@ Owns the recipe schema, the size table, and loading with overrides.
 Must not know torch, files of video, ranks or DeepSpeed: reading a recipe is instant anywhere.
 """
 
+from arvideo_ds.config.detect import DetectRecipe
+from arvideo_ds.config.finetune import FinetuneRecipe
 from arvideo_ds.config.load import load_recipe, recipe_names
-from arvideo_ds.config.schema import (
-    DetectRecipe,
-    FinetuneRecipe,
-    PretrainRecipe,
-    Recipe,
-    TokenizerRecipe,
-)
+from arvideo_ds.config.pretrain import PretrainRecipe
+from arvideo_ds.config.schema import RECIPES, EncoderRecipe, Recipe
+from arvideo_ds.config.tokenizer import TokenizerRecipe
+from arvideo_ds.config.transfer import TransferRecipe
 
 __all__ = [
+    "RECIPES",
     "DetectRecipe",
+    "EncoderRecipe",
     "FinetuneRecipe",
     "PretrainRecipe",
     "Recipe",
     "TokenizerRecipe",
+    "TransferRecipe",
     "load_recipe",
     "recipe_names",
 ]

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from arvideo_ds.config.objectives import OBJECTIVES, BaseObjective
-from arvideo_ds.config.schema import RECIPES, PretrainRecipe, Recipe
+from arvideo_ds.config.pretrain import PretrainRecipe
+from arvideo_ds.config.schema import RECIPES, Recipe
 from arvideo_ds.errors import UserError
 
 # Keys of the file format itself, beside the recipe's sections.
@@ -74,14 +75,10 @@ def validate(tree: Mapping[str, Any], origin: str, kind: type[Recipe] = Pretrain
     if schema is None:
         raise UserError(f"{origin}: task={task!r}; it is one of: {', '.join(RECIPES)}.")
     if not issubclass(schema, kind):
-        what, script = what_and_script(str(task))
-        raise UserError(f"{origin} is to {what}; start it with scripts/{script}.py.")
+        raise UserError(
+            f"{origin} is to {schema.purpose}; start it with scripts/{schema.script}.py."
+        )
     return parse(schema, tree, origin)
-
-
-def what_and_script(task: str) -> tuple[str, str]:
-    """What a run of a task is there to do, and the script that starts it."""
-    return ("train a tokenizer", "train_tokenizer") if task == "tokenizer" else (task, task)
 
 
 def parse(schema: type[AnySchema], tree: object, origin: str) -> AnySchema:

@@ -23,6 +23,8 @@ from arvideo_ds.registry import Registry
 # on part of the tokens then estimates that on all of them. The others are biased on purpose.
 # "scores" are those of data.scores.
 Rule = Literal["random", "uniform", "running_cell", "scores"]
+# A larger difference between the share that is asked for and what is dropped is worth a note.
+_SHARE_OF_WRONG_RATIO = 0.03
 
 
 class DecoderSettings(Settings):
@@ -43,6 +45,9 @@ class TokenCounts:
     encoded: int
     decoded: int
     predicted: int
+    # Share of the tokens that the encoder could see and that are dropped, where an objective drops
+    # whole tokens of clusters.
+    dropped_share: float | None = None
 
 
 class BaseObjective(Settings, ABC):
@@ -81,6 +86,10 @@ class BaseObjective(Settings, ABC):
     def needs_scores(self, decoder: DecoderSettings) -> bool:  # noqa: ARG002
         """Whether each clip must come with the scores (and codes) of its tokens in data.scores."""
         return False
+
+    def notes(self, geometry: Geometry) -> list[str]:  # noqa: ARG002
+        """What is allowed and hardly meant, for people."""
+        return []
 
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:  # noqa: ARG002
         """Raise `UserError` for settings that contradict each other."""
@@ -145,11 +154,22 @@ class ArvideoSettings(BaseObjective):
             encoded=len(self.encoded_steps(geometry)) * self.kept(geometry),
             decoded=queries,
             predicted=queries,
+            dropped_share=round(self.effective_drop_ratio(geometry), 4),
         )
 
     def decoder_shape(self, size: Size, decoder: DecoderSettings) -> DecoderShape:
         shape = super().decoder_shape(size, decoder)
         return replace(shape, crosses=True, self_attention=decoder.self_attention)
+
+    def notes(self, geometry: Geometry) -> list[str]:
+        dropped = round(self.effective_drop_ratio(geometry), 4)
+        if abs(dropped - self.drop_ratio) <= _SHARE_OF_WRONG_RATIO:
+            return []
+        return [
+            f"objective.drop_ratio={self.drop_ratio:g} drops {dropped:.1%} of the tokens: of each "
+            f"cluster of {geometry.cluster_size} token(s) a whole number stays, at least one. "
+            "objective.drop=clusters drops whole clusters instead."
+        ]
 
     def needs_scores(self, decoder: DecoderSettings) -> bool:
         return decoder.target_rule == "scores"

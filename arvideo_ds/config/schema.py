@@ -1,6 +1,6 @@
-"""What a recipe may say, and every default, once.
+"""The sections that all recipes have, and what every recipe answers.
 
-Of the objective they stand in objectives.py, of the tokenizer in tokenizer.py.
+Each task has a file beside this one; objectives of pretraining are in objectives.py.
 """
 
 from __future__ import annotations
@@ -13,21 +13,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
-from arvideo_ds.config.objectives import (
-    ArvideoSettings,
-    DecoderSettings,
-    ObjectiveSettings,
-    TokenCounts,
-)
+from arvideo_ds.config.objectives import TokenCounts
 from arvideo_ds.config.settings import NonNegative, Positive, PositiveTriple, Settings, Share
-from arvideo_ds.config.sizes import BACKBONES, TUBELET, DecoderShape, EncoderSpec, Size
-from arvideo_ds.config.tokenizer import (
-    CubeSettings,
-    TokenizerEvaluationSettings,
-    TokenizerSettings,
-)
+from arvideo_ds.config.sizes import BACKBONES, TUBELET, EncoderSpec, Size
+from arvideo_ds.config.transformer import Transformer
 from arvideo_ds.errors import UserError
-from arvideo_ds.geometry import Geometry, Triple, num_kept
+from arvideo_ds.geometry import Geometry, Triple
+from arvideo_ds.registry import Registry
 
 
 class ModelSettings(Settings):
@@ -178,168 +170,6 @@ class TrainSettings(Settings):
     stall_s: Annotated[int, Field(ge=1, le=1500)] = 600
 
 
-class TransferSettings(Settings):
-    """How a pretrained encoder is taken over and trained on; defaults of VideoMAE for ViT-B."""
-
-    # Weights to begin with: a run folder, an exported encoder, a public checkpoint (--init-from).
-    # None trains from scratch.
-    init_from: str | None = None
-    # Table of positions: "recomputed" for the clip's own token grid, or "interpolated" from that of
-    # the clips that the encoder was pretrained on (models/positions.py). None = interpolated where
-    # those are known and have another grid; a run's own recipe.yaml says which it became.
-    positions: Literal["recomputed", "interpolated"] | None = None
-    # Frames, height and width of those clips; read from --init-from where it says so.
-    pretrained_clip: PositiveTriple | None = None
-    # The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i).
-    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
-    # Stochastic depth: share of the last block's branches that are left out.
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    # Moving average of the weights, saved beside them; such as 0.9999.
-    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
-
-
-class FinetuneSettings(TransferSettings):
-    """How a classifier is trained on labels; defaults of VideoMAE for ViT-B on Kinetics-400."""
-
-    # Classes that the plan counts with until the shards are there.
-    num_classes: Positive | None = None
-    # Label sets of the shards that are learnt together, such as [verb, noun]: a linear layer each,
-    # the loss is their sum. None = the one label of each sample.
-    heads: tuple[str, ...] | None = None
-    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    # Dropout between the pooled, normalised feature and the linear layer while training. VideoMAE's
-    # --fc_drop_rate (0.5 for ViT-H on Kinetics-400 and ViT-B on UCF101), V2's --head_drop_rate.
-    head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Clips of a micro-batch are mixed in pairs; the share is drawn from Beta(a, a), 0 = never.
-    # With both, each micro-batch takes one of them.
-    mixup: Annotated[float, Field(ge=0)] = 0.8
-    cutmix: Annotated[float, Field(ge=0)] = 1.0
-    # Share of the places of the picture that are left out at all times while training (random
-    # tubes); a test sees all tokens.
-    drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # What is classified: the mean of the tokens, or what one class-attention layer reads of them.
-    pooling: Literal["mean", "attention"] = "mean"
-
-    @property
-    def mixes(self) -> bool:
-        """Whether clips are mixed in pairs."""
-        return bool(self.mixup or self.cutmix)
-
-    @field_validator("heads", mode="before")
-    @classmethod
-    def _a_list(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            raise ValueError("must be a list of label sets, such as [verb, noun]")
-        return value
-
-
-class DetectSettings(TransferSettings):
-    """How the actions in boxes are learnt.
-
-    Runs that were trained before a key existed had what is its default; the official settings of
-    the published figure are in recipes/ava, each with its source in docs/detection.md.
-    """
-
-    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    # Actions are numbered 1..num_actions; one logit each.
-    num_actions: Positive = 80
-    # The file of boxes that the shards were made from (ava_train_v2.2.csv).
-    annotations: str | None = None
-    # "all": boxes of the annotations, and those of `detections` where given. "annotated": boxes of
-    # the annotations alone; `detections` is refused.
-    train_on: Literal["all", "annotated"] = "all"
-    # Boxes of a person detector, which are trained on beside those of the annotations: a CSV of
-    # video_id, second, x1, y1, x2, y2, [anything,] score. Those below min_score are left out.
-    detections: str | None = None
-    min_score: Share = 0.9
-    # A detected box has the actions of the annotated one that it overlaps most, from this IoU on;
-    # below, it has none.
-    match_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
-    # Boxes that the crop does not show: "dropped", or "kept" with their actions, as a line on the
-    # edge of the clip that is nearest.
-    outside: Literal["dropped", "kept"] = "dropped"
-    # How far each side of a training box moves at most, uniformly, as shares of the box: left and
-    # right outwards, inwards, then top and bottom outwards, inwards.
-    jitter: tuple[Share, Share, Share, Share] = (0.0, 0.0, 0.0, 0.0)
-    # Where the norm between encoder and head is: "pooled" normalises what is read of each box and
-    # has no final norm in the encoder; "tokens" is the encoder's own pretrained final norm alone.
-    norm: Literal["pooled", "tokens"] = "pooled"
-    # RoIAlign with cell centres at half a token (torchvision's aligned=True), or without the shift.
-    roi_aligned: bool = True
-
-
-class EvaluationSettings(Settings):
-    """Labelled shards that a fine-tuned model is judged on while training and afterwards."""
-
-    shards: str | None = None
-    # Epochs between validations (one view a video); the best weights so far are kept.
-    every_epochs: Annotated[float, Field(gt=0)] = 1.0
-    # Temporal x spatial views of the test after training.
-    views: tuple[Positive, Positive] = (2, 3)
-    # Clips per rank and forward pass; a video's views stay together.
-    batch: Positive = 48
-
-
-class DetectEvaluationSettings(Settings):
-    """What frame mAP is measured on, while training and afterwards."""
-
-    shards: str | None = None
-    # The file of boxes that these shards were made from (ava_val_v2.2.csv): the ground truth.
-    annotations: str | None = None
-    # Detected boxes, as in `detect`; None judges the actions in the boxes of the ground truth.
-    detections: str | None = None
-    min_score: Share = 0.8
-    # Seconds that do not count (ava_val_excluded_timestamps_v2.2.csv).
-    excluded: str | None = None
-    # Label map of the evaluated actions (.pbtxt); None are AVA's 60.
-    action_list: str | None = None
-    every_epochs: Annotated[float, Field(gt=0)] = 1.0
-    # Crops along the longer side; a box is judged in the one that shows most of it.
-    views: Positive = 3
-    # Instead of crops the whole frame, its shorter side of so many pixels, filled up to a multiple
-    # of the patch. Frames differ in shape, so each goes through the model alone.
-    short_side: Positive | None = None
-    # Clips per rank and forward pass; 1 where `short_side` is given.
-    batch: Positive = 24
-    # By what share of its width and height a box grows, half of it at each side, before the model
-    # reads it; the box that is judged stays.
-    extend: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
-    # A row's score is the probability of the action times the score of the box in `detections`.
-    person_score: bool = False
-    # Which mAP chooses the best weights: "map" counts the 50 best rows of a keyframe (ActivityNet),
-    # "map_uncapped" counts all. Both are reported.
-    best_by: Literal["map", "map_uncapped"] = "map"
-
-    @property
-    def crops(self) -> int:
-        """Clips of a keyframe in a test."""
-        return self.views if self.short_side is None else 1
-
-    @property
-    def keyframes(self) -> int:
-        """Keyframes per rank and forward pass of a test."""
-        return self.batch // self.views if self.short_side is None else 1
-
-
-class ProbeSettings(Settings):
-    """Labelled shards on which scripts/probe.py judges the frozen encoder, and by what.
-
-    features: how the tokens of a clip become one vector, a name in evaluation/probes.py `POOLINGS`:
-    `mean` of all tokens, or their `change`: the mean of the later half of the times less the mean
-    of the earlier half, which drops what does not move; or their `course`: the means of 8 spans of
-    the times side by side, less the mean of all. clips: so many, spread over the video, of which
-    the mean counts; the central one where it is 1.
-    """
-
-    # Checked when a run or a probe starts: a run is of use without the plugin that has its pooling.
-    features: str = "mean"
-    clips: Annotated[int, Field(ge=1)] = 1
-    train_shards: str | None = None
-    test_shards: str | None = None
-    # Epochs between nearest-neighbour probes while training, on both shards; None = never.
-    every_epochs: Annotated[float, Field(gt=0)] | None = None
-
-
 class WandbSettings(Settings):
     """W&B. What is None is taken from the environment (`settled`)."""
 
@@ -372,25 +202,31 @@ class WandbSettings(Settings):
 
 
 class Recipe(Settings):
-    """What every run says, as its YAML file says it; `load_recipe` reads one."""
+    """What every run says, as its YAML file says it; `load_recipe` reads one.
 
+    A task is a subclass that is registered in `RECIPES`, and a specification (tasks/).
+    """
+
+    # What a run does, the script (scripts/) that starts one, what a run is called, and the script
+    # that tests one: for messages.
+    purpose: ClassVar[str]
+    script: ClassVar[str]
+    run_name: ClassVar[str]
+    tested_by: ClassVar[str]
     # Whether the task trains on labels, so that the protocols of labelled data sets apply.
     learns_labels: ClassVar[bool] = False
 
     task: str
-    model: ModelSettings
+    model: Settings
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()
     train: TrainSettings
     wandb: WandbSettings = WandbSettings()
 
     @property
-    def size(self) -> Size:
-        return BACKBONES[self.model.name][self.model.size]
-
-    @property
     def patch(self) -> Triple:
-        return self.model.patch or (TUBELET, self.size.patch, self.size.patch)
+        """Frames, rows and columns of one token."""
+        raise NotImplementedError(type(self).__name__)
 
     @property
     def clip(self) -> Triple:
@@ -403,58 +239,29 @@ class Recipe(Settings):
         return Geometry.whole(self.clip, self.patch)
 
     @property
-    def encoder(self) -> EncoderSpec:
-        model = self.model
-        return EncoderSpec(
-            self.geometry, self.size, model.positions, self.pretrained_grid, model.name
-        )
-
-    @property
     def counts(self) -> TokenCounts:
+        """Tokens of a clip of training."""
         tokens = self.geometry.num_tokens
         return TokenCounts(encoded=tokens, decoded=0, predicted=0)
 
     @property
     def heads(self) -> tuple[str, ...] | None:
-        """Label sets that a classifier of this recipe learns; None = the one label of a sample."""
+        """Label sets whose labels come with the clips; None = the one label of a sample."""
         return None
 
     @property
-    def pooling(self) -> str:
-        """How a classifier of this recipe makes one vector of the tokens."""
-        return "mean"
+    def needs_scores(self) -> bool:
+        """Whether the scores of data.scores must come with the clips."""
+        return False
 
     @property
-    def transfer(self) -> TransferSettings | None:
-        """How pretrained weights are taken over, where the task does."""
+    def transformer(self) -> Transformer | None:
+        """What is trained, where it is a transformer."""
         return None
 
-    @property
-    def ema_decay(self) -> float | None:
-        """Of the moving average of the weights; None where none is kept."""
-        return None if self.transfer is None else self.transfer.ema_decay
-
-    @property
-    def pretrained_grid(self) -> Triple | None:
-        """Token grid whose table of positions is interpolated; None where nothing is.
-
-        Errors: `UserError` where it is asked for and the pretraining's clip is not known.
-        """
-        transfer = self.transfer
-        if transfer is None or transfer.positions != "interpolated":
-            return None
-        key, clip = f"{self.task}.pretrained_clip", transfer.pretrained_clip
-        if clip is None:
-            raise UserError(
-                f"{self.task}.positions=interpolated needs the clip of the pretraining, and the "
-                f"weights do not say it: give {key}=[FRAMES,HEIGHT,WIDTH], such as [16,224,224]."
-            )
-        if any(side % step for side, step in zip(clip, self.patch, strict=True)):
-            raise UserError(
-                f"{key}={list(clip)} is no multiple of model.patch={list(self.patch)}; give the "
-                "frames, height and width of the clips in pretraining."
-            )
-        return Geometry.whole(clip, self.patch).grid
+    def notes(self) -> list[str]:
+        """What is allowed and hardly meant, for people."""
+        return []
 
     @model_validator(mode="after")
     def _length_and_batch(self) -> Self:
@@ -468,185 +275,59 @@ class Recipe(Settings):
         return self
 
 
-class PretrainRecipe(Recipe):
-    """A run that needs no labels."""
+class EncoderRecipe(Recipe):
+    """What every run says that trains a video encoder."""
 
-    task: Literal["pretrain"] = "pretrain"
-    objective: ObjectiveSettings = ArvideoSettings()
-    decoder: DecoderSettings = DecoderSettings()
-    probe: ProbeSettings = ProbeSettings()
-
-    @property
-    def geometry(self) -> Geometry:
-        return self.objective.geometry(self.clip, self.patch)
-
-    @property
-    def counts(self) -> TokenCounts:
-        return self.objective.counts(self.geometry, self.decoder)
-
-    @property
-    def target_values(self) -> int:
-        """Numbers that the decoder predicts for each token."""
-        return self.objective.target_values(self.geometry)
-
-    @property
-    def decoder_shape(self) -> DecoderShape:
-        return self.objective.decoder_shape(self.size, self.decoder)
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        """Contradictions between sections, each said with the keys that hold it."""
-        geometry = self.geometry
-        self.objective.check(geometry, self.decoder)
-        shape = self.decoder_shape
-        if shape.width % shape.heads or shape.width % 2:
-            raise UserError(
-                f"decoder.width {shape.width} must be even and a multiple of decoder.heads "
-                f"{shape.heads}."
-            )
-        if self.probe.features in ("change", "course") and geometry.grid[0] < 2:
-            raise UserError(
-                f"probe.features={self.probe.features} compares later times with earlier ones, but "
-                f"data.frames={self.data.frames} makes only one. Set probe.features: mean."
-            )
-        return self
-
-
-class FinetuneRecipe(Recipe):
-    """A run that trains a classifier on labels, from pretrained weights or from scratch."""
-
-    learns_labels: ClassVar[bool] = True
-
-    task: Literal["finetune"] = "finetune"
-    finetune: FinetuneSettings = FinetuneSettings()
-    evaluation: EvaluationSettings = EvaluationSettings()
-
-    @property
-    def transfer(self) -> FinetuneSettings:
-        return self.finetune
-
-    @property
-    def heads(self) -> tuple[str, ...] | None:
-        return self.finetune.heads
-
-    @property
-    def pooling(self) -> str:
-        return self.finetune.pooling
-
-    @property
-    def seen_places(self) -> int:
-        """Places of the picture (row, column) that are seen while training, at all times."""
-        _, h, w = self.geometry.grid
-        return num_kept(1 - self.finetune.drop_tokens, h * w)
-
-    @property
-    def counts(self) -> TokenCounts:
-        """Of a training step; a test sees all tokens."""
-        seen = self.seen_places * self.geometry.grid[0]
-        return TokenCounts(encoded=seen, decoded=0, predicted=0)
-
-    @model_validator(mode="after")
-    def _heads_are_sets(self) -> Self:
-        heads, count = self.finetune.heads, self.finetune.num_classes
-        if heads is not None and (not heads or len(set(heads)) < len(heads)):
-            raise UserError(
-                f"finetune.heads={list(heads)} must name each label set once, such as [verb, "
-                "noun]; leave it out for samples of one label."
-            )
-        if heads is not None and count is not None:
-            raise UserError(
-                f"finetune.num_classes={count} counts one label set, but finetune.heads="
-                f"{list(heads)} are learnt; leave finetune.num_classes out."
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        _ = self.geometry
-        temporal, spatial = self.evaluation.views
-        if self.evaluation.batch < temporal * spatial:
-            raise UserError(
-                f"evaluation.batch={self.evaluation.batch} is smaller than evaluation.views="
-                f"{[temporal, spatial]}: the views of a video stay together. Raise it to "
-                f"{temporal * spatial}."
-            )
-        return self
-
-
-class DetectRecipe(Recipe):
-    """A run that trains a detector of actions in boxes around keyframes."""
-
-    learns_labels: ClassVar[bool] = True
-
-    task: Literal["detect"] = "detect"
-    detect: DetectSettings = DetectSettings()
-    evaluation: DetectEvaluationSettings = DetectEvaluationSettings()
-
-    @property
-    def transfer(self) -> DetectSettings:
-        return self.detect
-
-    @model_validator(mode="after")
-    def _boxes_stay_right(self) -> Self:
-        _ = self.geometry
-        if self.data.randaugment is not None:
-            raise UserError(
-                f"data.randaugment={self.data.randaugment} turns and shifts the picture, and boxes "
-                "would stay behind. Set data.randaugment: null."
-            )
-        if self.data.crop == "grid":
-            raise UserError(
-                "data.crop=grid is for clips without boxes; set data.crop to short_side, "
-                "multi_scale or random_resized."
-            )
-        if self.detect.train_on == "annotated" and self.detect.detections is not None:
-            raise UserError(
-                f"detect.detections={self.detect.detections} gives boxes to train on, and "
-                "detect.train_on=annotated trains on none of them. Leave detect.detections out, or "
-                "set detect.train_on=all."
-            )
-        if self.evaluation.keyframes < 1:
-            raise UserError(
-                f"evaluation.batch={self.evaluation.batch} is smaller than evaluation.views="
-                f"{self.evaluation.views}: the views of a keyframe stay together. Raise it to "
-                f"{self.evaluation.views}."
-            )
-        return self
-
-
-class TokenizerRecipe(Recipe):
-    """A run that trains the adaptive tokenizer of long video; it needs no labels."""
-
-    task: Literal["tokenizer"] = "tokenizer"
-    # Convolutions have no size of the table, so there is no key that would say one.
-    model: CubeSettings  # type: ignore[assignment]
-    tokenizer: TokenizerSettings = TokenizerSettings()
-    evaluation: TokenizerEvaluationSettings = TokenizerEvaluationSettings()
+    model: ModelSettings
 
     @property
     def size(self) -> Size:
-        raise UserError(
-            "this is the recipe of a tokenizer, which has no encoder to fine-tune, export or look "
-            "into; give a run of scripts/pretrain.py or scripts/finetune.py."
-        )
+        return BACKBONES[self.model.name][self.model.size]
 
     @property
     def patch(self) -> Triple:
-        return self.model.patch
+        return self.model.patch or (TUBELET, self.size.patch, self.size.patch)
 
     @property
-    def ema_decay(self) -> float | None:
-        return self.tokenizer.ema_decay
+    def encoder(self) -> EncoderSpec:
+        model = self.model
+        return EncoderSpec(
+            self.geometry, self.size, model.positions, self.pretrained_grid, model.name
+        )
 
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        self.tokenizer.check(self.geometry)
-        return self
+    @property
+    def pooling(self) -> Literal["mean", "attention"]:
+        """How one vector is made of a clip's tokens."""
+        return "mean"
+
+    @property
+    def pretrained_clip(self) -> Triple | None:
+        """Frames, height and width whose table of positions is interpolated, if any."""
+        return None
+
+    @property
+    def pretrained_grid(self) -> Triple | None:
+        """Its token grid."""
+        clip = self.pretrained_clip
+        return None if clip is None else Geometry.whole(clip, self.patch).grid
+
+    @property
+    def test_views(self) -> tuple[int, int]:
+        """Temporal x spatial views of a video in a test."""
+        return (1, 1)
+
+    @property
+    def transformer(self) -> Transformer:
+        return Transformer(self.size, self.model.size)
 
 
-RECIPES: dict[str, type[Recipe]] = {
-    "pretrain": PretrainRecipe,
-    "finetune": FinetuneRecipe,
-    "detect": DetectRecipe,
-    "tokenizer": TokenizerRecipe,
-}
+# A recipe for each task, by the value of `task`.
+RECIPES: Registry[type[Recipe]] = Registry(
+    "task",
+    {
+        "pretrain": "arvideo_ds.config.pretrain:PretrainRecipe",
+        "finetune": "arvideo_ds.config.finetune:FinetuneRecipe",
+        "detect": "arvideo_ds.config.detect:DetectRecipe",
+        "tokenizer": "arvideo_ds.config.tokenizer:TokenizerRecipe",
+    },
+)

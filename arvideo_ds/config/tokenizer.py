@@ -7,10 +7,12 @@ of `model.patch`. Source: LVMAE (arXiv 2411.13683); network after MAGVIT (arXiv 
 from __future__ import annotations
 
 import math
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
 
+from arvideo_ds.config.schema import Recipe
 from arvideo_ds.config.settings import Positive, PositiveTriple, Settings
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple, num_kept
@@ -158,3 +160,27 @@ def _require_powers_of_two(patch: Triple) -> None:
                 f"model.patch={list(patch)}: the tokenizer halves the clip step by step, so each "
                 f"side must be a power of two, but its {axis} are {side}."
             )
+
+
+class TokenizerRecipe(Recipe):
+    """A run that trains the adaptive tokenizer of long video; it needs no labels."""
+
+    purpose: ClassVar[str] = "train a tokenizer"
+    script: ClassVar[str] = "train_tokenizer"
+    run_name: ClassVar[str] = "a run of the tokenizer"
+    tested_by: ClassVar[str] = "evaluate_tokenizer"
+
+    task: Literal["tokenizer"] = "tokenizer"
+    # Convolutions have no size of the table, so there is no key that would say one.
+    model: CubeSettings
+    tokenizer: TokenizerSettings = TokenizerSettings()
+    evaluation: TokenizerEvaluationSettings = TokenizerEvaluationSettings()
+
+    @property
+    def patch(self) -> Triple:
+        return self.model.patch
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        self.tokenizer.check(self.geometry)
+        return self

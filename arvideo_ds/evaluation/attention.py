@@ -28,7 +28,7 @@ from einops import rearrange
 from torch import Tensor
 from tqdm import tqdm
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.data.loader import evaluation_loader
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import replacing
@@ -118,7 +118,7 @@ class Clips:
 
     shards: ShardSet
     numbers: list[int]
-    recipe: Recipe
+    recipe: EncoderRecipe
     num_workers: int
 
 

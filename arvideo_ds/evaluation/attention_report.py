@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
+from arvideo_ds.config import EncoderRecipe, PretrainRecipe, load_recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.attention import (
     Clips,
@@ -42,7 +42,7 @@ class Opened:
 
     name: str
     source: str
-    recipe: Recipe
+    recipe: EncoderRecipe
     encoder: Encoder
 
 
@@ -50,7 +50,7 @@ def open_encoders(sources: Sequence[str], recipe_name: str | None) -> list[Opene
     """Each source with its recipe, or the fallback's. Errors: `UserError` where there is none."""
     folders = [Path(source.removeprefix(_UNTRAINED)) for source in sources]
     own = [_recipe_beside(source, folder) for source, folder in zip(sources, folders, strict=True)]
-    fallback: Recipe | None = (
+    fallback: EncoderRecipe | None = (
         load_recipe(recipe_name) if recipe_name else next((r for r in own if r is not None), None)
     )
     opened = []
@@ -65,15 +65,15 @@ def open_encoders(sources: Sequence[str], recipe_name: str | None) -> list[Opene
     return opened
 
 
-def _recipe_beside(source: str, folder: Path) -> Recipe | None:
+def _recipe_beside(source: str, folder: Path) -> EncoderRecipe | None:
     if not (folder / run_folder.RECIPE).is_file():
         return None
     if source.startswith(_UNTRAINED):
         return run_folder.read_recipe(folder, PretrainRecipe)
-    return run_folder.read_recipe(folder, *run_folder.WITH_ENCODER)
+    return run_folder.read_recipe(folder, EncoderRecipe)
 
 
-def open_encoder(source: str, recipe: Recipe) -> Encoder:
+def open_encoder(source: str, recipe: EncoderRecipe) -> Encoder:
     if not source.startswith(_UNTRAINED):
         encoder = build_encoder(recipe.encoder)
         print(load_encoder(encoder, source, patch=recipe.patch), file=sys.stderr)
@@ -114,7 +114,7 @@ def require_same_clips(encoders: Sequence[Opened]) -> None:
             )
 
 
-def _shape(recipe: Recipe) -> str:
+def _shape(recipe: EncoderRecipe) -> str:
     clip, patch = ("x".join(map(str, n)) for n in (recipe.geometry.clip, recipe.patch))
     return f"{clip} in cubes of {patch} ({recipe.geometry.num_tokens} tokens)"
 

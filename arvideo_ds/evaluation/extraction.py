@@ -22,7 +22,7 @@ from einops import reduce
 from torch import Tensor
 from tqdm import tqdm
 
-from arvideo_ds.config import PretrainRecipe, Recipe
+from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.data.windows import Windows, WindowShape, read_windows
 from arvideo_ds.decoding.streams import Failed, Finished, stream_all
 from arvideo_ds.errors import UserError
@@ -91,7 +91,7 @@ class ExtractionReport:
 
 
 def extract_features(
-    recipe: Recipe,
+    recipe: EncoderRecipe,
     weights: Path,
     job: ExtractionJob,
     device: torch.device,
@@ -118,18 +118,18 @@ def extract_features(
     return _report(folder, job, new=pending, interrupted=ended < len(pending))
 
 
-def load_encoder(recipe: Recipe, weights: Path) -> Encoder:
+def load_encoder(recipe: EncoderRecipe, weights: Path) -> Encoder:
     """The encoder of a run. Errors: `UserError` when the weights are missing or do not fit.
 
     A fine-tuned one has no last norm where the mean was classified: what was pooled there were the
     plain tokens.
     """
-    if isinstance(recipe, PretrainRecipe):
-        return load_trained_encoder(recipe, weights)
-    return load_classifier(recipe, weights.parent, weights.name)[0].encoder
+    if recipe.learns_labels:
+        return load_classifier(recipe, weights.parent, weights.name)[0].encoder
+    return load_trained_encoder(recipe, weights)
 
 
-def window_shape(recipe: Recipe, hop: int | None) -> WindowShape:
+def window_shape(recipe: EncoderRecipe, hop: int | None) -> WindowShape:
     """Windows as the recipe's clips. Errors: `UserError` for a hop below 1."""
     data = recipe.data
     if hop is not None and hop < 1:
@@ -144,7 +144,7 @@ def window_shape(recipe: Recipe, hop: int | None) -> WindowShape:
 
 
 def _config(
-    recipe: Recipe, weights: Path, job: ExtractionJob, shape: WindowShape
+    recipe: EncoderRecipe, weights: Path, job: ExtractionJob, shape: WindowShape
 ) -> dict[str, Any]:
     """Contents of config.json; `settings` decide the features, and a folder has one set of them."""
     settings = {
@@ -179,7 +179,11 @@ def _clips(shape: WindowShape, batch: int, video: Video) -> Iterator[np.ndarray 
 
 @torch.no_grad()
 def _encode(
-    encoder: Encoder, recipe: Recipe, job: ExtractionJob, device: torch.device, clips: np.ndarray
+    encoder: Encoder,
+    recipe: EncoderRecipe,
+    job: ExtractionJob,
+    device: torch.device,
+    clips: np.ndarray,
 ) -> Tensor:
     """Clips B F h w 3 -> features B ..., float32."""
     moved = torch.from_numpy(clips).to(device)

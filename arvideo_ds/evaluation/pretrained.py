@@ -10,20 +10,25 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from arvideo_ds.config import PretrainRecipe, Recipe
+from arvideo_ds.config import EncoderRecipe, PretrainRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.tensors import load_tensors
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
-from arvideo_ds.models.objective import Objective
+from arvideo_ds.models.objective import MODELS, Objective
 from arvideo_ds.models.weight_files import load_state, read_weights
 from arvideo_ds.shards.manifest import ClassNames, by_set
-from arvideo_ds.tasks.pretrain import build_objective
 
 # Names of the classes of a fine-tuned run, in the order of its logits.
 LABELS = "labels.json"
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
+
+
+def build_objective(recipe: PretrainRecipe) -> Objective:
+    """The model of `objective.name`, freshly initialised from torch's global generator."""
+    build = MODELS.choose(recipe.objective.name, key="objective.name")
+    return build(recipe.objective, recipe.encoder, recipe.decoder)
 
 
 def load_pretrained(recipe: PretrainRecipe, weights: Path) -> Objective:
@@ -91,7 +96,7 @@ def require_classifier(folder: Path) -> ClassNames:
     return labels
 
 
-def load_trained_encoder(recipe: Recipe, weights: Path) -> Encoder:
+def load_trained_encoder(recipe: EncoderRecipe, weights: Path) -> Encoder:
     """The encoder alone of a pretraining run or of its export, whole, in evaluation mode.
 
     weights: the folder, or a file in it.
@@ -102,7 +107,7 @@ def load_trained_encoder(recipe: Recipe, weights: Path) -> Encoder:
 
 
 def load_classifier(
-    recipe: Recipe, folder: Path, weights: str | None = None
+    recipe: EncoderRecipe, folder: Path, weights: str | None = None
 ) -> tuple[Classifier, ClassNames]:
     """The classifier of a fine-tuned run or of its export, in evaluation mode, and its classes.
 

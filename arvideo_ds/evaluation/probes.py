@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from arvideo_ds.config.schema import ProbeSettings
+from arvideo_ds.config.pretrain import ProbeSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.registry import Registry
 from arvideo_ds.shards.manifest import ShardSet, require_same_labels

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.exports.opened import Opened, save_weights, versions
 from arvideo_ds.exports.source import Outputs, Source
@@ -169,10 +168,9 @@ def _run(model: Any, processor: Any, clips: Tensor) -> Outputs:
 def _pipeline(source: Source) -> str:
     """How transformers' pipeline samples, read in its code at 5.23, beside our evaluation."""
     data, recipe = source.recipe.data, source.recipe
-    if isinstance(recipe, FinetuneRecipe):
-        temporal, spatial = recipe.evaluation.views
-        views = f"{temporal} x {spatial} views (clips along time x crops), averaged after softmax"
-    else:
+    temporal, spatial = recipe.test_views
+    views = f"{temporal} x {spatial} views (clips along time x crops), averaged after softmax"
+    if recipe.test_views == (1, 1):
         views = "one central clip"
     short = (
         "takes frames twice"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.data.clips import EvaluationClips
 from arvideo_ds.errors import UserError
 from arvideo_ds.exports.opened import Opened
@@ -27,7 +27,7 @@ class Clips:
     origin: str
 
 
-def clips_of(shards: ShardSet, recipe: Recipe, count: int = NUM_CLIPS) -> Clips:
+def clips_of(shards: ShardSet, recipe: EncoderRecipe, count: int = NUM_CLIPS) -> Clips:
     """Central clips of videos from all over the shards. Errors: `UserError` if none decodes."""
     videos = EvaluationClips(shards, recipe)
     step = max(1, len(videos) // count)
@@ -38,7 +38,7 @@ def clips_of(shards: ShardSet, recipe: Recipe, count: int = NUM_CLIPS) -> Clips:
     return Clips(torch.stack(clips), f"central clips of {len(clips)} videos of {shards.hash}")
 
 
-def random_clips(recipe: Recipe, count: int = NUM_CLIPS) -> Clips:
+def random_clips(recipe: EncoderRecipe, count: int = NUM_CLIPS) -> Clips:
     """Seeded noise, where no shards are at hand."""
     generator = torch.Generator().manual_seed(0)
     shape = (count, *recipe.geometry.clip, 3)

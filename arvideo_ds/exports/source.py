@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder, read_labels
 from arvideo_ds.models.classifier import Classifier
@@ -30,7 +30,7 @@ Outputs = dict[str, Tensor]
 class Source:
     """A run to export; `labels` are there where it was fine-tuned, then `model` classifies."""
 
-    recipe: Recipe
+    recipe: EncoderRecipe
     model: Encoder | Classifier
     labels: ClassNames | None
     summary: Mapping[str, Any]
@@ -48,7 +48,7 @@ class Source:
         return self.recipe.geometry.clip
 
 
-def read_source(folder: Path, recipe: Recipe, weights: str = "model.safetensors") -> Source:
+def read_source(folder: Path, recipe: EncoderRecipe, weights: str = "model.safetensors") -> Source:
     """The finished run in a folder. Errors: `UserError` where its weights are not its recipe's."""
     labels = read_labels(folder)
     model: Encoder | Classifier
@@ -124,7 +124,7 @@ def architecture(source: Source) -> dict[str, Any]:
     }
 
 
-def public_recipe(recipe: Recipe) -> dict[str, Any]:
+def public_recipe(recipe: EncoderRecipe) -> dict[str, Any]:
     """The recipe as it may leave the machine: of paths only the last name."""
     tree: dict[str, Any] = _without_folders(recipe.model_dump(mode="json"))
     return tree

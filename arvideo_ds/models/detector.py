@@ -12,7 +12,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
-from arvideo_ds.config.schema import DetectSettings
+from arvideo_ds.config.detect import DetectSettings
 from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.models.encoder import build_encoder, encode_clips, layer_norm

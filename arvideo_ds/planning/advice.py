@@ -12,7 +12,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from arvideo_ds.config.schema import FinetuneRecipe, Recipe
+from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.cost import cost_of, encoder_flops, parameter_sizes
 from arvideo_ds.planning.memory import BYTES, Footprint, Strategy, footprint, kept_gathered
@@ -64,7 +64,9 @@ class Option:
         return None if self.strategy.offloads else _seconds(self)
 
 
-def sent_bytes(recipe: Recipe, strategy: Strategy, world_size: int, accumulation: int) -> int:
+def sent_bytes(
+    recipe: EncoderRecipe, strategy: Strategy, world_size: int, accumulation: int
+) -> int:
     """Bytes that a rank sends in a step, by ring collectives: an all-reduce is two passes.
 
     Stages 1 and 2 all-reduce their gradients (DeepSpeed 0.19's `use_multi_rank_bucket_allreduce`)
@@ -88,7 +90,7 @@ def sent_bytes(recipe: Recipe, strategy: Strategy, world_size: int, accumulation
     return round(element * passes * (world_size - 1) / world_size)
 
 
-def exchanged_bytes(recipe: Recipe, strategy: Strategy, clips: int) -> int:
+def exchanged_bytes(recipe: EncoderRecipe, strategy: Strategy, clips: int) -> int:
     """Bytes that a rank sends to its sequence group for so many clips.
 
     Each layer exchanges queries, keys, values and output, forward and backward, and forward again
@@ -101,7 +103,7 @@ def exchanged_bytes(recipe: Recipe, strategy: Strategy, clips: int) -> int:
     return round(BYTES[recipe.train.precision] * own * (exchanges + 2) * (group - 1))
 
 
-def weigh(recipe: Recipe, strategy: Strategy, micro_batch: int, machine: Machine) -> Option:
+def weigh(recipe: EncoderRecipe, strategy: Strategy, micro_batch: int, machine: Machine) -> Option:
     """What a strategy and a micro-batch, a divisor of the rank's share, cost on a machine."""
     group = strategy.sequence_parallel
     clips = recipe.train.total_batch * group // machine.num_gpus
@@ -130,19 +132,19 @@ def weigh(recipe: Recipe, strategy: Strategy, micro_batch: int, machine: Machine
     )
 
 
-def micro_batches(recipe: Recipe, num_gpus: int, sequence_parallel: int = 1) -> list[int]:
+def micro_batches(recipe: EncoderRecipe, num_gpus: int, sequence_parallel: int = 1) -> list[int]:
     """Micro-batches that deal out the rank's share of the batch, largest first."""
     # Says what does not divide.
     plan = make_plan(recipe, world_size=num_gpus, num_videos=1, sequence_parallel=sequence_parallel)
     share, repeats = recipe.train.total_batch // plan.data_ranks, recipe.data.repeats
-    if isinstance(recipe, FinetuneRecipe) and recipe.finetune.mixes:
+    if recipe.transformer.mixes_clips:
         repeats = math.lcm(repeats, 2)
         if share % repeats:
             raise UserError(f"clips are mixed in pairs, and a rank's share of {share} is not even.")
     return [m for m in range(share, 0, -1) if share % m == 0 and m % repeats == 0]
 
 
-def best_micro_batch(recipe: Recipe, strategy: Strategy, machine: Machine) -> Option:
+def best_micro_batch(recipe: EncoderRecipe, strategy: Strategy, machine: Machine) -> Option:
     """The largest micro-batch that fits; the smallest there is where none does."""
     options = [
         weigh(recipe, strategy, micro_batch, machine)
@@ -151,7 +153,7 @@ def best_micro_batch(recipe: Recipe, strategy: Strategy, machine: Machine) -> Op
     return next((option for option in options if option.fits), options[-1])
 
 
-def compare(recipe: Recipe, base: Strategy, machine: Machine) -> list[Option]:
+def compare(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> list[Option]:
     """Every strategy with its largest micro-batch; `base` gives buckets and thresholds."""
     return [best_micro_batch(recipe, s, machine) for s in strategies(base)]
 
@@ -208,12 +210,14 @@ class Scale:
     refused: str | None = None
 
 
-def scaling(recipe: Recipe, base: Strategy, machine: Machine, counts: Sequence[int]) -> list[Scale]:
+def scaling(
+    recipe: EncoderRecipe, base: Strategy, machine: Machine, counts: Sequence[int]
+) -> list[Scale]:
     """The recommendation at each number of GPUs, the total batch and the schedule the same."""
     return [_scale(recipe, base, dataclasses.replace(machine, num_gpus=n)) for n in counts]
 
 
-def _scale(recipe: Recipe, base: Strategy, machine: Machine) -> Scale:
+def _scale(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> Scale:
     # Streams are free to choose before a run starts; the batch is mathematics.
     data_ranks = max(1, machine.num_gpus // base.sequence_parallel)
     streams = math.lcm(recipe.data.num_streams, data_ranks)
@@ -226,7 +230,9 @@ def _scale(recipe: Recipe, base: Strategy, machine: Machine) -> Scale:
     return Scale(machine.num_gpus, streams, recommend(options))
 
 
-def possible_gpu_counts(recipe: Recipe, largest: int, sequence_parallel: int = 1) -> list[int]:
+def possible_gpu_counts(
+    recipe: EncoderRecipe, largest: int, sequence_parallel: int = 1
+) -> list[int]:
     """Numbers of GPUs up to `largest` that the batch and data.num_streams can be dealt to."""
     videos = recipe.train.total_batch // recipe.data.repeats
     common = math.gcd(recipe.data.num_streams, videos)

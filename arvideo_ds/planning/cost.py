@@ -7,16 +7,11 @@ these formulas against the real modules.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from arvideo_ds.config.schema import (
-    DetectRecipe,
-    FinetuneRecipe,
-    PretrainRecipe,
-    Recipe,
-    TokenizerRecipe,
-)
-from arvideo_ds.config.sizes import DECODER_MLP_RATIO
+from arvideo_ds.config import EncoderRecipe, Recipe, TokenizerRecipe
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape
 from arvideo_ds.planning.tokenizer_cost import convolutions
 
 
@@ -27,42 +22,54 @@ class Cost:
     flops_forward_per_clip: int
 
 
+@functools.singledispatch
 def cost_of(recipe: Recipe) -> Cost:
-    """Cost of a recipe's model on a clip of training; a linear head is too small to count."""
-    if isinstance(recipe, TokenizerRecipe):
-        encoding, decoding = convolutions(recipe.tokenizer, recipe.geometry)
-        return Cost(
-            sum(convolution.parameters for convolution in encoding),
-            sum(convolution.parameters for convolution in decoding),
-            sum(convolution.flops for convolution in (*encoding, *decoding)),
-        )
-    if not isinstance(recipe, PretrainRecipe):
-        parameters, flops = sum(encoder_sizes(recipe)), encoder_flops(recipe)
-        if recipe.pooling == "attention":
-            parameters += sum(class_attention_sizes(recipe))
-            flops += class_attention_flops(recipe)
-        return Cost(parameters, 0, flops)
-    encoder, decoder = parameter_sizes(recipe)
-    return Cost(sum(encoder), sum(decoder), encoder_flops(recipe) + decoder_flops(recipe))
+    """Cost of a recipe's model on a clip of training; a linear head is too small to count.
+
+    A recipe of another kind of model registers its own function (`cost_of.register`).
+    """
+    raise NotImplementedError(f"the cost of {type(recipe).__name__} is not known")
 
 
-def decoder_flops(recipe: PretrainRecipe) -> int:
-    """FLOP of the decoder on one clip, forward."""
-    shape, counts = recipe.decoder_shape, recipe.counts
-    width, rows = shape.width, counts.decoded
-    layer = _mlp(rows, width, DECODER_MLP_RATIO * width)
-    if shape.crosses:
-        layer += _attention(rows, counts.encoded, width)
-    if shape.self_attention:
-        layer += _attention(rows, rows, width)
-    return (
-        _linear(counts.encoded, recipe.size.width, width)
-        + shape.depth * layer
-        + _linear(counts.predicted, width, recipe.target_values)
+@cost_of.register
+def _(recipe: EncoderRecipe) -> Cost:
+    decoder = recipe.transformer.decoder
+    encoder_weights, flops = _encoder_and_pooling(recipe), encoder_flops(recipe)
+    if recipe.transformer.class_attention:
+        flops += class_attention_flops(recipe)
+    if decoder is None:
+        return Cost(sum(encoder_weights), 0, flops)
+    decoder_weights = sum(_decoder_sizes(recipe, decoder))
+    return Cost(sum(encoder_weights), decoder_weights, flops + _decoder_flops(recipe, decoder))
+
+
+@cost_of.register
+def _(recipe: TokenizerRecipe) -> Cost:
+    encoding, decoding = convolutions(recipe.tokenizer, recipe.geometry)
+    return Cost(
+        sum(convolution.parameters for convolution in encoding),
+        sum(convolution.parameters for convolution in decoding),
+        sum(convolution.flops for convolution in (*encoding, *decoding)),
     )
 
 
-def encoder_flops(recipe: Recipe) -> int:
+def _decoder_flops(recipe: EncoderRecipe, decoder: DecoderShape) -> int:
+    """FLOP of the decoder on one clip, forward."""
+    width, counts = decoder.width, recipe.counts
+    rows = counts.decoded
+    layer = _mlp(rows, width, DECODER_MLP_RATIO * width)
+    if decoder.crosses:
+        layer += _attention(rows, counts.encoded, width)
+    if decoder.self_attention:
+        layer += _attention(rows, rows, width)
+    return (
+        _linear(counts.encoded, recipe.size.width, width)
+        + decoder.depth * layer
+        + _linear(counts.predicted, width, recipe.transformer.outputs)
+    )
+
+
+def encoder_flops(recipe: EncoderRecipe) -> int:
     """FLOP of the encoder on one clip's encoded tokens, forward."""
     size, tokens = recipe.size, recipe.counts.encoded
     return _linear(tokens, recipe.geometry.cube_values, size.width) + size.depth * (
@@ -70,21 +77,21 @@ def encoder_flops(recipe: Recipe) -> int:
     )
 
 
-def class_attention_flops(recipe: Recipe) -> int:
+def class_attention_flops(recipe: EncoderRecipe) -> int:
     """FLOP of one query that reads a clip's encoded tokens, forward."""
     size = recipe.size
     read = _attention(1, recipe.counts.encoded, size.width)
     return read + _mlp(1, size.width, size.mlp)
 
 
-def class_attention_sizes(recipe: Recipe) -> list[int]:
+def class_attention_sizes(recipe: EncoderRecipe) -> list[int]:
     """Elements of every weight and bias of that layer, and of its learnt query."""
     width = recipe.size.width
     attention = [weight for n in (1, 2, 1) for weight in _weights(width, n * width)]
     return [width, *attention, *_mlp_sizes(width, recipe.size.mlp)]
 
 
-def encoder_sizes(recipe: Recipe) -> list[int]:
+def encoder_sizes(recipe: EncoderRecipe) -> list[int]:
     """Elements of every weight and bias of the encoder."""
     size = recipe.size
     block = _self_attention(size.width) + _mlp_sizes(size.width, size.mlp)
@@ -92,40 +99,37 @@ def encoder_sizes(recipe: Recipe) -> list[int]:
     return [*embed, *(size.depth * block), *_norm(size.width)]
 
 
-def parameter_sizes(recipe: Recipe) -> tuple[list[int], list[int]]:
-    """Elements of every weight and bias: of the encoder's and of the decoder's.
+def parameter_sizes(recipe: EncoderRecipe) -> tuple[list[int], list[int]]:
+    """Elements of every weight and bias: of the encoder's with its pooling, and of what follows.
 
-    Of a classifier or detector: of the encoder's with its pooling, and of the linear head's, which
-    is empty where the number of classes is not known yet.
+    That is the decoder or the linear head, which is empty where the number of classes is not known
+    yet.
     """
-    if not isinstance(recipe, PretrainRecipe):
-        return _with_pooling(recipe), _head(recipe)
-    size, values, shape = recipe.size, recipe.target_values, recipe.decoder_shape
-    width = shape.width
-    layer = _mlp_sizes(width, DECODER_MLP_RATIO * width)
-    if shape.crosses:
-        layer += _cross_attention(width)
-    if shape.self_attention:
-        layer += _self_attention(width)
-    # VideoMAE's projection has no bias; each has one vector that is learnt for the hidden tokens.
-    projection = _weights(size.width, width) if shape.crosses else [size.width * width]
-    learnt = width
-    decoder = [*projection, learnt, *(shape.depth * layer), *_norm(width), *_weights(width, values)]
-    return encoder_sizes(recipe), decoder
+    model = recipe.transformer
+    if model.decoder is not None:
+        rest = _decoder_sizes(recipe, model.decoder)
+    else:
+        rest = _weights(model.size.width, model.outputs) if model.outputs else []
+    return _encoder_and_pooling(recipe), rest
 
 
-def _with_pooling(recipe: Recipe) -> list[int]:
-    pooling = class_attention_sizes(recipe) if recipe.pooling == "attention" else []
+def _encoder_and_pooling(recipe: EncoderRecipe) -> list[int]:
+    pooling = class_attention_sizes(recipe) if recipe.transformer.class_attention else []
     return [*encoder_sizes(recipe), *pooling]
 
 
-def _head(recipe: Recipe) -> list[int]:
-    classes = None
-    if isinstance(recipe, FinetuneRecipe):
-        classes = recipe.finetune.num_classes
-    elif isinstance(recipe, DetectRecipe):
-        classes = recipe.detect.num_actions
-    return [] if classes is None else _weights(recipe.size.width, classes)
+def _decoder_sizes(recipe: EncoderRecipe, decoder: DecoderShape) -> list[int]:
+    width = decoder.width
+    layer = _mlp_sizes(width, DECODER_MLP_RATIO * width)
+    if decoder.crosses:
+        layer += _cross_attention(width)
+    if decoder.self_attention:
+        layer += _self_attention(width)
+    # VideoMAE's projection has no bias; each has one vector that is learnt for the hidden tokens.
+    inputs = recipe.size.width
+    projection = _weights(inputs, width) if decoder.crosses else [inputs * width]
+    outputs = _weights(width, recipe.transformer.outputs)
+    return [*projection, width, *(decoder.depth * layer), *_norm(width), *outputs]
 
 
 def _linear(rows: int, inputs: int, outputs: int) -> int:

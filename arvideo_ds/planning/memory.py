@@ -13,8 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from arvideo_ds.config.schema import FinetuneRecipe, PretrainRecipe, Recipe
-from arvideo_ds.config.sizes import DECODER_MLP_RATIO
+from arvideo_ds.config import EncoderRecipe
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape
 from arvideo_ds.planning.cost import parameter_sizes
 
 FP32 = 4
@@ -124,7 +124,7 @@ class ModelStates:
 
 
 def model_states(
-    recipe: Recipe, strategy: Strategy, *, world_size: int, accumulation: int = 1
+    recipe: EncoderRecipe, strategy: Strategy, *, world_size: int, accumulation: int = 1
 ) -> ModelStates:
     """Bytes of parameters, gradients and optimiser; ranks differ by less than a weight's part."""
     encoder, decoder = parameter_sizes(recipe)
@@ -227,7 +227,7 @@ class Activations:
 
 
 def activations(
-    recipe: Recipe, micro_batch: int, *, recompute: int = 0, sequence_parallel: int = 1
+    recipe: EncoderRecipe, micro_batch: int, *, recompute: int = 0, sequence_parallel: int = 1
 ) -> Activations:
     """Activations of one forward pass on one rank; keywords as in `Strategy`.
 
@@ -240,8 +240,9 @@ def activations(
     block = _encoder_block(recipe, own, exchanged=sequence_parallel > 1)
     blocks = _layers(size.depth, block, element * own * size.width, recompute)
     pixels = micro_batch * recipe.geometry.num_tokens * values  # uint8
-    if isinstance(recipe, PretrainRecipe):
-        rest, layer, beside = _of_decoder(recipe, micro_batch, own, recompute)
+    decoder = recipe.transformer.decoder
+    if decoder is not None:
+        rest, layer, beside = _of_decoder(recipe, decoder, micro_batch, own, recompute)
         # The clips cut into cubes are a second copy while the loss is made.
         beside += pixels
     else:
@@ -258,32 +259,31 @@ def activations(
 
 
 def _of_decoder(
-    recipe: PretrainRecipe, micro_batch: int, own: int, recompute: int
+    recipe: EncoderRecipe, decoder: DecoderShape, micro_batch: int, own: int, recompute: int
 ) -> tuple[int, int, int]:
     """What is kept from the encoder's last norm to the loss, one layer of it, and the loss' own."""
     size, element, counts = recipe.size, _element(recipe), recipe.counts
-    width, depth = recipe.decoder_shape.width, recipe.decoder_shape.depth
+    width = decoder.width
     tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
     queries = micro_batch * counts.predicted
-    layer = _decoder_layer(recipe, tokens, rows)
+    layer = _decoder_layer(recipe, decoder, tokens, rows)
     encoded = own * (element * size.width + _NORM_STATISTICS)
     encoded += tokens * element * (size.width + width)
-    head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * recipe.target_values)
-    kept = encoded + _layers(depth, layer, element * rows * width, recompute) + head
-    return kept, layer, _LOSS_TEMPORARIES * queries * recipe.target_values
+    head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * recipe.transformer.outputs)
+    kept = encoded + _layers(decoder.depth, layer, element * rows * width, recompute) + head
+    return kept, layer, _LOSS_TEMPORARIES * queries * recipe.transformer.outputs
 
 
-def _of_pooling(recipe: Recipe, own: int) -> int:
+def _of_pooling(recipe: EncoderRecipe, own: int) -> int:
     """The mean keeps nothing; class attention the tokens before and after a norm, keys, values."""
-    if recipe.pooling != "attention":
+    if not recipe.transformer.class_attention:
         return 0
     return own * (_element(recipe) * 4 * recipe.size.width + _NORM_STATISTICS)
 
 
-def _clips_beside(recipe: Recipe, pixels: int) -> int:
+def _clips_beside(recipe: EncoderRecipe, pixels: int) -> int:
     """Copies of the clips through a forward pass: cut into cubes, and where they are mixed fp32."""
-    mixed = isinstance(recipe, FinetuneRecipe) and recipe.finetune.mixes
-    return (2 * FP32 if mixed else 1) * pixels
+    return (2 * FP32 if recipe.transformer.mixes_clips else 1) * pixels
 
 
 def _layers(depth: int, full: int, inputs: int, recompute: int) -> int:
@@ -292,11 +292,11 @@ def _layers(depth: int, full: int, inputs: int, recompute: int) -> int:
     return recomputed * inputs + (depth - recomputed) * full
 
 
-def _element(recipe: Recipe) -> int:
+def _element(recipe: EncoderRecipe) -> int:
     return BYTES[recipe.train.precision]
 
 
-def _encoder_block(recipe: Recipe, tokens: int, *, exchanged: bool) -> int:
+def _encoder_block(recipe: EncoderRecipe, tokens: int, *, exchanged: bool) -> int:
     """`exchanged`: attention's output is there by heads, and again by tokens."""
     size, encoded = recipe.size, recipe.counts.encoded
     return (
@@ -307,33 +307,31 @@ def _encoder_block(recipe: Recipe, tokens: int, *, exchanged: bool) -> int:
     )
 
 
-def _decoder_layer(recipe: PretrainRecipe, tokens: int, rows: int) -> int:
-    shape, counts = recipe.decoder_shape, recipe.counts
-    width, heads = shape.width, shape.heads
+def _decoder_layer(recipe: EncoderRecipe, decoder: DecoderShape, tokens: int, rows: int) -> int:
+    width, heads, counts = decoder.width, decoder.heads, recipe.counts
     kept = _mlp(recipe, rows, width, DECODER_MLP_RATIO * width)
-    if shape.crosses:
+    if decoder.crosses:
         keys_values = _element(recipe) * 2 * tokens * width
         kept += _attended(recipe, rows, width, heads, own_keys=False) + keys_values
         kept += _mask(recipe, counts.decoded, counts.encoded)
-    if shape.self_attention:
+    if decoder.self_attention:
         kept += _attended(recipe, rows, width, heads, own_keys=True)
         kept += _mask(recipe, counts.decoded, counts.decoded)
     return kept
 
 
-def _mask(recipe: Recipe, queries: int, keys: int) -> int:
+def _mask(recipe: EncoderRecipe, queries: int, keys: int) -> int:
     """The mask of steps in the run's precision; without steps there is none."""
-    steps = isinstance(recipe, PretrainRecipe) and recipe.decoder_shape.crosses
-    return _element(recipe) * queries * keys if steps else 0
+    return _element(recipe) * queries * keys if recipe.transformer.masked else 0
 
 
-def _attended(recipe: Recipe, rows: int, width: int, heads: int, *, own_keys: bool) -> int:
+def _attended(recipe: EncoderRecipe, rows: int, width: int, heads: int, *, own_keys: bool) -> int:
     """Norm and attention: input, normalised, queries, output [, keys, values]."""
     tensors = 6 if own_keys else 4
     return rows * (_element(recipe) * tensors * width + _NORM_STATISTICS + heads * _SOFTMAX_ROW)
 
 
-def _mlp(recipe: Recipe, rows: int, width: int, hidden: int) -> int:
+def _mlp(recipe: EncoderRecipe, rows: int, width: int, hidden: int) -> int:
     """Norm and MLP: input, normalised, before and after the activation function."""
     return rows * (_element(recipe) * (2 * width + 2 * hidden) + _NORM_STATISTICS)
 
@@ -355,7 +353,7 @@ class Footprint:
 
 
 def footprint(
-    recipe: Recipe,
+    recipe: EncoderRecipe,
     strategy: Strategy,
     *,
     world_size: int,

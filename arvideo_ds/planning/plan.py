@@ -6,8 +6,7 @@ import dataclasses
 import math
 from dataclasses import dataclass
 
-from arvideo_ds.config.objectives import ArvideoSettings
-from arvideo_ds.config.schema import PretrainRecipe, Recipe, TokenizerRecipe
+from arvideo_ds.config import Recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.cost import cost_of
 
@@ -16,7 +15,6 @@ from arvideo_ds.planning.cost import cost_of
 # run_class_finetuning.py, which scale lr, min_lr and warmup_lr alike.
 BASE_VIDEOS = 256
 _SHARE_OF_WRONG_COUNT = 0.05
-_SHARE_OF_WRONG_RATIO = 0.03
 
 
 @dataclass(frozen=True)
@@ -123,7 +121,7 @@ def make_plan(
         cluster_size=geometry.cluster_size,
         encoder_tokens=recipe.counts.encoded,
         decoder_queries=recipe.counts.predicted,
-        dropped_share=dropped_share(recipe),
+        dropped_share=recipe.counts.dropped_share,
         parameters_encoder=cost.parameters_encoder,
         parameters_decoder=cost.parameters_decoder,
         gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
@@ -140,44 +138,21 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
             f"a step takes {plan.videos_per_step} videos, and there are {plan.num_videos}: the "
             f"run has {plan.steps} steps in all. Lower train.total_batch, or set train.max_steps."
         )
-    objective = _arvideo(recipe)
-    if objective is not None and plan.dropped_share is not None:
-        requested = objective.drop_ratio
-        if abs(plan.dropped_share - requested) > _SHARE_OF_WRONG_RATIO:
-            found.append(
-                f"objective.drop_ratio={requested:g} drops {plan.dropped_share:.1%} of the tokens: "
-                f"of each cluster of {plan.cluster_size} token(s) a whole number stays, at least "
-                "one. objective.drop=clusters drops whole clusters instead."
-            )
+    found += recipe.notes()
     expected = recipe.data.num_videos
     if expected and abs(plan.num_videos - expected) > _SHARE_OF_WRONG_COUNT * expected:
         found.append(f"the recipe expects {expected} videos, the shards hold {plan.num_videos}.")
     return found
 
 
-def dropped_share(recipe: Recipe) -> float | None:
-    """Share of the tokens that ARVideo's encoder could see and that are dropped.
-
-    Whole tokens are counted, so it may differ from objective.drop_ratio. None for other objectives.
-    """
-    objective = _arvideo(recipe)
-    if objective is None:
-        return None
-    return round(objective.effective_drop_ratio(recipe.geometry), 4)
-
-
-def _arvideo(recipe: Recipe) -> ArvideoSettings | None:
-    objective = recipe.objective if isinstance(recipe, PretrainRecipe) else None
-    return objective if isinstance(objective, ArvideoSettings) else None
-
-
 def _check_groups(recipe: Recipe, world_size: int, sequence_parallel: int) -> None:
     if sequence_parallel == 1:
         return
-    if isinstance(recipe, TokenizerRecipe):
+    model = recipe.transformer
+    if model is None:
         raise UserError(
             f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON shares a "
-            "transformer's tokens, and the tokenizer is none. Use another JSON."
+            f"transformer's tokens, and the {recipe.task} is none. Use another JSON."
         )
     if world_size % sequence_parallel:
         raise UserError(
@@ -185,11 +160,11 @@ def _check_groups(recipe: Recipe, world_size: int, sequence_parallel: int) -> No
             f"{sequence_parallel} (DeepSpeed JSON). Use a multiple of {sequence_parallel} ranks, "
             "or a size that divides their number."
         )
-    heads = recipe.size.heads
+    heads = model.size.heads
     if heads % sequence_parallel:
         raise UserError(
             f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON deals attention's "
-            f"heads to the ranks of a group, and model.size={recipe.model.size} has {heads}. Use "
+            f"heads to the ranks of a group, and model.size={model.name} has {heads}. Use "
             f"one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}."
         )
 

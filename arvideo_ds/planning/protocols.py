@@ -15,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from arvideo_ds.config.load import load_recipe, parse, read_yaml, recipe_names
-from arvideo_ds.config.schema import PretrainRecipe, Recipe
+from arvideo_ds.config.schema import Recipe
 from arvideo_ds.config.settings import Settings
 from arvideo_ds.planning.plan import make_plan
 
@@ -64,9 +64,9 @@ def numbers_of(name: str) -> Values:
     recipe = load_recipe(name, [], Recipe)
     sections = recipe.model_dump(mode="json", exclude={"task"})
     numbers = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
-    if isinstance(recipe, PretrainRecipe):
-        shape = recipe.decoder_shape
-        numbers |= {f"decoder.{key}": getattr(shape, key) for key in ("width", "depth", "heads")}
+    decoder = recipe.transformer and recipe.transformer.decoder
+    if decoder is not None:
+        numbers |= {f"decoder.{key}": getattr(decoder, key) for key in ("width", "depth", "heads")}
     plan: Values = json.loads(json.dumps(make_plan(recipe, world_size=1).as_dict()))
     return numbers | plan
 

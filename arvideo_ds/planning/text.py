@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from arvideo_ds.config import Recipe
+from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.planning.advice import (
     GIB,
     USABLE_SHARE,
@@ -43,7 +43,7 @@ class Advice:
 
     name: str
     json_name: str
-    recipe: Recipe
+    recipe: EncoderRecipe
     plan: RunPlan
     machine: Machine
     given: Option
@@ -56,7 +56,7 @@ class Advice:
 def advise(
     name: str,
     json_name: str,
-    recipe: Recipe,
+    recipe: EncoderRecipe,
     plan: RunPlan,
     base: Strategy,
     *,

@@ -27,9 +27,8 @@ from typing import Any
 
 import yaml
 
-from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config import RECIPES, Recipe
 from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
-from arvideo_ds.config.schema import RECIPES
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import write_json, write_text
 from arvideo_ds.files.json_lines import append_json_lines, read_json_lines
@@ -79,15 +78,6 @@ _FREE = frozenset(
 # Settings in which a run may differ from the one that it resumes (--resume), beside those: for how
 # long and how fast the same model is trained on, and by what it is judged.
 _FREE_OF_PARENT = ("train.epochs", "train.max_steps", "train.precision", "optim.", "probe.")
-# By task: what a run is called, and the script that tests one.
-_KINDS = {
-    "pretrain": ("a pretraining run", "probe"),
-    "finetune": ("a fine-tuned run", "evaluate"),
-    "detect": ("a detection run", "evaluate_detection"),
-    "tokenizer": ("a run of the tokenizer", "evaluate_tokenizer"),
-}
-# The recipes of runs whose model has a video encoder.
-WITH_ENCODER = (PretrainRecipe, FinetuneRecipe, DetectRecipe)
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
@@ -114,26 +104,25 @@ def choose_weights(folder: Path, name: str | None = None) -> str:
     return name
 
 
-def read_recipe(folder: Path, *kinds: type[AnyRecipe]) -> AnyRecipe:
-    """The recipe of a run of one of the kinds. Errors: `UserError` where it is none of them."""
+def read_recipe(folder: Path, kind: type[AnyRecipe]) -> AnyRecipe:
+    """The recipe of a run; kind: its class or a base. Errors: `UserError` where it is another."""
     path = folder / RECIPE
-    taken = [name for task, (name, _) in _KINDS.items() if issubclass(RECIPES[task], kinds)]
-    expected = "a run" if len(taken) == len(_KINDS) else " or ".join(taken)
+    names = [recipe.run_name for recipe in RECIPES.values() if issubclass(recipe, kind)]
+    expected = "a run" if len(names) == len(RECIPES) else " or ".join(names)
     if not path.is_file():
         raise UserError(
             f"expected {expected}, but {folder} has no {RECIPE}. Give the folder of a run; by "
             "default runs are in runs/."
         )
     tree = read_yaml(path)
-    task = tree.get("task", "pretrain") if isinstance(tree, dict) else None
-    if task in RECIPES and not issubclass(RECIPES[task], kinds):
-        name, script = _KINDS[task]
+    task = str(tree.get("task", "pretrain")) if isinstance(tree, dict) else ""
+    if task in RECIPES and not issubclass(RECIPES[task], kind):
+        found = RECIPES[task]
         raise UserError(
-            f"expected {expected}, but {folder} is {name}; such runs are tested with "
-            f"scripts/{script}.py."
+            f"expected {expected}, but {folder} is {found.run_name}; such runs are tested with "
+            f"scripts/{found.tested_by}.py."
         )
-    # Of one of the kinds: mypy cannot follow.
-    return validate(tree, str(path), Recipe)  # type: ignore[return-value]
+    return validate(tree, str(path), kind)
 
 
 def require_same_mathematics(folder: Path, recipe: Recipe) -> None:

@@ -1,8 +1,10 @@
-"""Tasks: model + objective behind one contract - a batch in, a loss out.
+"""Tasks: what a run does, as one specification each (specs/), and the modules that they train.
 
-Owns which objective a recipe names and how clips that did not decode are left out. Must not know
-DeepSpeed, ranks or the loop. A new task is a sibling of those here.
+A module takes a batch and returns a loss. A specification is read before a run starts, so importing
+it needs no torch. Must not know the training loop. A new task is a recipe (config/), a
+specification and a module.
 """
 
-# Every task keeps its model as `model`, so this is where its weights stand in the task's state.
-PREFIX = "model."
+from arvideo_ds.tasks.task import PREFIX, TASKS, Task, task_of
+
+__all__ = ["PREFIX", "TASKS", "Task", "task_of"]

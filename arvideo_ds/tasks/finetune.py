@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arvideo_ds.config import FinetuneRecipe
-from arvideo_ds.config.schema import FinetuneSettings
+from arvideo_ds.config.finetune import FinetuneSettings
 from arvideo_ds.data.augment import seeded
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.models.classifier import Classifier

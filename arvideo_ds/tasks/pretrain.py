@@ -7,14 +7,8 @@ from torch import Tensor, nn
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
+from arvideo_ds.evaluation.pretrained import build_objective
 from arvideo_ds.models.encoder import encode_clips
-from arvideo_ds.models.objective import MODELS, Objective
-
-
-def build_objective(recipe: PretrainRecipe) -> Objective:
-    """The model of `objective.name`, freshly initialised from torch's global generator."""
-    build = MODELS.choose(recipe.objective.name, key="objective.name")
-    return build(recipe.objective, recipe.encoder, recipe.decoder)
 
 
 class Pretrain(nn.Module):

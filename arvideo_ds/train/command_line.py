@@ -15,7 +15,7 @@ from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.planning.plan import notes
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards import synthetic_sets
-from arvideo_ds.train.settle import Options, Settings, sets_to_make, settle
+from arvideo_ds.train.settle import Options, Settings, settle
 from arvideo_ds.train.signals import end_on_signals, ignore_signals
 
 
@@ -62,7 +62,7 @@ def train(args: argparse.Namespace, options: Options, kind: type[Recipe]) -> int
     settings = settle(options, kind, world_size=planned_world_size())
     run_folder.require_same_mathematics(options.folder, settings.recipe)
     # After all other checks: it takes minutes.
-    if sets := sets_to_make(settings.recipe):
+    if sets := settings.task.sets_to_make():
         for name in sets:
             synthetic_sets.ensure(name)
         settings = settle(options, kind, world_size=planned_world_size())

@@ -30,6 +30,7 @@ from arvideo_ds.runs.run_folder import (
     append_of_rank,
     read_metrics,
 )
+from arvideo_ds.tasks import Task
 
 _GIB = 2**30
 # A rank whose forward pass takes so many times the median is named.
@@ -149,7 +150,7 @@ def peak_memory_gib(device: torch.device) -> float:
 class Console:
     """One line a logged step, with rate and time left."""
 
-    def __init__(self, steps: int, task: str) -> None:
+    def __init__(self, steps: int, task: Task) -> None:
         self._steps, self._task = steps, task
 
     def log(self, metrics: dict[str, Any]) -> None:
@@ -159,7 +160,7 @@ class Console:
         parts = [
             f"step {step}/{self._steps}",
             f"epoch {metrics['epoch']:.2f}",
-            f"loss {metrics[f'loss/{self._task}']:.4f}",
+            f"loss {metrics[f'loss/{self._task.recipe.task}']:.4f}",
             f"lr {metrics['lr']:.2e}",
             *([f"grad {norm:.3f}"] if norm is not None else []),
             f"{metrics['throughput/clips_per_s']:.1f} clips/s",
@@ -167,21 +168,7 @@ class Console:
             f"{metrics['memory/peak_gib']:.2f} GiB",
             f"left {left}",
         ]
-        if "validation/top1" in metrics:
-            parts.append(f"validation top-1 {metrics['validation/top1']:.2f} %")
-        if "validation/knn" in metrics:
-            parts.append(f"nearest neighbours {metrics['validation/knn']:.2f} %")
-        if "validation/map" in metrics:
-            parts.append(
-                f"validation mAP {metrics['validation/map']:.2f} % "
-                f"(all rows: {metrics['validation/map_uncapped']:.2f} %)"
-            )
-        if "validation/psnr_db" in metrics:
-            parts.append(
-                f"PSNR {metrics['validation/psnr_db']:.2f} dB, SSIM "
-                f"{metrics['validation/ssim']:.3f}, codes used "
-                f"{100 * metrics['validation/code_usage']:.1f} %"
-            )
+        parts += self._task.metric_words(metrics)
         if metrics["data/skipped_total"]:
             parts.append(f"skipped {metrics['data/skipped_total']:.0f}")
         if metrics["guard/refused_total"]:

@@ -7,7 +7,6 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from arvideo_ds.config import PretrainRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
 from arvideo_ds.long_video.score_store import hash_of_scores
@@ -55,11 +54,11 @@ def print_header(
     decoder: str,
     first_step: int,
 ) -> None:
-    plan, recipe = settings.plan, settings.recipe
+    plan, recipe, task = settings.plan, settings.recipe, settings.task
     print(
-        f"recipe {options.recipe}: {_model(recipe, plan)}, {plan.gflops_forward_per_clip:.2f} "
-        f"GFLOP forward per clip\n"
-        f"clip {plan.clip_shape} -> tokens {plan.token_grid}{_tokens(recipe, plan)}\n"
+        f"recipe {options.recipe}: {task.model_words()}, {_parameters(plan)}, "
+        f"{plan.gflops_forward_per_clip:.2f} GFLOP forward per clip\n"
+        f"clip {plan.clip_shape} -> tokens {plan.token_grid}{task.token_words(plan)}\n"
         f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
         f"{_batch(plan)}\n"
         f"{world.size} rank(s) by {world.launcher} on {world.device.type}, ZeRO stage "
@@ -69,6 +68,11 @@ def print_header(
     )
     for note in notes(recipe, plan):
         print(f"note: {note}", flush=True)
+
+
+def _parameters(plan: RunPlan) -> str:
+    decoder = f" + {plan.parameters_decoder / 1e6:.1f} M decoder" if plan.parameters_decoder else ""
+    return f"{plan.parameters_encoder / 1e6:.1f} M encoder{decoder} parameters"
 
 
 def _batch(plan: RunPlan) -> str:
@@ -86,36 +90,6 @@ def _shares(plan: RunPlan) -> str:
     if plan.sequence_parallel == 1:
         return f"{plan.world_size} rank(s)"
     return f"{plan.data_ranks} group(s) of {plan.sequence_parallel} ranks"
-
-
-def _model(recipe: Recipe, plan: RunPlan) -> str:
-    millions = f"{plan.parameters_encoder / 1e6:.1f} M encoder"
-    if isinstance(recipe, PretrainRecipe):
-        return (
-            f"{recipe.objective.name}, ViT-{recipe.model.size}, {millions} + "
-            f"{plan.parameters_decoder / 1e6:.1f} M decoder parameters"
-        )
-    if isinstance(recipe, TokenizerRecipe):
-        return (
-            f"tokenizer, {recipe.tokenizer.filters} filters, {millions} + "
-            f"{plan.parameters_decoder / 1e6:.1f} M decoder parameters"
-        )
-    return f"{recipe.task}, ViT-{recipe.model.size}, {millions} parameters"
-
-
-def _tokens(recipe: Recipe, plan: RunPlan) -> str:
-    if isinstance(recipe, TokenizerRecipe):
-        settings = recipe.tokenizer
-        return f"; {settings.kept(recipe.geometry)} kept, {settings.num_codes} codes"
-    if not isinstance(recipe, PretrainRecipe):
-        grid, seen = recipe.pretrained_grid, plan.encoder_tokens
-        encoded = "all" if seen == recipe.geometry.num_tokens else seen
-        positions = f"; positions interpolated from those of {grid}" if grid else ""
-        return f", {encoded} encoded{positions}"
-    clusters = f" -> {plan.num_clusters} clusters of {plan.cluster_size}"
-    dropped = "" if plan.dropped_share is None else f" ({plan.dropped_share:.1%} dropped)"
-    tokens = f"{plan.encoder_tokens} tokens encoded{dropped}, {plan.decoder_queries} predicted"
-    return f"{clusters}; {tokens}" if plan.num_clusters > 1 else f"; {tokens}"
 
 
 def summarize(

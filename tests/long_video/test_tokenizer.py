@@ -23,7 +23,7 @@ from arvideo_ds.long_video.scorers import Piece, make_scorer
 from arvideo_ds.long_video.tokenizer import Tokenizer, load_tokenizer
 from arvideo_ds.models.encoder import count_parameters
 from arvideo_ds.planning.cost import cost_of
-from arvideo_ds.train.transfer import settle_transfer
+from arvideo_ds.tasks.transfer import settle_transfer
 
 Make = Callable[..., TokenizerRecipe]
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from arvideo_ds.config.schema import DetectSettings
+from arvideo_ds.config.detect import DetectSettings
 from arvideo_ds.config.sizes import SIZES, EncoderSpec
 from arvideo_ds.geometry import Geometry
 from arvideo_ds.models import detector as detector_module

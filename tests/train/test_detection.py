@@ -11,8 +11,7 @@ import pytest
 import torch
 import yaml
 
-from arvideo_ds.config import load_recipe
-from arvideo_ds.config.schema import DetectRecipe
+from arvideo_ds.config import DetectRecipe, load_recipe
 from arvideo_ds.evaluation.detection import Judge
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.tasks.detect import Detect

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,10 +12,12 @@ from typing import Any
 import pytest
 import torch
 
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.loader import Skipped
 from arvideo_ds.errors import UserError
 from arvideo_ds.runs.run_folder import METRICS, QUARANTINE, left_out, read_metrics, read_of_ranks
+from arvideo_ds.tasks import task_of
 from arvideo_ds.train import metrics
 from arvideo_ds.train.metrics import Console, JsonLines, Meter, Wandb, quarantine
 
@@ -175,7 +178,10 @@ def test_a_requeued_run_goes_on_with_the_same_wandb_id(
     assert all(settings["resume"] == "allow" for settings in seen)
 
 
-def test_the_console_says_a_step_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_console_says_a_step_in_one_line(
+    tiny: Callable[..., PretrainRecipe], capsys: pytest.CaptureFixture[str]
+) -> None:
+    console = Console(60, task_of(tiny()))
     metrics = {
         "step": 30,
         "epoch": 0.5,
@@ -191,13 +197,9 @@ def test_the_console_says_a_step_in_one_line(capsys: pytest.CaptureFixture[str])
         "time/forward_s_max": 0.25,
         "slowest_host": "node2",
     }
-    Console(steps=60, task="pretrain").log(metrics)
-    Console(steps=60, task="pretrain").log(
-        {**metrics, "data/skipped_total": 4.0, "grad_norm_preclip": 0.125}
-    )
-    Console(steps=60, task="pretrain").log(
-        {**metrics, "guard/refused_total": 2.0, "time/forward_s_max": 0.5}
-    )
+    console.log(metrics)
+    console.log({**metrics, "data/skipped_total": 4.0, "grad_norm_preclip": 0.125})
+    console.log({**metrics, "guard/refused_total": 2.0, "time/forward_s_max": 0.5})
     first, second, third = capsys.readouterr().out.splitlines()
     assert "step 30/60" in first
     assert "left 0:01:00" in first

@@ -6,14 +6,15 @@ import pytest
 
 from arvideo_ds.config import FinetuneRecipe, load_recipe
 from arvideo_ds.planning.plan import make_plan
-from arvideo_ds.train.record import _batch, _tokens
+from arvideo_ds.tasks import task_of
+from arvideo_ds.train.record import _batch
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.2, ", 10048 encoded"), (0.0, ", all encoded")])
 def test_the_header_says_how_many_tokens_training_encodes(share: float, said: str) -> None:
     overrides = [f"finetune.drop_tokens={share}"]
     recipe = load_recipe("finetune_vit_b_diving48_128f", overrides, FinetuneRecipe)
-    assert _tokens(recipe, make_plan(recipe, world_size=1)) == said
+    assert task_of(recipe).token_words(make_plan(recipe, world_size=1)) == said
 
 
 def test_the_header_says_videos_and_clips_of_a_step_and_the_rates_that_they_make() -> None:

@@ -15,7 +15,7 @@ from arvideo_ds.engine.world import World
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.shards.manifest import ShardSet
-from arvideo_ds.train import run as run_module
+from arvideo_ds.train import preflight
 from arvideo_ds.train.settle import Settings
 
 WORLD = World(0, 4, 0, 2, torch.device("cpu"), "srun", 1)
@@ -43,10 +43,10 @@ def test_one_rank_of_a_machine_checks_and_all_raise_what_it_found(
         return heard
 
     monkeypatch.setattr(ShardSet, "check", noted)
-    monkeypatch.setattr(run_module, "gather_names", gather)
+    monkeypatch.setattr(preflight, "gather_names", gather)
     for rank in range(4):  # ranks 0 and 2 are the first of their machines
         world = dataclasses.replace(WORLD, rank=rank, local_rank=rank % 2)
         with pytest.raises(UserError, match=shards.manifest.shards[2].index_name):
-            run_module._check_data(settings, shards, world)
+            preflight.check_data(settings, shards, world)
     assert checked == [0, 2]
     assert [bool(verdict) for verdict in heard] == [True, False, True, False]

@@ -18,7 +18,7 @@ from arvideo_ds.files.tensors import save_tensors
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.layouts import load_classifier_weights
 from arvideo_ds.runs import run_folder
-from arvideo_ds.train.run import _same_classes
+from arvideo_ds.tasks.specs.finetune import Finetuning
 
 Make = Callable[..., FinetuneRecipe]
 CLASSES = ["bend", "jack", "walk"]
@@ -54,7 +54,7 @@ def test_a_fine_tuned_run_passes_on_its_norm_and_of_the_same_classes_its_head(
     theirs = source.model.state_dict()
     for names, kept in ((CLASSES, True), (CLASSES[::-1], False), (["a", "b"], False)):
         target = Classifier(recipe.encoder, len(names))
-        same = _same_classes(folder / run_folder.MODEL, recipe, shards(*names))
+        same = Finetuning(recipe).same_classes(folder / run_folder.MODEL, shards(*names))
         report = load_classifier_weights(target, folder, patch=recipe.patch, same_classes=same)
         assert torch.equal(target.norm.weight, theirs["norm.weight"]), report
         assert torch.equal(target.head.weight, theirs["head.weight"]) == kept, report
@@ -64,4 +64,4 @@ def test_weights_that_do_not_say_their_classes_are_of_unknown_ones(
     tuned: Path, tiny_finetune: Make
 ) -> None:
     (tuned / run_folder.LABELS).unlink()
-    assert _same_classes(tuned, tiny_finetune(), shards(*CLASSES)) is None
+    assert Finetuning(tiny_finetune()).same_classes(tuned, shards(*CLASSES)) is None

@@ -14,7 +14,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.positions import interpolated_positions, position_table
 from arvideo_ds.runs import run_folder
-from arvideo_ds.train.transfer import settle_transfer
+from arvideo_ds.tasks.transfer import settle_transfer
 
 Make = Callable[..., FinetuneRecipe]
 WIDE = {"frames": 16, "size": 48}

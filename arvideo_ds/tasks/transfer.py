@@ -1,4 +1,4 @@
-"""What pretrained weights say of themselves, held against the recipe; needs no torch.
+"""What the tasks share that train a pretrained encoder on labels; reading it needs no torch.
 
 Two things do not show in weights: which table of positions they were trained with, and over which
 token grid. A run's recipe says both, and a `config.json` of transformers the clip.
@@ -9,15 +9,55 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
-from arvideo_ds.config import Recipe
-from arvideo_ds.config.load import AnyRecipe
-from arvideo_ds.config.schema import TransferSettings
+from arvideo_ds.config import EncoderRecipe, TransferRecipe
+from arvideo_ds.config.transfer import TransferSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
+from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.tasks.task import Task
 
 _SETTLED = ("positions", "pretrained_clip")
+AnyTransfer = TypeVar("AnyTransfer", bound=TransferRecipe)
+
+
+class Transfer(Task):
+    """A task whose recipe has a section of `TransferSettings`."""
+
+    recipe: TransferRecipe
+
+    def __init__(self, recipe: TransferRecipe) -> None:
+        super().__init__(recipe)
+        self.layer_decay, self.ema_decay = recipe.transfer.layer_decay, recipe.transfer.ema_decay
+
+    def settled(self, folder: Path) -> TransferRecipe:
+        return settle_transfer(self.recipe, folder)
+
+    def model_words(self) -> str:
+        return f"{self.recipe.task}, ViT-{self.recipe.model.size}"
+
+    def token_words(self, plan: RunPlan) -> str:
+        grid, seen = self.recipe.pretrained_grid, plan.encoder_tokens
+        encoded = "all" if seen == plan.num_tokens else seen
+        positions = f"; positions interpolated from those of {grid}" if grid else ""
+        return f", {encoded} encoded{positions}"
+
+    def initialize(self, module: Any, shards: ShardSet) -> str | None:
+        from arvideo_ds.models.layouts import load_classifier_weights
+
+        source = self.recipe.transfer.init_from
+        if source is None:
+            return None
+        same = self.same_classes(Path(source), shards)
+        patch = self.recipe.patch
+        return str(load_classifier_weights(module.model, source, patch=patch, same_classes=same))
+
+    def same_classes(self, source: Path, shards: ShardSet) -> bool | None:  # noqa: ARG002
+        """Whether weights to begin with have the outputs of this task; None where unknown."""
+        return False
 
 
 @dataclass(frozen=True)
@@ -28,10 +68,10 @@ class Origin:
     """
 
     clip: Triple
-    recipe: Recipe | None = None
+    recipe: EncoderRecipe | None = None
 
 
-def settle_transfer(recipe: AnyRecipe, folder: Path) -> AnyRecipe:
+def settle_transfer(recipe: AnyTransfer, folder: Path) -> AnyTransfer:
     """The recipe with the choice of positions made, so that it alone rebuilds the model.
 
     folder: of the run; one that has begun keeps the choice it began with, whether or not its
@@ -39,10 +79,10 @@ def settle_transfer(recipe: AnyRecipe, folder: Path) -> AnyRecipe:
     another encoder than the recipe's, or what is to be interpolated is not known.
     """
     transfer = recipe.transfer
-    if transfer is None:
-        return recipe
-    begun = _begun(folder)
-    settled = _as_begun(transfer, begun) if begun else _chosen(recipe, transfer)
+    if (folder / run_folder.RECIPE).is_file():
+        settled = _as_begun(transfer, run_folder.read_recipe(folder, type(recipe)).transfer)
+    else:
+        settled = _chosen(recipe, transfer)
     out = recipe.model_copy(update={recipe.task: settled})
     _ = out.pretrained_grid
     return out
@@ -53,12 +93,9 @@ def origin_of(source: Path) -> Origin | None:
     # What lies beside a file of other people may be anything.
     folder = source.parent if source.suffix == ".safetensors" else source
     if (folder / run_folder.RECIPE).is_file():
-        recipe = run_folder.read_recipe(folder, *run_folder.WITH_ENCODER)
-        transfer = recipe.transfer
+        recipe = run_folder.read_recipe(folder, EncoderRecipe)
         # Its weights know the table that its own pretraining knew.
-        if transfer is not None and recipe.pretrained_grid and transfer.pretrained_clip:
-            return Origin(transfer.pretrained_clip, recipe)
-        return Origin(recipe.clip, recipe)
+        return Origin(recipe.pretrained_clip or recipe.clip, recipe)
     try:
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = facts["image_size"]
@@ -68,18 +105,12 @@ def origin_of(source: Path) -> Origin | None:
         return None
 
 
-def _begun(folder: Path) -> TransferSettings | None:
-    if not (folder / run_folder.RECIPE).is_file():
-        return None
-    return run_folder.read_recipe(folder, Recipe).transfer
-
-
 def _as_begun(transfer: TransferSettings, begun: TransferSettings) -> TransferSettings:
     kept = {key: getattr(begun, key) for key in _SETTLED if getattr(transfer, key) is None}
     return transfer.model_copy(update=kept)
 
 
-def _chosen(recipe: Recipe, transfer: TransferSettings) -> TransferSettings:
+def _chosen(recipe: EncoderRecipe, transfer: TransferSettings) -> TransferSettings:
     origin = None if transfer.init_from is None else origin_of(Path(transfer.init_from))
     if origin is not None and origin.recipe is not None:
         _require_same_encoder(recipe, origin.recipe, str(transfer.init_from))
@@ -92,7 +123,7 @@ def _chosen(recipe: Recipe, transfer: TransferSettings) -> TransferSettings:
     return transfer.model_copy(update={"positions": positions, "pretrained_clip": clip})
 
 
-def _require_same_encoder(recipe: Recipe, source: Recipe, where: str) -> None:
+def _require_same_encoder(recipe: EncoderRecipe, source: EncoderRecipe, where: str) -> None:
     pairs = {
         "model.size": (source.model.size, recipe.model.size),
         "model.positions": (source.model.positions, recipe.model.positions),

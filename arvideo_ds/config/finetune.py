@@ -1,0 +1,136 @@
+"""The recipe of fine-tuning: a classifier, trained on labels."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator, model_validator
+from typing_extensions import Self
+
+from arvideo_ds.config.objectives import TokenCounts
+from arvideo_ds.config.settings import Positive, Settings
+from arvideo_ds.config.transfer import TransferRecipe, TransferSettings
+from arvideo_ds.config.transformer import Transformer
+from arvideo_ds.errors import UserError
+from arvideo_ds.geometry import num_kept
+
+
+class FinetuneSettings(TransferSettings):
+    """How a classifier is trained on labels; defaults of VideoMAE for ViT-B on Kinetics-400."""
+
+    # Classes that the plan counts with until the shards are there.
+    num_classes: Positive | None = None
+    # Label sets of the shards that are learnt together, such as [verb, noun]: a linear layer each,
+    # the loss is their sum. None = the one label of each sample.
+    heads: tuple[str, ...] | None = None
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Dropout between the pooled, normalised feature and the linear layer while training. VideoMAE's
+    # --fc_drop_rate (0.5 for ViT-H on Kinetics-400 and ViT-B on UCF101), V2's --head_drop_rate.
+    head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # Clips of a micro-batch are mixed in pairs; the share is drawn from Beta(a, a), 0 = never.
+    # With both, each micro-batch takes one of them.
+    mixup: Annotated[float, Field(ge=0)] = 0.8
+    cutmix: Annotated[float, Field(ge=0)] = 1.0
+    # Share of the places of the picture that are left out at all times while training (random
+    # tubes); a test sees all tokens.
+    drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    # What is classified: the mean of the tokens, or what one class-attention layer reads of them.
+    pooling: Literal["mean", "attention"] = "mean"
+
+    @property
+    def mixes(self) -> bool:
+        """Whether clips are mixed in pairs."""
+        return bool(self.mixup or self.cutmix)
+
+    @field_validator("heads", mode="before")
+    @classmethod
+    def _a_list(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            raise ValueError("must be a list of label sets, such as [verb, noun]")
+        return value
+
+
+class EvaluationSettings(Settings):
+    """Labelled shards that a fine-tuned model is judged on while training and afterwards."""
+
+    shards: str | None = None
+    # Epochs between validations (one view a video); the best weights so far are kept.
+    every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    # Temporal x spatial views of the test after training.
+    views: tuple[Positive, Positive] = (2, 3)
+    # Clips per rank and forward pass; a video's views stay together.
+    batch: Positive = 48
+
+
+class FinetuneRecipe(TransferRecipe):
+    """A run that trains a classifier on labels, from pretrained weights or from scratch."""
+
+    purpose: ClassVar[str] = "finetune"
+    script: ClassVar[str] = "finetune"
+    run_name: ClassVar[str] = "a fine-tuned run"
+    tested_by: ClassVar[str] = "evaluate"
+
+    task: Literal["finetune"] = "finetune"
+    finetune: FinetuneSettings = FinetuneSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def heads(self) -> tuple[str, ...] | None:
+        return self.finetune.heads
+
+    @property
+    def pooling(self) -> Literal["mean", "attention"]:
+        return self.finetune.pooling
+
+    @property
+    def test_views(self) -> tuple[int, int]:
+        return self.evaluation.views
+
+    @property
+    def transformer(self) -> Transformer:
+        return Transformer(
+            self.size,
+            self.model.size,
+            class_attention=self.pooling == "attention",
+            outputs=self.finetune.num_classes or 0,
+            mixes_clips=self.finetune.mixes,
+        )
+
+    @property
+    def seen_places(self) -> int:
+        """Places of the picture (row, column) that are seen while training, at all times."""
+        _, h, w = self.geometry.grid
+        return num_kept(1 - self.finetune.drop_tokens, h * w)
+
+    @property
+    def counts(self) -> TokenCounts:
+        """Of a training step; a test sees all tokens."""
+        seen = self.seen_places * self.geometry.grid[0]
+        return TokenCounts(encoded=seen, decoded=0, predicted=0)
+
+    @model_validator(mode="after")
+    def _heads_are_sets(self) -> Self:
+        heads, count = self.finetune.heads, self.finetune.num_classes
+        if heads is not None and (not heads or len(set(heads)) < len(heads)):
+            raise UserError(
+                f"finetune.heads={list(heads)} must name each label set once, such as [verb, "
+                "noun]; leave it out for samples of one label."
+            )
+        if heads is not None and count is not None:
+            raise UserError(
+                f"finetune.num_classes={count} counts one label set, but finetune.heads="
+                f"{list(heads)} are learnt; leave finetune.num_classes out."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _divides(self) -> Self:
+        _ = self.geometry
+        temporal, spatial = self.evaluation.views
+        if self.evaluation.batch < temporal * spatial:
+            raise UserError(
+                f"evaluation.batch={self.evaluation.batch} is smaller than evaluation.views="
+                f"{[temporal, spatial]}: the views of a video stay together. Raise it to "
+                f"{temporal * spatial}."
+            )
+        return self

@@ -1,0 +1,62 @@
+"""What the recipes share that train an encoder on, from pretrained weights or from scratch."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from arvideo_ds.config.schema import EncoderRecipe
+from arvideo_ds.config.settings import PositiveTriple, Settings
+from arvideo_ds.errors import UserError
+from arvideo_ds.geometry import Triple
+
+
+class TransferSettings(Settings):
+    """How a pretrained encoder is taken over and trained on; defaults of VideoMAE for ViT-B."""
+
+    # Weights to begin with: a run folder, an exported encoder, a public checkpoint (--init-from).
+    # None trains from scratch.
+    init_from: str | None = None
+    # Table of positions: "recomputed" for the clip's own token grid, or "interpolated" from that of
+    # the clips that the encoder was pretrained on (models/positions.py). None = interpolated where
+    # those are known and have another grid; a run's own recipe.yaml says which it became.
+    positions: Literal["recomputed", "interpolated"] | None = None
+    # Frames, height and width of those clips; read from --init-from where it says so.
+    pretrained_clip: PositiveTriple | None = None
+    # The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i).
+    layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
+    # Stochastic depth: share of the last block's branches that are left out.
+    drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    # Moving average of the weights, saved beside them; such as 0.9999.
+    ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+class TransferRecipe(EncoderRecipe):
+    """A run of labels; its section of `TransferSettings` is called as the task."""
+
+    learns_labels: ClassVar[bool] = True
+
+    @property
+    def transfer(self) -> TransferSettings:
+        section: TransferSettings = getattr(self, self.task)
+        return section
+
+    @property
+    def pretrained_clip(self) -> Triple | None:
+        """Errors: `UserError` where it is asked for and the pretraining's clip is not known."""
+        if self.transfer.positions != "interpolated":
+            return None
+        clip: Triple | None = self.transfer.pretrained_clip
+        key = f"{self.task}.pretrained_clip"
+        if clip is None:
+            raise UserError(
+                f"{self.task}.positions=interpolated needs the clip of the pretraining, and the "
+                f"weights do not say it: give {key}=[FRAMES,HEIGHT,WIDTH], such as [16,224,224]."
+            )
+        if any(side % step for side, step in zip(clip, self.patch, strict=True)):
+            raise UserError(
+                f"{key}={list(clip)} is no multiple of model.patch={list(self.patch)}; give the "
+                "frames, height and width of the clips in pretraining."
+            )
+        return clip

@@ -1,0 +1,93 @@
+"""Fine-tuning a classifier on labels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arvideo_ds.config import FinetuneRecipe
+from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import RunPlan
+from arvideo_ds.shards.manifest import ClassNames, ShardSet, by_set, require_same_labels
+from arvideo_ds.tasks.transfer import Transfer
+
+if TYPE_CHECKING:
+    from arvideo_ds.tasks.finetune import Finetune
+
+
+class Finetuning(Transfer):
+    recipe: FinetuneRecipe
+    best_by = "top1"
+
+    def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:
+        """Errors: `UserError` where the classes of recipe, shards and validation differ."""
+        settings = self.recipe.finetune
+        if plan.micro_batch % 2 and settings.mixes:
+            raise UserError(
+                f"finetune.mixup and finetune.cutmix mix the clips of a micro-batch in pairs, but "
+                f"it holds {plan.micro_batch}. Choose train.total_batch and train.micro_batch so "
+                "that it is even, or set both to 0."
+            )
+        if shards is None:
+            return
+        labels = self.labels(shards)
+        if labels is None:
+            raise UserError(
+                f"{shards.name} has no labels; fine-tuning needs shards made from class folders, a "
+                "CSV with a label column or a labelled data set (docs/datasets.md)."
+            )
+        if settings.num_classes not in (None, len(labels)):
+            raise UserError(
+                f"finetune.num_classes={settings.num_classes}, but {shards.name} has {len(labels)} "
+                "classes. Leave the key out, or point data.shards at the shards that are meant."
+            )
+        self.require_validation(validation)
+        if validation is not None:
+            require_same_labels(shards.name, labels, validation.name, self.labels(validation))
+
+    def metric_words(self, metrics: Mapping[str, Any]) -> list[str]:
+        if "validation/top1" not in metrics:
+            return []
+        return [f"validation top-1 {metrics['validation/top1']:.2f} %"]
+
+    def build(self, shards: ShardSet) -> Finetune:
+        from arvideo_ds.tasks.finetune import Finetune
+
+        return Finetune(self.recipe, *map(len, by_set(self.labels(shards)).values()))
+
+    def same_classes(self, source: Path, shards: ShardSet) -> bool | None:
+        from arvideo_ds.evaluation.pretrained import read_labels
+
+        names = read_labels(source if source.is_dir() else source.parent)
+        if names is None:
+            return None
+        # As lists: the logits of label sets are in their order.
+        return list(by_set(names).items()) == list(by_set(self.labels(shards)).items())
+
+    def labels(self, shards: ShardSet) -> ClassNames | None:
+        return shards.manifest.class_names(self.recipe.heads)
+
+    def validation(self, shards: ShardSet) -> Any:
+        """Top-1 and top-5 on the central clip of every video.
+
+        Where the recipe has heads, of all labels together; beside them top-1 of each.
+        """
+        from arvideo_ds.evaluation.scores import JointScores, score_videos
+
+        def measure(predict: Any, **options: Any) -> dict[str, float]:
+            batch = self.recipe.evaluation.batch
+            scores = score_videos(
+                predict, shards, self.recipe, views=(1, 1), batch=batch, **options
+            )
+            sets = scores.sets if isinstance(scores, JointScores) else {}
+            return {
+                **{f"top1_{name}": 100 * own.accuracy() for name, own in sets.items()},
+                "top1": 100 * scores.accuracy(),
+                "top5": 100 * scores.accuracy(5),
+                "loss": scores.loss(),
+                "videos": len(scores.labels),
+                "unreadable": len(scores.skipped),
+            }
+
+        return measure

@@ -1,0 +1,128 @@
+"""Pretraining with any objective, judged by a probe of the frozen encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config.objectives import LvmaeSettings
+from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.probes import POOLINGS
+from arvideo_ds.long_video.score_store import TokenScores
+from arvideo_ds.planning.plan import RunPlan
+from arvideo_ds.shards.manifest import ShardSet, require_same_labels
+from arvideo_ds.tasks.task import Task, open_shards
+
+if TYPE_CHECKING:
+    from arvideo_ds.tasks.pretrain import Pretrain
+
+
+class Pretraining(Task):
+    """No weights are chosen by the probe: pretraining has seen no labels, and shall not."""
+
+    recipe: PretrainRecipe
+
+    def evaluation_shards(self) -> list[str | None]:
+        probe = self.recipe.probe
+        return [] if probe.every_epochs is None else [probe.train_shards, probe.test_shards]
+
+    @property
+    def every_epochs(self) -> float:
+        return float(self.recipe.probe.every_epochs or 0)
+
+    def open_validation(self) -> ShardSet | None:
+        """The test shards of the online probe. Errors: `UserError` where both do not fit."""
+        probe = self.recipe.probe
+        POOLINGS.check(probe.features, key="probe.features")
+        if probe.every_epochs is None:
+            return None
+        train, test = open_shards(probe.train_shards), open_shards(probe.test_shards)
+        if train is None or test is None:
+            if all(map(self.will_be_made, (probe.train_shards, probe.test_shards))):
+                return None
+            raise UserError(
+                f"probe.every_epochs={probe.every_epochs:g} needs labelled shards in "
+                f"probe.train_shards ({probe.train_shards}) and probe.test_shards "
+                f"({probe.test_shards}). Make them, or leave probe.every_epochs out."
+            )
+        if train.manifest.labels is None:
+            raise UserError(f"{train.name} has no labels; a probe needs class folders or a CSV.")
+        require_same_labels(train.name, train.manifest.labels, test.name, test.manifest.labels)
+        return test
+
+    def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
+        """Errors: `UserError` where data.scores is not what the objective needs."""
+        objective, where = self.recipe.objective, self.recipe.data.scores
+        if shards is None:
+            return
+        if where is None:
+            if not self.recipe.needs_scores:
+                return
+            raise UserError(
+                f"objective.name={objective.name} as the recipe sets it needs scores of the "
+                f"tokens. Make them: python scripts/score_tokens.py --shards {shards.name} "
+                "--scorer tokenizer --tokenizer RUN --recipe RECIPE; then add data.crop=grid "
+                f"data.scores={shards.name}/scores/tokenizer."
+            )
+        if not isinstance(objective, LvmaeSettings) or objective.targets != "latents":
+            return
+        scores = TokenScores(where)
+        if scores.spec.levels is None:
+            raise UserError(
+                f"objective.targets=latents needs a tokenizer's codes, but {scores.name} was made "
+                f"by the scorer {scores.spec.scorer}, which has none. Score with --scorer "
+                "tokenizer, or set objective.targets: pixels."
+            )
+        if scores.spec.levels != objective.latent_levels:
+            raise UserError(
+                f"objective.latent_levels={list(objective.latent_levels)}, but the tokenizer of "
+                f"{scores.name} has {list(scores.spec.levels)}. Set objective.latent_levels to "
+                "those."
+            )
+
+    def model_words(self) -> str:
+        return f"{self.recipe.objective.name}, ViT-{self.recipe.model.size}"
+
+    def token_words(self, plan: RunPlan) -> str:
+        clusters = f" -> {plan.num_clusters} clusters of {plan.cluster_size}"
+        dropped = "" if plan.dropped_share is None else f" ({plan.dropped_share:.1%} dropped)"
+        tokens = f"{plan.encoder_tokens} tokens encoded{dropped}, {plan.decoder_queries} predicted"
+        return f"{clusters}; {tokens}" if plan.num_clusters > 1 else f"; {tokens}"
+
+    def metric_words(self, metrics: Mapping[str, Any]) -> list[str]:
+        if "validation/knn" not in metrics:
+            return []
+        return [f"nearest neighbours {metrics['validation/knn']:.2f} %"]
+
+    def build(self, shards: ShardSet) -> Pretrain:  # noqa: ARG002
+        from arvideo_ds.tasks.pretrain import Pretrain
+
+        return Pretrain(self.recipe)
+
+    def validation(self, shards: ShardSet) -> Any:
+        from arvideo_ds.evaluation.features import FrozenEncoder
+        from arvideo_ds.evaluation.probes import PROBES
+
+        recipe = self.recipe
+        assert recipe.probe.train_shards is not None
+        train = ShardSet(recipe.probe.train_shards)
+
+        def measure(predict: Any, *, num_workers: int, device: Any) -> dict[str, float]:
+            """Nearest-neighbour accuracy of the encoder as it is now."""
+            frozen = FrozenEncoder(
+                predict,
+                recipe,
+                train,
+                shards,
+                device,
+                num_workers=num_workers,
+                batch=recipe.train.micro_batch,
+                progress=False,
+            )
+            return {
+                "knn": 100 * PROBES["knn"]().accuracy(frozen),
+                "unreadable": sum(features.skipped for features in frozen.features),
+            }
+
+        return measure

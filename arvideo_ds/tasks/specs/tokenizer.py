@@ -1,0 +1,62 @@
+"""Training the adaptive tokenizer of long video."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from arvideo_ds.config import TokenizerRecipe
+from arvideo_ds.errors import UserError
+from arvideo_ds.planning.plan import RunPlan
+from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.tasks.task import Task
+
+if TYPE_CHECKING:
+    from arvideo_ds.long_video.training import TrainTokenizer
+
+
+class TokenizerTraining(Task):
+    recipe: TokenizerRecipe
+    best_by = "psnr_db"
+
+    def __init__(self, recipe: TokenizerRecipe) -> None:
+        super().__init__(recipe)
+        self.ema_decay = recipe.tokenizer.ema_decay
+
+    def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
+        """Errors: `UserError` where shards or the perceptual loss' weights are missing."""
+        if shards is None:
+            return
+        self.require_validation(validation)
+        network = self.recipe.tokenizer.perceptual_network
+        if network is not None and not Path(network).is_file():
+            raise UserError(f"tokenizer.perceptual_network={network}: there is no such file.")
+
+    def model_words(self) -> str:
+        return f"tokenizer, {self.recipe.tokenizer.filters} filters"
+
+    def token_words(self, plan: RunPlan) -> str:  # noqa: ARG002
+        settings = self.recipe.tokenizer
+        return f"; {settings.kept(self.recipe.geometry)} kept, {settings.num_codes} codes"
+
+    def metric_words(self, metrics: Mapping[str, Any]) -> list[str]:
+        if "validation/psnr_db" not in metrics:
+            return []
+        return [
+            f"PSNR {metrics['validation/psnr_db']:.2f} dB, SSIM "
+            f"{metrics['validation/ssim']:.3f}, codes used "
+            f"{100 * metrics['validation/code_usage']:.1f} %"
+        ]
+
+    def build(self, shards: ShardSet) -> TrainTokenizer:  # noqa: ARG002
+        from arvideo_ds.long_video.training import TrainTokenizer
+
+        return TrainTokenizer(self.recipe)
+
+    def validation(self, shards: ShardSet) -> Any:
+        """What the reconstructions lost, and how many codes are in use."""
+        from arvideo_ds.long_video.quality import judge
+
+        return lambda predict, **options: asdict(judge(predict, shards, self.recipe, **options))
