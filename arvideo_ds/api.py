@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from arvideo_ds.config import FinetuneRecipe, Recipe
+from arvideo_ds.config import EncoderRecipe, FinetuneRecipe
 from arvideo_ds.data.windows import Windows, read_windows
 from arvideo_ds.decoding.video import RejectedError
 from arvideo_ds.errors import UserError
@@ -31,7 +31,7 @@ class VideoModel(nn.Module):
     recipe: of its run. clip_shape: T H W of a clip; frames are `recipe.data.stride` apart.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: EncoderRecipe) -> None:
         super().__init__()
         self.recipe = recipe
         self.clip_shape = recipe.geometry.clip
@@ -52,7 +52,7 @@ class VideoModel(nn.Module):
 class VideoEncoder(VideoModel):
     """An encoder. grid: t h w, its tokens; width: D."""
 
-    def __init__(self, encoder: Encoder, recipe: Recipe) -> None:
+    def __init__(self, encoder: Encoder, recipe: EncoderRecipe) -> None:
         super().__init__(recipe)
         self.encoder = encoder
         self.grid = recipe.geometry.grid
@@ -72,7 +72,7 @@ class VideoClassifier(VideoModel):
     it has several.
     """
 
-    def __init__(self, classifier: Classifier, labels: ClassNames, recipe: Recipe) -> None:
+    def __init__(self, classifier: Classifier, labels: ClassNames, recipe: EncoderRecipe) -> None:
         super().__init__(recipe)
         self.classifier, self.labels = classifier, labels
 
@@ -98,7 +98,7 @@ def load_encoder(run: str | Path, weights: str | None = None) -> VideoEncoder:
     norm. Errors: `UserError` where recipe or weights are missing or do not fit.
     """
     folder = Path(run)
-    recipe = run_folder.read_recipe(folder, *run_folder.WITH_ENCODER)
+    recipe = run_folder.read_recipe(folder, EncoderRecipe)
     model = read_source(folder, recipe, _weights(folder, weights)).model
     encoder = model.encoder if isinstance(model, Classifier) else model
     return VideoEncoder(encoder, recipe).eval()
@@ -151,7 +151,7 @@ def encode(
     return torch.cat(pooled)
 
 
-def _windows(recipe: Recipe, path: Path, hop: int | None, batch: int) -> Iterator[Tensor]:
+def _windows(recipe: EncoderRecipe, path: Path, hop: int | None, batch: int) -> Iterator[Tensor]:
     shape = window_shape(recipe, hop)
     try:
         with FileVideo(path.name, path.name, None, path, 0).open() as source:
