@@ -49,8 +49,6 @@ setup(
         "vector-quantize-pytorch>=1.32",
         # PSNR and SSIM of its reconstructions.
         "torchmetrics>=1.9",
-        # A process pool that kills a worker whose video hangs.
-        "pebble>=5",
         "tqdm",
         # Shards behind URLs; torch needs it as well.
         "fsspec",

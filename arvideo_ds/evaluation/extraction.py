@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.data.windows import Windows, WindowShape, read_windows
-from arvideo_ds.decoding.streams import Failed, Finished, stream_all
+from arvideo_ds.decoding.processes import Failed, Finished, stream_all
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import require_format
 from arvideo_ds.evaluation.feature_folder import FeatureFolder

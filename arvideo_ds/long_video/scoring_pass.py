@@ -26,7 +26,7 @@ from tqdm import tqdm
 from arvideo_ds.data.sampling import window_frames
 from arvideo_ds.data.transforms import fit_to_grid
 from arvideo_ds.decoding.decoders import DecodeError, decode
-from arvideo_ds.decoding.streams import Failed, Finished, stream_all
+from arvideo_ds.decoding.processes import Failed, Finished, stream_all
 from arvideo_ds.decoding.video import RejectedError
 from arvideo_ds.files.atomic import write_bytes
 from arvideo_ds.long_video.score_store import (

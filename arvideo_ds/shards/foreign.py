@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from arvideo_ds.decoding.decoders import available_decoders
-from arvideo_ds.decoding.processes import failure, killable_map
+from arvideo_ds.decoding.processes import Failed, killable_map
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import write_bytes
 from arvideo_ds.files.checksums import sha256_of
@@ -232,16 +232,14 @@ def _inspect_all(
     path: Path, samples: Sequence[ForeignSample], workers: int, timeout_s: float
 ) -> Iterator[m.IndexedSample | m.Reject]:
     calls = ((path, s.member.offset, s.member.bytes, s.suffix) for s in samples)
-    futures = killable_map(
+    inspected = killable_map(
         _inspect, calls, workers=workers, timeout_s=timeout_s, prepare=available_decoders
     )
     bar = tqdm(samples, unit="video", desc=path.name)
-    for sample, future in zip(bar, futures, strict=True):
-        try:
-            done: _Inspected = future.result()
-        except Exception as error:  # a decoder's own bug must not stop the other videos
-            reason, message = failure(error, timeout_s)
-            yield m.Reject(source_path=f"{path.name}/{sample.key}", reason=reason, message=message)
+    for sample, done in zip(bar, inspected, strict=True):
+        if isinstance(done, Failed):
+            source_path = f"{path.name}/{sample.key}"
+            yield m.Reject(source_path=source_path, reason=done.reason, message=done.message)
             continue
         yield m.IndexedSample(
             key=sample.key,

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from arvideo_ds.decoding.decoders import decode
-from arvideo_ds.decoding.processes import failure, killable_map
+from arvideo_ds.decoding.processes import Failed, killable_map
 from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import split_generator
 from arvideo_ds.shards.manifest import REJECTS, IndexedSample, Reject, ShardSet
@@ -205,16 +205,16 @@ def thumbnails(folder: Path, count: int, *, seed: int, workers: int) -> list[Thu
     calls = [
         (shards.folder / shards.manifest.shards[number].name, sample) for number, sample in chosen
     ]
-    futures = killable_map(middle_frame, calls, workers=workers, timeout_s=_FRAME_TIMEOUT_S)
-    bar = tqdm(futures, total=len(chosen), unit="video", desc="frames")
+    frames = killable_map(middle_frame, calls, workers=workers, timeout_s=_FRAME_TIMEOUT_S)
+    bar = tqdm(frames, total=len(chosen), unit="video", desc="frames")
     labels, found = shards.manifest.labels or (), []
-    for (_, sample), future in zip(chosen, bar, strict=True):
+    for (_, sample), frame in zip(chosen, bar, strict=True):
         label = None if sample.label is None else labels[sample.label]
-        try:
-            found.append(Thumbnail(sample.key, label, future.result()))
-        except Exception as error:  # a video that does not decode is shown as such
-            reason, message = failure(error, _FRAME_TIMEOUT_S)
-            found.append(Thumbnail(sample.key, label, None, f"{reason}: {message}"))
+        if isinstance(frame, Failed):  # it is shown as such
+            problem = f"{frame.reason}: {frame.message}"
+            found.append(Thumbnail(sample.key, label, None, problem))
+        else:
+            found.append(Thumbnail(sample.key, label, frame))
     return found
 
 

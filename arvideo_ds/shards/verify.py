@@ -19,7 +19,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from arvideo_ds.decoding.processes import failure, killable_map
+from arvideo_ds.decoding.processes import Failed, killable_map
 from arvideo_ds.decoding.video import RejectedError, probe
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.checksums import sha256_of
@@ -138,12 +138,12 @@ def _check_shards(shards: m.ShardSet, workers: int) -> Iterator[Problem]:
     total = sum(entry.bytes for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, desc="shards") as bar:
         # No time limit: how long a shard takes is a matter of its size and the disk.
-        futures = killable_map(check_shard, calls, workers=workers, timeout_s=None)
-        for entry, future in zip(entries, futures, strict=True):
-            try:
-                yield from future.result()
-            except Exception as error:  # the other shards are still to be checked
-                yield Problem(entry.name, None, "cannot be checked: " + failure(error, None)[1])
+        results = killable_map(check_shard, calls, workers=workers, timeout_s=None)
+        for entry, found in zip(entries, results, strict=True):
+            if isinstance(found, Failed):  # the other shards are still to be checked
+                yield Problem(entry.name, None, f"cannot be checked: {found.message}")
+            else:
+                yield from found
             bar.update(entry.bytes)
 
 
@@ -308,14 +308,12 @@ def _check_videos(
     calls = [
         (shards.folder / name, sample) for name, (_, sample) in zip(names, chosen, strict=True)
     ]
-    futures = killable_map(count_decodable, calls, workers=workers, timeout_s=timeout_s)
-    bar = tqdm(futures, total=len(chosen), unit="video", desc="decoding")
-    for name, (_, sample), future in zip(names, chosen, bar, strict=True):
-        try:
-            decodable = future.result()
-        except Exception as error:  # a decoder's own bug must not stop the other videos
-            reason, message = failure(error, timeout_s)
-            yield Problem(name, sample.key, f"does not decode: {reason}: {message}")
+    results = killable_map(count_decodable, calls, workers=workers, timeout_s=timeout_s)
+    bar = tqdm(results, total=len(chosen), unit="video", desc="decoding")
+    for name, (_, sample), decodable in zip(names, chosen, bar, strict=True):
+        if isinstance(decodable, Failed):
+            message = f"does not decode: {decodable.reason}: {decodable.message}"
+            yield Problem(name, sample.key, message)
             continue
         # The index counts what all decoders of the machine that wrote it could read.
         if not MIN_DECODABLE * decodable <= sample.num_frames <= decodable:

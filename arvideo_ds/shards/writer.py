@@ -8,7 +8,6 @@ index is written last and says that the shard is complete.
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import errno
 import functools
@@ -29,7 +28,7 @@ from typing import Any
 from tqdm import tqdm
 
 from arvideo_ds.decoding.decoders import available_decoders
-from arvideo_ds.decoding.processes import failure, killable_map
+from arvideo_ds.decoding.processes import Failed, killable_map
 from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import PARTIAL, write_bytes
@@ -265,15 +264,19 @@ def _ingest_all(
     """Each entry with its sample or the reason it has none, in order, a bounded number ahead."""
     max_pixels = job.max_pixels or sys.maxsize
     calls = ((entry.path, job.transcode, entry.part, max_pixels) for entry in entries)
-    futures = killable_map(
+    results = killable_map(
         ingest,
         calls,
         workers=job.workers,
         timeout_s=job.timeout_s,
         prepare=functools.partial(_prepare, job.memory_gib),
     )
-    for entry, future in zip(entries, futures, strict=True):
-        yield entry, _result(entry, future, job.timeout_s)
+    for entry, result in zip(entries, results, strict=True):
+        yield entry, _rejected(entry, result) if isinstance(result, Failed) else result
+
+
+def _rejected(entry: Entry, failed: Failed) -> m.Reject:
+    return m.Reject(source_path=entry.source_path, reason=failed.reason, message=failed.message)
 
 
 def _prepare(memory_gib: float) -> None:
@@ -282,16 +285,6 @@ def _prepare(memory_gib: float) -> None:
     available_decoders()
     if memory_gib:
         limit_memory(memory_gib)
-
-
-def _result(
-    entry: Entry, future: concurrent.futures.Future[Sample], timeout_s: float
-) -> Sample | m.Reject:
-    try:
-        return future.result()
-    except Exception as error:  # a decoder's own bug must not stop the other videos
-        reason, message = failure(error, timeout_s)
-    return m.Reject(source_path=entry.source_path, reason=reason, message=message)
 
 
 def _write_shard(
