@@ -103,7 +103,7 @@ def _engine(recipe: PretrainRecipe | FinetuneRecipe, config: dict[str, Any]) -> 
     else:
         task = Finetune(recipe, recipe.finetune.num_classes or 1)
     groups = parameter_groups(task, recipe.optim.weight_decay)
-    return build_engine(task, groups, config, betas=recipe.optim.betas)
+    return build_engine(task, groups, config, recipe.optim)
 
 
 def _step(engine: Engine, batch: Batch, accumulation: int) -> None:

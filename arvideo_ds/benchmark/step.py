@@ -67,8 +67,7 @@ def build_step(row: Row, device: torch.device) -> Step:
         task,
         parameter_groups(task, recipe.optim.weight_decay),
         row.deepspeed,
-        betas=recipe.optim.betas,
-        implementation=recipe.optim.implementation,
+        recipe.optim,
         compiled=recipe.train.compile,
     )
     engine.set_learning_rate(row.plan.lr)

@@ -127,6 +127,8 @@ class DataSettings(Settings):
 
 
 class OptimSettings(Settings):
+    # The optimiser (optim/optimizers.py; docs/extending.md adds one).
+    name: str = "adamw"
     # Learning rates are given for 256 videos per step and scale linearly: the peak of a run is
     # base_lr x V / 256, it warms up from warmup_lr x V / 256 and ends at min_lr x V / 256, where
     # V = train.total_batch / data.repeats. This is the convention of the official VideoMAE and
@@ -141,9 +143,18 @@ class OptimSettings(Settings):
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     # Largest norm of the gradient; 0 does not clip.
     clip: Annotated[float, Field(ge=0)] = 0.0
-    # The same AdamW from torch (fused), or from DeepSpeed: FusedAdam, and CPUAdam where the
-    # optimiser is offloaded. DeepSpeed's are compiled at first use.
+    # Of adamw: the same AdamW from torch (fused), or from DeepSpeed: FusedAdam, and CPUAdam where
+    # the optimiser is offloaded. DeepSpeed's are compiled at first use.
     implementation: Literal["torch", "deepspeed"] = "torch"
+
+    @model_validator(mode="after")
+    def _implementation_of_adamw(self) -> Self:
+        if self.implementation == "deepspeed" and self.name != "adamw":
+            raise UserError(
+                f"optim.implementation=deepspeed is DeepSpeed's AdamW, but optim.name={self.name}. "
+                "Remove one of them."
+            )
+        return self
 
 
 class TrainSettings(Settings):

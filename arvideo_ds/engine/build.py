@@ -8,9 +8,11 @@ from typing import Any
 
 import deepspeed
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import nn
 
+from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.engine.average import Average
 from arvideo_ds.engine.resolve import (
     ACTIVATION_CHECKPOINTING,
@@ -20,6 +22,8 @@ from arvideo_ds.engine.resolve import (
 )
 from arvideo_ds.engine.sequence import SequenceGroup, share_tokens
 from arvideo_ds.errors import UserError
+from arvideo_ds.optim.optimizers import OPTIMIZERS
+from arvideo_ds.optim.trial import refuse, require_sound_optimizer, skip_refused_steps
 
 
 class Engine:
@@ -34,9 +38,8 @@ class Engine:
         self._group = group
         self.stage = zero_stage(config)
         # Without ZeRO and half precision DeepSpeed measures no gradient and applies any.
-        halved = config["bf16"]["enabled"] or config["fp16"]["enabled"]
-        self._guards_itself = self.stage == 0 and not halved
-        self._norm = torch.zeros(())
+        self._guards_itself = not _flattens(config)
+        self._norm = self._refused = torch.zeros(())
         # Set by fragments.keep_average.
         self.average: Average | None = None
 
@@ -63,8 +66,8 @@ class Engine:
         if self._guards_itself and updates:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(gradients)
-            # torch's fused AdamW obeys this on the device, so the host need not know.
-            self.deepspeed.optimizer.found_inf = (~self._norm.isfinite()).float()
+            self._refused = (~self._norm.isfinite()).float()
+            refuse(self.deepspeed.optimizer, self._refused)
         self.deepspeed.step()
         if self.average is not None and updates:
             self.average.update(self.refused())
@@ -72,7 +75,7 @@ class Engine:
     def refused(self) -> torch.Tensor:
         """1 if the last step was not applied, else 0; no host sync."""
         if self._guards_itself:
-            return self.deepspeed.optimizer.found_inf
+            return self._refused
         return torch.tensor(float(self.deepspeed.optimizer.overflow), device=self._norm.device)
 
     def set_learning_rate(self, lr: float) -> None:
@@ -101,15 +104,14 @@ def build_engine(
     model: nn.Module,
     groups: list[dict[str, Any]],
     config: dict[str, Any],
+    settings: OptimSettings,
     *,
-    betas: tuple[float, float],
-    implementation: str = "torch",
     compiled: bool = False,
 ) -> Engine:
     """Wrap a model; every rank calls it.
 
-    groups: as of optim.parameter_groups. implementation: whose AdamW, "torch" or "deepspeed".
-    compiled: torch.compile each transformer layer.
+    groups: as of optim.parameter_groups. compiled: torch.compile each transformer layer.
+    Errors: `UserError` for an optimiser that cannot obey the guard (optim/trial.py).
     """
     size = config.get(SEQUENCE_PARALLEL, 1)
     group = share_tokens(model, size) if size > 1 else None
@@ -117,11 +119,20 @@ def build_engine(
         _wrap_layers(model, 1, lambda forward: torch.compile(forward, dynamic=False))
     if ACTIVATION_CHECKPOINTING in config:
         config = checkpoint_activations(model, config)
+    optimizer = _optimizer(groups, config, settings)
     # The schedule sets the rate before every step; until then nothing may move the weights.
-    optimizer = _adamw(implementation, config)(groups, lr=0.0, betas=betas)
+    for parameters in optimizer.param_groups:
+        parameters["lr"] = 0.0
+    # DeepSpeed's list of tested optimisers is short; optim/trial.py has tested this one.
+    config = {"zero_allow_untested_optimizer": True, **config}
     engine, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=config, dist_init_required=False
     )
+    if getattr(engine.optimizer, "optimizer", engine.optimizer) is not optimizer:
+        raise UserError(
+            f"optim.name={settings.name}: DeepSpeed replaces this optimiser, as it does torch's "
+            "Adagrad, by one without groups of weights. Use another, or zero_optimization.stage 0."
+        )
     # At stage 0 in half precision DeepSpeed (0.19.8) steps once on zero gradients to make Adam's
     # state, and Adam has counted that step: its first real update would be another one.
     optimizer.state.clear()
@@ -159,14 +170,34 @@ def _checkpointed(forward: Any, *arguments: Any, **named: Any) -> Any:
     return deepspeed.checkpointing.checkpoint(functools.partial(forward, **named), *arguments)
 
 
-def _adamw(implementation: str, config: dict[str, Any]) -> Callable[..., torch.optim.Optimizer]:
-    if implementation == "torch":
-        return functools.partial(torch.optim.AdamW, fused=True)
-    if config.get("zero_optimization", {}).get("offload_optimizer"):
-        return functools.partial(DeepSpeedCPUAdam, adamw_mode=True)
-    if not torch.cuda.is_available():
+def _flattens(config: dict[str, Any]) -> bool:
+    """Whether DeepSpeed gives the optimiser fp32 copies or pieces instead of the weights."""
+    halved = config["bf16"]["enabled"] or config["fp16"]["enabled"]
+    return bool(halved or zero_stage(config))
+
+
+def _optimizer(
+    groups: list[dict[str, Any]], config: dict[str, Any], settings: OptimSettings
+) -> torch.optim.Optimizer:
+    offloads = config.get("zero_optimization", {}).get("offload_optimizer")
+    if settings.implementation == "deepspeed":
+        if offloads:
+            return DeepSpeedCPUAdam(groups, betas=settings.betas, adamw_mode=True)
+        if torch.cuda.is_available():
+            return FusedAdam(groups, betas=settings.betas, adam_w_mode=True)
         raise UserError(
             "optim.implementation=deepspeed is FusedAdam here, which needs a GPU. Use torch, or "
             "offload the optimiser (ds_configs/zero3_offload.json) for DeepSpeed's CPUAdam."
         )
-    return functools.partial(FusedAdam, adam_w_mode=True)
+    build = OPTIMIZERS.choose(settings.name, key="optim.name")
+    device = torch.device("cpu" if offloads else get_accelerator().current_device_name())
+    require_sound_optimizer(
+        settings.name,
+        lambda trial_groups: build(trial_groups, settings),
+        device,
+        flattened=_flattens(config),
+    )
+    optimizer = build(groups, settings)
+    if not _flattens(config):  # else DeepSpeed skips such steps
+        skip_refused_steps(optimizer)
+    return optimizer

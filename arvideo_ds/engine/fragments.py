@@ -16,15 +16,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from arvideo_ds.engine.average import Average
 from arvideo_ds.engine.build import Engine
+from arvideo_ds.optim import state
 
 WEIGHT, AVERAGE = "weight", "average"
-_STEP = "step"
 
 
 @dataclass(frozen=True)
@@ -60,11 +59,9 @@ def state_of(engine: Engine, fragment: Fragment) -> dict[str, Tensor]:
 
     Moments are missing before the first step, the average where none is kept.
     """
-    state = base_optimizer(engine).state.get(fragment.owner, {})
     moments = {
         key: fragment.cut(value)
-        for key, value in state.items()
-        if torch.is_tensor(value) and value.numel() == fragment.owner.numel() and key != _STEP
+        for key, value in state.moments(base_optimizer(engine), fragment.owner).items()
     }
     average = engine.average
     averaged = {} if average is None else {AVERAGE: fragment.cut(average.of(fragment.owner))}
@@ -79,22 +76,14 @@ def keep_average(engine: Engine, decay: float) -> None:
 
 def steps_applied(engine: Engine) -> int:
     """Updates that the optimiser has counted; it corrects its moments by them."""
-    steps = [int(state[_STEP]) for state in base_optimizer(engine).state.values() if _STEP in state]
-    return max(steps, default=0)
+    return state.steps_applied(base_optimizer(engine))
 
 
 def make_state(engine: Engine, moments: list[str], steps: int) -> None:
     """Give the optimiser its state, which it would make at its first step."""
-    optimizer = base_optimizer(engine)
-    if not moments:
-        return
-    for owner in {id(f.owner): f.owner for f in fragments(engine)}.values():
-        state: dict[str, Any] = {key: torch.zeros_like(owner) for key in moments}
-        # torch's fused optimisers count on the device, DeepSpeed's in an int.
-        counts_on_device = type(optimizer).__module__.startswith("torch.")
-        count = torch.tensor(float(steps), device=owner.device)
-        state[_STEP] = count if counts_on_device else steps
-        optimizer.state[owner] = state
+    if moments:
+        owners = {id(f.owner): f.owner for f in fragments(engine)}
+        state.make_state(base_optimizer(engine), owners.values(), moments, steps)
 
 
 def spread_weights(engine: Engine) -> None:

@@ -1,5 +1,6 @@
-"""Parameter groups and learning-rate schedules.
+"""Optimisers, parameter groups and learning-rate schedules.
 
-Owns which parameter decays and what the learning rate of a step is. Must not know DeepSpeed, data
-or the loop: groups come from names and shapes, schedules are pure functions of the step.
+Owns which optimiser updates the weights and what it must obey, which parameter decays, and the
+learning rate of a step. Must not know DeepSpeed, data or the loop: groups come from names and
+shapes, schedules are pure functions of the step.
 """

@@ -144,12 +144,18 @@ def require_resumable(parent: Path, recipe: Recipe) -> None:
     in the data. Errors: `UserError` that names both values.
     """
     changed = _changed(read_recipe(parent, type(recipe)), recipe)
-    changed = {k: v for k, v in changed.items() if not k.startswith(_FREE_OF_PARENT)}
+    changed = {
+        key: values
+        for key, values in changed.items()
+        # Another optimiser cannot read this one's moments.
+        if key == "optim.name" or not key.startswith(_FREE_OF_PARENT)
+    }
     if changed:
         raise UserError(
             f"--resume {parent}: that run had other settings ({_listed(changed)}), and "
             "a resumed run keeps model, objective, clips, batch and order of its parent; length "
-            "(train.epochs, train.max_steps), optim.*, train.precision and probe.* may differ. "
+            "(train.epochs, train.max_steps), optim.* except its name, train.precision and probe.* "
+            "may differ. "
             "Give the parent's values. Pretraining on clips of another shape, or with another "
             "model or objective, must start from scratch (without --resume); to fine-tune the "
             f"parent's encoder on clips of another shape: scripts/finetune.py --init-from {parent}."

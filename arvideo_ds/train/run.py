@@ -150,8 +150,7 @@ def _engine(
         module,
         parameter_groups(module, recipe.optim.weight_decay, layer_decay=task.layer_decay),
         settings.deepspeed,
-        betas=recipe.optim.betas,
-        implementation=recipe.optim.implementation,
+        recipe.optim,
         compiled=recipe.train.compile,
     )
     if task.ema_decay is not None:

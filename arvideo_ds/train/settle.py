@@ -12,6 +12,7 @@ from arvideo_ds.config.load import AnyRecipe
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel
 from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.score_store import TokenScores
+from arvideo_ds.optim.optimizers import OPTIMIZERS
 from arvideo_ds.planning.plan import RunPlan, make_plan
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
@@ -70,6 +71,7 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     data.num_videos. Errors: `UserError`.
     """
     recipe = load_recipe(options.recipe, options.overrides, kind)
+    OPTIMIZERS.check(recipe.optim.name, key="optim.name")
     _ = recipe.wandb.settled()  # an error in the environment ends a run before it starts
     run_folder.require_own(options.folder, run_folder.RECIPE)
     recipe = task_of(recipe).settled(options.folder)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.config.load import validate
+from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.world import start_world
@@ -56,7 +57,7 @@ def moved(stage: int) -> dict[str, float]:
         "steps_per_print": 2**31,
     }
     groups = parameter_groups(task, 0.0, layer_decay=DECAY)
-    engine = build_engine(task, groups, config, betas=(0.9, 0.999))
+    engine = build_engine(task, groups, config, OptimSettings(betas=(0.9, 0.999)))
     engine.set_learning_rate(RATE)
     clips = torch.randint(0, 256, (2, 4, 16, 16, 3), dtype=torch.uint8)
     numbers = torch.arange(2)

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from arvideo_ds.config.load import validate
+from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
 from arvideo_ds.engine.build import build_engine
@@ -85,7 +86,7 @@ def curve(case: tuple[int, str, int, bool, bool], world: World) -> list[float]:
     torch.manual_seed(0)
     task = Pretrain(RECIPE)
     settings = config(stage, precision, accumulation, checkpointing=checkpointing, offload=offload)
-    engine = build_engine(task, parameter_groups(task, 0.05), settings, betas=(0.9, 0.95))
+    engine = build_engine(task, parameter_groups(task, 0.05), settings, OptimSettings())
     engine.set_learning_rate(1e-3)
     losses = []
     for step in range(STEPS):

@@ -25,6 +25,7 @@ from deepspeed.comm.torch import TorchBackend
 from torch.utils._pytree import tree_leaves
 
 from arvideo_ds.config import load_recipe
+from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve
@@ -131,7 +132,7 @@ def measure(case: dict[str, Any], sent: Sent) -> dict[str, Any]:
     tree["zero_force_ds_cpu_optimizer"] = False
     task = Pretrain(recipe)
     groups = parameter_groups(task, 0.05)
-    engine = build_engine(task, groups, resolve(tree, recipe, plan, "case"), betas=(0.9, 0.95))
+    engine = build_engine(task, groups, resolve(tree, recipe, plan, "case"), OptimSettings())
     clips = torch.zeros((plan.micro_batch, *recipe.geometry.clip, 3), dtype=torch.uint8)
     count = torch.arange(plan.micro_batch)
     batch = Batch(clips, count, count, torch.ones(plan.micro_batch, dtype=torch.bool))

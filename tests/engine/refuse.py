@@ -1,10 +1,12 @@
 """Run by test_guard.py under `deepspeed`: prints one JSON line of what bad steps leave behind.
 
 For every stage and precision: the weights after three good steps, once with a bad step among them.
+With AdamW, and with an optimiser that itself knows nothing of bad steps.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import sys
 from typing import Any
@@ -14,8 +16,12 @@ import torch.distributed as dist
 from deepspeed.utils import safe_get_full_fp32_param
 from torch import nn
 
+from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.world import start_world
+from arvideo_ds.optim.optimizers import OPTIMIZERS
+
+OPTIMIZERS.register("rmsprop")(lambda groups, _: torch.optim.RMSprop(groups, momentum=0.9))
 
 GOOD, NAN_LOSS, NAN_GRADIENT = 0.0, 1.0, 2.0
 
@@ -55,14 +61,15 @@ def train(engine: Engine, steps: list[float], accumulation: int) -> list[float]:
 
 
 def weights_after(
-    steps: list[float], stage: int, precision: str, accumulation: int, clip: float
+    steps: list[float], name: str, stage: int, precision: str, accumulation: int, clip: float
 ) -> tuple[list[float], torch.Tensor]:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 32), nn.GELU(), nn.Linear(32, 4))
-    groups = [{"params": list(model.parameters()), "lr": 1e-2, "weight_decay": 0.05}]
+    groups = [{"params": list(model.parameters()), "weight_decay": 0.05}]
     engine = build_engine(
-        model, groups, config(stage, precision, accumulation, clip), betas=(0.9, 0.95)
+        model, groups, config(stage, precision, accumulation, clip), OptimSettings(name=name)
     )
+    engine.set_learning_rate(1e-2)
     refused = train(engine, steps, accumulation)
     full = [safe_get_full_fp32_param(p) for p in engine.module.parameters()]
     plain = list(engine.module.parameters())
@@ -73,22 +80,21 @@ def weights_after(
 def main() -> None:
     start_world()
     results = []
-    for stage in (0, 1, 2, 3):
-        for precision in ("fp32", "bf16"):
-            for accumulation, clip in ((1, 0.0), (2, 0.5)):
-                case = (stage, precision, accumulation, clip)
-                _, untouched = weights_after([GOOD] * 3, *case)
-                for bad in (NAN_LOSS, NAN_GRADIENT):
-                    refused, weights = weights_after([GOOD, bad, GOOD, bad, GOOD], *case)
-                    results.append(
-                        {
-                            "case": case,
-                            "bad": bad,
-                            "refused": refused,
-                            "finite": bool(weights.isfinite().all()),
-                            "equal": bool(torch.equal(weights, untouched)),
-                        }
-                    )
+    ways = [("adamw", 1, 0.0), ("adamw", 2, 0.5), ("rmsprop", 2, 0.5)]
+    for (name, *how), stage, precision in itertools.product(ways, (0, 1, 2, 3), ("fp32", "bf16")):
+        setting = (name, stage, precision, *how)
+        _, untouched = weights_after([GOOD] * 3, *setting)
+        for bad in (NAN_LOSS, NAN_GRADIENT):
+            refused, weights = weights_after([GOOD, bad, GOOD, bad, GOOD], *setting)
+            results.append(
+                {
+                    "case": setting,
+                    "bad": bad,
+                    "refused": refused,
+                    "finite": bool(weights.isfinite().all()),
+                    "equal": bool(torch.equal(weights, untouched)),
+                }
+            )
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(results), flush=True)
     dist.destroy_process_group()

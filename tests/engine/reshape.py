@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
 from arvideo_ds.engine.fragments import keep_average
@@ -40,7 +41,7 @@ def make_engine(stage: int, precision: str, size: int) -> Engine:
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 10},
         "steps_per_print": 2**31,
     }
-    engine = build_engine(model, groups, config, betas=(0.9, 0.95))
+    engine = build_engine(model, groups, config, OptimSettings())
     keep_average(engine, 0.9)
     return engine
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.config.load import validate
+from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.data.order import rank_positions
 from arvideo_ds.engine.agreement import gather_over_ranks
@@ -152,7 +153,7 @@ def curve(case: tuple[int, str, bool, int, bool], size: int, world: World, root:
     torch.manual_seed(0)
     task = task_of(recipe)
     config = resolve(tree, recipe, plan, "sequence")
-    engine = build_engine(task, parameter_groups(task, 0.05), config, betas=(0.9, 0.95))
+    engine = build_engine(task, parameter_groups(task, 0.05), config, OptimSettings())
     engine.set_learning_rate(1e-3)
     first, losses, groups = 0, [], f"{size}-of-{world.size}"
     if resumed and groups in BEFORE:

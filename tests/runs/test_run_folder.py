@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe, recipe_names
 from arvideo_ds.errors import UserError
@@ -96,6 +97,8 @@ def test_going_on_with_other_mathematics_is_refused_with_both_values(
         ("decoder", "depth", 1),
         ("train", "total_batch", 16),
         ("train", "seed", 1),
+        # Its moments mean something else.
+        ("optim", "name", "other"),
     ],
 )
 def test_resuming_into_another_clip_model_or_order_is_refused_with_both_values(
@@ -139,6 +142,17 @@ def test_a_dry_run_refuses_to_resume_what_does_not_fit(tiny: Tiny, tmp_path: Pat
         settled("data.size=[64,64]")
     (output / "checkpoints" / "step-00000002").mkdir(parents=True)
     settled("data.size=[64,64]")
+
+
+def test_a_recipe_from_before_a_key_existed_has_its_default(tiny: Tiny, tmp_path: Path) -> None:
+    tree = tiny().model_dump(mode="json")
+    for section in ("optim", "model"):
+        del tree[section]["name"]
+    (tmp_path / run_folder.RECIPE).write_text(yaml.safe_dump(tree))
+    run_folder.require_same_mathematics(tmp_path, tiny())
+    run_folder.require_resumable(tmp_path, tiny())
+    with pytest.raises(UserError, match=r"optim\.name was 'adamw', is 'other'"):
+        run_folder.require_same_mathematics(tmp_path, tiny(optim={"name": "other"}))
 
 
 def test_what_changes_no_number_may_change(tiny: Tiny, tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+"""Optimisers by `optim.name`; this table imports no torch.
+
+A builder makes a torch optimiser from parameter groups and settings. It leaves the learning rate to
+the engine, and its step must keep the rules that optim/trial.py tries at every start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from arvideo_ds.config.schema import OptimSettings
+from arvideo_ds.registry import Registry
+
+# Returns a torch.optim.Optimizer.
+Builder = Callable[[list[dict[str, Any]], OptimSettings], Any]
+
+OPTIMIZERS: Registry[Builder] = Registry("optimizer", {"adamw": "arvideo_ds.optim.adamw:adamw"})
