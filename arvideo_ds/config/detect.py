@@ -8,8 +8,8 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from arvideo_ds.config.settings import Positive, Settings, Share
+from arvideo_ds.config.sizes import Transformer
 from arvideo_ds.config.transfer import TransferRecipe, TransferSettings
-from arvideo_ds.config.transformer import Transformer
 from arvideo_ds.errors import UserError
 
 

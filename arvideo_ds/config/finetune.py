@@ -9,8 +9,8 @@ from typing_extensions import Self
 
 from arvideo_ds.config.objectives import TokenCounts
 from arvideo_ds.config.settings import Positive, Settings
+from arvideo_ds.config.sizes import Transformer
 from arvideo_ds.config.transfer import TransferRecipe, TransferSettings
-from arvideo_ds.config.transformer import Transformer
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import num_kept
 

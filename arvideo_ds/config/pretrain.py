@@ -15,8 +15,7 @@ from arvideo_ds.config.objectives import (
 )
 from arvideo_ds.config.schema import EncoderRecipe
 from arvideo_ds.config.settings import Settings
-from arvideo_ds.config.sizes import DecoderShape
-from arvideo_ds.config.transformer import Transformer
+from arvideo_ds.config.sizes import DecoderShape, Transformer
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry
 

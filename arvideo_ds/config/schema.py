@@ -15,8 +15,7 @@ from typing_extensions import Self
 
 from arvideo_ds.config.objectives import TokenCounts
 from arvideo_ds.config.settings import NonNegative, Positive, PositiveTriple, Settings, Share
-from arvideo_ds.config.sizes import BACKBONES, TUBELET, EncoderSpec, Size
-from arvideo_ds.config.transformer import Transformer
+from arvideo_ds.config.sizes import BACKBONES, TUBELET, EncoderSpec, Size, Transformer
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.registry import Registry

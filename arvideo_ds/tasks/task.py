@@ -94,9 +94,9 @@ class Task(ABC):
     def token_words(self, plan: RunPlan) -> str:
         """What becomes of a clip's tokens, to follow the grid: begins with its separator."""
 
-    def metric_words(self, metrics: Mapping[str, Any]) -> list[str]:  # noqa: ARG002
-        """What the validation found, where it ran at this step."""
-        return []
+    @abstractmethod
+    def metric_words(self, metrics: Mapping[str, Any]) -> str:
+        """What the validation measured, by names without their prefix."""
 
     # Training.
 

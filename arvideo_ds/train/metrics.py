@@ -168,7 +168,10 @@ class Console:
             f"{metrics['memory/peak_gib']:.2f} GiB",
             f"left {left}",
         ]
-        parts += self._task.metric_words(metrics)
+        start = "validation/"
+        found = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
+        if found:
+            parts.append(self._task.metric_words(found))
         if metrics["data/skipped_total"]:
             parts.append(f"skipped {metrics['data/skipped_total']:.0f}")
         if metrics["guard/refused_total"]:

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import RECIPES, PretrainRecipe, load_recipe
+from arvideo_ds.config import RECIPES, PretrainRecipe, Recipe, load_recipe
 from arvideo_ds.tasks import TASKS, task_of
+from arvideo_ds.train.metrics import Console
 from tests.conftest import ROOT
 
 PLUGIN = """
@@ -37,6 +38,7 @@ class Captioning(Task):
     def check(self, plan: Any, shards: Any, validation: Any) -> None: ...
     def model_words(self) -> str: return "captioner"
     def token_words(self, plan: Any) -> str: return ""
+    def metric_words(self, metrics: Any) -> str: return ""
     def build(self, shards: Any) -> Any: ...
     def validation(self, shards: Any) -> Any: ...
 """
@@ -80,6 +82,38 @@ def test_a_plugin_adds_a_task_and_a_dry_run_plans_it(
     monkeypatch.setenv("ARVIDEO_PLUGINS", str(plugin))
     done = run(sys.executable, "-c", code)
     assert done.stdout.split() == ["captioner", "16", "256"], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "metrics", "words"),
+    [
+        ("demo", {"knn": 50.0}, "nearest neighbours 50.00 %"),
+        ("finetune_vit_b_k400", {"top1": 50.0, "loss": 1}, "validation top-1 50.00 %"),
+        (
+            "detect_vit_b_ava",
+            {"map": 20.0, "map_uncapped": 25.0},
+            "validation mAP 20.00 % (all rows: 25.00 %)",
+        ),
+        (
+            "tokenizer_demo",
+            {"psnr_db": 20.0, "ssim": 0.5, "code_usage": 0.25},
+            "PSNR 20.00 dB, SSIM 0.500, codes used 25.0 %",
+        ),
+    ],
+)
+def test_the_console_prints_what_the_task_s_validation_measured(
+    recipe: str, metrics: dict[str, float], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = task_of(load_recipe(recipe, [], Recipe))
+    names = ("lr", "throughput/clips_per_s", "time/data_wait_pct", "time/step_s", "epoch")
+    names += ("memory/peak_gib", "data/skipped_total", "guard/refused_total")
+    names += ("time/forward_s_max", "time/forward_s_median", f"loss/{task.recipe.task}")
+    logged = {"step": 5, **dict.fromkeys(names, 0.0)}
+    console = Console(10, task)
+    console.log(logged)
+    console.log({**logged, **{f"validation/{name}": value for name, value in metrics.items()}})
+    plain, validated = capsys.readouterr().out.splitlines()
+    assert validated == f"{plain}  {words}"
 
 
 @pytest.mark.parametrize("probe", [None, 1.0])

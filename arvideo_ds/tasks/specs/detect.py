@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arvideo_ds.config import DetectRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.tasks.transfer import Transfer
-
-if TYPE_CHECKING:
-    from arvideo_ds.tasks.detect import Detect
 
 _BOX_FILES = ("annotations", "detections", "excluded", "action_list")
 
@@ -42,15 +39,10 @@ class Detection(Transfer):
                 if key in _BOX_FILES and value is not None and not Path(value).is_file():
                     raise UserError(f"{section}.{key}={value}: there is no such file.")
 
-    def metric_words(self, metrics: Mapping[str, Any]) -> list[str]:
-        if "validation/map" not in metrics:
-            return []
-        return [
-            f"validation mAP {metrics['validation/map']:.2f} % "
-            f"(all rows: {metrics['validation/map_uncapped']:.2f} %)"
-        ]
+    def metric_words(self, metrics: Mapping[str, Any]) -> str:
+        return f"validation mAP {metrics['map']:.2f} % (all rows: {metrics['map_uncapped']:.2f} %)"
 
-    def build(self, shards: ShardSet) -> Detect:  # noqa: ARG002
+    def build(self, shards: ShardSet) -> Any:  # noqa: ARG002
         from arvideo_ds.tasks.detect import Detect
 
         return Detect(self.recipe)

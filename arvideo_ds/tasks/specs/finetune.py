@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ClassNames, ShardSet, by_set, require_same_labels
 from arvideo_ds.tasks.transfer import Transfer
-
-if TYPE_CHECKING:
-    from arvideo_ds.tasks.finetune import Finetune
 
 
 class Finetuning(Transfer):
@@ -46,12 +43,10 @@ class Finetuning(Transfer):
         if validation is not None:
             require_same_labels(shards.name, labels, validation.name, self.labels(validation))
 
-    def metric_words(self, metrics: Mapping[str, Any]) -> list[str]:
-        if "validation/top1" not in metrics:
-            return []
-        return [f"validation top-1 {metrics['validation/top1']:.2f} %"]
+    def metric_words(self, metrics: Mapping[str, Any]) -> str:
+        return f"validation top-1 {metrics['top1']:.2f} %"
 
-    def build(self, shards: ShardSet) -> Finetune:
+    def build(self, shards: ShardSet) -> Any:
         from arvideo_ds.tasks.finetune import Finetune
 
         return Finetune(self.recipe, *map(len, by_set(self.labels(shards)).values()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.objectives import LvmaeSettings
@@ -13,9 +13,6 @@ from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet, require_same_labels
 from arvideo_ds.tasks.task import Task, open_shards
-
-if TYPE_CHECKING:
-    from arvideo_ds.tasks.pretrain import Pretrain
 
 
 class Pretraining(Task):
@@ -90,12 +87,10 @@ class Pretraining(Task):
         tokens = f"{plan.encoder_tokens} tokens encoded{dropped}, {plan.decoder_queries} predicted"
         return f"{clusters}; {tokens}" if plan.num_clusters > 1 else f"; {tokens}"
 
-    def metric_words(self, metrics: Mapping[str, Any]) -> list[str]:
-        if "validation/knn" not in metrics:
-            return []
-        return [f"nearest neighbours {metrics['validation/knn']:.2f} %"]
+    def metric_words(self, metrics: Mapping[str, Any]) -> str:
+        return f"nearest neighbours {metrics['knn']:.2f} %"
 
-    def build(self, shards: ShardSet) -> Pretrain:  # noqa: ARG002
+    def build(self, shards: ShardSet) -> Any:  # noqa: ARG002
         from arvideo_ds.tasks.pretrain import Pretrain
 
         return Pretrain(self.recipe)
