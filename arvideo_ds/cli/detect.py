@@ -13,13 +13,10 @@ interrupted and saved, start it again.
 
 from __future__ import annotations
 
-from arvideo_ds.arguments import find_deepspeed_config
-from arvideo_ds.config import DetectRecipe
 from arvideo_ds.errors import command
 from arvideo_ds.train.command_line import train_on_encoder
 
 
 @command
 def main() -> int:
-    config = find_deepspeed_config("zero1")
-    return train_on_encoder(__doc__, "detect", config, DetectRecipe)
+    return train_on_encoder(__doc__, "detect")

@@ -13,13 +13,10 @@ Exit codes: 0 finished; 2 wrong input; 75 interrupted and saved, start it again.
 
 from __future__ import annotations
 
-from arvideo_ds.arguments import find_deepspeed_config
-from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import command
 from arvideo_ds.train.command_line import train_on_encoder
 
 
 @command
 def main() -> int:
-    config = find_deepspeed_config("zero1")
-    return train_on_encoder(__doc__, "finetune", config, FinetuneRecipe)
+    return train_on_encoder(__doc__, "finetune")

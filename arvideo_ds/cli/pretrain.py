@@ -14,7 +14,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from arvideo_ds.arguments import find_deepspeed_config
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.errors import command
 from arvideo_ds.runs import run_folder
@@ -26,7 +25,7 @@ DEMO, EXAMPLE = "demo", "pretrain_vit_b_k400"
 
 @command
 def main() -> int:
-    parser = training_parser(__doc__, "pretrain", find_deepspeed_config("zero2"))
+    parser = training_parser(__doc__, "pretrain", "zero2")
     parser.add_argument(
         "--resume",
         type=Path,

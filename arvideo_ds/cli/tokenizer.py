@@ -12,7 +12,6 @@ start it again.
 
 from __future__ import annotations
 
-from arvideo_ds.arguments import find_deepspeed_config
 from arvideo_ds.config import TokenizerRecipe
 from arvideo_ds.errors import command
 from arvideo_ds.train.command_line import train, training_parser
@@ -21,7 +20,7 @@ from arvideo_ds.train.settle import Options
 
 @command
 def main() -> int:
-    parser = training_parser(__doc__, "tokenizer", find_deepspeed_config("zero1"))
+    parser = training_parser(__doc__, "tokenizer", "zero1")
     args = parser.parse_intermixed_args()
     options = Options(
         recipe=args.recipe or "tokenizer_demo",

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.arguments import CommandParser, add_deepspeed
-from arvideo_ds.config import Recipe, recipe_names
+from arvideo_ds.config import RECIPES, Recipe, recipe_names
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.planning.plan import notes
@@ -19,7 +19,7 @@ from arvideo_ds.train.settle import Options, Settings, settle
 from arvideo_ds.train.signals import end_on_signals, ignore_signals
 
 
-def training_parser(description: str, task: str, deepspeed_config: Path) -> CommandParser:
+def training_parser(description: str, task: str, deepspeed_config: str | Path) -> CommandParser:
     """The arguments of every training script; `task` decides which recipes are named."""
     parser = CommandParser(description=description)
     names = ", ".join(recipe_names(task))
@@ -35,11 +35,9 @@ def training_parser(description: str, task: str, deepspeed_config: Path) -> Comm
     return parser
 
 
-def train_on_encoder(
-    description: str, task: str, deepspeed_config: Path, kind: type[Recipe]
-) -> int:
-    """The whole of a script whose task takes over an encoder; it must name its recipe."""
-    parser = training_parser(description, task, deepspeed_config)
+def train_on_encoder(description: str, task: str) -> int:
+    """The whole command of a task that trains a pretrained encoder; --recipe is required."""
+    parser = training_parser(description, task, "zero1")
     parser.add_argument("--init-from", metavar="PATH", help="weights to begin with; none = scratch")
     args = parser.parse_intermixed_args()
     if args.recipe is None:
@@ -51,7 +49,7 @@ def train_on_encoder(
         overrides=[*args.overrides, *init_from],
         output=args.output,
     )
-    return train(args, options, kind)
+    return train(args, options, RECIPES[task])
 
 
 def train(args: argparse.Namespace, options: Options, kind: type[Recipe]) -> int:
