@@ -18,7 +18,6 @@ from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.errors import command
 from arvideo_ds.runs import run_folder
 from arvideo_ds.train.command_line import train, training_parser
-from arvideo_ds.train.settle import Options
 
 DEMO, EXAMPLE = "demo", "pretrain_vit_b_k400"
 
@@ -32,15 +31,8 @@ def main() -> int:
         help="start from another run's checkpoint; same model, objective, clips and order",
     )
     args = parser.parse_intermixed_args()
-    options = Options(
-        recipe=args.recipe or DEMO,
-        deepspeed_config=args.deepspeed_config,
-        overrides=args.overrides,
-        output=args.output,
-        resume=args.resume,
-    )
     if args.resume is not None:
         run_folder.read_recipe(args.resume, PretrainRecipe)
     if args.recipe is None and not args.dry_run and os.environ.get("RANK", "0") == "0":
         print(f"no --recipe given: this is the demo. Real runs: --recipe {EXAMPLE}", flush=True)
-    return train(args, options, PretrainRecipe)
+    return train(args, PretrainRecipe, recipe=args.recipe or DEMO)

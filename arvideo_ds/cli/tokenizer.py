@@ -15,17 +15,10 @@ from __future__ import annotations
 from arvideo_ds.config import TokenizerRecipe
 from arvideo_ds.errors import command
 from arvideo_ds.train.command_line import train, training_parser
-from arvideo_ds.train.settle import Options
 
 
 @command
 def main() -> int:
     parser = training_parser(__doc__, "tokenizer", "zero1")
     args = parser.parse_intermixed_args()
-    options = Options(
-        recipe=args.recipe or "tokenizer_demo",
-        deepspeed_config=args.deepspeed_config,
-        overrides=args.overrides,
-        output=args.output,
-    )
-    return train(args, options, TokenizerRecipe)
+    return train(args, TokenizerRecipe, recipe=args.recipe or "tokenizer_demo")

@@ -29,7 +29,7 @@ class DetectSettings(TransferSettings):
     # the annotations alone; `detections` is refused.
     train_on: Literal["all", "annotated"] = "all"
     # Boxes of a person detector, which are trained on beside those of the annotations: a CSV of
-    # video_id, second, x1, y1, x2, y2, [anything,] score. Those below min_score are left out.
+    # video_id, second, x1, y1, x2, y2, [anything,] score. Those below min_score are ignored.
     detections: str | None = None
     min_score: Share = 0.9
     # A detected box has the actions of the annotated one that it overlaps most, from this IoU on;

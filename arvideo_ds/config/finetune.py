@@ -31,7 +31,7 @@ class FinetuneSettings(TransferSettings):
     # With both, each micro-batch takes one of them.
     mixup: Annotated[float, Field(ge=0)] = 0.8
     cutmix: Annotated[float, Field(ge=0)] = 1.0
-    # Share of the places of the picture that are left out at all times while training (random
+    # Share of the places of the picture that are dropped at all times while training (random
     # tubes); a test sees all tokens.
     drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
     # What is classified: the mean of the tokens, or what one class-attention layer reads of them.
@@ -51,7 +51,7 @@ class FinetuneSettings(TransferSettings):
 
 
 class EvaluationSettings(Settings):
-    """Labelled shards that a fine-tuned model is judged on while training and afterwards."""
+    """Labelled shards on which a fine-tuned model is tested, while training and afterwards."""
 
     shards: str | None = None
     # Epochs between validations (one view a video); the best weights so far are kept.

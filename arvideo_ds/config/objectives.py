@@ -88,7 +88,7 @@ class BaseObjective(Settings, ABC):
         return False
 
     def notes(self, geometry: Geometry) -> list[str]:  # noqa: ARG002
-        """What is allowed and hardly meant, for people."""
+        """Settings that are allowed but probably not intended, a sentence each."""
         return []
 
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:  # noqa: ARG002

@@ -84,7 +84,7 @@ class PretrainRecipe(EncoderRecipe):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """Contradictions between sections, each said with the keys that hold it."""
+        """Refuse contradictions between sections; errors name their keys."""
         geometry = self.geometry
         self.objective.check(geometry, self.decoder)
         shape = self.decoder_shape

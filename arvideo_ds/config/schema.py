@@ -25,7 +25,7 @@ class ModelSettings(Settings):
     # The encoder's architecture (docs/extending.md adds one).
     name: str = "vit"
     size: str
-    # Frames, rows and columns of one token; from the size table when left out.
+    # Frames, rows and columns of one token; from the size table by default.
     patch: PositiveTriple | None = None
     # "sincos_1d" is VideoMAE's table; "sincos_3d" keeps time, row and column apart.
     positions: Literal["sincos_1d", "sincos_3d"] = "sincos_1d"
@@ -116,11 +116,11 @@ class DataSettings(Settings):
         needed |= {"randaugment": None, "hsv_jitter": None, "erase": 0.0}
         wrong = [key for key, value in needed.items() if getattr(self, key) != value]
         if self.scores is not None and wrong:
-            said = ", ".join(f"data.{key}={json.dumps(getattr(self, key))}" for key in wrong)
+            found = ", ".join(f"data.{key}={json.dumps(getattr(self, key))}" for key in wrong)
             remedy = ", ".join(f"data.{key}={json.dumps(needed[key])}" for key in wrong)
             raise UserError(
                 f"data.scores={self.scores} needs clips whose tokens are tokens of the whole "
-                f"video, and {said} changes them. Set {remedy}, or leave data.scores out."
+                f"video, and {found} changes them. Set {remedy}, or leave data.scores out."
             )
         return self
 
@@ -270,7 +270,7 @@ class Recipe(Settings):
         return None
 
     def notes(self) -> list[str]:
-        """What is allowed and hardly meant, for people."""
+        """Settings that are allowed but probably not intended, a sentence each."""
         return []
 
     @model_validator(mode="after")

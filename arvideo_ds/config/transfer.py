@@ -13,7 +13,7 @@ from arvideo_ds.geometry import Triple
 
 
 class TransferSettings(Settings):
-    """How a pretrained encoder is taken over and trained on; defaults of VideoMAE for ViT-B."""
+    """How a pretrained encoder is loaded and trained further; defaults of VideoMAE for ViT-B."""
 
     # Weights to begin with: a run folder, an exported encoder, a public checkpoint (--init-from).
     # None trains from scratch.
@@ -26,7 +26,7 @@ class TransferSettings(Settings):
     pretrained_clip: PositiveTriple | None = None
     # The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i).
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
-    # Stochastic depth: share of the last block's branches that are left out.
+    # Stochastic depth: share of the last block's branches that are skipped.
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
     # Moving average of the weights, saved beside them; such as 0.9999.
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -44,7 +44,7 @@ class TransferRecipe(EncoderRecipe):
 
     @property
     def pretrained_clip(self) -> Triple | None:
-        """Errors: `UserError` where it is asked for and the pretraining's clip is not known."""
+        """Errors: `UserError` where interpolation is requested and the clip is not known."""
         if self.transfer.positions != "interpolated":
             return None
         clip: Triple | None = self.transfer.pretrained_clip

@@ -1,7 +1,7 @@
 """What a forward pass costs, from the recipe alone: parameters and floating-point operations.
 
 Matrix products are counted as 2 x m x n x k, attention over all pairs (a mask saves nothing in
-a dense kernel); elementwise work is left out, as PyTorch's FlopCounterMode does. A test holds
+a dense kernel); elementwise work is not counted, as PyTorch's FlopCounterMode does. A test holds
 these formulas against the real modules.
 """
 

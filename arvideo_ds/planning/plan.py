@@ -23,7 +23,7 @@ class RunPlan:
 
     Batches are clips; `videos_per_step` = `total_batch` / repeats. `steps` are optimiser steps.
     `sequence_parallel` consecutive ranks load the same clips and share their tokens; the batch is
-    dealt to these groups, `data_ranks` of them.
+    divided among these groups, `data_ranks` of them.
     """
 
     world_size: int
@@ -75,13 +75,13 @@ def make_plan(
 ) -> RunPlan:
     """Solve batch, accumulation, steps and learning rate for a number of ranks.
 
-    `num_videos` is the manifest's count; without it the recipe's `data.num_videos` stands in.
+    `num_videos` is the manifest's count; without it the recipe's `data.num_videos` counts.
     Errors: `UserError` when the batch or the streams cannot be dealt evenly to the ranks, or tokens
     and heads not to the `sequence_parallel` ranks of a group.
     """
     _check_groups(recipe, world_size, sequence_parallel)
     data_ranks = world_size // sequence_parallel
-    # How errors call whom the clips are dealt to.
+    # What the clips are divided among, for errors.
     who = "ranks" if sequence_parallel == 1 else f"groups of {sequence_parallel} ranks"
     _check_streams(recipe, data_ranks, who)
     micro_batch, accumulation = _solve_batch(recipe, data_ranks, who)
@@ -129,7 +129,7 @@ def make_plan(
 
 
 def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
-    """What is allowed and hardly meant, for people."""
+    """Settings that are allowed but probably not intended, a sentence each."""
     found = []
     if plan.warmup_steps >= plan.steps:
         found.append("the warm-up is longer than the run; set optim.warmup_steps.")

@@ -19,7 +19,7 @@ from arvideo_ds.models.selection import tokens_of, tube
 class Finetune(nn.Module):
     """While training the mean loss over clips that decoded, else logits B x classes.
 
-    num_classes: of the one label, or of each of the recipe's heads, whose classes stand one head
+    num_classes: of the one label, or of each of the recipe's heads, whose logits follow one head
     after another; a clip's loss is the sum of theirs. All draws (what is mixed, which branches and
     which features before the last layer drop out) are functions of the key of the micro-batch's
     first clip, those of tubes of each clip's own, so a resumed run makes them again.

@@ -74,13 +74,13 @@ class Origin:
 def settle_transfer(recipe: AnyTransfer, folder: Path) -> AnyTransfer:
     """The recipe with the choice of positions made, so that it alone rebuilds the model.
 
-    folder: of the run; one that has begun keeps the choice it began with, whether or not its
+    folder: of the run; one that has started keeps its first choice, whether or not its
     pretrained weights are still there. Errors: `UserError` where the source was trained with
     another encoder than the recipe's, or what is to be interpolated is not known.
     """
     transfer = recipe.transfer
     if (folder / run_folder.RECIPE).is_file():
-        settled = _as_begun(transfer, run_folder.read_recipe(folder, type(recipe)).transfer)
+        settled = _as_started(transfer, run_folder.read_recipe(folder, type(recipe)).transfer)
     else:
         settled = _chosen(recipe, transfer)
     out = recipe.model_copy(update={recipe.task: settled})
@@ -89,8 +89,8 @@ def settle_transfer(recipe: AnyTransfer, folder: Path) -> AnyTransfer:
 
 
 def origin_of(source: Path) -> Origin | None:
-    """What lies beside the weights of a path: a run's recipe, else transformers' config.json."""
-    # What lies beside a file of other people may be anything.
+    """What a file beside the weights says: a run's recipe, else transformers' config.json."""
+    # Files beside a public checkpoint may be anything.
     folder = source.parent if source.suffix == ".safetensors" else source
     if (folder / run_folder.RECIPE).is_file():
         recipe = run_folder.read_recipe(folder, EncoderRecipe)
@@ -105,8 +105,8 @@ def origin_of(source: Path) -> Origin | None:
         return None
 
 
-def _as_begun(transfer: TransferSettings, begun: TransferSettings) -> TransferSettings:
-    kept = {key: getattr(begun, key) for key in _SETTLED if getattr(transfer, key) is None}
+def _as_started(transfer: TransferSettings, started: TransferSettings) -> TransferSettings:
+    kept = {key: getattr(started, key) for key in _SETTLED if getattr(transfer, key) is None}
     return transfer.model_copy(update=kept)
 
 

@@ -8,7 +8,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.arguments import CommandParser, add_deepspeed
+from arvideo_ds.arguments import (
+    CommandParser,
+    add_deepspeed,
+    add_overrides,
+    add_rank,
+    from_arguments,
+)
 from arvideo_ds.config import RECIPES, Recipe, recipe_names
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
@@ -30,8 +36,8 @@ def training_parser(description: str, task: str, deepspeed_config: str | Path) -
         "--dry_run", action="store_true", help="print recipe, plan and DeepSpeed dict as JSON"
     )
     parser.add_argument("--world_size", type=int, help="with --dry_run: ranks to plan for")
-    parser.add_argument("--local_rank", type=int, help=argparse.SUPPRESS)  # DeepSpeed's launcher
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value")
+    add_rank(parser)
+    add_overrides(parser)
     return parser
 
 
@@ -43,17 +49,15 @@ def train_on_encoder(description: str, task: str) -> int:
     if args.recipe is None:
         raise UserError(f"--recipe is missing: one of {', '.join(recipe_names(task))}, or a file.")
     init_from = [] if args.init_from is None else [f"{task}.init_from={args.init_from}"]
-    options = Options(
-        recipe=args.recipe,
-        deepspeed_config=args.deepspeed_config,
-        overrides=[*args.overrides, *init_from],
-        output=args.output,
-    )
-    return train(args, options, RECIPES[task])
+    return train(args, RECIPES[task], overrides=[*args.overrides, *init_from])
 
 
-def train(args: argparse.Namespace, options: Options, kind: type[Recipe]) -> int:
-    """Print what would be done (--dry_run), or do it; the exit code. Errors: `UserError`."""
+def train(args: argparse.Namespace, kind: type[Recipe], **more: Any) -> int:
+    """Print the settings of the run (--dry_run), or start it; the exit code. Errors: `UserError`.
+
+    args: of a `training_parser`. more: of `Options`, instead of what args say.
+    """
+    options = from_arguments(Options, args, **more)
     if args.dry_run:
         return _describe(options, kind, args.world_size)
     end_on_signals()

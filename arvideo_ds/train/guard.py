@@ -1,4 +1,4 @@
-"""Numbers that are no use to anybody: said, dumped with the videos behind them, and capped.
+"""Losses and gradients that are not finite: reported with their videos, and limited in number.
 
 The engine refuses a step whose loss or gradient is not finite (engine/build.py) and nobody waits
 for the device to say so; this looks at what happened whenever the loop logs.

@@ -1,4 +1,4 @@
-"""What a run says about itself: facts for its files, header and summary for people."""
+"""What a run reports about itself: facts in its files, the printed header and summary."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "decord", "torchcodec",
 
 
 def facts(settings: Settings[Any], shards: ShardSet, world_size: int) -> dict[str, Any]:
-    """What stands beside every checkpoint: enough to say what it is and whether it fits."""
+    """Saved with every checkpoint: what it is, and what it needs to be resumed."""
     return {
         **settings.as_dict(),
         "world_size": world_size,

@@ -45,7 +45,7 @@ class Settings(Generic[AnyRecipe]):
     plan: RunPlan
     deepspeed: dict[str, Any]
     shards: ShardSet | None
-    # What a run is judged on while it trains.
+    # What the validation reads while training.
     validation: ShardSet | None = None
 
     @property
