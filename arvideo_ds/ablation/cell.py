@@ -1,4 +1,4 @@
-"""One cell of a grid: a variant and a seed, trained and probed in a folder of its own.
+"""One cell of a grid: a variant and a seed, trained and judged in a folder of its own.
 
 <output>/cells/<variant>-seed<n>/   a run's folder (runs/run_folder.py), and
   log.txt      everything it printed, over all its starts
@@ -15,15 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.ablation.grid import UNTRAINED, Plan, Variant
-from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe
+from arvideo_ds.ablation.judges import judge_of
+from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
-from arvideo_ds.evaluation.probes import DEFAULT_PROBES, PROBES, open_probe_shards
 from arvideo_ds.files.atomic import write_json
-from arvideo_ds.long_video.score_store import hash_of_scores
 from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.runs import run_folder
-from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.tasks import task_of
 from arvideo_ds.train.settle import Options, settle
 
 CELLS, LOG, RESULT = "cells", "log.txt", "result.json"
@@ -48,12 +47,18 @@ class Cell:
     def name(self) -> str:
         return self.folder.name
 
-    def settings(self) -> PretrainRecipe:
-        return load_recipe(self.recipe, self.overrides)
+    def settings(self) -> Recipe:
+        return load_recipe(self.recipe, self.overrides, Recipe)
 
-    def scores(self) -> str | None:
-        """What identifies the token scores that it trains with. Errors: as `hash_of_scores`."""
-        return hash_of_scores(self.settings()) if self.trained else None
+    def sources(self) -> dict[str, str | None]:
+        """What it is trained from beside the shards. Errors: as `Judge.sources`."""
+        recipe = self.settings()
+        return judge_of(recipe).sources(recipe) if self.trained else {"scores": None}
+
+    def figures(self) -> dict[str, float]:
+        """What tables say of a finished cell, by measure."""
+        result = self.result() or {}
+        return {key: result[key] for key in judge_of(self.settings()).measures(self.settings())}
 
     def result(self) -> dict[str, Any] | None:
         """What the cell came to, or nothing where it is not finished."""
@@ -64,8 +69,13 @@ class Cell:
 def cells_of(
     plan: Plan, *, seeds: int, output: Path, deepspeed_config: Path, overrides: tuple[str, ...]
 ) -> list[Cell]:
-    """The untrained encoder and every variant with the first seed, then all with the next one."""
-    untrained = Variant(UNTRAINED, plan.grid.base, (*plan.grid.overrides, *overrides), plan.base)
+    """Every variant with the first seed, then all with the next one; first the untrained encoder,
+    where the judge has one.
+    """
+    variants = list(plan.variants)
+    if judge_of(plan.base).untrained:
+        words = (*plan.grid.overrides, *overrides)
+        variants.insert(0, Variant(UNTRAINED, plan.grid.base, words, plan.base))
     return [
         Cell(
             folder=output / CELLS / f"{variant.name}-seed{seed}",
@@ -81,7 +91,7 @@ def cells_of(
             deepspeed_config=deepspeed_config,
         )
         for seed in range(seeds)
-        for variant in (untrained, *plan.variants)
+        for variant in variants
     ]
 
 
@@ -97,33 +107,14 @@ def group_of_seeds(recipe: Recipe, output: Path, name: str, seed: int) -> list[s
     return [f"wandb.group={json.dumps(group)}", f"wandb.tags={json.dumps(tags)}"]
 
 
-def judged_on(
-    recipe: PretrainRecipe, probe_videos: tuple[int, int] | None
-) -> tuple[dict[str, Any], float]:
-    """What decides a result beside the recipe, and the accuracy of guessing in percent.
-
-    Errors: `UserError` where shards are missing or do not go together.
-    """
-    train, test = open_probe_shards(recipe.probe)
-    shards = recipe.data.shards
-    if shards is None:
-        raise UserError("the grid's recipe names no shards to pretrain on; give --train SHARDS.")
-    data = {
-        "manifest": ShardSet(shards).hash,
-        "probe_manifests": [train.hash, test.hash],
-        "probe_videos": list(probe_videos or (train.num_samples, test.num_samples)),
-        "probe_features": recipe.probe.features,
-    }
-    return data, 100 / len(train.manifest.labels or "?")
-
-
 def require_same(cell: Cell, data: dict[str, Any]) -> None:
     """Refuse a folder whose cell has other settings, or other data than it was finished with.
 
     Errors: `UserError`, also where there are no token scores that it needs.
     """
-    run_folder.require_same_mathematics(cell.folder, cell.settings())
-    now, result = {**data, "scores": cell.scores()}, cell.result()
+    recipe = task_of(cell.settings()).settled(cell.folder)
+    run_folder.require_same_mathematics(cell.folder, recipe)
+    now, result = {**data, **cell.sources()}, cell.result()
     changed = [key for key in now if result is not None and result["data"].get(key) != now[key]]
     if changed:
         raise UserError(
@@ -133,10 +124,10 @@ def require_same(cell: Cell, data: dict[str, Any]) -> None:
 
 
 def run_cell(cell: Cell) -> int:
-    """Train, unless that is done, and probe. Every rank calls it; returns the exit code."""
+    """Train, unless that is done, and judge. Every rank calls it; returns the exit code."""
     options = Options(cell.recipe, cell.deepspeed_config, cell.overrides, cell.folder)
-    settings = settle(options, PretrainRecipe, world_size=planned_world_size())
-    shards = settings.require_shards()
+    settings = settle(options, Recipe, world_size=planned_world_size())
+    shards, recipe = settings.require_shards(), settings.recipe
     if cell.trained and not (cell.folder / run_folder.MODEL).is_file():
         # Only now: torch and DeepSpeed take seconds to load.
         from arvideo_ds.train.run import start
@@ -147,32 +138,15 @@ def run_cell(cell: Cell) -> int:
     # An untrained cell starts no process group, so only srun has said who this is.
     if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")) == 0:
         with run_folder.lock(cell.folder):
-            run_folder.write_recipe(cell.folder, settings.recipe)
-            result = {**_probe(cell, settings.recipe), **_costs(cell, settings.recipe)}
-            data, _ = judged_on(settings.recipe, cell.probe_videos)
-            data["scores"] = cell.scores()
-            write_json(cell.folder / RESULT, {**result, "data": data})
+            run_folder.write_recipe(cell.folder, recipe)
+            judge = judge_of(recipe)
+            result = {**judge.result(cell, recipe), **_costs(cell, recipe)}
+            data, _ = judge.data(recipe, cell.probe_videos)
+            write_json(cell.folder / RESULT, {**result, "data": {**data, **cell.sources()}})
     return EXIT_OK
 
 
-def _probe(cell: Cell, recipe: PretrainRecipe) -> dict[str, Any]:
-    from arvideo_ds.evaluation.features import freeze
-    from arvideo_ds.evaluation.pretrained import load_trained_encoder, untrained
-
-    encoder = (
-        load_trained_encoder(recipe, cell.folder) if cell.trained else untrained(recipe).encoder
-    )
-    frozen = freeze(encoder, recipe, *open_probe_shards(recipe.probe), videos=cell.probe_videos)
-    return {
-        **{
-            name.removesuffix("_probe"): round(100 * PROBES[name]().accuracy(frozen), 2)
-            for name in DEFAULT_PROBES
-        },
-        "skipped": sum(features.skipped for features in frozen.features),
-    }
-
-
-def _costs(cell: Cell, recipe: PretrainRecipe) -> dict[str, Any]:
+def _costs(cell: Cell, recipe: Recipe) -> dict[str, Any]:
     cost = cost_of(recipe)
     times = [metrics["time/step_s"] for metrics in run_folder.read_metrics(cell.folder)]
     return {

@@ -1,8 +1,8 @@
 """Grid YAML -> rows and the variants that they name, with errors that name the row; needs no torch.
 
-A grid holds ablations, an ablation rows; a row is the grid's base recipe (or its own `recipe`) with
-the overrides of the grid and of the row. Rows with the same recipe share one variant, which is run
-once for each seed.
+A grid has ablations, an ablation has rows; a row is the grid's base recipe (or its own `recipe`)
+with the overrides of the grid, of the command and of the row. Rows with the same recipe share one
+variant, which is run once for each seed.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from arvideo_ds.config import PretrainRecipe, load_recipe
+from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.config.load import GRIDS, parse, read_yaml, recipes_dir
 from arvideo_ds.config.settings import Positive, Settings
 from arvideo_ds.errors import UserError
@@ -62,7 +62,7 @@ class Variant:
     name: str
     recipe: str
     overrides: tuple[str, ...]
-    settings: PretrainRecipe
+    settings: Recipe
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Plan:
     """A grid, resolved: its variants, and the variant of every (ablation, row)."""
 
     grid: Grid
-    base: PretrainRecipe
+    base: Recipe
     variants: tuple[Variant, ...]
     variant_of: dict[tuple[str, str], str]
 
@@ -79,8 +79,8 @@ def grid_names() -> list[str]:
     return sorted(path.stem for path in (recipes_dir() / GRIDS).glob("*.yaml"))
 
 
-def read_grid(name_or_path: str) -> Grid:
-    """A grid by name (`grid_names`) or path. Errors: `UserError`."""
+def read_grid(name_or_path: str, base: str | None = None) -> Grid:
+    """A grid by name (`grid_names`) or path. base: instead of its own. Errors: `UserError`."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = recipes_dir() / GRIDS / f"{name_or_path}.yaml"
@@ -94,11 +94,11 @@ def read_grid(name_or_path: str) -> Grid:
     for ablation in grid.ablations:
         where = f"grid {path.name}, ablation {ablation.name}"
         _require_once((row.name for row in ablation.rows), where, "row")
-    return grid
+    return grid if base is None else grid.model_copy(update={"base": base})
 
 
 def resolve(grid: Grid, overrides: Sequence[str] = ()) -> Plan:
-    """Load the recipe of every row; `overrides` are laid over all of them, last.
+    """Load the recipe of every row; `overrides` are for all of them, except what a row sets.
 
     Errors: `UserError` that names the row.
     """
@@ -108,19 +108,29 @@ def resolve(grid: Grid, overrides: Sequence[str] = ()) -> Plan:
     for ablation in grid.ablations:
         for row in ablation.rows:
             name, recipe = f"{ablation.name}_{row.name}", row.recipe or grid.base
-            words = (*grid.overrides, *row.overrides, *overrides)
+            words = (*grid.overrides, *overrides, *row.overrides)
             settings = _load(f"row {ablation.name}/{row.name}", recipe, words)
+            if settings.task != base.task:
+                raise UserError(
+                    f"row {ablation.name}/{row.name} is to {settings.task} and the base to "
+                    f"{base.task}; the rows of a grid are judged by the same measures."
+                )
             known = [v for v in variants if v.settings == settings]
             if not known:
                 known = [Variant(name, recipe, words, settings)]
                 variants += known
             variant_of[ablation.name, row.name] = known[0].name
+    if len(variants) == 1 < len(variant_of):
+        raise UserError(
+            "all rows of the grid are the same recipe, so there is nothing to compare. Is an "
+            "override missing, such as finetune.init_from=RUN?"
+        )
     return Plan(grid, base, tuple(variants), variant_of)
 
 
-def _load(what: str, recipe: str, overrides: Sequence[str]) -> PretrainRecipe:
+def _load(what: str, recipe: str, overrides: Sequence[str]) -> Recipe:
     try:
-        return load_recipe(recipe, overrides)
+        return load_recipe(recipe, overrides, Recipe)
     except UserError as error:
         raise UserError(f"{what}: {error}") from None
 

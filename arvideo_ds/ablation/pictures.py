@@ -16,17 +16,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from arvideo_ds.ablation.table import (
-    COLUMNS,
-    MEASURES,
     cells_of_row,
+    columns,
     legend,
     references,
     state,
 )
 from arvideo_ds.evaluation import report
 
-_STYLES = {"linear": ("tab:blue", "o"), "knn": ("tab:orange", "s")}
-_APART = 0.16
+_MARKERS = "os^Dv"
+# Between two measures of a row, in rows.
+_APART = 0.32
 
 
 def draw_grid(document: Mapping[str, Any]) -> Figure:
@@ -73,10 +73,11 @@ def _legend(figure: Figure) -> None:
 
 
 def _panel(axis: Axes, document: Mapping[str, Any], ablation: Mapping[str, Any]) -> None:
-    """A line per row: a point per seed, mean and deviation of both probes, the paper's figure."""
-    rows = ablation["rows"]
-    for offset, (measure, name) in zip((-_APART, _APART), MEASURES.items(), strict=True):
-        color, marker = _STYLES[measure]
+    """A line per row: a point per seed, mean and deviation of each measure, the paper's figure."""
+    rows, measures = ablation["rows"], document["measures"]
+    for number, (measure, name) in enumerate(measures.items()):
+        offset = _APART * (number - (len(measures) - 1) / 2)
+        color, marker = f"C{number}", _MARKERS[number % len(_MARKERS)]
         places = [place + offset for place, row in enumerate(rows) if row[measure]["seeds"]]
         found = [row[measure] for row in rows if row[measure]["seeds"]]
         for place, spread in zip(places, found, strict=True):
@@ -92,7 +93,7 @@ def _panel(axis: Axes, document: Mapping[str, Any], ablation: Mapping[str, Any])
             capsize=3,
             label=name,
         )
-        untrained = document["untrained"][measure]["mean"]
+        untrained = document["untrained"] and document["untrained"][measure]["mean"]
         if untrained is not None:
             axis.axvline(untrained, color=color, ls="--", lw=1, label=f"{name}, untrained")
     axis.axvline(document["chance"], color="black", ls=":", lw=1, label="chance")
@@ -119,15 +120,19 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
     """One HTML file: tables, verdicts and pictures. Needs no other file."""
     parts = [f'<p class="note">{html.escape(state(document) + " " + legend(document))}</p>']
     for ablation in document["ablations"]:
-        said = " ".join(f"By {MEASURES[m]}: {text}" for m, text in ablation["verdicts"].items())
-        rows = [cells_of_row(row) for row in ablation["rows"]] + references(document)
-        figure = draw_ablation(document, ablation)
-        parts.append(report.section(ablation["title"], said, [figure]) + _table(rows))
+        verdicts = [
+            f"By {document['measures'][m]}: {text}" for m, text in ablation["verdicts"].items()
+        ]
+        rows = [cells_of_row(document, row) for row in ablation["rows"]] + references(document)
+        section = report.section(
+            ablation["title"], " ".join(verdicts), [draw_ablation(document, ablation)]
+        )
+        parts.append(section + _table(columns(document), rows))
     report.write_page(path, document["title"], parts)
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in COLUMNS)
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )

@@ -136,10 +136,9 @@ def _reason(cell: Cell, code: int | None) -> str:
 def _line(
     cell: Cell, failed: dict[str, str], done: int, total: int, took_s: float, left_s: float
 ) -> str:
-    result = cell.result()
-    if cell.name in failed or result is None:
+    if cell.name in failed:
         outcome = f"FAILED: {failed[cell.name]}"
     else:
-        outcome = f"linear {result['linear']:.1f} %, nearest neighbours {result['knn']:.1f} %"
+        outcome = ", ".join(f"{name} {value:.1f} %" for name, value in cell.figures().items())
     left = timedelta(seconds=round(left_s))
     return f"{done}/{total} {cell.name}: {outcome}; {took_s:.0f} s; left {left}"

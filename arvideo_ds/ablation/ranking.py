@@ -1,11 +1,11 @@
-"""Does the order of an ablation's rows agree with the paper's?"""
+"""Does the order of an ablation's rows agree with the paper's, and how far apart are they?"""
 
 from __future__ import annotations
 
 import itertools
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 # Differences of means below so many standard errors may be chance.
@@ -66,6 +66,24 @@ def verdict(pairs: Sequence[Pair]) -> str:
     named = [f"{pair.below} above {pair.above}" for pair in against if pair.certain]
     listed = f": {', '.join(named)}" if named else ""
     return f"{text}, {len(against)} not ({_certain(against)} certain{listed})."
+
+
+def differences(rows: Sequence[tuple[str, Mapping[int, float]]]) -> str:
+    """Every later row less the first one, over the seeds that both have. rows: seed -> value."""
+    (first, base), *others = rows
+    parts = []
+    for name, values in others:
+        paired = Spread(tuple(values[seed] - base[seed] for seed in values if seed in base))
+        if not paired.values:
+            continue
+        part, error = f"{name} {paired.mean:+.1f}", _standard_error(paired)
+        if math.isfinite(error):
+            certain = "certain" if abs(paired.mean) > _ERRORS * error else "not certain"
+            part += f" ± {error:.1f} ({certain})"
+        parts.append(part)
+    if not parts:
+        return "Nothing to compare yet."
+    return f"Against {first}, seed by seed, mean ± standard error: {', '.join(parts)}."
 
 
 def _certain(pairs: Sequence[Pair]) -> int:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from arvideo_ds.ablation.cell import Cell
 from arvideo_ds.ablation.grid import UNTRAINED, Ablation, Plan, Row, Variant
-from arvideo_ds.ablation.ranking import Spread, compare, verdict
+from arvideo_ds.ablation.judges import judge_of
+from arvideo_ds.ablation.ranking import Spread, compare, differences, verdict
 
-# Key of a cell's result: how people call it.
-MEASURES = {"linear": "linear probe", "knn": "nearest neighbours"}
+# Of one variant, by seed.
+Results = Mapping[int, Mapping[str, Any]]
 
 
 def summarize(
@@ -20,14 +21,15 @@ def summarize(
     """The document: every ablation with its rows, accuracies in percent over the seeds.
 
     A row lacks the seeds that are not finished. `failed`: name of a cell -> reason. `chance` in
-    percent; `facts` stand in the document as they are.
+    percent; `facts` are in the document as they are.
     """
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, dict[int, dict[str, Any]]] = {variant.name: {} for variant in plan.variants}
     for cell in cells:
         result = cell.result()
         if result is not None:
-            found.setdefault(cell.variant, []).append(result)
-    grid = plan.grid
+            found.setdefault(cell.variant, {})[cell.seed] = result
+    grid, judge = plan.grid, judge_of(plan.base)
+    measures = judge.measures(plan.base)
     return {
         "title": grid.title,
         "paper_figure": grid.paper_figure,
@@ -35,29 +37,40 @@ def summarize(
         "cells": len(cells),
         "finished": sum(map(len, found.values())),
         "failed": dict(failed),
+        "legend": judge.legend,
+        "measures": measures,
         "chance": round(chance, 2),
-        "untrained": _measured(found.get(UNTRAINED, [])),
-        "ablations": [_ablation(plan, ablation, found) for ablation in grid.ablations],
+        "untrained": _measured(measures, found.get(UNTRAINED, {})) if judge.untrained else None,
+        "ablations": [_ablation(plan, ablation, measures, found) for ablation in grid.ablations],
     }
 
 
 def _ablation(
-    plan: Plan, ablation: Ablation, found: Mapping[str, list[dict[str, Any]]]
+    plan: Plan, ablation: Ablation, measures: Iterable[str], found: Mapping[str, Results]
 ) -> dict[str, Any]:
     variants = {variant.name: variant for variant in plan.variants}
+    named = [(row, variants[plan.variant_of[ablation.name, row.name]]) for row in ablation.rows]
+    results = [found[variant.name] for _, variant in named]
+    verdicts = {}
+    for measure in measures:
+        values = [{seed: one[measure] for seed, one in of_row.items()} for of_row in results]
+        verdicts[measure] = _verdict(ablation.rows, values)
     rows = [
-        _row(row, variants[plan.variant_of[ablation.name, row.name]], found)
-        for row in ablation.rows
+        _row(row, variant, measures, of_row)
+        for (row, variant), of_row in zip(named, results, strict=True)
     ]
-    said = {}
-    for measure in MEASURES:
-        pairs = compare([(row["name"], row["paper"], _spread(row, measure)) for row in rows])
-        said[measure] = verdict(pairs)
-    return {"name": ablation.name, "title": ablation.title, "rows": rows, "verdicts": said}
+    return {"name": ablation.name, "title": ablation.title, "rows": rows, "verdicts": verdicts}
 
 
-def _row(row: Row, variant: Variant, found: Mapping[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    results = found.get(variant.name, [])
+def _verdict(rows: Sequence[Row], values: Sequence[Mapping[int, float]]) -> str:
+    """Against the paper's order, or against the first row where the paper has none."""
+    pairs = zip(rows, values, strict=True)
+    if all(row.paper is None for row in rows) and len(rows) > 1:
+        return differences([(row.name, of_row) for row, of_row in pairs])
+    return verdict(compare([(row.name, row.paper, _spread(of_row)) for row, of_row in pairs]))
+
+
+def _row(row: Row, variant: Variant, measures: Iterable[str], results: Results) -> dict[str, Any]:
     dropped = variant.settings.counts.dropped_share
     return {
         "name": row.name,
@@ -65,19 +78,19 @@ def _row(row: Row, variant: Variant, found: Mapping[str, list[dict[str, Any]]]) 
         "variant": variant.name,
         "paper": row.paper,
         "dropped": None if dropped is None else round(100 * dropped, 1),
-        **_measured(results),
+        **_measured(measures, results),
         "seconds_per_step": _median(results, "seconds_per_step"),
         "gflops_forward_per_clip": _median(results, "gflops_forward_per_clip"),
     }
 
 
-def _measured(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _measured(measures: Iterable[str], results: Results) -> dict[str, Any]:
     measured = {}
-    for measure in MEASURES:
-        values = [result[measure] for result in results]
-        spread = Spread(tuple(values)) if values else None
+    for measure in measures:
+        values = {seed: result[measure] for seed, result in results.items()}
+        spread = _spread(values)
         measured[measure] = {
-            "seeds": values,
+            "seeds": list(values.values()),
             "mean": None if spread is None else round(spread.mean, 2),
             "deviation": None
             if spread is None or spread.deviation is None
@@ -86,40 +99,38 @@ def _measured(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return measured
 
 
-def _spread(row: Mapping[str, Any], measure: str) -> Spread | None:
-    values = row[measure]["seeds"]
-    return Spread(tuple(values)) if values else None
+def _spread(values: Mapping[int, float]) -> Spread | None:
+    return Spread(tuple(values.values())) if values else None
 
 
-def _median(results: Sequence[Mapping[str, Any]], key: str) -> float | None:
-    values = [result[key] for result in results if result[key] is not None]
+def _median(results: Results, key: str) -> float | None:
+    values = [result[key] for result in results.values() if result[key] is not None]
     return round(statistics.median(values), 4) if values else None
 
 
-COLUMNS = (
-    "row",
-    *(f"{name}, %" for name in MEASURES.values()),
-    "paper",
-    "dropped, %",
-    "s / step",
-    "GFLOP",
-)
+# Of the key of a row: its heading and its form.
+_FACTS = {
+    "paper": ("paper", "{:.1f}"),
+    "dropped": ("dropped, %", "{:.0f}"),
+    "seconds_per_step": ("s / step", "{:.3f}"),
+    "gflops_forward_per_clip": ("GFLOP", "{:.3g}"),
+}
 
 
-def cells_of_row(row: Mapping[str, Any]) -> list[str]:
-    """A row of a table in words, in the order of COLUMNS."""
+def columns(document: Mapping[str, Any]) -> list[str]:
+    measures = [f"{name}, %" for name in document["measures"].values()]
+    return ["row", *measures, *(heading for heading, _ in _FACTS.values())]
+
+
+def cells_of_row(document: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
+    """A row of a table in words, in the order of `columns`."""
     name = row["name"] + (f" ({row['note']})" if row.get("note") else "")
     return [
         name,
-        *(in_words(row[measure]) for measure in MEASURES),
+        *(in_words(row[measure]) for measure in document["measures"]),
         *(
             "" if row.get(key) is None else form.format(row[key])
-            for key, form in (
-                ("paper", "{:.1f}"),
-                ("dropped", "{:.0f}"),
-                ("seconds_per_step", "{:.3f}"),
-                ("gflops_forward_per_clip", "{:.3g}"),
-            )
+            for key, (_, form) in _FACTS.items()
         ),
     ]
 
@@ -132,20 +143,20 @@ def in_words(spread: Mapping[str, Any]) -> str:
 
 
 def references(document: Mapping[str, Any]) -> list[list[str]]:
-    """The rows that stand below every table: what no pretraining gives."""
-    chance = {measure: {"mean": document["chance"], "deviation": None} for measure in MEASURES}
-    return [
-        cells_of_row({"name": "untrained encoder", **document["untrained"]}),
-        cells_of_row({"name": "chance", **chance}),
-    ]
+    """The rows below every table: what no training gives."""
+    chance = {"mean": document["chance"], "deviation": None}
+    rows = [{"name": "chance", **dict.fromkeys(document["measures"], chance)}]
+    if document["untrained"] is not None:
+        rows.insert(0, {"name": "untrained encoder", **document["untrained"]})
+    return [cells_of_row(document, row) for row in rows]
 
 
 def legend(document: Mapping[str, Any]) -> str:
     return (
-        f"Accuracies of the frozen encoder in percent, mean ± deviation over {document['seeds']} "
+        f"{document['legend']} in percent, mean ± deviation over {document['seeds']} "
         f"seed(s). Paper: {document['paper_figure']}. Dropped: share of the tokens of steps 1..C-1 "
-        "that the encoder does not see. GFLOP: counted, forward, one clip. A pair of rows is "
-        "certain where its means differ by more than two standard errors."
+        "that the encoder does not see. GFLOP: counted, forward, one clip. A difference is "
+        "certain where it is more than two standard errors."
     )
 
 
@@ -159,13 +170,16 @@ def state(document: Mapping[str, Any]) -> str:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    lines = [f"# {document['title']}", "", state(document), "", legend(document), ""]
+    lines, headings = [f"# {document['title']}", "", state(document), ""], columns(document)
+    lines += [legend(document), ""]
     for ablation in document["ablations"]:
-        lines += [f"## {ablation['title']}", "", _line(COLUMNS), _line(["---"] * len(COLUMNS))]
-        lines += [_line(cells_of_row(row)) for row in ablation["rows"]]
+        lines += [f"## {ablation['title']}", "", _line(headings), _line(["---"] * len(headings))]
+        lines += [_line(cells_of_row(document, row)) for row in ablation["rows"]]
         lines += [_line(row) for row in references(document)]
         lines += [""]
-        lines += [f"- {MEASURES[m]}: {said}" for m, said in ablation["verdicts"].items()]
+        lines += [
+            f"- {document['measures'][m]}: {text}" for m, text in ablation["verdicts"].items()
+        ]
         lines += [""]
     return "\n".join(lines)
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
-from arvideo_ds.benchmark.rows import Options, Row, Say
+from arvideo_ds.benchmark.rows import PAPER, Options, Row, Say
 from arvideo_ds.benchmark.step import Clock, Step, count_flops, random_batch
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.doctor.speed import matmul_gflops
 from arvideo_ds.planning.cost import cost_of
+from arvideo_ds.planning.memory import Strategy, footprint
 
 # Kinetics-400's training videos, and the epochs of the papers' tables.
 _VIDEOS, _EPOCHS = 240_000, 800
@@ -75,7 +76,14 @@ def describe(row: Row) -> dict[str, Any]:
         "gflop_forward_per_clip": forward / 1e9,
         "gflop_forward_per_clip_by_formula": cost.flops_forward_per_clip / 1e9,
         "gflop_step_per_clip": whole / 1e9,
+        "peak_gib_by_formula": None if row.variant == PAPER else _predicted_peak(row) / _GIB,
     }
+
+
+def _predicted_peak(row: Row) -> int:
+    """Bytes, as `arvideo plan` predicts them."""
+    strategy, batch = Strategy.from_json(row.deepspeed), row.plan.micro_batch
+    return footprint(row.recipe, strategy, world_size=1, micro_batch=batch, accumulation=1).peak
 
 
 def summarize(

@@ -1,12 +1,14 @@
-"""Run a grid of ablations: recipes x seeds, probed, in one table beside the paper's figures.
+"""Run a grid: recipes x seeds, probed or tested, in one table beside the paper's figures.
 
     arvideo ablate motion --seeds 3 --output runs/motion --jobs 2
     arvideo ablate weizmann --output runs/ablate_weizmann --train SHARDS --test SHARDS
     arvideo ablate paper --output runs/ablate_ssv2 --train SHARDS --test SHARDS \\
         --slurm --sbatch '--nodes 1 --gpus-per-node 8 --ntasks-per-node 8 --time 24:00:00'
+    arvideo ablate finetuning --base finetune_weizmann finetune.init_from=RUN --output OUT \\
+        --train SHARDS --test SHARDS
 
-GRID is a name or a YAML file (docs/ablations.md). --train: shards to pretrain on, without their
-labels (unless data.shards=... names others), and to fit the probes on; --test: to test them on.
+GRID is a name or a YAML file (docs/ablations.md). --train: shards to train on, and to fit probes on
+(pretraining takes no labels; data.shards=... names others for it); --test: to test on.
 The same command goes on where it was interrupted: finished cells are kept, failed ones tried again.
 Writes OUTPUT/table.md, table.json, table.png and table.html. With --slurm, the same command tells
 the state and writes the tables while the array runs, and submits what is left once it has ended.
@@ -20,10 +22,12 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.ablation import array
-from arvideo_ds.ablation.cell import Cell, cells_of, judged_on, require_same, run_cell
+from arvideo_ds.ablation.cell import Cell, cells_of, require_same, run_cell
 from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
+from arvideo_ds.ablation.judges import judge_of
 from arvideo_ds.ablation.pool import run_cells
 from arvideo_ds.arguments import CommandParser, add_deepspeed, add_overrides, require_at_least
+from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, command
 from arvideo_ds.files.atomic import write_json, write_text
 from arvideo_ds.runs import run_folder
@@ -41,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("grid", metavar="GRID", help=f"{', '.join(grid_names())}; or a YAML file")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--base", metavar="RECIPE", help="instead of the grid's base recipe")
     parser.add_argument("--train", help="labelled shards; default: the recipe's")
     parser.add_argument("--test", help="labelled shards; default: the recipe's")
     parser.add_argument("--jobs", type=int, help="cells at a time; default 1, with --slurm all")
@@ -56,8 +61,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> int:
     args = parse_arguments()
     require_at_least(1, args, "seeds", "jobs")
-    overrides = (*shard_overrides(args), *args.overrides)
-    plan = resolve(read_grid(args.grid), overrides)
+    grid = read_grid(args.grid, args.base)
+    judge = judge_of(load_recipe(grid.base, [], Recipe))
+    shards = [(keys, getattr(args, option)) for option, keys in judge.shards.items()]
+    named = [f"{key}={where}" for keys, where in shards if where for key in keys]
+    overrides = (*named, *args.overrides)
+    plan = resolve(grid, overrides)
     cells = cells_of(
         plan,
         seeds=args.seeds,
@@ -69,7 +78,7 @@ def main() -> int:
         return run_cell(cells[args.cell])
     for name in task_of(plan.base).sets_to_make():
         synthetic_sets.ensure(name)
-    data, chance = judged_on(plan.base, plan.grid.probe_videos)
+    data, chance = judge.data(plan.base, grid.probe_videos)
     for cell in cells:
         require_same(cell, data)
     facts = {"seeds": args.seeds, "overrides": list(overrides), **data, "commit": git_commit()}
@@ -81,11 +90,6 @@ def main() -> int:
             code = EXIT_INTERRUPTED
         write(args.output, plan, cells, failed, chance, facts)
     return code
-
-
-def shard_overrides(args: argparse.Namespace) -> list[str]:
-    train = [f"data.shards={args.train}", f"probe.train_shards={args.train}"]
-    return [*(train if args.train else []), *([f"probe.test_shards={args.test}"] * bool(args.test))]
 
 
 def run_here(args: argparse.Namespace, cells: list[Cell], failed: dict[str, str]) -> int:
@@ -111,15 +115,17 @@ def submit(args: argparse.Namespace, cells: list[Cell]) -> int:
 
 def cell_arguments(args: argparse.Namespace) -> list[str]:
     """The command line of the array's tasks, but for the number of the cell."""
-    shards = [
-        f"--{name}={getattr(args, name)}" for name in ("train", "test") if getattr(args, name)
+    options = [
+        f"--{name}={getattr(args, name)}"
+        for name in ("base", "train", "test")
+        if getattr(args, name)
     ]
     return [
         args.grid,
         f"--seeds={args.seeds}",
         f"--output={args.output}",
         f"--deepspeed_config={args.deepspeed_config}",
-        *shards,
+        *options,
         *args.overrides,
     ]
 
@@ -142,5 +148,5 @@ def write(
     pictures.draw_grid(document).savefig(output / "table.png", dpi=110)
     pictures.write_page(output / "table.html", document)
     for ablation in document["ablations"]:
-        print(f"{ablation['name']}: {ablation['verdicts']['linear']}", flush=True)
+        print(f"{ablation['name']}: {next(iter(ablation['verdicts'].values()))}", flush=True)
     print(f"table: {output / 'table.html'}", flush=True)

@@ -189,8 +189,8 @@ class WandbSettings(Settings):
     project: str | None = None
     # None: $WANDB_ENTITY, else the default of the account.
     entity: str | None = None
-    # Runs of a group are shown together. ablate.py and compare_finetuning.py set group and tags
-    # themselves where no group is given: the seeds of a recipe are a group.
+    # Runs of a group are shown together. ablate.py sets group and tags
+    # itself where no group is given: the seeds of a recipe are a group.
     group: str | None = None
     tags: tuple[str, ...] = ()
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.loader import worker_count
-from arvideo_ds.engine.world import start_world
+from arvideo_ds.engine.world import find_world, start_world
 from arvideo_ds.evaluation.confusion import draw_confusion
 from arvideo_ds.evaluation.pretrained import load_classifier
 from arvideo_ds.evaluation.scores import AnyScores, JointScores, Scores, score_videos
@@ -32,8 +32,9 @@ def evaluate(
     *,
     views: tuple[int, int],
     name: str,
+    alone: bool = False,
 ) -> dict[str, Any]:
-    """Score all videos of the shards `where` with the weights `name`. Collective.
+    """Score all videos of the shards `where` with the weights `name`. Collective, unless `alone`.
 
     name: of `run_folder.WEIGHTS`, also in files and result; the main rank writes them. Errors:
     `UserError`, also for other labels.
@@ -42,7 +43,7 @@ def evaluate(
     model, labels = load_classifier(recipe, folder, run_folder.WEIGHTS[name])
     others = shards.manifest.class_names(recipe.heads)
     require_same_labels(str(folder), labels, shards.name, others)
-    world = start_world()
+    world = find_world() if alone else start_world()
     model = model.to(world.device)
     with torch.no_grad():
         scores = score_videos(
@@ -61,13 +62,14 @@ def evaluate(
         "weights": name,
         "shards": where,
         "manifest": shards.hash,
-        "ranks": world.size,
+        "ranks": 1 if alone else world.size,
         "recipe": recipe.model_dump(mode="json"),
     }
     if world.is_main:
         _write(folder, scores, labels, result)
-    dist.barrier()
-    dist.destroy_process_group()
+    if not alone:
+        dist.barrier()
+        dist.destroy_process_group()
     return result
 
 

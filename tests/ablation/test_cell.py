@@ -33,7 +33,7 @@ def write_scores(folder: Path, **changed: object) -> None:
 
 
 def finish(made: Cell) -> None:
-    data = {**DATA, "scores": made.scores()}
+    data = {**DATA, **made.sources()}
     (made.folder / RESULT).write_text(json.dumps({"linear": 50.0, "data": data}))
 
 
@@ -45,6 +45,17 @@ def test_a_cell_finished_with_other_token_scores_is_refused(tmp_path: Path) -> N
     write_scores(tmp_path / "scores", levels=5)
     with pytest.raises(UserError, match="finished with other scores"):
         require_same(made, DATA)
+
+
+def test_a_cell_finished_from_other_pretrained_weights_is_refused(tmp_path: Path) -> None:
+    def begun_with(weights: str) -> Cell:
+        override = f"finetune.init_from={tmp_path / weights}"
+        return Cell(tmp_path, "start", "finetune_demo", (override,), 0, None, tmp_path)
+
+    finish(begun_with("mine"))
+    require_same(begun_with("mine"), DATA)
+    with pytest.raises(UserError, match="finished with other init_from"):
+        require_same(begun_with("other"), DATA)
 
 
 def test_scores_that_are_not_there_are_said_before_any_cell_starts(tmp_path: Path) -> None:

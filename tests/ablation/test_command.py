@@ -12,6 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from safetensors.torch import save_file
+
+from arvideo_ds.config import FinetuneRecipe, load_recipe
+from arvideo_ds.models.encoder import build_encoder
 
 ROOT = Path(__file__).parent.parent.parent
 ABLATE = ROOT / "scripts" / "ablate.py"
@@ -95,6 +99,49 @@ def test_a_grid_goes_on_where_it_was_interrupted_and_tells_what_failed(
     other = run(*command, "optim.base_lr=1e-3")
     assert other.returncode == 2
     assert "holds a run with other settings (optim.base_lr was 0.016, is 0.001)" in other.stderr
+
+
+@pytest.mark.slow
+def test_fine_tuning_from_pretrained_weights_is_set_beside_scratch(
+    epic_shards: Path, tmp_path: Path, run: Run
+) -> None:
+    """Two label sets: every run is trained, tested and in the table; nothing is done twice."""
+    source, output = tmp_path / "source.safetensors", tmp_path / "compared"
+    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe).encoder)
+    save_file({f"encoder.{name}": value for name, value in encoder.state_dict().items()}, source)
+    command = [
+        sys.executable, ABLATE, "finetuning", "--base=finetune_demo",
+        f"finetune.init_from={source}", "--seeds=2", "--jobs=2", f"--output={output}",
+        f"--train={epic_shards / 'train'}", f"--test={epic_shards / 'test'}",
+        "finetune.heads=[verb,noun]", "finetune.num_classes=null", "data.sampling=uniform",
+        "data.num_streams=12", "data.workers=0", "train.total_batch=8", "train.micro_batch=8",
+        "train.max_steps=2", "optim.warmup_steps=1",
+    ]  # fmt: skip
+    done = run(*command)
+    assert done.returncode == 0, done.stdout + done.stderr[-3000:]
+    document = json.loads((output / "table.json").read_text())
+    (ablation,) = document["ablations"]
+    assert [row["name"] for row in ablation["rows"]] == ["pretrained", "scratch"]
+    assert list(document["measures"]) == ["top1", "verb_top1", "noun_top1"]
+    for row in ablation["rows"]:
+        cells = [output / "cells" / f"{row['variant']}-seed{seed}" for seed in range(2)]
+        tested = [
+            json.loads(path.read_text())
+            for cell in cells
+            for path in (cell / "evaluation").glob("*-last-*.json")
+        ]
+        assert row["top1"]["seeds"] == pytest.approx([one["top1"] for one in tested], abs=0.01)
+        nouns = [one["label_sets"]["noun"]["top1"] for one in tested]
+        assert row["noun_top1"]["seeds"] == pytest.approx(nouns, abs=0.01)
+        named = ["source.safetensors" in (cell / "recipe.yaml").read_text() for cell in cells]
+        assert named == [row["name"] == "pretrained"] * 2
+        for cell in cells:
+            assert len(list((cell / "evaluation").glob("*-last-*-noun.png"))) == 1
+    again = run(*command)
+    assert again.returncode == 0 and "4 cells, 0 to run" in again.stdout
+    assert json.loads((output / "table.json").read_text()) == document
+    wrong = run(*command, "train.total_batch=12")
+    assert wrong.returncode == 2 and "Traceback" not in wrong.stderr
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import yaml
 
 from arvideo_ds.ablation.cell import cells_of
 from arvideo_ds.ablation.grid import UNTRAINED, grid_names, read_grid, resolve
-from arvideo_ds.config import load_recipe, recipe_names
+from arvideo_ds.config import FinetuneRecipe, load_recipe, recipe_names
 from arvideo_ds.errors import UserError
 
 ROWS = [{"name": "small", "overrides": ["objective.cluster=[1,8,8]"]}, {"name": "base"}]
@@ -40,6 +40,32 @@ def test_equal_rows_are_run_once_however_they_are_written(tmp_path: Path) -> Non
     plan = resolve(read_grid(write(tmp_path, ablations=[ABLATION, other])))
     assert [variant.name for variant in plan.variants] == ["cluster_small", "cluster_base"]
     assert plan.variant_of["order", "random"] == plan.variant_of["order", "same"] == "cluster_base"
+
+
+def test_a_row_keeps_what_it_sets_itself(tmp_path: Path) -> None:
+    """Else an override of the command would make all rows of an ablation the same."""
+    plan = resolve(read_grid(write(tmp_path)), ["objective.cluster=[2,8,8]"])
+    small, base = (plan.variants[n].settings for n in range(2))
+    assert small == load_recipe("demo", ["objective.cluster=[1,8,8]"])
+    assert base == load_recipe("demo", ["objective.cluster=[2,8,8]"])
+
+
+def test_another_base_replaces_the_grids(tmp_path: Path) -> None:
+    plan = resolve(read_grid(write(tmp_path), "pretrain_weizmann"))
+    assert plan.base == load_recipe("pretrain_weizmann")
+
+
+def test_finetuning_from_pretrained_weights_and_from_scratch_are_two_variants() -> None:
+    grid = read_grid("finetuning", "finetune_weizmann")
+    plan = resolve(grid, ["finetune.init_from=runs/mine"])
+    words = [], ["finetune.init_from=runs/mine"]
+    scratch, pretrained = (load_recipe("finetune_weizmann", w, FinetuneRecipe) for w in words)
+    assert [variant.settings for variant in plan.variants] == [pretrained, scratch]
+    cells = cells_of(plan, seeds=2, output=Path(), deepspeed_config=Path(), overrides=())
+    with pytest.raises(UserError, match=r"nothing to compare.*finetune\.init_from=RUN"):
+        resolve(grid)
+    names = ["start_pretrained", "start_scratch"]
+    assert [cell.name for cell in cells] == [f"{n}-seed{seed}" for seed in (0, 1) for n in names]
 
 
 def test_a_row_may_name_another_recipe(tmp_path: Path) -> None:
@@ -80,6 +106,10 @@ def test_a_row_may_name_another_recipe(tmp_path: Path) -> None:
             ["row cluster/a", "does not divide"],
         ),
         ({"overrides": ["train.max_steps"]}, ["the base", "section.key=value"]),
+        (
+            {"ablations": [{**ABLATION, "rows": [{"name": "a", "recipe": "finetune_demo"}]}]},
+            ["row cluster/a is to finetune and the base to pretrain"],
+        ),
     ],
 )
 def test_a_wrong_grid_is_refused_with_its_place(
@@ -92,7 +122,7 @@ def test_a_wrong_grid_is_refused_with_its_place(
 
 
 def test_an_unknown_grid_names_those_that_there_are() -> None:
-    with pytest.raises(UserError, match="events, motion, paper, targets, weizmann"):
+    with pytest.raises(UserError, match="events, finetuning, motion, paper, targets, weizmann"):
         read_grid("motoin")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arvideo_ds.ablation.ranking import Spread, compare, verdict
+from arvideo_ds.ablation.ranking import Spread, compare, differences, verdict
 
 
 def spread(*values: float) -> Spread:
@@ -65,3 +65,16 @@ def test_certain_is_two_standard_errors_of_the_mean_not_of_a_value() -> None:
     assert pair.certain
     (pair,) = compare([("a", 2.0, spread(80, 82, 81)), ("b", 1.0, spread(79.9, 80.4, 78.6))])
     assert not pair.certain
+
+
+def test_differences_are_of_the_same_seeds() -> None:
+    """Seeds that are hard for all rows do not count as spread."""
+    pretrained, scratch = {0: 35.0, 1: 40.0, 2: 60.0}, {0: 20.0, 1: 26.0, 2: 44.0}
+    rows = [("pretrained", pretrained), ("scratch", scratch), ("half", {2: 50.0}), ("none", {})]
+    # 15, 14 and 16: deviation 1, so a standard error of 0.58.
+    assert differences(rows) == (
+        "Against pretrained, seed by seed, mean ± standard error: "
+        "scratch -15.0 ± 0.6 (certain), half -10.0."
+    )
+    assert "(not certain)" in differences([("a", {0: 1.0, 1: 2.0}), ("b", {0: 2.0, 1: 2.0})])
+    assert differences([("a", {}), ("b", {0: 1.0})]) == "Nothing to compare yet."

@@ -99,3 +99,28 @@ def test_page_and_picture_of_a_grid_whatever_is_finished(
     assert "Test &lt;grid&gt;" in page
     assert page.count("<img") == 1
     assert "untrained encoder" in page
+
+
+def test_a_grid_of_fine_tuning_has_a_column_for_each_label_set(tmp_path: Path) -> None:
+    heads = (
+        "finetune.heads=[verb,noun]",
+        "finetune.num_classes=null",
+        "data.sampling=uniform",
+        "finetune.init_from=runs/mine",
+    )
+    plan = resolve(read_grid("finetuning", "finetune_demo"), heads)
+    cells = cells_of(plan, seeds=2, output=tmp_path, deepspeed_config=tmp_path, overrides=heads)
+    for cell, top1 in zip(cells, (40.0, 30.0, 44.0, 32.0), strict=True):
+        cell.folder.mkdir(parents=True)
+        result = {**COST, "top1": top1, "verb_top1": top1 + 20, "noun_top1": top1 + 10}
+        (cell.folder / RESULT).write_text(json.dumps(result))
+        assert list(cell.figures()) == ["top1", "verb_top1", "noun_top1"]
+    found = table.summarize(plan, cells, {}, chance=5.0, facts={"seeds": 2})
+    assert found["untrained"] is None
+    text = table.markdown(found)
+    assert "| row | top-1, % | verb top-1, % | noun top-1, % | paper |" in text
+    assert "| scratch | 31.0 ± 1.4 | 51.0 ± 1.4 | 41.0 ± 1.4 |" in text
+    assert "| chance | 5.0 |" in text and "untrained" not in text
+    assert "- top-1: Against pretrained, seed by seed, mean ± standard error: scratch -11.0" in text
+    pictures.write_page(tmp_path / "table.html", found)
+    assert "noun top-1, %" in (tmp_path / "table.html").read_text()

@@ -215,6 +215,8 @@ def test_the_whole_document(benchmark: Run, demo_shards: Path, tmp_path: Path) -
         assert one["profile"]["groups"]["optimiser"]["ms"] > 0
     # Scores and their softmax are kept for the backward pass.
     assert paper["peak_gib"] > ours["peak_gib"]
+    assert ours["peak_gib_by_formula"] == pytest.approx(ours["peak_gib"], rel=0.15)
+    assert paper["peak_gib_by_formula"] is None
     assert paper["against_first"]["memory_pct"] > 0
     assert document["from_shards"]["clips"] == 2 * 2 * 4
     assert 0 <= document["from_shards"]["data_wait_pct"] <= 100

@@ -19,14 +19,7 @@ from arvideo_ds.registry import PLUGINS, Registry
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parents[2]
-# Their bodies have not moved yet.
-WHOLE = "benchmark_memory benchmark_plan compare_finetuning".split()
-SCRIPTS = sorted(
-    path
-    for room in ("scripts", "data_tools")
-    for path in (ROOT / room).glob("*.py")
-    if path.stem not in WHOLE
-)
+SCRIPTS = sorted(p for room in ("scripts", "data_tools") for p in (ROOT / room).glob("*.py"))
 HELP_OF_ALL = """
 import sys
 from arvideo_ds.cli import COMMANDS, find

@@ -10,10 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from arvideo_ds.config import FinetuneRecipe, load_recipe
-from arvideo_ds.models.encoder import build_encoder
 from tests.conftest import ROOT
 from tests.epic_set import NOUNS, VERBS
 from tests.train.conftest import metrics_of
@@ -75,22 +73,3 @@ def test_a_run_of_two_heads_is_trained_tested_and_predicts_actions(
     assert said.returncode == 0, said.stderr[-3000:]
     actions = {f"{verb} {noun}" for verb in VERBS for noun in NOUNS}
     assert all(part.rsplit(" ", 1)[0] in actions for part in said.stdout.strip().split("   ")[1:])
-
-
-@pytest.mark.slow
-def test_comparison_has_a_line_for_each_label_set(
-    epic_shards: Path, tmp_path: Path, run: Run
-) -> None:
-    source, output = tmp_path / "source.safetensors", tmp_path / "compared"
-    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe).encoder)
-    save_file({f"encoder.{name}": value for name, value in encoder.state_dict().items()}, source)
-    more = [f"--init-from={source}", "--seeds=1", f"--output={output}"]
-    script = ROOT / "scripts" / "compare_finetuning.py"
-    done = run(sys.executable, script, *options(epic_shards), *more)
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((output / "comparison.json").read_text())["starts"]
-    for start, row in found.items():
-        assert list(row["label_sets"]) == ["verb", "noun"]
-        for name in ("verb", "noun"):
-            assert f"| {start}, {name} |" in done.stdout
-            assert (output / f"confusion-{start}-{name}.png").stat().st_size > 1000

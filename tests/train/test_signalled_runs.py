@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
 import os
@@ -16,12 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.config import FinetuneRecipe, load_recipe
 from arvideo_ds.engine.checkpoints import newest_checkpoint
 from arvideo_ds.errors import EXIT_INTERRUPTED
-from arvideo_ds.files.tensors import save_tensors
-from arvideo_ds.models.encoder import build_encoder
-from tests.conftest import ROOT, free_port
+from tests.conftest import free_port
 from tests.train.conftest import Runs, stop
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
@@ -90,51 +86,3 @@ def test_signals_until_a_run_is_gone_change_neither_its_save_nor_its_code(
     newest = newest_checkpoint(folder / "checkpoints")
     assert newest is not None
     assert f"interrupted after {newest.step} of" in output
-
-
-def test_sigterm_to_a_comparison_ends_its_training_first(runs: Runs) -> None:
-    """Its child saves, and is gone when the comparison ends with 75."""
-    output, source = runs.folder / "compared", runs.folder / "source.safetensors"
-    encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe).encoder)
-    save_tensors({f"encoder.{k}": v for k, v in encoder.state_dict().items()}, source)
-    command = [
-        sys.executable,
-        str(ROOT / "scripts" / "compare_finetuning.py"),
-        "--recipe=finetune_demo",
-        f"--init-from={source}",
-        "--seeds=1",
-        f"--output={output}",
-        f"data.shards={runs.shards}",
-        f"evaluation.shards={runs.shards}",
-        "data.num_streams=12",
-        "data.workers=0",
-        "train.total_batch=8",
-        "train.micro_batch=8",
-        "train.max_steps=3000",
-        "train.log_every=1",
-    ]
-    process = subprocess.Popen(
-        command,
-        cwd=runs.folder,
-        env=runs.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    folder = output / "pretrained-0"
-    try:
-        metrics = folder / "metrics.jsonl"
-        wait_until(lambda: metrics.is_file() and metrics.stat().st_size > 0, process)
-        (child,) = processes_of(folder)
-        process.send_signal(signal.SIGTERM)
-        text, _ = process.communicate(timeout=120)
-        with pytest.raises(ProcessLookupError):
-            os.kill(child, 0)
-    finally:
-        stop(process)
-        with contextlib.suppress(ProcessLookupError, UnboundLocalError):
-            os.kill(child, signal.SIGKILL)
-    assert process.returncode == EXIT_INTERRUPTED, text[-3000:]
-    assert "Traceback" not in text
-    assert newest_checkpoint(folder / "checkpoints") is not None
