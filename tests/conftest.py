@@ -10,6 +10,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -224,6 +225,10 @@ def run_script(
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(command, code, out.read(), err.read())
+
+
+def count_parameters(module: Any) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 def free_port() -> int:

@@ -13,7 +13,6 @@ import pytest
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.errors import UserError
-from arvideo_ds.models.encoder import count_parameters
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.optim.optimizers import OPTIMIZERS
 from arvideo_ds.planning.cost import cost_of
@@ -21,7 +20,7 @@ from arvideo_ds.planning.memory import Strategy, footprint
 from arvideo_ds.registry import PLUGINS
 from arvideo_ds.tasks.pretrain import build_objective
 from tests import warm_start
-from tests.conftest import ROOT, command_environment
+from tests.conftest import ROOT, command_environment, count_parameters
 from tests.train.conftest import LOSS, metrics_of
 
 PAGE = (ROOT / "docs" / "extending.md").read_text()

@@ -34,16 +34,17 @@ from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.fragments import (
     AVERAGE,
     WEIGHT,
+    base_optimizer,
     fragments,
     make_state,
     spread_weights,
     state_of,
-    steps_applied,
 )
 from arvideo_ds.engine.saved_state import SavedState, file_of_rank, header, key_of
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import finite, write_json, write_text
 from arvideo_ds.files.checksums import changed_files, sha256_of, sha256_of_facts
+from arvideo_ds.optim.state import steps_applied
 
 _PARTIAL, _PREFIX, _MARKER, _LATEST = ".partial-", "step-", "run.json", "latest"
 _ENGINE = "engine"
@@ -201,7 +202,7 @@ def _counters(engine: Engine) -> dict[str, Any]:
     scaler = _loss_scaler(engine)
     return {
         **{name: getattr(engine.deepspeed, name) for name in _COUNTERS},
-        "steps_applied": steps_applied(engine),
+        "steps_applied": steps_applied(base_optimizer(engine)),
         "loss_scale": {k: v for k, v in vars(scaler).items() if isinstance(v, int | float)}
         if scaler is not None
         else {},

@@ -74,11 +74,6 @@ def keep_average(engine: Engine, decay: float) -> None:
     engine.average = Average(owners.values(), decay)
 
 
-def steps_applied(engine: Engine) -> int:
-    """Updates that the optimiser has counted; it corrects its moments by them."""
-    return state.steps_applied(base_optimizer(engine))
-
-
 def make_state(engine: Engine, moments: list[str], steps: int) -> None:
     """Give the optimiser its state, which it would make at its first step."""
     if moments:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.cubes import pick, standardize, to_cubes
-from arvideo_ds.models.positions import interpolated_positions, position_table
+from arvideo_ds.models.positions import interpolated_positions
 from arvideo_ds.registry import Registry
 
 NORM_EPSILON = 1e-6
@@ -95,9 +95,10 @@ def build_encoder(spec: EncoderSpec, *, drop_path: float = 0.0, final_norm: bool
 
 
 def _vit(spec: EncoderSpec, *, drop_path: float, final_norm: bool) -> Encoder:
-    size = spec.size
+    size, grid = spec.size, spec.geometry.grid
+    pretrained = spec.pretrained_grid or grid
     return Encoder(
-        positions=_positions(spec),
+        positions=interpolated_positions(spec.positions, pretrained, grid, size.width),
         cube_values=spec.geometry.cube_values,
         depth=size.depth,
         heads=size.heads,
@@ -105,14 +106,6 @@ def _vit(spec: EncoderSpec, *, drop_path: float, final_norm: bool) -> Encoder:
         drop_path=drop_path,
         final_norm=final_norm,
     )
-
-
-def _positions(spec: EncoderSpec) -> Tensor:
-    """The table of the clip's grid, N D, perhaps interpolated from that of pretraining."""
-    scheme, grid, width = spec.positions, spec.geometry.grid, spec.size.width
-    if spec.pretrained_grid is None:
-        return position_table(scheme, grid, width)
-    return interpolated_positions(scheme, spec.pretrained_grid, grid, width)
 
 
 # Builders by `model.name`: `(spec, *, drop_path, final_norm)` to a module with Encoder's `forward`,
@@ -147,7 +140,3 @@ def initialize(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
-
-
-def count_parameters(module: nn.Module) -> int:
-    return sum(p.numel() for p in module.parameters())

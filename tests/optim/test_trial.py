@@ -96,13 +96,18 @@ class NeedsClosure(Momentum):
         closure()
 
 
-def tried(build: Callable[[Any], Optimizer], *, flattened: bool = True) -> None:
-    require_sound_optimizer("mine", build, torch.device("cpu"), flattened=flattened)
+def tried(
+    build: Callable[[Any], Optimizer], *, flattened: bool = True, device: str = "cpu"
+) -> None:
+    require_sound_optimizer("mine", build, torch.device(device), flattened=flattened)
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_the_projects_optimisers_are_sound(name: str) -> None:
-    tried(lambda groups: OPTIMIZERS[name](groups, OptimSettings()))
+def test_the_projects_optimisers_are_sound(name: str, device: str) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA GPU")
+    tried(lambda groups: OPTIMIZERS[name](groups, OptimSettings()), device=device)
 
 
 SOUND: dict[str, Callable[[Any], Optimizer]] = {

@@ -11,10 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, load_recipe
 from arvideo_ds.config.sizes import SIZES
-from arvideo_ds.models.encoder import count_parameters
 from arvideo_ds.planning.cost import cost_of, parameter_sizes
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import build_objective
+from tests.conftest import count_parameters
 
 RECIPES: dict[str, dict[str, dict[str, Any]]] = {
     "plain": {},
