@@ -68,8 +68,8 @@ def predict_clip(model: Objective, clip: Tensor, key: int, recipe: PretrainRecip
     kept = torch.full_like(pixels, BLANK)
     kept[draw.encoded[0]] = pixels[draw.encoded[0]]
     canvas = torch.full_like(pixels, BLANK)
-    given = model.given(draw)[0]
-    canvas[given] = pixels[given]
+    visible = model.visible(draw)[0]
+    canvas[visible] = pixels[visible]
     after_step, newest = [], []
     per_step = rearrange(draw.targets[0], "(n r) -> n r", n=model.num_predicted)
     for tokens, cluster in zip(per_step, values[0].chunk(model.num_predicted), strict=True):

@@ -52,9 +52,9 @@ class LVMAE(VideoMAE):
     def zero_mean(self) -> bool:
         return self.levels is None and super().zero_mean
 
-    def wanted(self, cubes: Tensor, draw: Draw, codes: Tensor | None) -> Tensor:
+    def compute_targets(self, cubes: Tensor, draw: Draw, codes: Tensor | None) -> Tensor:
         if self.levels is None:
-            return super().wanted(cubes, draw, codes)
+            return super().compute_targets(cubes, draw, codes)
         if codes is None:
             raise ValueError("latents are predicted, and the batch has no codes")
         return latents_of(codes.gather(1, draw.targets), self.levels)

@@ -97,10 +97,10 @@ class ARVideo(Objective):
         return OrderedDraw(
             order=order,
             encoded=self._tokens(order[:, self.encoded_steps - 1], kept),
-            targets=self._tokens(predicted, self._wanted(keys, predicted, scores)),
+            targets=self._tokens(predicted, self._predicted_members(keys, predicted, scores)),
         )
 
-    def _wanted(self, keys: Tensor, clusters: Tensor, scores: Tensor | None) -> Tensor:
+    def _predicted_members(self, keys: Tensor, clusters: Tensor, scores: Tensor | None) -> Tensor:
         """Which members of the predicted clusters B n the loss is taken on: B n R, ascending."""
         if self.target_rule == "random":
             shape = (self.num_predicted, self.clusters.shape[1])
@@ -111,7 +111,7 @@ class ARVideo(Objective):
         first = ranking.argsort(dim=2, descending=True, stable=True)[..., : self.targets]
         return first.sort(dim=2).values
 
-    def given(self, draw: Draw) -> Tensor:
+    def visible(self, draw: Draw) -> Tensor:
         """The first cluster, whole."""
         assert isinstance(draw, OrderedDraw)
         return self.clusters[draw.order[:, 0]]

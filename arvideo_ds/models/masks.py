@@ -1,6 +1,6 @@
 """Attention masks; True = may attend.
 
-Tokens stand in the sampled order, so the masks depend on the step numbers alone: the same
+Tokens are in the sampled order, so the masks depend on the step numbers alone: the same
 matrices for every clip, built once.
 """
 

@@ -57,7 +57,7 @@ class Objective(nn.Module, ABC):
         draw = self.draw(keys, scores)
         cubes = to_cubes(clips, self.patch)
         predicted = self.predict(cubes, draw).float()
-        return (predicted - self.wanted(cubes, draw, codes)).square().mean(dim=(1, 2))
+        return (predicted - self.compute_targets(cubes, draw, codes)).square().mean(dim=(1, 2))
 
     def target_values(
         self,
@@ -67,7 +67,7 @@ class Objective(nn.Module, ABC):
         codes: Tensor | None = None,
     ) -> Tensor:
         """What the loss compares predictions with, B Q P float32; arguments as of `forward`."""
-        return self.wanted(to_cubes(clips, self.patch), self.draw(keys, scores), codes)
+        return self.compute_targets(to_cubes(clips, self.patch), self.draw(keys, scores), codes)
 
     @property
     def zero_mean(self) -> bool:
@@ -76,18 +76,23 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, keys: Tensor, scores: Tensor | None = None) -> Draw:
-        """What clips see and predict; a pure function of each one's key and scores."""
+        """Tokens that are encoded and predicted, a pure function of each clip's key and scores."""
 
-    def wanted(self, cubes: Tensor, draw: Draw, codes: Tensor | None) -> Tensor:  # noqa: ARG002
-        """What is to be predicted, B Q P float32: the (normalised) pixels of the target tokens."""
+    def compute_targets(
+        self,
+        cubes: Tensor,
+        draw: Draw,
+        codes: Tensor | None,  # noqa: ARG002
+    ) -> Tensor:
+        """Targets of the loss, B Q P float32: the (normalised) pixels of the target tokens."""
         return pixel_targets(pick(cubes, draw.targets), normalize=self.normalize_targets)
 
     @abstractmethod
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
         """Cubes of the target tokens, from cubes B N P: B Q P. Only encoded ones are embedded."""
 
-    def given(self, draw: Draw) -> Tensor:
-        """Tokens that are there before any is predicted, B n; for pictures."""
+    def visible(self, draw: Draw) -> Tensor:
+        """Tokens shown before the first prediction, B n; for pictures."""
         return draw.encoded
 
 

@@ -35,7 +35,7 @@ def tube(keys: Tensor, grid: Triple, places: int) -> Tensor:
 def priorities(rule: Rule, keys: Tensor, grid: Triple, scores: Tensor | None = None) -> Tensor:
     """B N, larger first: what a rule thinks of every token of clips with these keys.
 
-    random: all tokens in random order, as those are that another rule holds for equal. uniform:
+    random: all tokens in random order, which also breaks the ties of the other rules. uniform:
     every 7th time, then those after them, and so on. running_cell: as that function says. scores:
     the given ones, B N.
     """
