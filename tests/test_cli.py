@@ -104,7 +104,7 @@ def test_missing_shards_are_answered_with_the_command_that_makes_them(
     where: str | None, refused: Callable[..., str]
 ) -> None:
     message = refused(*VIT_B, *([] if where is None else [f"data.shards={where}"]))
-    assert "python data_tools/make_shards.py " in message
+    assert "arvideo shards " in message
     assert f"--output {where or 'SHARDS'}" in message
 
 

@@ -129,7 +129,7 @@ def test_shards_that_need_scores_are_not_drawn_on_the_way(
     """Scores are made of the shards, so a run cannot follow at once; the message says the way."""
     assert start("pretrain", "--recipe", "lvmae_events") == EXIT_USER_ERROR
     assert made == []
-    assert "python data_tools/make_demo.py --set events" in capsys.readouterr().err
+    assert "arvideo demo --set events" in capsys.readouterr().err
 
 
 def test_the_ablation_of_the_demo_makes_its_videos_and_that_of_own_shards_does_not(

@@ -46,7 +46,7 @@ def measure(rows: list[Row], options: Options, say: Say) -> dict[str, Any]:
             "as much."
         )
     if options.largest_batch and world.device.type != "cuda":
-        raise UserError("--largest_batch needs a GPU; scripts/plan.py says what would fit on one.")
+        raise UserError("--largest_batch needs a GPU; `arvideo plan` says what would fit on one.")
     try:
         return _measure(rows, options, world, say)
     except torch.OutOfMemoryError:

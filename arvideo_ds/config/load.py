@@ -76,7 +76,7 @@ def validate(tree: Mapping[str, Any], origin: str, kind: type[Recipe] = Pretrain
         raise UserError(f"{origin}: task={task!r}; it is one of: {', '.join(RECIPES)}.")
     if not issubclass(schema, kind):
         raise UserError(
-            f"{origin} is to {schema.purpose}; start it with scripts/{schema.script}.py."
+            f"{origin} is to {schema.purpose}; start it with `arvideo {schema.script}`."
         )
     return parse(schema, tree, origin)
 

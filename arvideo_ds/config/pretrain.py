@@ -21,7 +21,7 @@ from arvideo_ds.geometry import Geometry
 
 
 class ProbeSettings(Settings):
-    """Labelled shards on which scripts/probe.py judges the frozen encoder, and by what.
+    """Labelled shards on which `arvideo probe` judges the frozen encoder, and by what.
 
     features: how the tokens of a clip become one vector, a name in evaluation/probes.py `POOLINGS`:
     `mean` of all tokens, or their `change`: the mean of the later half of the times less the mean

@@ -42,7 +42,7 @@ class ModelSettings(Settings):
 
 
 class DataSettings(Settings):
-    # Folder with manifest.json, as written by data_tools/make_shards.py.
+    # Folder with manifest.json, as written by `arvideo shards`.
     shards: str | None = None
     # Videos that the plan counts with until the shards are there (a published count).
     num_videos: Positive | None = None
@@ -64,7 +64,7 @@ class DataSettings(Settings):
     # Pixels of the frame's shorter side from which crop=short_side cuts its box.
     short_side: Positive = 256
     flip: bool = False
-    # Folder of token scores of these shards (scripts/score_tokens.py), delivered with the clips.
+    # Folder of token scores of these shards (`arvideo score_tokens`), delivered with the clips.
     scores: str | None = None
     # timm's RandAugment, such as "rand-m7-n4-mstd0.5-inc1", alike on all frames of a clip.
     randaugment: str | None = None
@@ -217,8 +217,8 @@ class Recipe(Settings):
     A task is a subclass that is registered in `RECIPES`, and a specification (tasks/).
     """
 
-    # What a run does, the script (scripts/) that starts one, what a run is called, and the script
-    # that tests one: for messages.
+    # What a run does, the command that starts one, what a run is called, and the command that
+    # tests one: for messages.
     purpose: ClassVar[str]
     script: ClassVar[str]
     run_name: ClassVar[str]

@@ -166,7 +166,7 @@ class TokenizerRecipe(Recipe):
     """A run that trains the adaptive tokenizer of long video; it needs no labels."""
 
     purpose: ClassVar[str] = "train a tokenizer"
-    script: ClassVar[str] = "train_tokenizer"
+    script: ClassVar[str] = "tokenizer"
     run_name: ClassVar[str] = "a run of the tokenizer"
     tested_by: ClassVar[str] = "evaluate_tokenizer"
 

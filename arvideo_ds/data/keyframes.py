@@ -137,7 +137,7 @@ class BoxSource:
         if not said.get("boxes"):
             raise UserError(
                 f"{path}: {facts.video_id} has no boxes; detection needs shards of "
-                "make_shards.py --dataset ava."
+                "arvideo shards --dataset ava."
             )
         if said["boxes"]["sha256"] != self._annotations.sha256:
             raise UserError(

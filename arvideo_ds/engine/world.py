@@ -99,7 +99,7 @@ def _init_process_group(world: World) -> None:
         raise UserError(
             f"rank {world.rank} on {socket.gethostname()} could not meet the others at "
             f"{address}:{port} ({reason}). If another program holds the port, export MASTER_PORT; "
-            "if the address cannot be reached, export MASTER_ADDR; python scripts/doctor.py, "
+            "if the address cannot be reached, export MASTER_ADDR; arvideo doctor, "
             "started in the same way, tells more."
         ) from None
 

@@ -154,7 +154,7 @@ def measured_spectra(
     if not held:
         raise UserError(
             f"none of the {len(files)} clips of {clips.shards.name} decoded: "
-            "data_tools/verify_shards.py says why."
+            "`arvideo verify` says why."
         )
     return torch.stack(held), len(files) - len(held)
 

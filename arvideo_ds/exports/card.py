@@ -75,7 +75,7 @@ def _model_index(source: Source) -> list[dict[str, Any]]:
     found = []
     weights = {"model": "last"}.get(PurePath(source.weights).stem, PurePath(source.weights).stem)
     for key, value in source.summary.items():
-        # test_<shards>-<weights>-<views>, as scripts/evaluate.py writes it.
+        # test_<shards>-<weights>-<views>, as `arvideo evaluate` writes it.
         tested = isinstance(value, Mapping) and key.startswith("test_")
         if tested and value.get("weights") == weights:
             views = "x".join(map(str, value["views"]))

@@ -6,7 +6,7 @@
     decode     them and a mask token for each chosen one, full attention
     loss       squared error on the chosen tokens' latents of a frozen tokenizer
 
-Importance and latents are computed once (scripts/score_tokens.py) and come with the clip. The
+Importance and latents are computed once (`arvideo score_tokens`) and come with the clip. The
 paper ranks all tokens and takes no loss on visible ones; here only hidden ones are ranked, so the
 whole budget is spent on predictions and every clip has the same number of them.
 

@@ -145,7 +145,7 @@ class TokenScores:
         except FileNotFoundError:
             raise UserError(
                 f"there are no finished token scores in {folder} (no {SCORES}). Make or complete "
-                "them: python scripts/score_tokens.py --shards SHARDS --scorer NAME "
+                "them: arvideo score_tokens --shards SHARDS --scorer NAME "
                 f"--output {folder}"
             ) from None
         except OSError as error:
@@ -162,7 +162,7 @@ class TokenScores:
             raise UserError(
                 f"data.scores={self.name} are scores of other shards than {shards.name}: manifest "
                 f"{self.spec.manifest[:12]} there, {shards.hash[:12]} here. Point data.shards at "
-                "those, or score these: python scripts/score_tokens.py --shards "
+                "those, or score these: arvideo score_tokens --shards "
                 f"{shards.name} --scorer {self.spec.scorer}."
             )
         values = {
@@ -183,8 +183,8 @@ class TokenScores:
         if len(self.contents.files) != len(shards.manifest.shards):
             raise UserError(
                 f"{self.name}/{SCORES} lists {len(self.contents.files)} files for "
-                f"{len(shards.manifest.shards)} shards. Delete it and run score_tokens.py again, "
-                "which keeps the intact files."
+                f"{len(shards.manifest.shards)} shards. Delete it and run `arvideo score_tokens` "
+                "again, which keeps the intact files."
             )
 
     def check_sizes(self) -> None:
@@ -225,8 +225,8 @@ class TokenScores:
         if size not in (None, file.bytes):  # not every server reports a size
             raise UserError(
                 f"{self.name}/{file.name} has {size} bytes, {SCORES} says {file.bytes}: it was "
-                "truncated or altered. Copy it again, or run score_tokens.py again, which rewrites "
-                "it."
+                "truncated or altered. Copy it again, or run `arvideo score_tokens` again, which "
+                "rewrites it."
             )
 
     def _where(self, shard: int) -> str:
@@ -261,8 +261,8 @@ def parse_contents(text: bytes, name: str) -> ScoreContents:
     except ValidationError as error:
         why = error.errors()[0]["msg"]
     raise UserError(
-        f"{name}/{SCORES} cannot be read ({why}). Delete it and run score_tokens.py again, which "
-        "keeps the intact files."
+        f"{name}/{SCORES} cannot be read ({why}). Delete it and run `arvideo score_tokens` again, "
+        "which keeps the intact files."
     )
 
 
@@ -305,8 +305,8 @@ def read_video(file: Any, header: ShardHeader, key: str, where: str) -> VideoSco
         values = _entry(file, name)
         if values is None or zlib.crc32(values.data) != header.crc32.get(name):
             raise AlteredError(
-                f"{name} in {where} was altered; run score_tokens.py again, which rewrites that "
-                "file"
+                f"{name} in {where} was altered; run `arvideo score_tokens` again, which rewrites "
+                "that file"
             )
         entries.append(values)
     return VideoScores(*entries)

@@ -221,7 +221,7 @@ def _norm(width: int) -> nn.GroupNorm:
 def load_tokenizer(path: Path) -> Tokenizer:
     """A trained tokenizer, in evaluation mode, on the CPU.
 
-    path: folder of a finished run of scripts/train_tokenizer.py, whose averaged weights are loaded
+    path: folder of a finished run of `arvideo tokenizer`, whose averaged weights are loaded
     if it has them; or a file of its weights with the run's recipe.yaml beside it. Errors:
     `UserError` where weights or recipe are missing, damaged, or not of one tokenizer.
     """

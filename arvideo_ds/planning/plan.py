@@ -208,5 +208,5 @@ def _count_videos(recipe: Recipe, num_videos: int | None) -> tuple[int, str]:
         return recipe.data.num_videos, "data.num_videos"
     raise UserError(
         "the number of videos is unknown: there are no shards yet and the recipe has no "
-        "data.num_videos. Make the shards (data_tools/make_shards.py) or give the count."
+        "data.num_videos. Make the shards (`arvideo shards`) or give the count."
     )

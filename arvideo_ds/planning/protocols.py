@@ -1,7 +1,7 @@
 """Published numbers beside those of the recipes: read, compared, written as one page.
 
 docs/protocols.yaml holds what papers and official scripts say, docs/protocols.md is the page that
-scripts/protocols.py makes of it. A recipe may differ from a published number where the file gives
+`arvideo protocols` makes of it. A recipe may differ from a published number where the file gives
 both values and a reason. Every recipe is either in a section or listed as one of our own.
 """
 

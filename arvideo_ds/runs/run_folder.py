@@ -120,7 +120,7 @@ def read_recipe(folder: Path, kind: type[AnyRecipe]) -> AnyRecipe:
         found = RECIPES[task]
         raise UserError(
             f"expected {expected}, but {folder} is {found.run_name}; such runs are tested with "
-            f"scripts/{found.tested_by}.py."
+            f"`arvideo {found.tested_by}`."
         )
     return validate(tree, str(path), kind)
 
@@ -158,7 +158,7 @@ def require_resumable(parent: Path, recipe: Recipe) -> None:
             "may differ. "
             "Give the parent's values. Pretraining on clips of another shape, or with another "
             "model or objective, must start from scratch (without --resume); to fine-tune the "
-            f"parent's encoder on clips of another shape: scripts/finetune.py --init-from {parent}."
+            f"parent's encoder on clips of another shape: arvideo finetune --init-from {parent}."
         )
 
 
@@ -256,8 +256,8 @@ def require_same_rates(checkpoint: Path, before: Any, plan: RunPlan) -> None:
         raise UserError(
             f"checkpoint {checkpoint} was trained with other learning rates than this version "
             f"computes from the same recipe ({listed}): rates are now given for {BASE_VIDEOS} "
-            f"videos per step. Start another run with the former rates (pretrain.py can go on from "
-            f"this one with --resume RUN --output NEW): {keys}."
+            f"videos per step. Start another run with the former rates (a pretraining run can "
+            f"start from this one with --resume RUN --output NEW): {keys}."
         )
 
 

@@ -72,7 +72,7 @@ def index_shards(
     if not tars:
         raise UserError(f"{folder} is no folder with .tar files.")
     if (folder / m.MANIFEST).exists() and m.ShardSet(folder).manifest.settings != _SETTINGS:
-        raise UserError(f"{folder} holds shards of make_shards.py; they need no other index.")
+        raise UserError(f"{folder} holds shards of `arvideo shards`; they need no other index.")
     with lock(folder):
         return _index_tars(folder, tars, dataset, workers, timeout_s, labels)
 
@@ -138,7 +138,7 @@ def _known_index(path: Path) -> m.ShardIndex | None:
     except UserError:
         name = m.index_name(path.name)
         raise UserError(
-            f"{path.parent / name} was written for another {path.name}, or by make_shards.py. "
+            f"{path.parent / name} was written for another {path.name}, or by `arvideo shards`. "
             "Remove that index (not the tar), and the same command writes a new one."
         ) from None
 

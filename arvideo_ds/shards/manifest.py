@@ -143,9 +143,9 @@ class Manifest(_Record):
                 known = ", ".join(sets) or ("one label each, no sets" if self.labels else "none")
                 raise UserError(
                     f"finetune.heads names the label set '{name}', but the shards of "
-                    f"{self.dataset} have {known}. Make them again with make_shards.py (--dataset "
-                    "epic_kitchens gives verb and noun; earlier versions gave the verb alone), or "
-                    "correct the key."
+                    f"{self.dataset} have {known}. Make them again with `arvideo shards` "
+                    "(--dataset epic_kitchens gives verb and noun; earlier versions gave the verb "
+                    "alone), or correct the key."
                 )
         return {name: sets[name] for name in heads}
 
@@ -176,7 +176,7 @@ def _require_same_classes(first: str, known: list[str], second: str, asked: list
     raise UserError(
         f"{first} and {second} have different labels ({len(known)} and {len(asked)}; {what}), so "
         "their label numbers do not mean the same. Make both from one set of class names "
-        "(make_shards.py --labels)."
+        "(arvideo shards --labels)."
     )
 
 
@@ -283,8 +283,8 @@ class ShardSet:
         """Errors: `UserError` for tars of others, which have no facts for tools to work with."""
         if self.manifest.settings.get("video") == AS_FOUND:
             raise UserError(
-                f"{self.name} holds tars that index_shards.py made readable for training; this "
-                "tool needs shards of make_shards.py."
+                f"{self.name} holds tars that `arvideo index` made readable for training; this "
+                "tool needs shards of `arvideo shards`."
             )
 
     def check_sizes(self) -> None:

@@ -132,6 +132,6 @@ def explained(path: Path, error: DamagedError) -> UserError:
     """The damage as words for people."""
     where = f"{path}, {error.key}" if error.key else str(path)
     return UserError(
-        f"{where}: {error.message}. python data_tools/verify_shards.py {path.parent} lists all "
+        f"{where}: {error.message}. arvideo verify {path.parent} lists all "
         "damage; copy the shard again, or delete it and rerun make_shards."
     )

@@ -114,7 +114,7 @@ def _copy(source: Path, output: Path, file: StagedFile) -> None:
             raise UserError(
                 f"the copy of {source / file.name} is not what the manifest says: the file was "
                 "altered, or a disk fails. To find out, run: "
-                f"python data_tools/verify_shards.py {source}"
+                f"arvideo verify {source}"
             )
 
 

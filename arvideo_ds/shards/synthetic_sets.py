@@ -28,7 +28,7 @@ def folder_of(name: str) -> Path:
 
 
 def how_to_make(name: str) -> str:
-    return f"Make them: python data_tools/make_demo.py --set {name}"
+    return f"Make them: arvideo demo --set {name}"
 
 
 def ensure(name: str) -> None:

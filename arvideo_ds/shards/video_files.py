@@ -78,7 +78,7 @@ def how_to_make_shards(folder: str) -> str:
     """The command, for errors. Videos and shards do not share a folder."""
     looked_into = itertools.islice(os.walk(folder), _LOOKED_INTO)
     holds_videos = any(is_video(name) for _, _, names in looked_into for name in names)
-    command = "python data_tools/make_shards.py --dataset folder --videos"
+    command = "arvideo shards --dataset folder --videos"
     if holds_videos:
         return (
             f"It holds videos; make shards of them in another folder: {command} {folder} --output "

@@ -81,7 +81,7 @@ class Task(ABC):
         if where is not None and validation is None and not self.will_be_made(where):
             raise UserError(
                 f"evaluation.shards={where} holds no shards (no {MANIFEST}). Make them with "
-                "data_tools/make_shards.py, or leave the key out."
+                "`arvideo shards`, or leave the key out."
             )
 
     # Words of the header and of a logged step.

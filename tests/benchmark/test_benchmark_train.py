@@ -67,7 +67,7 @@ def test_a_row_may_be_a_file(tmp_path: Path) -> None:
         ("demo,decoder.target_rato=1", "did you mean 'decoder.target_ratio'"),
         ("demo,decoder.target_ratio=7", "decoder.target_ratio=7"),
         ("absent/recipe.yaml", "no recipe file"),
-        ("finetune_demo", "scripts/finetune.py"),
+        ("finetune_demo", "`arvideo finetune`"),
     ],
 )
 def test_a_row_that_is_wrong_is_said(text: str, said: str) -> None:

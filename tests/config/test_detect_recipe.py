@@ -78,7 +78,7 @@ def test_views_of_a_keyframe_stay_together() -> None:
 
 
 def test_another_task_names_its_script() -> None:
-    with pytest.raises(UserError, match=r"start it with scripts/detect\.py"):
+    with pytest.raises(UserError, match=r"start it with `arvideo detect`"):
         load_recipe(NAME)
 
 

@@ -262,9 +262,7 @@ def test_a_tokenizer_has_powers_of_two_for_its_patch_and_no_size() -> None:
         load_recipe("tokenizer_demo", ["data.frames=12", "model.patch=[3,4,4]"], TokenizerRecipe)
     with pytest.raises(UserError, match=r"unknown key 'model\.size'"):
         load_recipe("tokenizer_demo", ["model.size=B"], TokenizerRecipe)
-    with pytest.raises(
-        UserError, match=r"train a tokenizer; start it with scripts/train_tokenizer"
-    ):
+    with pytest.raises(UserError, match=r"train a tokenizer; start it with `arvideo tokenizer"):
         load_recipe("tokenizer_demo")
 
 

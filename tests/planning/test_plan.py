@@ -214,7 +214,7 @@ def test_a_length_in_steps_is_taken_as_it_is() -> None:
 
 
 def test_an_unknown_number_of_videos_is_an_error_that_says_how_to_know_it() -> None:
-    with pytest.raises(UserError, match="make_shards"):
+    with pytest.raises(UserError, match="arvideo shards"):
         plan_of("data.num_videos=null")
     assert plan_of("data.num_videos=null", num_videos=5000).num_videos == 5000
 

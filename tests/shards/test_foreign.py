@@ -136,7 +136,7 @@ def test_an_indexed_folder_is_read_like_our_own(tmp_path: Path, videos: list[byt
         assert last.shape[0] == 1
     for tool in ("verify_shards.py", "inspect_shards.py"):
         done = run_command(sys.executable, ROOT / "data_tools" / tool, tmp_path)
-        assert (done.returncode, "needs shards of make_shards.py" in done.stderr) == (2, True)
+        assert (done.returncode, "needs shards of `arvideo shards`" in done.stderr) == (2, True)
     assert "--video transcode" not in (tmp_path / "rejects.jsonl").read_text()
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "rejects.jsonl").open()]
     assert "empty" in reasons

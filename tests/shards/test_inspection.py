@@ -274,7 +274,7 @@ def test_damaged_shards_end_with_2_and_are_named(folder: Path) -> None:
     done = command(folder)
     assert done.returncode == 2
     assert sample.key in done.stderr
-    assert "verify_shards.py" in done.stderr
+    assert "arvideo verify" in done.stderr
     with path.open("r+b") as file:
         file.truncate(path.stat().st_size - 512)
     assert f"{path.stat().st_size} bytes" in command(folder).stderr

@@ -93,7 +93,7 @@ def test_an_altered_or_missing_index_is_refused(folder: Path) -> None:
 
 
 def test_a_missing_manifest_says_how_to_make_one(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=rf"make_shards\.py .*--output {tmp_path}"):
+    with pytest.raises(UserError, match=rf"arvideo shards .*--output {tmp_path}"):
         ShardSet(tmp_path)
 
 

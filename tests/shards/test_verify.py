@@ -376,7 +376,7 @@ def test_wrong_options_end_with_2(sound: Path, options: tuple[str, ...], named: 
 def test_a_folder_without_shards_ends_with_2(tmp_path: Path) -> None:
     done = command(tmp_path)
     assert done.returncode == 2
-    assert "make_shards.py" in done.stderr
+    assert "arvideo shards" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["../shards.tar", "/tmp/shards.tar", "a\\b.tar"])

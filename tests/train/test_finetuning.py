@@ -153,7 +153,7 @@ def test_it_begins_with_the_given_encoder_and_only_at_the_start(
         (["finetune.heads=verb"], "must be a list of label sets, such as [verb, noun]"),
         (["evaluation.batch=1", "evaluation.views=[2,3]"], "evaluation.batch=1"),
         (["finetune.layer_decai=1"], "finetune.layer_decay"),
-        (["task=pretrain"], "is to pretrain; start it with scripts/pretrain.py"),
+        (["task=pretrain"], "is to pretrain; start it with `arvideo pretrain`"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_starts(

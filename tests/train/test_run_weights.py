@@ -37,5 +37,5 @@ def test_a_run_of_another_task_is_named_with_what_judges_it(
     tiny: Callable[..., PretrainRecipe], tmp_path: Path
 ) -> None:
     run_folder.write_recipe(tmp_path, tiny())
-    with pytest.raises(UserError, match=r"is a pretraining run; .*scripts/probe\.py"):
+    with pytest.raises(UserError, match=r"is a pretraining run; .*`arvideo probe`"):
         run_folder.read_recipe(tmp_path, FinetuneRecipe)

@@ -58,7 +58,7 @@ class Pretraining(Task):
                 return
             raise UserError(
                 f"objective.name={objective.name} as the recipe sets it needs scores of the "
-                f"tokens. Make them: python scripts/score_tokens.py --shards {shards.name} "
+                f"tokens. Make them: arvideo score_tokens --shards {shards.name} "
                 "--scorer tokenizer --tokenizer RUN --recipe RECIPE; then add data.crop=grid "
                 f"data.scores={shards.name}/scores/tokenizer."
             )
