@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,11 @@ import pytest
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.score_store import (
+    SCORES,
+    ScoreContents,
+    ScoreFile,
     ScoreSpec,
+    TokenScores,
     VideoScores,
     file_bytes,
     open_file,
@@ -136,3 +141,21 @@ def test_a_clip_longer_than_its_video_repeats_codes_and_finds_nothing_new_there(
     assert part.codes.ravel().tolist() == [2, 7, 7, 7]
     assert part.scores.ravel().tolist() == [5, 9, 1, 1]
     assert scores.ravel().tolist() == [1, 5, 9]  # the store's own stays
+
+
+def test_a_store_of_a_scorer_that_was_deleted_opens(tmp_path: Path) -> None:
+    """The scorers uniform and random existed until they became selection rules."""
+    spec = SPEC.model_copy(update={"scorer": "uniform", "tokenizer": None, "levels": None})
+    video = VideoScores(videos()["b"].scores)
+    data = file_bytes(spec, {"b": video})
+    (tmp_path / "shard-000000.safetensors").write_bytes(data)
+    file = ScoreFile(
+        name="shard-000000.safetensors", bytes=len(data), sha256=sha256(data).hexdigest(), videos=1
+    )
+    contents = ScoreContents(spec=spec, files=(file,), unreadable={})
+    (tmp_path / SCORES).write_text(contents.model_dump_json())
+    store = TokenScores(tmp_path)
+    store.check_sizes()
+    found = store.read(0, "b")
+    assert found is not None
+    assert np.array_equal(found.scores, video.scores)
