@@ -43,12 +43,11 @@ setup(
         "pyyaml",
         "pydantic>=2",
         "numpy",
-        # H.264 encoding and exact probing without an ffmpeg program on the machine.
+        # H.264 encoding and exact probing without an ffmpeg program on the machine; decodes where
+        # torchcodec does not.
         "av>=14",
-        # Finite scalar quantisation of the tokenizer of long video.
-        "vector-quantize-pytorch>=1.32",
-        # PSNR and SSIM of its reconstructions.
-        "torchmetrics>=1.9",
+        # Decodes where the machine has FFmpeg's libraries.
+        "torchcodec>=0.12",
         "tqdm",
         # Shards behind URLs; torch needs it as well.
         "fsspec",
@@ -56,20 +55,20 @@ setup(
         # scripts/doctor.py compares versions; DeepSpeed needs it as well.
         "packaging",
         "matplotlib",
-        # Wheels for Linux on x86_64 only: PyAV decodes elsewhere.
+        # The last choice to decode with; wheels for Linux on x86_64 only.
         'decord>=0.6; platform_machine == "x86_64" and sys_platform == "linux"',
     ],
     extras_require={
         "wandb": ["wandb"],
-        # Shards behind http:// and https://.
+        # Shards behind http:// and https://, s3:// and gs://.
         "http": ["aiohttp", "requests"],
-        # Fastest decoder; needs FFmpeg's libraries and the torch that it was built for.
-        "torchcodec": ["torchcodec"],
+        "s3": ["s3fs"],
+        "gcs": ["gcsfs"],
+        # The adaptive tokenizer of long video: its quantiser, PSNR and SSIM of what it makes.
+        "tokenizer": ["vector-quantize-pytorch>=1.32", "torchmetrics>=1.9"],
         # scripts/export.py: other programs' formats, and holding what was exported against them.
-        # torchcodec decodes for transformers' pipeline, and needs FFmpeg's libraries.
         "export": [
             "transformers",
-            'torchcodec; python_version >= "3.11"',
             "onnx",
             "onnxscript",
             "onnxruntime",

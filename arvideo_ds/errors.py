@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import select
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
@@ -25,6 +26,20 @@ class UserError(Exception):
     The message is one paragraph that says what is wrong, where it stands and how to fix it.
     Commands print it without a traceback and exit with `EXIT_USER_ERROR`.
     """
+
+
+@contextlib.contextmanager
+def needs_extra(extra: str) -> Iterator[None]:
+    """Around imports of packages that an extra of setup.py brings. Errors: `UserError`."""
+    try:
+        yield
+    except ImportError as error:
+        raise UserError(f"{error}; {how_to_install(extra)}") from None
+
+
+def how_to_install(extra: str) -> str:
+    command = f"pip install 'arvideo_ds[{extra}]'"
+    return f"install it with: {command}, in a checkout: pip install -e '.[{extra}]'"
 
 
 def command(main: Callable[[], int | None]) -> Callable[[], int]:

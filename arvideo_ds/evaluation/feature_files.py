@@ -18,7 +18,7 @@ from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
-from arvideo_ds.errors import UserError
+from arvideo_ds.errors import needs_extra
 from arvideo_ds.files.atomic import PARTIAL, replacing
 from arvideo_ds.shards.datasets.listing import safe_key
 from arvideo_ds.shards.video_files import VIDEO_SUFFIXES
@@ -77,13 +77,8 @@ def file_name(key: str, kind: str) -> str:
 def require_format(kind: str) -> None:
     """Errors: `UserError` where the format's library is missing."""
     if kind == "parquet":
-        try:
+        with needs_extra("parquet"):
             import pyarrow.parquet  # noqa: F401
-        except ImportError:
-            raise UserError(
-                "--format parquet needs pyarrow, which is not installed: pip install -e "
-                "'.[parquet]', or use --format npz."
-            ) from None
 
 
 def _write_npz(file: IO[bytes], windows: Arrays, spool: IO[bytes], shape: tuple[int, ...]) -> None:

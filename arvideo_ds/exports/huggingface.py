@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from arvideo_ds.errors import UserError
+from arvideo_ds.errors import UserError, needs_extra
 from arvideo_ds.exports.opened import Opened, save_weights, versions
 from arvideo_ds.exports.source import Outputs, Source
 from arvideo_ds.models.classifier import Classifier
@@ -61,10 +61,8 @@ def export(source: Source, folder: Path) -> Opened:
 
 
 def _transformers() -> Any:
-    try:
+    with needs_extra("export"):
         import transformers
-    except ImportError as error:
-        raise UserError(f"{error}; install it with: pip install -e '.[export]'") from None
     transformers.utils.logging.disable_progress_bar()
     return transformers
 

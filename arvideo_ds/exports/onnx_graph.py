@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from arvideo_ds.errors import UserError
+from arvideo_ds.errors import needs_extra
 from arvideo_ds.exports.opened import Opened, versions
 from arvideo_ds.exports.source import (
     Outputs,
@@ -83,12 +83,10 @@ def export(source: Source, folder: Path) -> Opened:
 
 
 def _libraries() -> Any:
-    try:
+    with needs_extra("export"):
         import onnx  # noqa: F401  the exporter needs both
         import onnxruntime
         import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{error}; install it with: pip install -e '.[export]'") from None
     return onnxruntime
 
 

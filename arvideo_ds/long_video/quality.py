@@ -15,7 +15,7 @@ from torch import Tensor
 from arvideo_ds.config import TokenizerRecipe
 from arvideo_ds.data.loader import Batch, worker_count
 from arvideo_ds.data.transforms import cut, view_crop
-from arvideo_ds.errors import UserError
+from arvideo_ds.errors import UserError, needs_extra
 from arvideo_ds.evaluation.scores import outputs_of
 from arvideo_ds.geometry import num_kept
 from arvideo_ds.host import available_cores
@@ -82,10 +82,11 @@ def judge(
 def measured(made: Reconstruction, clips: Tensor) -> Tensor:
     """PSNR, SSIM and codes of each clip: B x (2 + N), float32, in which codes are exact."""
     # Here because the import takes two seconds.
-    from torchmetrics.functional.image import (
-        peak_signal_noise_ratio,
-        structural_similarity_index_measure,
-    )
+    with needs_extra("tokenizer"):
+        from torchmetrics.functional.image import (
+            peak_signal_noise_ratio,
+            structural_similarity_index_measure,
+        )
 
     target, pixels = unit_pixels(clips), made.pixels.clamp(0, 1)
     psnr = peak_signal_noise_ratio(

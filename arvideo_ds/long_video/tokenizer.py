@@ -23,10 +23,10 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 from torch.nn import functional as F
-from vector_quantize_pytorch import FSQ
 
 from arvideo_ds.config import TokenizerRecipe
 from arvideo_ds.config.tokenizer import TokenizerSettings, halvings
+from arvideo_ds.errors import needs_extra
 from arvideo_ds.geometry import CHANNELS, Geometry, Triple
 from arvideo_ds.long_video.importance import Float32Conv3d, TokenScorer, normalize_scores
 from arvideo_ds.long_video.top_k import perturbed_top_k, top_k
@@ -53,6 +53,8 @@ class Tokenizer(nn.Module):
 
     def __init__(self, patch: Triple, settings: TokenizerSettings) -> None:
         super().__init__()
+        with needs_extra("tokenizer"):
+            from vector_quantize_pytorch import FSQ
         self.patch, self.settings = patch, settings
         self.encoder = ConvEncoder(patch, settings)
         self.scorer = TokenScorer(patch, settings.filters)

@@ -35,7 +35,7 @@ from urllib.parse import urlsplit
 import fsspec
 from fsspec.asyn import AsyncFileSystem
 
-from arvideo_ds.errors import UserError
+from arvideo_ds.errors import UserError, how_to_install
 
 Result = TypeVar("Result")
 
@@ -56,6 +56,8 @@ _LOCK, _PARTIAL = ".lock", ".partial"
 _NEWEST = ("manifest.json", "scores.json")
 # What a server says that will say the same next time, but for a time-out and too many requests.
 _CLIENT_ERRORS, _TRANSIENT = range(400, 500), (408, 429)
+# The extra of setup.py that brings what URLs of a protocol need.
+_EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -320,12 +322,8 @@ def _file_system(url: str, _process: int, timeout_s: float) -> tuple[Any, str]:
             options = {"client_kwargs": {"timeout": limit, **own}}
         files, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        missing = error.name or str(error)
-        extra = ": pip install -e '.[http]'" if protocol in ("http", "https") else ""
-        raise UserError(
-            f"cannot open {url}: {protocol}:// needs a package that is not installed "
-            f"({missing}){extra}."
-        ) from None
+        how = f"; {how_to_install(_EXTRAS[protocol])}" if protocol in _EXTRAS else ""
+        raise UserError(f"cannot open {url}: {error}{how}.") from None
     except Exception as error:  # credentials, host names, ...: each library has its own
         raise UserError(f"cannot open {url}: {_described(error)}") from None
     return files, root.rstrip("/")
