@@ -1,8 +1,8 @@
 """Frames of a video by their numbers, from bytes, through whichever decoder this machine has.
 
 A decoder is a function (bytes, frame numbers) -> uint8 array F H W 3. All of them return the same
-frames for the same numbers; a contract test holds them to it. Each call opens, reads and closes:
-cached readers are what makes workers grow.
+frames for the same numbers, up to the rounding of colours; a contract test holds them to it. Each
+call opens, reads and closes: cached readers are what makes workers grow.
 """
 
 from __future__ import annotations
@@ -10,8 +10,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import multiprocessing
+import os
 import re
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -46,18 +49,56 @@ def decode_decord(data: bytes, frames: np.ndarray) -> np.ndarray:
 
 
 def decode_pyav(data: bytes, frames: np.ndarray) -> np.ndarray:
-    """Decodes from the start up to the last frame wanted: exact on any file, slow on long ones."""
-    wanted, found = set(frames.tolist()), {}
+    """From the key frame before the first frame wanted where times number the frames, as in H.264
+    of one rate; else from the start: exact on any file, slow on long ones."""
+    wanted = set(frames.tolist())
     with _open_pyav(data) as (container, stream):
-        for number, frame in enumerate(decodable_frames(container, stream)):
-            if number in wanted:
-                found[number] = frame.to_ndarray(format="rgb24")
-                if len(found) == len(wanted):
-                    break
+        found = _after_key_frame(container, stream, wanted)
+    if len(found) < len(wanted):
+        with _open_pyav(data) as (container, stream):
+            found = _chosen(enumerate(decodable_frames(container, stream)), wanted)
     missing = sorted(wanted - found.keys())
     if missing:
         raise DecodeError("short", f"frame {missing[0]} is not there")
     return np.stack([found[number] for number in frames.tolist()])
+
+
+def _after_key_frame(
+    container: av.container.InputContainer, stream: av.VideoStream, wanted: set[int]
+) -> dict[int, np.ndarray]:
+    """The wanted frames, or fewer where the times of the packets do not number the frames."""
+    if stream.codec_context.name != "h264":
+        return {}
+    times: list[int] = []
+    for packet in container.demux(stream):
+        if packet.size:
+            if packet.pts is None or packet.is_discard or packet.is_corrupt:
+                return {}
+            times.append(packet.pts)
+    times.sort()
+    if max(wanted) >= len(times) or len(set(np.diff(times))) > 1:
+        return {}
+    numbers = {time: number for number, time in enumerate(times)}
+    try:
+        container.seek(times[min(wanted)], stream=stream, backward=True)
+    except av.error.FFmpegError:
+        return {}
+    decoded = decodable_frames(container, stream)
+    numbered = ((numbers[frame.pts], frame) for frame in decoded if frame.pts in numbers)
+    return _chosen(numbered, wanted)
+
+
+def _chosen(
+    numbered: Iterable[tuple[int, av.VideoFrame]], wanted: set[int]
+) -> dict[int, np.ndarray]:
+    """The wanted ones of numbered frames; reads no further than the last of them."""
+    found: dict[int, np.ndarray] = {}
+    for number, frame in numbered:
+        if number in wanted:
+            found[number] = frame.to_ndarray(format="rgb24")
+        if len(found) == len(wanted) or number > max(wanted):
+            break
+    return found
 
 
 @contextlib.contextmanager
@@ -85,17 +126,23 @@ def _count_pyav(data: bytes) -> int:
         return sum(1 for _ in decodable_frames(container, stream))
 
 
-# In order of preference: the fastest on short-GOP files first (docs: DATA, decoder table).
+# In order of preference. decord is the last: unmaintained since 2022, with FFmpeg 4.1 inside.
 DECODERS: dict[str, Decoder] = {
     "torchcodec": decode_torchcodec,
-    "decord": decode_decord,
     "pyav": decode_pyav,
+    "decord": decode_decord,
 }
 _COUNTERS: dict[str, Callable[[bytes], int]] = {
     "torchcodec": _count_torchcodec,
-    "decord": _count_decord,
     "pyav": _count_pyav,
+    "decord": _count_decord,
 }
+# Those that must read a video before it becomes a sample, where they work.
+_DECISIVE = ("torchcodec", "pyav")
+HOW_TO_GET_TORCHCODEC = (
+    "torchcodec, the fastest decoder, needs FFmpeg's libraries: apt-get install ffmpeg, or conda "
+    "install -c conda-forge ffmpeg"
+)
 # decord begins its messages with the time and a path: the same fault must read the same.
 _LOG_PREFIX = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
@@ -105,21 +152,49 @@ def available_decoders() -> dict[str, str]:
     return {name: _load_problem(name) for name in DECODERS}
 
 
+def decisive_decoders() -> tuple[str, ...]:
+    """Those that work here and must read a video before it becomes a sample."""
+    return tuple(name for name in _DECISIVE if not _load_problem(name))
+
+
 def choose_decoder(name: str) -> str:
     """The decoder asked for, or for "auto" the first that works.
 
     Errors: `UserError` when it does not work; the message has its reason and the ones that do.
     """
     if name == "auto":
-        return next(name for name in DECODERS if not _load_problem(name))
+        return first_usable([usable_decoders()])
     problem = _load_problem(name)
     if problem:
-        usable = [other for other, why in available_decoders().items() if not why]
         raise UserError(
-            f"data.decoder={name} does not work here ({problem}). Usable: {', '.join(usable)}, or "
-            "data.decoder=auto."
+            f"data.decoder={name} does not work here ({problem}). Usable: "
+            f"{', '.join(usable_decoders())}, or data.decoder=auto."
         )
     return name
+
+
+def usable_decoders() -> list[str]:
+    return [name for name, problem in available_decoders().items() if not problem]
+
+
+def first_usable(usable: Sequence[Sequence[str]]) -> str:
+    """The decoder that "auto" takes where each of several machines can use these.
+
+    The first rank says once how to get a faster one. Errors: `UserError` where they share none.
+    """
+    shared = [name for name in DECODERS if all(name in names for names in usable)]
+    if not shared:
+        raise UserError(f"no decoder works on every rank: {', '.join(map(str, usable))}.")
+    if shared[0] != "torchcodec":
+        _note(f"note: videos are decoded by {shared[0]}; {HOW_TO_GET_TORCHCODEC}.")
+    return shared[0]
+
+
+@functools.lru_cache
+def _note(text: str) -> None:
+    """Print a line once, and not on every rank and in every worker."""
+    if os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None:
+        print(text, file=sys.stderr, flush=True)
 
 
 def decode(name: str, data: bytes, frames: np.ndarray) -> np.ndarray:
@@ -130,6 +205,12 @@ def decode(name: str, data: bytes, frames: np.ndarray) -> np.ndarray:
 def count_frames(name: str, data: bytes) -> int:
     """Frames that this decoder says there are. Errors: `DecodeError`."""
     return _translated(_COUNTERS[name], data)
+
+
+def load_decoders(names: Iterable[str]) -> None:
+    """Import and try decoders now: it takes seconds."""
+    for name in names:
+        _load_problem(name)
 
 
 def _translated(function: Callable[..., Any], *arguments: Any) -> Any:

@@ -11,10 +11,11 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
+from arvideo_ds.decoding.decoders import HOW_TO_GET_TORCHCODEC
 from arvideo_ds.doctor.report import Finding
 
 NEEDED = ("torch", "torchvision", "deepspeed", "timm", "webdataset", "av", "numpy", "pydantic")
-OPTIONAL = ("decord", "torchcodec", "wandb")
+OPTIONAL = ("torchcodec", "decord", "wandb")
 
 
 @dataclass(frozen=True)
@@ -117,12 +118,6 @@ def check_decoders(problems: Mapping[str, str]) -> list[Finding]:
         reasons = "; ".join(f"{name}: {problem}" for name, problem in problems.items())
         return [Finding("decoders", "problem", f"none decodes ({reasons})", "make setup")]
     first = f"a tiny video decoded by {', '.join(usable)}; data.decoder=auto takes {usable[0]}"
-    if usable == ["pyav"]:
-        slow = Finding(
-            "decoders",
-            "warning",
-            first + ", the slowest",
-            "pip install decord, or pip install -e .[torchcodec] with FFmpeg's libraries",
-        )
-        return [slow, *findings]
+    if usable[0] != "torchcodec":
+        return [Finding("decoders", "warning", first, HOW_TO_GET_TORCHCODEC), *findings]
     return [Finding("decoders", "ok", first), *findings]

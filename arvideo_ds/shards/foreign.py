@@ -13,12 +13,13 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
-from arvideo_ds.decoding.decoders import available_decoders
+from arvideo_ds.decoding.decoders import decisive_decoders, load_decoders
 from arvideo_ds.decoding.processes import Failed, killable_map
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import write_bytes
@@ -231,9 +232,14 @@ def _index(
 def _inspect_all(
     path: Path, samples: Sequence[ForeignSample], workers: int, timeout_s: float
 ) -> Iterator[m.IndexedSample | m.Reject]:
-    calls = ((path, s.member.offset, s.member.bytes, s.suffix) for s in samples)
+    decoders = decisive_decoders()
+    calls = ((path, s.member.offset, s.member.bytes, s.suffix, decoders) for s in samples)
     inspected = killable_map(
-        _inspect, calls, workers=workers, timeout_s=timeout_s, prepare=available_decoders
+        _inspect,
+        calls,
+        workers=workers,
+        timeout_s=timeout_s,
+        prepare=partial(load_decoders, decoders),
     )
     bar = tqdm(samples, unit="video", desc=path.name)
     for sample, done in zip(bar, inspected, strict=True):
@@ -252,7 +258,9 @@ def _inspect_all(
         )
 
 
-def _inspect(path: Path, offset: int, size: int, suffix: str) -> _Inspected:
+def _inspect(
+    path: Path, offset: int, size: int, suffix: str, decoders: Sequence[str]
+) -> _Inspected:
     with path.open("rb") as file:
         data = os.pread(file.fileno(), size, offset)
-    return _Inspected(ingest_bytes(data, suffix).facts["num_frames"], zlib.crc32(data))
+    return _Inspected(ingest_bytes(data, suffix, decoders).facts["num_frames"], zlib.crc32(data))

@@ -1,20 +1,17 @@
-"""One file to one sample.
-
-Runs in a process of its own (see shard_writer): a decoder that crashes or hangs takes nothing with
-it.
-"""
+"""One file to one sample; runs in a process that can be killed (decoding/processes.py)."""
 
 from __future__ import annotations
 
 import hashlib
 import io
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from arvideo_ds.decoding.decoders import DecodeError, available_decoders, count_frames, decode
+from arvideo_ds.decoding.decoders import DecodeError, count_frames, decisive_decoders, decode
 from arvideo_ds.decoding.video import (
     MAX_PIXELS,
     Part,
@@ -50,13 +47,15 @@ def ingest(
     settings: TranscodeSettings | None,
     part: Part | None = None,
     max_pixels: int = MAX_PIXELS,
+    decoders: Sequence[str] | None = None,
 ) -> Sample:
     """Read, probe and, where settings are given, transcode one file or a part of it.
 
-    Errors: `RejectedError` with the reason a user can count by, also where memory runs out.
+    decoders: those that must read the sample; default `decisive_decoders`. Errors: `RejectedError`
+    with the reason a user can count by, also where memory runs out.
     """
     try:
-        return _ingest(path, settings, part, max_pixels)
+        return _ingest(path, settings, part, max_pixels, decoders or decisive_decoders())
     except OSError as error:
         raise RejectedError("unreadable", str(error)) from None
     except MemoryError:
@@ -66,7 +65,11 @@ def ingest(
 
 
 def _ingest(
-    path: Path, settings: TranscodeSettings | None, part: Part | None, max_pixels: int
+    path: Path,
+    settings: TranscodeSettings | None,
+    part: Part | None,
+    max_pixels: int,
+    decoders: Sequence[str],
 ) -> Sample:
     with path.open("rb") as file:
         if not file.read(1):
@@ -76,39 +79,36 @@ def _ingest(
         require_complete(found)
         if settings is None:
             file.seek(0)
-            return _copied_or_advised(file.read(), path.suffix.lower().removeprefix("."), found)
+            suffix = path.suffix.lower().removeprefix(".")
+            try:
+                return _copied(file.read(), suffix, found, decoders)
+            except RejectedError as error:
+                message = f"{error.message}; use --video transcode"
+                raise RejectedError(error.reason, message) from None
         file.seek(0)
         data = transcode(file, settings, part, max_pixels=max_pixels)
     info = probe(io.BytesIO(data), max_pixels=max_pixels)
     # The copy shows the damage of the original, and its decoder knows nothing of it.
     info.damaged_packets = found.damaged_packets
-    info.num_frames = _frames_for_all_decoders(data, info)
+    info.num_frames = _frames_for_all(decoders, data, info)
     return _sample(data, "mp4", info)
 
 
-def ingest_bytes(data: bytes, suffix: str) -> Sample:
-    """A video as it is, from memory. Errors: as `ingest`."""
+def ingest_bytes(data: bytes, suffix: str, decoders: Sequence[str] | None = None) -> Sample:
+    """A video as it is, from memory. decoders and errors: as of `ingest`."""
     if not data:
         raise RejectedError("empty", "the file has 0 bytes")
     info = probe(io.BytesIO(data))
     require_complete(info)
-    return _copied(data, suffix, info)
+    return _copied(data, suffix, info, decoders or decisive_decoders())
 
 
-def _copied_or_advised(data: bytes, suffix: str, info: VideoInfo) -> Sample:
-    try:
-        return _copied(data, suffix, info)
-    except RejectedError as error:
-        message = f"{error.message}; use --video transcode"
-        raise RejectedError(error.reason, message) from None
-
-
-def _copied(data: bytes, suffix: str, info: VideoInfo) -> Sample:
+def _copied(data: bytes, suffix: str, info: VideoInfo, decoders: Sequence[str]) -> Sample:
     if len(info.sizes) > 1:
         raise RejectedError("size_changes", f"frames of {sorted(info.sizes)}")
     if info.rotation:
         raise RejectedError("rotated", f"shown rotated by {info.rotation} degrees")
-    info.num_frames = _frames_for_all_decoders(data, info)
+    info.num_frames = _frames_for_all(decoders, data, info)
     return _sample(data, suffix, info)
 
 
@@ -125,12 +125,11 @@ def require_complete(info: VideoInfo) -> None:
         raise RejectedError("damaged", message)
 
 
-def _frames_for_all_decoders(data: bytes, info: VideoInfo) -> int:
-    """How many frames every decoder of this machine reads: training may use any of them.
+def _frames_for_all(names: Sequence[str], data: bytes, info: VideoInfo) -> int:
+    """How many frames each of these decoders reads: training may use any of them.
 
     Errors: `RejectedError` where one cannot read the file, or they disagree on it.
     """
-    names = [name for name, problem in available_decoders().items() if not problem]
     counts = {"probe": info.num_frames}
     try:
         for name in names:
@@ -145,7 +144,7 @@ def _frames_for_all_decoders(data: bytes, info: VideoInfo) -> int:
     return num_frames
 
 
-def _readable(names: list[str], data: bytes, counts: dict[str, int]) -> int:
+def _readable(names: Sequence[str], data: bytes, counts: dict[str, int]) -> int:
     """The largest number of frames, up to the smallest count, whose last one all can read."""
     for num_frames in range(min(counts.values()), 0, -1):
         if num_frames < MIN_DECODABLE * max(counts.values()):
@@ -165,7 +164,7 @@ def _reads(name: str, data: bytes, number: int) -> bool:
     return True
 
 
-def _require_same_frames(names: list[str], data: bytes, num_frames: int, pixels: int) -> None:
+def _require_same_frames(names: Sequence[str], data: bytes, num_frames: int, pixels: int) -> None:
     """The same numbers must mean the same frames, read together or one alone."""
     count = max(2, min(_COMPARED, _COMPARED_PIXELS // max(1, pixels)))
     spread = np.unique(np.linspace(0, num_frames - 1, count).round().astype(int))

@@ -27,7 +27,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from arvideo_ds.decoding.decoders import available_decoders
+from arvideo_ds.decoding.decoders import decisive_decoders, load_decoders
 from arvideo_ds.decoding.processes import Failed, killable_map
 from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import UserError
@@ -263,13 +263,14 @@ def _ingest_all(
 ) -> Iterator[tuple[Entry, Sample | m.Reject]]:
     """Each entry with its sample or the reason it has none, in order, a bounded number ahead."""
     max_pixels = job.max_pixels or sys.maxsize
-    calls = ((entry.path, job.transcode, entry.part, max_pixels) for entry in entries)
+    decoders = decisive_decoders()
+    calls = ((entry.path, job.transcode, entry.part, max_pixels, decoders) for entry in entries)
     results = killable_map(
         ingest,
         calls,
         workers=job.workers,
         timeout_s=job.timeout_s,
-        prepare=functools.partial(_prepare, job.memory_gib),
+        prepare=functools.partial(_prepare, decoders, job.memory_gib),
     )
     for entry, result in zip(entries, results, strict=True):
         yield entry, _rejected(entry, result) if isinstance(result, Failed) else result
@@ -279,10 +280,9 @@ def _rejected(entry: Entry, failed: Failed) -> m.Reject:
     return m.Reject(source_path=entry.source_path, reason=failed.reason, message=failed.message)
 
 
-def _prepare(memory_gib: float) -> None:
-    """What a process does before its first video."""
-    # Importing and trying the decoders takes seconds, which are not the first video's.
-    available_decoders()
+def _prepare(decoders: Sequence[str], memory_gib: float) -> None:
+    """What a process does before its first video, whose time it is not."""
+    load_decoders(decoders)
     if memory_gib:
         limit_memory(memory_gib)
 

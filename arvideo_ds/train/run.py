@@ -9,6 +9,7 @@ from __future__ import annotations
 import socket
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch.distributed as dist
 
 from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
+from arvideo_ds.decoding.decoders import first_usable, usable_decoders
 from arvideo_ds.engine.agreement import gather_names
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
@@ -82,13 +84,14 @@ class _Start:
             engine = self._engine(first=checkpoint is None)
             if checkpoint is not None:
                 load_checkpoint(engine, checkpoint)
-            loader = self._loader(first_step)
+            decoded = with_one_decoder(self.settings)
+            loader = self._loader(decoded, first_step)
             facts = {
                 **record.facts(self.settings, self.shards, world.size),
                 PARENT: parent_facts(folder, checkpoint),
                 BASELINE: None if checkpoint is None else checkpoint.facts.get(BASELINE),
             }
-            validation = self._validation(engine, first_step)
+            validation = self._validation(decoded, engine, first_step)
             if world.is_main:
                 self._write(facts, loader.decoder, first_step)
             started = time.monotonic()
@@ -156,12 +159,14 @@ class _Start:
             keep_average(engine, task.ema_decay)
         return engine
 
-    def _validation(self, engine: Engine, first_step: int) -> Validation | None:
-        shards = self.settings.validation
+    def _validation(
+        self, settings: Settings[Any], engine: Engine, first_step: int
+    ) -> Validation | None:
+        shards = settings.validation
         if shards is None:
             return None
         validation = Validation(
-            engine, self.task, self.plan, shards, self.world, self.folder, first_step
+            engine, settings.task, self.plan, shards, self.world, self.folder, first_step
         )
         if self.world.is_main:
             # An earlier start may have been killed between its last save and this.
@@ -169,8 +174,8 @@ class _Start:
             validation.keep_best(first_step, last.get(first_step, {}))
         return validation
 
-    def _loader(self, first_step: int) -> TrainLoader:
-        recipe, world = self.recipe, self.world
+    def _loader(self, settings: Settings[Any], first_step: int) -> TrainLoader:
+        recipe, world = settings.recipe, self.world
         workers = worker_count(recipe, cores=world.cores)
         if world.is_main and workers > world.cores:
             print(
@@ -178,7 +183,7 @@ class _Start:
                 "data.workers sets their number.",
                 flush=True,
             )
-        clips = self.task.clips() or {
+        clips = settings.task.clips() or {
             "clips": partial(TrainClips, scores=open_scores(self.shards, recipe))
         }
         return TrainLoader(
@@ -245,3 +250,14 @@ class _Start:
         if self.task.ema_decay is not None:
             path = self.folder / run_folder.EMA_MODEL
             export_weights(checkpoint.path, path, prefix=PREFIX, kind=AVERAGE)
+
+
+def with_one_decoder(settings: Settings[Any]) -> Settings[Any]:
+    """The settings with data.decoder=auto as the one that every rank takes. Collective."""
+    recipe = settings.recipe
+    if recipe.data.decoder != "auto":
+        return settings
+    usable = gather_names(" ".join(usable_decoders()))
+    decoder = first_usable([names.split() for names in usable])
+    data = recipe.data.model_copy(update={"decoder": decoder})
+    return replace(settings, recipe=recipe.model_copy(update={"data": data}))

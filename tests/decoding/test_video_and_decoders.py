@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import io
 import wave
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 
 from arvideo_ds.decoding import decoders
-from arvideo_ds.decoding.decoders import DecodeError, available_decoders, choose_decoder, decode
-from arvideo_ds.decoding.video import RejectedError, TranscodeSettings, VideoInfo, encode
+from arvideo_ds.decoding.decoders import (
+    DecodeError,
+    choose_decoder,
+    decisive_decoders,
+    decode,
+    first_usable,
+    usable_decoders,
+)
+from arvideo_ds.decoding.video import (
+    RejectedError,
+    TranscodeSettings,
+    VideoInfo,
+    decodable_frames,
+    encode,
+)
 from arvideo_ds.decoding.video import probe as probe_file
 from arvideo_ds.decoding.video import transcode as transcode_file
 from arvideo_ds.errors import UserError
@@ -31,7 +46,7 @@ def gray_frames() -> np.ndarray:
     return np.broadcast_to(LEVELS[:, None, None, None], (len(LEVELS), 48, 64, 3)).astype(np.uint8)
 
 
-def h264(frames: np.ndarray, gop: int = 4) -> bytes:
+def h264(frames: Iterable[np.ndarray], gop: int = 4) -> bytes:
     pictures = (av.VideoFrame.from_ndarray(frame).reformat(format="yuv420p") for frame in frames)
     return encode(pictures, rate=Fraction(10), settings=TranscodeSettings(gop=gop, crf=10))
 
@@ -86,10 +101,6 @@ def probe(data: bytes) -> VideoInfo:
 
 def transcode(data: bytes, settings: TranscodeSettings) -> bytes:
     return transcode_file(io.BytesIO(data), settings)
-
-
-def usable() -> list[str]:
-    return [name for name, problem in available_decoders().items() if not problem]
 
 
 def rejection(path: Path, data: bytes, settings: TranscodeSettings | None = None) -> str:
@@ -247,7 +258,7 @@ def test_rotated_videos_become_upright_and_are_not_copied(tmp_path: Path) -> Non
 @pytest.mark.parametrize("wanted", [[0], [10], [0, 5, 10], [3, 4, 5, 6], [2, 2, 7, 7], [10, 10]])
 def test_a_frame_number_means_that_frame_on_every_decoder(wanted: list[int]) -> None:
     data = h264(gray_frames())
-    for name in usable():
+    for name in usable_decoders():
         found = decode(name, data, np.array(wanted))
         assert found.shape == (len(wanted), 48, 64, 3)
         assert found.dtype == np.uint8
@@ -258,7 +269,7 @@ def assert_decoders_agree(data: bytes, num_frames: int) -> None:
     every = np.arange(num_frames)
     some = np.unique(np.linspace(0, num_frames - 1, 5).round().astype(int))
     reference = decode("pyav", data, every)
-    for name in usable():
+    for name in usable_decoders():
         for frames in (every, some):
             found = decode(name, data, frames).astype(int)
             error = np.abs(found - reference[frames]).mean(axis=(1, 2, 3))
@@ -284,28 +295,89 @@ def test_decoders_give_equal_frames_of_transcoded_real_videos(
 
 def test_every_decoder_refuses_garbage_and_frames_that_are_not_there() -> None:
     data = h264(gray_frames())
-    for name in usable():
+    for name in usable_decoders():
         for bad, frames in ((bytes(5000), [0]), (data[:500], [0]), (data, [0, len(LEVELS)])):
             with pytest.raises(DecodeError) as caught:
                 decode(name, bad, np.array(frames))
             assert caught.value.kind
 
 
-def test_a_decoder_that_does_not_work_is_refused_with_those_that_do(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.fixture
+def only(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
+    """Calls leave only the named decoders working."""
+
     def broken(data: bytes, frames: np.ndarray) -> np.ndarray:
         raise OSError("libsomething.so is missing")
 
-    decoders._load_problem.cache_clear()
+    def leave(*names: str) -> None:
+        for name in decoders.DECODERS.keys() - set(names):
+            monkeypatch.setitem(decoders.DECODERS, name, broken)
+
+    monkeypatch.setattr(decoders, "_load_problem", decoders._load_problem.__wrapped__)
+    monkeypatch.setattr(decoders, "_note", decoders._note.__wrapped__)
+    yield leave
+
+
+def test_a_decoder_that_does_not_work_is_refused_with_those_that_do(
+    only: Callable[..., None],
+) -> None:
+    only("pyav")
+    assert choose_decoder("auto") == "pyav"
+    with pytest.raises(UserError, match=r"libsomething.*Usable: pyav"):
+        choose_decoder("decord")
+
+
+def test_auto_takes_decord_last_and_says_how_to_get_torchcodec(
+    only: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    only("pyav", "decord")
+    assert choose_decoder("auto") == "pyav"
+    assert "apt-get install ffmpeg" in capsys.readouterr().err
+    monkeypatch.setenv("RANK", "1")
+    assert choose_decoder("auto") == "pyav"
+    assert capsys.readouterr().err == ""
+
+
+def test_ranks_with_other_decoders_take_one_that_all_have() -> None:
+    assert first_usable([["torchcodec", "pyav"]] * 2) == "torchcodec"
+    assert first_usable([["torchcodec", "pyav", "decord"], ["decord", "pyav"]]) == "pyav"
+    with pytest.raises(UserError, match="no decoder works on every rank"):
+        first_usable([["torchcodec"], ["pyav"]])
+
+
+def test_decord_does_not_decide_which_videos_become_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(data: bytes, frames: np.ndarray) -> np.ndarray:
+        raise OSError("refused")
+
+    (tmp_path / "x.mp4").write_bytes(h264(gray_frames()))
+    assert "decord" not in decisive_decoders()
     monkeypatch.setitem(decoders.DECODERS, "decord", broken)
-    monkeypatch.setitem(decoders.DECODERS, "torchcodec", broken)
-    try:
-        assert choose_decoder("auto") == "pyav"
-        with pytest.raises(UserError, match=r"libsomething.*Usable: pyav"):
-            choose_decoder("decord")
-    finally:
-        decoders._load_problem.cache_clear()
+    assert ingest(tmp_path / "x.mp4", None).facts["num_frames"] == len(LEVELS)
+    monkeypatch.setitem(decoders.DECODERS, "pyav", broken)
+    with pytest.raises(RejectedError, match="refused"):
+        ingest(tmp_path / "x.mp4", None, decoders=["pyav"])
+
+
+def test_pyav_decodes_from_the_key_frame_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a long video few frames are decoded, and they are those of a decode from the start."""
+    frames = (np.full((48, 64, 3), 20 + 2 * number, np.uint8) for number in range(100))
+    data = h264(frames)
+    whole = decode("pyav", data, np.arange(100))
+    decoded = 0
+
+    def counted(*arguments: Any) -> Iterator[av.VideoFrame]:
+        nonlocal decoded
+        for frame in decodable_frames(*arguments):
+            decoded += 1
+            yield frame
+
+    monkeypatch.setattr(decoders, "decodable_frames", counted)
+    for wanted in ([0], [99], [7, 8], [50, 52, 61], [90, 40]):
+        decoded = 0
+        assert (decode("pyav", data, np.array(wanted)) == whole[wanted]).all()
+        assert decoded < max(wanted) - min(wanted) + 1 + 8
 
 
 def with_latin1_title(data: bytes) -> bytes:

@@ -83,14 +83,13 @@ def test_missing_packages_are_a_problem_unless_they_are_optional() -> None:
     assert (last.level, last.says) == ("problem", "missing: deepspeed")
 
 
-def test_one_decoder_is_enough_and_the_slowest_alone_a_warning() -> None:
+def test_one_decoder_is_enough_and_without_torchcodec_the_report_says_how_to_get_it() -> None:
     why = "cannot load"
-    assert levels(software.check_decoders({"torchcodec": why, "decord": "", "pyav": ""})) == [
-        "ok",
-        "ok",
-    ]
-    slow, *_ = software.check_decoders({"torchcodec": why, "decord": why, "pyav": ""})
-    assert slow.level == "warning"
+    found = software.check_decoders({"torchcodec": "", "pyav": "", "decord": why})
+    assert levels(found) == ["ok", "ok"]
+    slow, *_ = software.check_decoders({"torchcodec": why, "pyav": "", "decord": ""})
+    assert slow.level == "warning" and "ffmpeg" in slow.fix
+    assert "takes pyav" in slow.says
     (none,) = software.check_decoders({"torchcodec": why, "pyav": why})
     assert none.level == "problem"
 
