@@ -29,7 +29,7 @@ from arvideo_ds.evaluation.extraction import (
     extract_features,
     load_encoder,
 )
-from arvideo_ds.evaluation.features import extract
+from arvideo_ds.evaluation.features import freeze
 from arvideo_ds.evaluation.pretrained import untrained
 from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.runs import run_folder
@@ -140,7 +140,7 @@ def test_a_short_video_gives_what_the_probe_sees(
     recipe = tiny(data={"stride": 2})  # 12 frames are too few for 8 of stride 2
     shards = ShardSet(demo_shards / "test")
     encoder = load_encoder(recipe, model / run_folder.MODEL)
-    probed = extract(encoder, shards, recipe, CPU)
+    _, probed = freeze(encoder, recipe, shards, shards).features
     job = ExtractionJob(list_videos(str(demo_shards / "test")), tmp_path / "out")
     extract_features(recipe, model / run_folder.MODEL, job, CPU)
     found = {line["key"]: line for line in lines(tmp_path / "out" / "index.jsonl")}
@@ -159,8 +159,8 @@ def test_a_probe_of_several_clips_is_their_mean(
     recipe = tiny(data={"frames": 4}, probe={"clips": 3})
     encoder = untrained(recipe).encoder
     shards = ShardSet(demo_shards / "test")
-    probed = extract(encoder, shards, recipe, CPU, videos=5)
-    assert len(probed.values) == 5
+    few, probed = freeze(encoder, recipe, shards, shards, videos=(3, 5)).features
+    assert (len(few.values), len(probed.values)) == (3, 5)
     samples = shards.index(0).samples
     for number in range(5):
         film = decoded(shards, "pyav", 0, samples[number], np.arange(12))
