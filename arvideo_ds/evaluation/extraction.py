@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import reduce
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,6 +27,7 @@ from arvideo_ds.decoding.processes import Failed, Finished, stream_all
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import require_format
 from arvideo_ds.evaluation.feature_folder import FeatureFolder
+from arvideo_ds.evaluation.features import by_time, mean
 from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder
 from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.models.encoder import Encoder, encode_clips
@@ -39,23 +39,11 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _VERSION = 1
 
 
-def _mean(tokens: Tensor, _times: int) -> Tensor:
-    return tokens.mean(1)
-
-
-def _whole(tokens: Tensor, _times: int) -> Tensor:
-    return tokens
-
-
-def _by_time(tokens: Tensor, times: int) -> Tensor:
-    return reduce(tokens, "b (t s) d -> b t d", "mean", t=times)
-
-
 # Tokens B (t s) D of windows -> B D, B (t s) D, B t D.
 FEATURES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "clip": _mean,
-    "token": _whole,
-    "time": _by_time,
+    "clip": mean,
+    "token": lambda tokens, _: tokens,
+    "time": by_time,
 }
 
 

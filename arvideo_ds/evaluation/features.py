@@ -121,9 +121,8 @@ def change(tokens: Tensor, times: int) -> Tensor:
     Tokens B (t s) D -> B D. What does not move (scene, colours) is the same in both halves and
     cancels; what moves remains. With an odd number of times the middle one is in neither half.
     """
-    by_time = reduce(tokens, "b (t s) d -> b t d", "mean", t=times)
-    half = times // 2
-    return by_time[:, -half:].mean(1) - by_time[:, :half].mean(1)
+    means, half = by_time(tokens, times), times // 2
+    return means[:, -half:].mean(1) - means[:, :half].mean(1)
 
 
 def course(tokens: Tensor, times: int) -> Tensor:
@@ -132,6 +131,11 @@ def course(tokens: Tensor, times: int) -> Tensor:
     Tokens B (t s) D -> B (8 D), fewer spans where there are fewer times. Where `change` knows
     earlier from later, this knows when, and in what order.
     """
-    by_time = reduce(tokens, "b (t s) d -> b t d", "mean", t=times)
-    spans = [span.mean(1) for span in by_time.tensor_split(min(_SPANS, times), dim=1)]
-    return torch.cat([span - by_time.mean(1) for span in spans], dim=1)
+    means = by_time(tokens, times)
+    spans = [span.mean(1) for span in means.tensor_split(min(_SPANS, times), dim=1)]
+    return torch.cat([span - means.mean(1) for span in spans], dim=1)
+
+
+def by_time(tokens: Tensor, times: int) -> Tensor:
+    """Tokens B (t s) D -> the mean of each time, B t D."""
+    return reduce(tokens, "b (t s) d -> b t d", "mean", t=times)

@@ -18,10 +18,9 @@ from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.models.objective import MODELS, Objective
 from arvideo_ds.models.weight_files import load_state, read_weights
+from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ClassNames, by_set
 
-# Names of the classes of a fine-tuned run, in the order of its logits.
-LABELS = "labels.json"
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
@@ -67,7 +66,7 @@ def read_labels(folder: Path) -> ClassNames | None:
 
     Errors: `UserError` where the file holds no list of names, nor one for each label set.
     """
-    path = folder / LABELS
+    path = folder / run_folder.LABELS
     if not path.is_file():
         return None
     try:
@@ -90,8 +89,8 @@ def require_classifier(folder: Path) -> ClassNames:
     labels = read_labels(folder)
     if labels is None:
         raise UserError(
-            f"{folder} holds no {LABELS}, so it classifies nothing: it is no fine-tuned run. Give "
-            "the folder of one, or of its export."
+            f"{folder} holds no {run_folder.LABELS}, so it classifies nothing: it is no fine-tuned "
+            "run. Give the folder of one, or of its export."
         )
     return labels
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import yaml
 
-from arvideo_ds.evaluation.pretrained import LABELS, load_classifier, load_trained_encoder
+from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder
 from arvideo_ds.exports.opened import Opened, save_weights, versions
 from arvideo_ds.exports.source import (
     Source,
@@ -23,6 +23,7 @@ from arvideo_ds.exports.source import (
     outputs,
     public_recipe,
 )
+from arvideo_ds.runs import run_folder
 
 
 def export(source: Source, folder: Path) -> Opened:
@@ -34,7 +35,7 @@ def export(source: Source, folder: Path) -> Opened:
         again = dataclasses.replace(source, model=load_trained_encoder(source.recipe, folder))
         how_to = "import arvideo_ds\nencoder = arvideo_ds.load_encoder('FOLDER')"
     else:
-        (folder / LABELS).write_text(json.dumps(source.labels, indent=1) + "\n")
+        (folder / run_folder.LABELS).write_text(json.dumps(source.labels, indent=1) + "\n")
         again = dataclasses.replace(source, model=load_classifier(source.recipe, folder)[0])
         how_to = "import arvideo_ds\nclassifier = arvideo_ds.load_classifier('FOLDER')"
     return Opened(
