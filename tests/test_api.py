@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 import arvideo_ds
-from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
+from arvideo_ds.config import EncoderRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.extraction import ExtractionJob, extract_features
 from arvideo_ds.evaluation.pretrained import untrained
@@ -80,7 +80,7 @@ def finetuned(tiny_finetune: Callable[..., FinetuneRecipe], tmp_path: Path) -> P
 def exported(run: Path, folder: Path) -> Path:
     """As `arvideo export --format encoder` writes it."""
     folder.mkdir()
-    own.export(read_source(run, run_folder.read_recipe(run, *run_folder.WITH_ENCODER)), folder)
+    own.export(read_source(run, run_folder.read_recipe(run, EncoderRecipe)), folder)
     return folder
 
 
