@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import settings
 
 from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe
@@ -36,11 +37,15 @@ settings.load_profile("repeatable")
 
 
 @pytest.fixture(autouse=True)
-def _own_signal_handlers() -> Iterator[None]:
-    """Commands called in this process decide what signals do; the next test starts afresh."""
-    before = {number: signal.getsignal(number) for number in SIGNALS}
+def _own_process_state() -> Iterator[None]:
+    """Commands called in this process decide what signals do; the next test starts afresh.
+
+    They also take all cores, which with other tests beside takes many times as long as one.
+    """
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    torch.set_num_threads(1)
     yield
-    for number, handler in before.items():
+    for number, handler in handlers.items():
         signal.signal(number, handler)
 
 
@@ -203,6 +208,7 @@ def run_script(
     script: str | Path,
     *arguments: str | Path,
     ranks: int = 1,
+    cores: int | None = None,
     cwd: Path = ROOT,
     timeout: float = 300,
     **environment: str,
@@ -215,6 +221,7 @@ def run_script(
             cwd=cwd,
             env=command_environment(**environment),
             ranks=ranks,
+            cores=cores,
             stdout=out.fileno(),
             stderr=err.fileno(),
         )

@@ -15,11 +15,14 @@ from tests.conftest import run_script
 pytestmark = pytest.mark.dist
 
 SCRIPT = """
-import atexit, json, os, pathlib, sys, time
+import atexit, json, os, pathlib, random, sys, time
+import numpy as np
 loaded = "torch" in sys.modules
 atexit.register(print, "at exit")
 print(json.dumps([__name__, sys.argv[1:], os.getcwd(), os.environ.get("COLOUR"), loaded]))
 print("to stderr", file=sys.stderr)
+if "draw" in sys.argv:
+    print(random.random(), np.random.random())
 rank = os.environ.get("RANK")
 if "wait" in sys.argv:
     print("waits", flush=True)
@@ -48,6 +51,12 @@ def test_it_has_arguments_folder_environment_streams_and_exit_code(script: Path)
     assert done.stdout == expected
     assert done.stderr == "to stderr\n"
     assert "null, true" in run_script(script, "0", cwd=script.parent).stdout, "COLOUR is gone"
+
+
+def test_unseeded_draws_differ_between_processes(script: Path) -> None:
+    outputs = [run_script(script, "0", "draw", cwd=script.parent).stdout for _ in range(2)]
+    first, second = (output.splitlines()[1].split() for output in outputs)
+    assert all(one != other for one, other in zip(first, second, strict=True))
 
 
 def test_it_dies_of_signals_and_its_output_ends(script: Path) -> None:

@@ -4,6 +4,7 @@ An import of both takes longer than most runs of the tests. So the first `start`
 which imports them once, stays single-threaded, and forks a process for every later call. That is a
 real process: own pid and session, own environment and working folder, real signals and exit codes,
 atexit and all. Tests of the real launchers, of imports, or of light commands use `subprocess`.
+All forks share the seed of `hash`, so tests of what must not depend on it do too.
 
     pytest  --request, files-->  server  --fork-->  keeper  --fork-->  the script (or its ranks)
             <------------------ pid, exit code ------'
@@ -14,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -28,6 +30,8 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
+
+import numpy
 
 ROOT = Path(__file__).parent.parent
 PRELOADED = (
@@ -107,10 +111,11 @@ def start(
     cwd: Path,
     env: Mapping[str, str],
     ranks: int = 1,
+    cores: int | None = None,
     stdout: int | None = None,
     stderr: int | None = None,
 ) -> Process:
-    """Start `command`, a script and its arguments; `ranks` > 1 starts it as often.
+    """Start `command`, a script and its arguments; `ranks` > 1 starts it as often, on `cores`.
 
     Output goes to the given file descriptors; without them, both streams to the pipe `stdout` of
     the result. Ranks meet as under DeepSpeed's launcher. When one fails, the others are ended, and
@@ -128,6 +133,7 @@ def start(
         "cwd": str(cwd),
         "env": dict(env),
         "ranks": ranks,
+        "cores": cores,
     }
     message = json.dumps(request).encode()
     assert len(message) < MAX_REQUEST_BYTES
@@ -161,6 +167,7 @@ def _server() -> socket.socket:
     theirs.close()
 
     def end() -> None:
+        ours.shutdown(socket.SHUT_RDWR)  # closing would do less: a forked process may have it too
         ours.close()
         server.wait()
 
@@ -210,15 +217,30 @@ def keep(status: socket.socket, stdout: int, stderr: int) -> None:
     os._exit(0)
 
 
-def run(command: list[str], cwd: str, env: dict[str, str], ranks: int) -> None:
+def run(command: list[str], cwd: str, env: dict[str, str], ranks: int, cores: int | None) -> None:
     os.chdir(cwd)
+    if cores is not None:
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     os.environ.clear()
     os.environ.update(env)
+    numpy.random.seed()  # unlike that of `random`, the same in every fork
     if ranks > 1:
         fork_ranks(ranks)
     sys.argv = command
     sys.path[0] = str(Path(command[0]).parent)
-    runpy.run_path(command[0], run_name="__main__")
+    try:
+        runpy.run_path(command[0], run_name="__main__")
+        code: object = 0
+    except SystemExit as end:
+        code = end.code or 0
+        if not isinstance(code, int):
+            raise
+    # As the interpreter ends, but for freeing all modules, which takes two seconds after a fork.
+    threading._shutdown()  # type: ignore[attr-defined]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def fork_ranks(ranks: int) -> None:
@@ -267,9 +289,11 @@ def main() -> None:
     for name in PRELOADED:
         importlib.import_module(name)
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads do not survive a fork"
+    gc.freeze()  # else every fork would look through, and so copy, what is there already
     request = serve(control)
-    if request is not None:
-        run(**request)
+    if request is None:
+        os._exit(0)
+    run(**request)
 
 
 if __name__ == "__main__":

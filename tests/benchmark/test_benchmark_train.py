@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,8 @@ from arvideo_ds.benchmark.rows import Row, read_row
 from arvideo_ds.benchmark.step import build_task, largest, random_batch
 from arvideo_ds.benchmark.variants import attention_of
 from arvideo_ds.errors import UserError
+from tests.conftest import ROOT, run_script
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "benchmark_train.py"
 CPU = torch.device("cpu")
 SMALL = ("model.size=tiny", "train.precision=fp32")
@@ -30,14 +26,6 @@ SMALL = ("model.size=tiny", "train.precision=fp32")
 def row(text: str, *overrides: str, micro_batch: int = 2) -> Row:
     json_file = ROOT / "ds_configs" / "zero0.json"
     return read_row(text, overrides, micro_batch=micro_batch, deepspeed_config=json_file)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def test_a_rows_own_settings_come_after_those_of_all() -> None:
@@ -184,19 +172,11 @@ def test_operators_are_grouped_and_the_rest_is_named() -> None:
     assert [line["operator"] for line in table["rest"]] == ["aten::copy_"]
 
 
-@pytest.fixture
-def benchmark(run: Run) -> Run:
-    def start(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        return run(sys.executable, SCRIPT, *arguments, OMP_NUM_THREADS="1")
-
-    return start
-
-
 @pytest.mark.slow
-def test_the_whole_document(benchmark: Run, demo_shards: Path, tmp_path: Path) -> None:
+def test_the_whole_document(demo_shards: Path, tmp_path: Path) -> None:
     train = next(path.parent for path in demo_shards.rglob("manifest.json"))
-    done = benchmark(
-        "--micro_batch", "4", "--rounds", "2", "--steps", "2", "--warm_up", "1",
+    done = run_script(
+        SCRIPT, "--micro_batch", "4", "--rounds", "2", "--steps", "2", "--warm_up", "1",
         "--profile", "--trace", tmp_path / "traces", "--shards", train,
         "--compare", "demo", "demo:paper", "data.workers=0",
     )  # fmt: skip
@@ -239,10 +219,8 @@ def test_the_whole_document(benchmark: Run, demo_shards: Path, tmp_path: Path) -
         (("--trace", "t"), "add --profile"),
     ],
 )
-def test_what_is_asked_wrongly_is_one_paragraph(
-    benchmark: Run, arguments: tuple[str, ...], said: str
-) -> None:
-    done = benchmark(*arguments)
+def test_what_is_asked_wrongly_is_one_paragraph(arguments: tuple[str, ...], said: str) -> None:
+    done = run_script(SCRIPT, *arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert len(done.stderr.strip().splitlines()) == 1

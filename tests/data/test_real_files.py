@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ import webdataset
 from arvideo_ds.decoding.decoders import available_decoders, decode
 from arvideo_ds.shards.manifest import REJECTS, ShardSet
 from arvideo_ds.shards.video_files import VIDEO_SUFFIXES
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_script
 
 LARGEST_DIFFERENCE = 2.0
 # What the files are, as their names say; both modes must find it out.
@@ -40,8 +39,8 @@ def made(
     table = folder / "videos.jsonl"
     rows = [{"path": str(p.relative_to(real_videos))} for p in source if p.name in names]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = run_command(
-        *(sys.executable, ROOT / "data_tools" / "make_shards.py", "--dataset", "jsonl"),
+    done = run_script(
+        *(ROOT / "data_tools" / "make_shards.py", "--dataset", "jsonl"),
         *("--videos", real_videos, "--annotations", table, "--output", folder / "shards"),
         *("--video", request.param, "--samples_per_shard", "16", "--max_reject_share", "1"),
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, TokenizerR
 from arvideo_ds.engine.saved_state import SavedState
 from arvideo_ds.errors import UserError
 from arvideo_ds.train.settle import Options, Settings, settle
-from tests.conftest import run_command
+from tests.conftest import run_script
 
 Curves = dict[str, list[float]]
 ONE = "1-of-1"
@@ -57,7 +56,7 @@ def curves(folder: Path) -> Curves:
 
 def run_cases(folder: Path, *ranks: str, **environment: str) -> Curves:
     script = Path(__file__).with_name("sequence.py")
-    done = run_command(sys.executable, script, folder, *ranks, timeout=1800, **environment)
+    done = run_script(script, folder, *ranks, timeout=1800, **environment)
     assert done.returncode == 0, done.stderr[-4000:]
     files = sorted(folder.glob("curves-*.json"))
     return {name: curve for file in files for name, curve in json.loads(file.read_text()).items()}

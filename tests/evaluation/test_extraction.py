@@ -35,8 +35,9 @@ from arvideo_ds.models.encoder import encode_clips
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.inputs import list_videos
 from arvideo_ds.shards.manifest import ShardSet
+from tests import warm_start
+from tests.conftest import ROOT, command_environment, run_script
 
-ROOT = Path(__file__).parent.parent.parent
 CPU = torch.device("cpu")
 Extract = Callable[..., ExtractionReport]
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -272,7 +273,7 @@ def test_a_hop_below_one(extracted: Extract) -> None:
 @pytest.fixture
 def command(model: Path, videos: Path, tmp_path: Path) -> list[str | Path]:
     return [
-        sys.executable, ROOT / "scripts" / "extract_features.py", videos,
+        ROOT / "scripts" / "extract_features.py", videos,
         "--model", model, "--output", tmp_path / "by_script", "--workers", "2", "--batch", "2",
     ]  # fmt: skip
 
@@ -283,36 +284,26 @@ def done(folder: Path) -> int:
 
 
 @pytest.fixture
-def started(
-    command: list[str | Path], environment: Callable[..., dict[str, str]], tmp_path: Path
-) -> Iterator[subprocess.Popen[str]]:
+def started(command: list[str | Path], tmp_path: Path) -> Iterator[warm_start.Process]:
     """The command in the background, on videos enough to be interrupted; one is done."""
     for number in range(60):
         shutil.copytree(tmp_path / "videos", tmp_path / "more" / str(number))
     shutil.move(tmp_path / "more", tmp_path / "videos" / "more")
-    process = subprocess.Popen(
-        [str(part) for part in command],
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = warm_start.start(command, cwd=ROOT, env=command_environment())
     limit = time.monotonic() + 200
     while not done(tmp_path / "by_script") and time.monotonic() < limit:
         time.sleep(0.01)
     yield process
-    process.kill()
-    process.communicate()
+    process.kill_session()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_the_command_goes_on_after_a_signal(
     number: int,
-    started: subprocess.Popen[str],
+    started: warm_start.Process,
     command: list[str | Path],
     extracted: Extract,
-    run: Run,
     tmp_path: Path,
 ) -> None:
     started.send_signal(number)
@@ -322,7 +313,7 @@ def test_the_command_goes_on_after_a_signal(
         assert "the same command goes on" in out
         assert len(lines(tmp_path / "by_script" / "index.jsonl")) == done(tmp_path / "by_script")
     assert 0 < done(tmp_path / "by_script") < 366
-    finished = run(*command)
+    finished = run_script(*command)
     assert finished.returncode == 0, finished.stderr
     assert "366 videos" in finished.stdout
     extracted("whole")
@@ -330,15 +321,13 @@ def test_the_command_goes_on_after_a_signal(
 
 
 @pytest.mark.slow
-def test_exit_codes_of_the_command(
-    command: list[str | Path], videos: Path, run: Run, tmp_path: Path
-) -> None:
+def test_exit_codes_of_the_command(command: list[str | Path], videos: Path, tmp_path: Path) -> None:
     (videos / "broken.mp4").write_bytes(b"no video")
-    many = run(*command)
+    many = run_script(*command)
     assert many.returncode == 3, many.stderr
     assert "left out: 1 (1 cannot_open)" in many.stdout
-    assert run(*command, "--max_reject_share", "0.5").returncode == 0
-    other = run(*command, "--hop", "2")
+    assert run_script(*command, "--max_reject_share", "0.5").returncode == 0
+    other = run_script(*command, "--hop", "2")
     assert other.returncode == 2
     assert other.stderr.startswith("error: ")
     assert "hop was 8, is 2" in other.stderr

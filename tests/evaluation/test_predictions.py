@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +18,8 @@ from arvideo_ds.evaluation.predictions import central_clip, top_labels
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
+from tests.conftest import ROOT, run_script
 
-ROOT = Path(__file__).parent.parent.parent
 LABELS = [f"direction {number}" for number in range(8)]
 # How a track of an MP4 is shown: as it is stored, and turned clockwise by a quarter.
 PLAIN = bytes.fromhex("00010000 00000000 00000000 00000000 00010000 00000000")
@@ -105,12 +103,12 @@ def test_what_is_no_video_is_said_to_be(
 
 @pytest.mark.slow
 def test_the_script_prints_a_line_for_each_video_and_passes_over_what_it_cannot_read(
-    run: Callable[..., subprocess.CompletedProcess[str]], videos: list[Path], model: Path
+    videos: list[Path], model: Path
 ) -> None:
     broken = videos[0].with_name("broken.mp4")
     broken.write_bytes(b"no video")
     script = ROOT / "scripts" / "predict.py"
-    done = run(sys.executable, script, videos[0], broken, videos[1], "--model", model, "--top", "3")
+    done = run_script(script, videos[0], broken, videos[1], "--model", model, "--top", "3")
     lines = done.stdout.splitlines()
     assert [line.split("   ")[0] for line in lines] == [str(videos[0]), str(videos[1])]
     assert all(line.count("direction") == 3 for line in lines)
@@ -120,11 +118,9 @@ def test_the_script_prints_a_line_for_each_video_and_passes_over_what_it_cannot_
 
 
 @pytest.mark.slow
-def test_a_model_that_was_not_fine_tuned_is_refused(
-    run: Callable[..., subprocess.CompletedProcess[str]], videos: list[Path], model: Path
-) -> None:
+def test_a_model_that_was_not_fine_tuned_is_refused(videos: list[Path], model: Path) -> None:
     (model / "labels.json").unlink()
-    done = run(sys.executable, ROOT / "scripts" / "predict.py", videos[0], "--model", model)
+    done = run_script(ROOT / "scripts" / "predict.py", videos[0], "--model", model)
     assert done.returncode == 2 and done.stdout == ""
     assert "holds no labels.json" in done.stderr and done.stderr.count("\n") == 1
 

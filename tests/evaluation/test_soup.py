@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +16,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.soup import State, greedy_soup, uniform_soup
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.runs import run_folder
-from tests.conftest import ROOT
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.conftest import ROOT, run_script
 
 
 def state(value: float) -> State:
@@ -82,38 +78,38 @@ def test_runs_whose_classes_stand_otherwise_are_refused(
 
 
 @pytest.mark.slow
-def test_the_script_writes_a_run(runs: list[Path], tmp_path: Path, run: Run) -> None:
+def test_the_script_writes_a_run(runs: list[Path], tmp_path: Path) -> None:
     script = ROOT / "scripts" / "soup.py"
-    done = run(sys.executable, script, *runs, "--output", tmp_path / "soup")
+    done = run_script(script, *runs, "--output", tmp_path / "soup")
     assert done.returncode == 0, done.stderr
     name = "encoder.blocks.0.attn.qkv.weight"
     parts = [load_file(folder / "model.safetensors")[name] for folder in runs]
     mixed = load_file(tmp_path / "soup" / "model.safetensors")[name]
     torch.testing.assert_close(mixed, (parts[0] + parts[1]) / 2)
     assert json.loads((tmp_path / "soup" / "summary.json").read_text())["soup"]["kind"] == "uniform"
-    again = run(sys.executable, script, *runs, "--output", tmp_path / "soup")
+    again = run_script(script, *runs, "--output", tmp_path / "soup")
     assert again.returncode == 2
     assert "is there already" in again.stderr
 
 
 @pytest.mark.slow
 def test_the_greedy_script_refuses_shards_of_other_classes(
-    runs: list[Path], demo_shards: Path, tmp_path: Path, run: Run
+    runs: list[Path], demo_shards: Path, tmp_path: Path
 ) -> None:
     script = ROOT / "scripts" / "soup.py"
     asked = ["--greedy", "--shards", demo_shards / "test", "--output", tmp_path / "soup"]
-    done = run(sys.executable, script, *runs, *asked)
+    done = run_script(script, *runs, *asked)
     assert done.returncode == 2 and "(3 and 8; 'a' only in" in done.stderr
     assert not (tmp_path / "soup").exists()
 
 
 @pytest.mark.slow
 def test_a_soup_is_of_different_runs_with_one_table_of_positions(
-    runs: list[Path], tiny_finetune: Callable[..., FinetuneRecipe], tmp_path: Path, run: Run
+    runs: list[Path], tiny_finetune: Callable[..., FinetuneRecipe], tmp_path: Path
 ) -> None:
     script, asked = ROOT / "scripts" / "soup.py", ["--output", tmp_path / "soup"]
-    done = run(sys.executable, script, runs[0], runs[0], *asked)
+    done = run_script(script, runs[0], runs[0], *asked)
     assert done.returncode == 2 and "named twice" in done.stderr
     run_folder.write_recipe(runs[1], tiny_finetune(model={"positions": "sincos_3d"}))
-    done = run(sys.executable, script, *runs, *asked)
+    done = run_script(script, *runs, *asked)
     assert done.returncode == 2 and "another model.positions" in done.stderr

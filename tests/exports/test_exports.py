@@ -6,7 +6,6 @@ import dataclasses
 import json
 import re
 import stat
-import subprocess
 import sys
 from collections.abc import Callable
 from fractions import Fraction
@@ -36,8 +35,9 @@ from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.demo_set import render
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.tasks.pretrain import build_objective
+from tests.conftest import ROOT, run_script
 
-SCRIPT = Path(__file__).parent.parent.parent / "scripts" / "export.py"
+SCRIPT = ROOT / "scripts" / "export.py"
 NEEDS = {"huggingface": ["transformers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
 LABELS = ["north", "north-east", "east", "west / left"]
 MakeSource = Callable[..., Source]
@@ -407,14 +407,13 @@ def test_weights_of_another_recipe_are_refused(make_source: MakeSource, tmp_path
 
 @pytest.mark.slow
 def test_the_script_exports_a_run_and_says_what_it_measured(
-    run: Callable[..., subprocess.CompletedProcess[str]],
     make_source: MakeSource,
     demo_shards: Path,
     tmp_path: Path,
 ) -> None:
     make_source("fine-tuned")
     where = ("--output", tmp_path / "out", "--shards", demo_shards / "test")
-    done = run(sys.executable, SCRIPT, tmp_path / "run", "--format", "timm", *where)
+    done = run_script(SCRIPT, tmp_path / "run", "--format", "timm", *where)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["max_abs_difference"]["logits"] <= 1e-4
     assert (tmp_path / "out" / "README.md").is_file()
@@ -422,12 +421,12 @@ def test_the_script_exports_a_run_and_says_what_it_measured(
 
 @pytest.mark.slow
 def test_a_run_that_is_not_finished_is_refused_in_one_paragraph(
-    run: Callable[..., subprocess.CompletedProcess[str]], make_source: MakeSource, tmp_path: Path
+    make_source: MakeSource, tmp_path: Path
 ) -> None:
     make_source()
     (tmp_path / "run" / "model.safetensors").unlink()
     where = ("--output", tmp_path / "out")
-    done = run(sys.executable, SCRIPT, tmp_path / "run", "--format", "encoder", *where)
+    done = run_script(SCRIPT, tmp_path / "run", "--format", "encoder", *where)
     assert done.returncode == 2 and done.stdout == ""
     assert "not finished" in done.stderr and done.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()

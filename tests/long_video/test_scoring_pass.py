@@ -11,8 +11,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,12 +35,12 @@ from arvideo_ds.long_video.scoring_pass import ScoringJob, ScoringReport, make_s
 from arvideo_ds.models.cubes import to_cubes
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.shards.manifest import ShardSet
+from tests import warm_start
+from tests.conftest import ROOT, command_environment, run_script
 from tests.textured_set import SHAPES, repeat_shards
 
-ROOT = Path(__file__).parent.parent.parent
 PATCH, SIZE, STRIDE = (2, 8, 8), (32, 32), 2
 MakeRecipe = Callable[..., PretrainRecipe]
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 @dataclass(frozen=True)
@@ -621,35 +619,37 @@ def test_a_tokenizer_gives_scores_and_codes_and_is_known_by_its_weights(
 
 def command(shards: Path, output: Path, *more: str) -> list[str]:
     shape = ["--stride", "2", "--size", "32", "--patch", "2", "8", "8", "--decoder", "pyav"]
-    script = [sys.executable, str(ROOT / "scripts" / "score_tokens.py"), "--scorer", "flow"]
+    script = [str(ROOT / "scripts" / "score_tokens.py"), "--scorer", "flow"]
     return [*script, "--shards", str(shards), "--output", str(output), *shape, *more]
+
+
+def start_ranks(command: list[str]) -> list[warm_start.Process]:
+    """Two processes that know their rank and need not meet."""
+    places = [{"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank} for rank in "01"]
+    return [
+        warm_start.start(command, cwd=ROOT, env=command_environment(**place)) for place in places
+    ]
 
 
 @pytest.mark.slow
 def test_the_command_on_two_ranks_and_on_one_writes_the_same_bytes(
-    textured_shards: Path, tmp_path: Path, run: Run, environment: Callable[..., dict[str, str]]
+    textured_shards: Path, tmp_path: Path
 ) -> None:
-    alone = run(*command(textured_shards, tmp_path / "one", "--workers", "0"))
+    alone = run_script(*command(textured_shards, tmp_path / "one", "--workers", "0"))
     assert alone.returncode == 0, alone.stderr
     assert "9 videos in 3 files" in alone.stdout
-    ranks = [
-        subprocess.Popen(
-            command(textured_shards, tmp_path / "two", "--workers", "1"),
-            env=environment(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)),
-        )
-        for rank in range(2)
-    ]
+    ranks = start_ranks(command(textured_shards, tmp_path / "two", "--workers", "1"))
     assert [rank.wait(300) for rank in ranks] == [0, 0]
     assert contents(tmp_path / "two") == contents(tmp_path / "one")
     listed = json.loads((tmp_path / "one" / SCORES).read_text())
     assert listed["spec"]["scorer"] == "flow"
-    refused = run(*command(textured_shards, tmp_path / "one", "--patch", "2", "16", "16"))
+    refused = run_script(*command(textured_shards, tmp_path / "one", "--patch", "2", "16", "16"))
     assert refused.returncode == 2
     assert "patch was [2, 8, 8], is [2, 16, 16]" in refused.stderr
     assert "Traceback" not in refused.stderr
 
 
-def wait_for_a_file(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
+def wait_for_a_file(ranks: list[warm_start.Process], folder: Path) -> None:
     """Until there is a file more than there was, or nobody left to write one."""
 
     def written() -> set[str]:
@@ -662,23 +662,17 @@ def wait_for_a_file(ranks: list[subprocess.Popen[bytes]], folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_pass_killed_at_random_moments_ends_in_the_same_files(
-    textured_shards: Path, tmp_path: Path, run: Run, environment: Callable[..., dict[str, str]]
+    textured_shards: Path, tmp_path: Path
 ) -> None:
     many = tmp_path / "many"
     repeat_shards(textured_shards, many, 4)
     started = time.monotonic()
-    whole = run(*command(many, tmp_path / "whole", "--workers", "1"))
+    whole = run_script(*command(many, tmp_path / "whole", "--workers", "1"))
     assert whole.returncode == 0, whole.stderr
     lasts = time.monotonic() - started
     kills, generator = 0, random.Random(0)
     for attempt in range(40):
-        ranks = [
-            subprocess.Popen(
-                command(many, tmp_path / "killed", "--workers", "1"),
-                env=environment(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank)),
-            )
-            for rank in range(2)
-        ]
+        ranks = start_ranks(command(many, tmp_path / "killed", "--workers", "1"))
         if attempt % 2 == 0:
             wait_for_a_file(ranks, tmp_path / "killed")
         time.sleep(generator.uniform(0, 0.2 if attempt % 2 == 0 else lasts))
@@ -693,6 +687,6 @@ def test_a_pass_killed_at_random_moments_ends_in_the_same_files(
         kills += 1
     # How many depends on how evenly the machine runs; the first comes after one file of twelve.
     assert kills
-    last = run(*command(many, tmp_path / "killed", "--workers", "1"))
+    last = run_script(*command(many, tmp_path / "killed", "--workers", "1"))
     assert last.returncode == 0, last.stderr
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,7 +11,7 @@ import pytest
 import torch
 
 from arvideo_ds.long_video.tokenizer import load_tokenizer
-from tests.conftest import ROOT, free_port, run_command
+from tests.conftest import ROOT, run_script
 from tests.train.conftest import metrics_of
 
 TRAIN, EVALUATE = (
@@ -27,11 +26,8 @@ def train(demo_shards: Path, tmp_path: Path) -> Callable[..., subprocess.Complet
     recipe = tmp_path / "small.yaml"
     recipe.write_text("base: tokenizer_demo\ntokenizer: {filters: 4, samples: 8}\n")
 
-    def start(
-        name: str, *arguments: str, launcher: tuple[str, ...] = (sys.executable,)
-    ) -> subprocess.CompletedProcess[str]:
-        done = run_command(
-            *launcher,
+    def start(name: str, *arguments: str, ranks: int = 1) -> subprocess.CompletedProcess[str]:
+        done = run_script(
             TRAIN,
             f"--recipe={recipe}",
             f"--output={tmp_path / name}",
@@ -41,6 +37,7 @@ def train(demo_shards: Path, tmp_path: Path) -> Callable[..., subprocess.Complet
             "data.workers=1",
             "train.log_every=1",
             *arguments,
+            ranks=ranks,
             timeout=600,
         )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -59,7 +56,7 @@ def test_psnr_rises_and_the_run_is_judged_drawn_and_loaded(
     assert len(judged) >= 3
     assert judged[-1]["validation/psnr_db"] > judged[0]["validation/psnr_db"] + 0.3
     assert 0 < judged[-1]["validation/code_usage"] <= 1
-    done = run_command(sys.executable, EVALUATE, tmp_path / "run", "--motion", "8")
+    done = run_script(EVALUATE, tmp_path / "run", "--motion", "8")
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads((tmp_path / "run" / "tokenizer.json").read_text())
     assert said["weights"] == "ema" and said["videos"] == 48
@@ -93,8 +90,7 @@ def test_two_ranks_and_recomputation_give_the_curve_of_one(
 ) -> None:
     train("one", "train.max_steps=4")
     json_file = f"--deepspeed_config={ROOT}/ds_configs/zero2_checkpointing.json"
-    port = f"--master_port={free_port()}"
-    train("two", "train.max_steps=4", json_file, launcher=("deepspeed", "--num_gpus=2", port))
+    train("two", "train.max_steps=4", json_file, ranks=2)
     one, two = ([m[LOSS] for m in metrics_of(tmp_path / name)] for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-5)
     assert one[-1] < one[0]

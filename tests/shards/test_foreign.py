@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from arvideo_ds.decoding.decoders import decode
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.foreign import index_shards, samples_of
 from arvideo_ds.shards.manifest import ShardSet
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_script
 
 SCRIPT = ROOT / "data_tools" / "index_shards.py"
 
@@ -119,11 +118,11 @@ def test_an_indexed_folder_is_read_like_our_own(tmp_path: Path, videos: list[byt
     write_tar(tmp_path / "x-1.tar", {"c.mp4": videos[2], "d.mp4": videos[3][:500], "e.mp4": b""})
     before = [path.read_bytes() for path in sorted(tmp_path.glob("*.tar"))]
     for _ in range(2):  # the second time nothing is left to do
-        done = run_command(sys.executable, SCRIPT, tmp_path)
+        done = run_script(SCRIPT, tmp_path)
         assert done.returncode == 3, done.stderr
         assert "3 videos in 2 tars" in done.stdout
         assert re.search(r"left out: 2 \(.*1 empty.*\); see .*rejects\.jsonl", done.stdout)
-    done = run_command(sys.executable, SCRIPT, tmp_path, "--max_reject_share", "0.5")
+    done = run_script(SCRIPT, tmp_path, "--max_reject_share", "0.5")
     assert done.returncode == 0, done.stderr
     assert [path.read_bytes() for path in sorted(tmp_path.glob("*.tar"))] == before
     shards = ShardSet(tmp_path)
@@ -135,7 +134,7 @@ def test_an_indexed_folder_is_read_like_our_own(tmp_path: Path, videos: list[byt
         last = decode("decord", shards.read(shard, sample), np.array([sample.num_frames - 1]))
         assert last.shape[0] == 1
     for tool in ("verify_shards.py", "inspect_shards.py"):
-        done = run_command(sys.executable, ROOT / "data_tools" / tool, tmp_path)
+        done = run_script(ROOT / "data_tools" / tool, tmp_path)
         assert (done.returncode, "needs shards of `arvideo shards`" in done.stderr) == (2, True)
     assert "--video transcode" not in (tmp_path / "rejects.jsonl").read_text()
     reasons = [json.loads(line)["reason"] for line in (tmp_path / "rejects.jsonl").open()]
@@ -144,18 +143,18 @@ def test_an_indexed_folder_is_read_like_our_own(tmp_path: Path, videos: list[byt
 
 @pytest.mark.slow
 def test_our_own_shards_are_left_alone(demo_shards: Path) -> None:
-    done = run_command(sys.executable, SCRIPT, demo_shards / "train")
+    done = run_script(SCRIPT, demo_shards / "train")
     assert done.returncode == 2
     assert "need no other index" in done.stderr
 
 
 @pytest.mark.slow
 def test_what_is_no_folder_of_tars_is_said(tmp_path: Path) -> None:
-    done = run_command(sys.executable, SCRIPT, tmp_path)
+    done = run_script(SCRIPT, tmp_path)
     assert done.returncode == 2
     assert "is no folder with .tar files" in done.stderr
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 100)
-    done = run_command(sys.executable, SCRIPT, tmp_path)
+    done = run_script(SCRIPT, tmp_path)
     assert done.returncode == 2
     assert "is no whole tar" in done.stderr
     assert "Traceback" not in done.stderr

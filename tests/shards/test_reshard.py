@@ -6,7 +6,6 @@ import hashlib
 import json
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from dataclasses import dataclass
 from fractions import Fraction
@@ -33,7 +32,7 @@ from arvideo_ds.shards.reshard import (
 from arvideo_ds.shards.staging import Staged, stage
 from arvideo_ds.shards.verify import verify
 from arvideo_ds.shards.writer import ShardJob, write_shards
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_script
 
 # They start processes again and again: not for every `make check`.
 pytestmark = pytest.mark.slow
@@ -95,7 +94,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    done = run_command(sys.executable, SCRIPT, *arguments)
+    done = run_script(SCRIPT, *arguments)
     assert "Traceback" not in done.stdout + done.stderr
     return done
 

@@ -8,9 +8,7 @@ import json
 import os
 import random
 import shutil
-import signal
 import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +20,8 @@ from arvideo_ds.decoding.video import TranscodeSettings, probe
 from arvideo_ds.shards.datasets import Entry, Listing, Source, read_listing
 from arvideo_ds.shards.manifest import MANIFEST, REJECTS, ShardSet
 from arvideo_ds.shards.writer import ShardJob, write_shards
-from tests.conftest import ROOT, command_environment, run_command
+from tests import warm_start
+from tests.conftest import ROOT, command_environment, run_command, run_script
 
 SCRIPT = ROOT / "data_tools" / "make_shards.py"
 SETTINGS = ("--short_side", "32", "--samples_per_shard", "5")
@@ -35,11 +34,22 @@ def contents(folder: Path) -> dict[str, bytes]:
 def make_shards(
     videos: Path, output: Path, *options: str, settings: tuple[str, ...] = SETTINGS
 ) -> subprocess.CompletedProcess[str]:
-    return run_command(
-        *(sys.executable, SCRIPT, "--dataset", "folder", "--videos", videos, "--output", output),
-        *settings,
-        *options,
-    )
+    return run_script(*arguments(videos, output, settings), *options)
+
+
+def arguments(videos: Path, output: Path, settings: tuple[str, ...]) -> list[str | Path]:
+    return [SCRIPT, "--dataset", "folder", "--videos", videos, "--output", output, *settings]
+
+
+def start(videos: Path, output: Path, settings: tuple[str, ...]) -> warm_start.Process:
+    with Path(os.devnull).open("w") as nothing:
+        return warm_start.start(
+            arguments(videos, output, settings),
+            cwd=ROOT,
+            env=command_environment(),
+            stdout=nothing.fileno(),
+            stderr=nothing.fileno(),
+        )
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +69,7 @@ def videos(demo_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_help_says_every_default_and_where_the_data_sets_are_described() -> None:
-    said = " ".join(run_command(sys.executable, SCRIPT, "--help").stdout.split())
+    said = " ".join(run_script(SCRIPT, "--help").stdout.split())
     assert "docs/datasets.md" in said
     for default in ("transcode", 256, 8, 23, 500, 0, 120, 0.05, 3.0):
         assert f"default {default}" in said
@@ -190,22 +200,13 @@ def test_a_run_killed_in_the_middle_goes_on_to_the_same_bytes(
     settings = ("--short_side", "32", "--samples_per_shard", "2", "--workers", "1")
     assert make_shards(videos, tmp_path / "whole", settings=settings).returncode == 0
     killed = tmp_path / "killed"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, str(SCRIPT), "--dataset", "folder"),
-            *("--videos", str(videos), "--output", str(killed), *settings),
-        ],
-        env=command_environment(),
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
+    process = start(videos, killed, settings)
     try:
         limit = time.monotonic() + 60
         while len(list(killed.glob("*.index.json"))) < 3 and time.monotonic() < limit:
             time.sleep(0.001)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill_session()
     complete = {path.name for path in killed.glob("*.index.json")}
     assert len(complete) >= 3
     assert not (killed / MANIFEST).exists()
@@ -230,24 +231,13 @@ def test_ten_kills_at_random_moments_leave_the_bytes_of_an_uninterrupted_run(
     killed = tmp_path / "killed"
     moments = random.Random(0)
     for _ in range(10):
-        process = subprocess.Popen(
-            [
-                *(sys.executable, str(SCRIPT), "--dataset", "folder"),
-                *("--videos", str(videos), "--output", str(killed), *settings),
-            ],
-            env=command_environment(),
-            stderr=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        process = start(videos, killed, settings)
         try:
             process.wait(moments.uniform(0, 1.1 * whole_s))
         except subprocess.TimeoutExpired:
             pass
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-                process.wait()
+            process.kill_session()
     assert make_shards(videos, killed, settings=settings).returncode == 0
     assert contents(killed) == contents(tmp_path / "whole")
 

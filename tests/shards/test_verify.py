@@ -7,7 +7,6 @@ import io
 import json
 import shutil
 import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +23,7 @@ from arvideo_ds.shards.members import read_facts
 from arvideo_ds.shards.reshard import merged, open_pool, write_part
 from arvideo_ds.shards.verify import Problem, Verification, check_shard, verify
 from arvideo_ds.shards.writer import write_manifest, write_shard
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_script
 
 # They start processes again and again: not for every `make check`.
 pytestmark = pytest.mark.slow
@@ -63,7 +62,7 @@ def shard_problems(folder: Path) -> list[Problem]:
 
 
 def command(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    done = run_command(sys.executable, SCRIPT, folder, *options)
+    done = run_script(SCRIPT, folder, *options)
     assert "Traceback" not in done.stdout + done.stderr
     return done
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests import warm_start
-from tests.conftest import ROOT, free_port, run_command
+from tests.conftest import ROOT, free_port
 
 PRETRAIN = ROOT / "scripts" / "pretrain.py"
 FAULTY = Path(__file__).parent / "faulty_pretrain.py"
@@ -111,22 +111,16 @@ def metrics_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def stop(process: subprocess.Popen[str]) -> None:
+def stop(process: subprocess.Popen[str] | warm_start.Process) -> None:
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
 
 
-def ranks_of(process: subprocess.Popen[str]) -> list[int]:
-    """Process ids of the ranks below a launcher."""
-    found = run_command("ps", "-eo", "pid,ppid,args").stdout.splitlines()[1:]
-    rows = [
-        (int(pid), int(parent), args) for pid, parent, args in (x.split(None, 2) for x in found)
-    ]
-    family = {process.pid}
-    for _ in range(4):
-        family |= {pid for pid, parent, _ in rows if parent in family}
-    return [pid for pid, _, args in rows if pid in family and "--local_rank=" in args]
+def processes_of(folder: Path) -> list[int]:
+    """Process ids of a run's ranks, by what they write themselves."""
+    beats = (folder / "heartbeats").glob("rank-*.json")
+    return [json.loads(path.read_text())["pid"] for path in beats]
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from arvideo_ds.evaluation.detection import Judge
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.tasks.detect import Detect
 from tests.ava_set import AvaSet, make_ava
-from tests.conftest import ROOT, free_port, run_command
+from tests.conftest import ROOT, run_script
 from tests.train.conftest import metrics_of
 
 DETECT, EVALUATE = ROOT / "scripts" / "detect.py", ROOT / "scripts" / "evaluate_detection.py"
@@ -67,10 +66,10 @@ def test_it_learns_and_frame_map_rises(tmp_path: Path) -> None:
         found = judge.find(untrained, num_workers=0, device=torch.device("cpu"))
     before = judge.report(found).mean
     start = (DETECT, f"--recipe={path}", f"--output={tmp_path / 'run'}")
-    done = run_command(sys.executable, *start, timeout=900)
+    done = run_script(*start, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     assert "validation mAP" in done.stdout
-    done = run_command(sys.executable, EVALUATE, tmp_path / "run", "--csv", tmp_path / "found.csv")
+    done = run_script(EVALUATE, tmp_path / "run", "--csv", tmp_path / "found.csv")
     assert done.returncode == 0, done.stdout + done.stderr
     said = json.loads((tmp_path / "run" / "detection.json").read_text())
     assert before < 0.8  # half of the squares have each action
@@ -88,11 +87,8 @@ def test_two_ranks_train_and_judge_as_one(tmp_path: Path, ava: AvaSet) -> None:
     path = write_recipe(tmp_path, ava, ava, max_steps=5, log_every=1)
     start = [str(DETECT), f"--recipe={path}", f"--deepspeed_config={ROOT}/ds_configs/zero2.json"]
     curves = []
-    for name, launcher in (
-        ("one", [sys.executable]),
-        ("two", ["deepspeed", "--num_gpus=2", f"--master_port={free_port()}"]),
-    ):
-        done = run_command(*launcher, *start, f"--output={tmp_path / name}", cwd=tmp_path)
+    for ranks, name in enumerate(("one", "two"), 1):
+        done = run_script(*start, f"--output={tmp_path / name}", cwd=tmp_path, ranks=ranks)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
         curves.append(metrics_of(tmp_path / name))
     one, two = curves

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +15,10 @@ from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.demo_set import make_split
 from arvideo_ds.shards.manifest import ShardSet
-from tests.conftest import ROOT
+from tests.conftest import run_script
 
 VIDEOS = 20
-Run = Callable[..., subprocess.CompletedProcess[str]]
+EVALUATE = "scripts/evaluate.py"
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +50,11 @@ def results(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
 
 
 @pytest.mark.dist
-def test_any_number_of_ranks_gives_the_same_scores(finetuned: Path, run: Run) -> None:
+def test_any_number_of_ranks_gives_the_same_scores(finetuned: Path) -> None:
     found = {}
     for ranks in (1, 2, 3):
-        launch = ("torchrun", "--standalone", f"--nproc_per_node={ranks}")
-        script = ROOT / "scripts" / "evaluate.py"
         # One core whatever the number of ranks: sums depend on the number of threads.
-        done = run("taskset", "-c", "0", *launch, script, finetuned, "--views=2x3")
+        done = run_script(EVALUATE, finetuned, "--views=2x3", ranks=ranks, cores=1)
         assert done.returncode == 0, done.stderr[-3000:]
         found[ranks] = results(finetuned)
         assert "20 videos, 1 unreadable" in done.stdout
@@ -81,18 +77,16 @@ def test_any_number_of_ranks_gives_the_same_scores(finetuned: Path, run: Run) ->
         (["--shards=nowhere"], "nowhere"),
     ],
 )
-def test_wrong_input_is_one_paragraph(
-    options: list[str], words: str, finetuned: Path, run: Run
-) -> None:
-    done = run("python", ROOT / "scripts" / "evaluate.py", finetuned, *options)
+def test_wrong_input_is_one_paragraph(options: list[str], words: str, finetuned: Path) -> None:
+    done = run_script(EVALUATE, finetuned, *options)
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow
-def test_a_pretraining_run_is_refused(tmp_path: Path, run: Run) -> None:
+def test_a_pretraining_run_is_refused(tmp_path: Path) -> None:
     run_folder.write_recipe(tmp_path, load_recipe("demo"))
-    done = run("python", ROOT / "scripts" / "evaluate.py", tmp_path)
+    done = run_script(EVALUATE, tmp_path)
     assert done.returncode == 2
     assert "is a pretraining run" in done.stderr

@@ -15,7 +15,7 @@ import pytest
 
 from arvideo_ds.runs import run_folder
 from arvideo_ds.train.guard import REFUSED
-from tests.train.conftest import Runs, ranks_of, stop
+from tests.train.conftest import Runs, processes_of, stop
 
 pytestmark = pytest.mark.dist
 
@@ -34,9 +34,8 @@ def keys_of(shards: Path) -> set[str]:
 
 @pytest.mark.parametrize("kind", ["nan_loss", "infinite_gradient"])
 def test_a_step_that_is_not_finite_is_not_applied_counted_and_dumped(runs: Runs, kind: str) -> None:
-    launcher = runs.deepspeed(2)
     options = ("train.max_steps=8", "train.log_every=4", "train.micro_batch=4")
-    output = runs.run(kind, *options, launcher=launcher, fault=f"{kind}:3:3:1")
+    output = runs.run(kind, *options, ranks=2, fault=f"{kind}:3:3:1")
     metrics = runs.metrics(kind)
     assert [line["guard/refused_total"] for line in metrics] == [1, 1]
     assert all(line["loss/pretrain"] < 10 for line in metrics)
@@ -57,7 +56,7 @@ def test_too_many_in_a_row_stop_the_run_on_every_rank(runs: Runs) -> None:
         "train.max_steps=30",
         "train.save_every=2",
         "train.max_refused_steps=4",
-        launcher=runs.deepspeed(2),
+        ranks=2,
         fault="nan_loss:5:99:0",
         code=2,
     )
@@ -102,14 +101,14 @@ def test_a_rank_that_hangs_is_named_and_every_stack_written(runs: Runs) -> None:
         "hang",
         "train.max_steps=30",
         "train.stall_s=8",
-        launcher=runs.deepspeed(2),
+        ranks=2,
         fault="hang:3:3:1",
     )
     try:
         output = "".join(lines_until(process, "stacks of every rank"))
     finally:
         # The one that hangs hears no other signal.
-        for rank in ranks_of(process):
+        for rank in processes_of(runs.folder / "hang"):
             os.kill(rank, signal.SIGKILL)
         stop(process)
     late = re.search(r"late: rank (\d).*in (\w+) of step (\d+)", output)

@@ -20,7 +20,8 @@ from arvideo_ds.engine.export import export_weights
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.encoder import build_encoder
 from arvideo_ds.train.settle import Options, Settings, settle
-from tests.conftest import ROOT
+from tests import warm_start
+from tests.conftest import ROOT, command_environment, run_script
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 SCRIPT = ROOT / "scripts" / "finetune.py"
@@ -28,7 +29,6 @@ SCRIPT = ROOT / "scripts" / "finetune.py"
 
 def command(shards: Path, output: Path, *overrides: str) -> list[str]:
     return [
-        sys.executable,
         str(SCRIPT),
         "--recipe=finetune_demo",
         f"--output={output}",
@@ -58,24 +58,20 @@ DRAWS = (
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_weights_average_and_best(
-    demo_shards: Path, tmp_path: Path, run: Run, environment: Callable[..., dict[str, str]]
+    demo_shards: Path, tmp_path: Path
 ) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    done = run(*command(demo_shards, whole, *DRAWS))
+    done = run_script(*command(demo_shards, whole, *DRAWS))
     assert done.returncode == 0, done.stderr[-3000:]
-    process = subprocess.Popen(
-        command(demo_shards, cut, *DRAWS),
-        env=environment(),
-        stdout=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
+    process = warm_start.start(
+        command(demo_shards, cut, *DRAWS), cwd=ROOT, env=command_environment()
     )
     assert process.stdout is not None
     for line in process.stdout:
         if line.startswith("step 5/"):
             os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    again = run(*command(demo_shards, cut, *DRAWS))
+    again = run_script(*command(demo_shards, cut, *DRAWS))
     assert again.returncode == 0, again.stderr[-3000:]
     assert "going on after step" in again.stdout
     for name in ("model", "ema", "best"):
@@ -92,11 +88,11 @@ def test_a_killed_run_goes_on_to_the_same_weights_average_and_best(
 
 @pytest.mark.slow
 def test_the_best_weights_are_those_of_the_best_validation(
-    demo_shards: Path, tmp_path: Path, run: Run
+    demo_shards: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     options = ("train.epochs=3", "evaluation.every_epochs=1", "train.keep_checkpoints=9")
-    done = run(*command(demo_shards, folder, *options))
+    done = run_script(*command(demo_shards, folder, *options))
     assert done.returncode == 0, done.stderr[-3000:]
     metrics = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     judged = {m["step"]: m["validation/top1"] for m in metrics if "validation/top1" in m}
@@ -125,11 +121,11 @@ def encoder_file(folder: Path, *overrides: str) -> Path:
 
 @pytest.mark.slow
 def test_it_begins_with_the_given_encoder_and_only_at_the_start(
-    demo_shards: Path, tmp_path: Path, run: Run
+    demo_shards: Path, tmp_path: Path
 ) -> None:
     path, folder = encoder_file(tmp_path), tmp_path / "run"
     options = ("train.max_steps=2", "optim.base_lr=1e-30", f"--init-from={path}")
-    done = run(*command(demo_shards, folder, *options))
+    done = run_script(*command(demo_shards, folder, *options))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "50 of 50 tensors" in done.stdout
     given, trained = load_file(path), load_file(folder / "model.safetensors")
@@ -138,7 +134,7 @@ def test_it_begins_with_the_given_encoder_and_only_at_the_start(
             torch.testing.assert_close(trained[key], given[key], rtol=0, atol=1e-4)
     # The finished run needs the file no more.
     path.unlink()
-    assert "nothing left to do" in run(*command(demo_shards, folder, *options)).stdout
+    assert "nothing left to do" in run_script(*command(demo_shards, folder, *options)).stdout
 
 
 @pytest.mark.parametrize(
@@ -185,10 +181,8 @@ def test_shards_without_labels_or_with_others_are_refused(
 
 
 @pytest.mark.slow
-def test_weights_that_are_not_there_are_one_paragraph(
-    demo_shards: Path, tmp_path: Path, run: Run
-) -> None:
-    done = run(*command(demo_shards, tmp_path / "run", "--init-from=nowhere"))
+def test_weights_that_are_not_there_are_one_paragraph(demo_shards: Path, tmp_path: Path) -> None:
+    done = run_script(*command(demo_shards, tmp_path / "run", "--init-from=nowhere"))
     assert done.returncode == 2, done.stdout[-2000:]
     assert "there is no nowhere" in done.stderr
     assert "Traceback" not in done.stderr

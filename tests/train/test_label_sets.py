@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_script
 from tests.epic_set import NOUNS, VERBS
 from tests.train.conftest import metrics_of
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def options(shards: Path) -> list[str]:
@@ -43,11 +38,11 @@ def options(shards: Path) -> list[str]:
 
 @pytest.mark.slow
 def test_a_run_of_two_heads_is_trained_tested_and_predicts_actions(
-    epic_shards: Path, tmp_path: Path, run: Run
+    epic_shards: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "run"
     script = ROOT / "scripts"
-    done = run(sys.executable, script / "finetune.py", *options(epic_shards), f"--output={folder}")
+    done = run_script(script / "finetune.py", *options(epic_shards), f"--output={folder}")
     assert done.returncode == 0, done.stderr[-3000:]
     names = {"verb": list(VERBS), "noun": list(NOUNS)}
     assert json.loads((folder / "labels.json").read_text()) == names
@@ -56,7 +51,7 @@ def test_a_run_of_two_heads_is_trained_tested_and_predicts_actions(
     for name in names:
         assert judged["validation/top1"] <= judged[f"validation/top1_{name}"] <= 100
     assert "validation top-1" in done.stdout
-    tested = run(sys.executable, script / "evaluate.py", folder, "--weights=last")
+    tested = run_script(script / "evaluate.py", folder, "--weights=last")
     assert tested.returncode == 0, tested.stderr[-3000:]
     assert "8 videos, 0 unreadable" in tested.stdout
     assert "verb top-1" in tested.stdout and "noun top-1" in tested.stdout
@@ -69,7 +64,7 @@ def test_a_run_of_two_heads_is_trained_tested_and_predicts_actions(
         torch.testing.assert_close(sums, torch.ones(8))
         assert path.with_name(f"{path.stem}-{name}.png").stat().st_size > 1000
     film = epic_shards / "test-films" / "test_00.MP4"
-    said = run(sys.executable, script / "predict.py", film, "--model", folder, "--top=2")
+    said = run_script(script / "predict.py", film, "--model", folder, "--top=2")
     assert said.returncode == 0, said.stderr[-3000:]
     actions = {f"{verb} {noun}" for verb in VERBS for noun in NOUNS}
     assert all(part.rsplit(" ", 1)[0] in actions for part in said.stdout.strip().split("   ")[1:])

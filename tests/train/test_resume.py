@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -19,7 +20,7 @@ import pytest
 
 from arvideo_ds.engine.checkpoints import newest_checkpoint
 from tests.conftest import run_command
-from tests.train.conftest import Runs, ranks_of, stop
+from tests.train.conftest import Runs, processes_of, stop
 
 pytestmark = pytest.mark.dist
 # make test does a few; the figure of twenty is ARVIDEO_KILLS=20.
@@ -77,9 +78,9 @@ class Watcher(threading.Thread):
 
 
 def kill_somewhere(runs: Runs, name: str, how: str, after: float, *options: str) -> None:
-    """Start a run and kill it: `one` rank, `all` ranks and the launcher, or while `saving`."""
+    """Start a run and kill it: `one` rank, `all` and what started them, or while `saving`."""
     fault = {"saving": f"kill_while_saving:{10 * int(after)}:0:0"}.get(how, "none:0:0:0")
-    process = runs.start(name, *options, launcher=runs.deepspeed(2), fault=fault)
+    process = runs.start(name, *options, ranks=2, fault=fault)
     try:
         assert process.stdout is not None
         for line in process.stdout:
@@ -90,8 +91,9 @@ def kill_somewhere(runs: Runs, name: str, how: str, after: float, *options: str)
             process.wait(timeout=120)
             return
         time.sleep(after)
-        if how == "one" and (found := ranks_of(process)):
-            os.kill(random.choice(found), signal.SIGKILL)
+        if how == "one" and process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(random.choice(processes_of(runs.folder / name)), signal.SIGKILL)
             process.wait(timeout=120)
     finally:
         stop(process)
@@ -103,7 +105,7 @@ LONG = ("train.max_steps=60", "train.save_every=5")
 @pytest.fixture(scope="module")
 def unkilled(runs: Runs) -> Path:
     """The folder of a run of LONG on two ranks that was left alone."""
-    runs.run("unkilled", *LONG, launcher=runs.deepspeed(2))
+    runs.run("unkilled", *LONG, ranks=2)
     return runs.folder / "unkilled"
 
 
@@ -116,14 +118,14 @@ def test_a_flipped_bit_in_a_checkpoint_costs_its_steps_and_nothing_else(
     runs: Runs, unkilled: Path
 ) -> None:
     fault, folder = "interrupt:11:11:0", runs.folder / "flipped"
-    runs.run("flipped", *LONG, launcher=runs.deepspeed(2), fault=fault, code=75)
+    runs.run("flipped", *LONG, ranks=2, fault=fault, code=75)
     newest = newest_checkpoint(folder / "checkpoints")
     assert newest is not None
     path = newest.path / "rank-00001.safetensors"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 0x40  # of a float's exponent, or near it
     path.write_bytes(content)
-    output = runs.run("flipped", *LONG, launcher=runs.deepspeed(2))
+    output = runs.run("flipped", *LONG, ranks=2)
     assert f"{newest.path.name} is damaged (rank-00001.safetensors" in output
     assert "going on after step 10" in output
     assert same_weights(folder, unkilled)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import signal
 import subprocess
@@ -11,14 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 from arvideo_ds.engine.checkpoints import newest_checkpoint
 from arvideo_ds.errors import EXIT_INTERRUPTED
 from tests.conftest import free_port
-from tests.train.conftest import Runs, stop
+from tests.train.conftest import Runs, processes_of, stop
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 LAUNCHERS: dict[str, tuple[str, ...]] = {
@@ -27,12 +25,6 @@ LAUNCHERS: dict[str, tuple[str, ...]] = {
     "torchrun": ("torchrun", "--nproc_per_node=2"),
 }
 LATER = (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-
-
-def processes_of(folder: Path) -> list[int]:
-    """Of the ranks, by what they write themselves."""
-    beats = (folder / "heartbeats").glob("rank-*.json")
-    return [json.loads(path.read_text())["pid"] for path in beats]
 
 
 def wait_until(what: Callable[[], bool], process: subprocess.Popen[str]) -> None:

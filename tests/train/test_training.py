@@ -132,12 +132,10 @@ def interrupt_after(process: subprocess.Popen[str], text: str) -> str:
 def test_an_interrupted_run_goes_on_to_the_curve_of_an_uninterrupted_one(
     runs: Runs, ranks: int
 ) -> None:
-    def launcher() -> tuple[str, ...]:
-        return runs.deepspeed(2) if ranks == 2 else ()
-
+    launcher = runs.deepspeed(2) if ranks == 2 else ()
     whole, cut = f"whole{ranks}", f"cut{ranks}"
-    runs.run(whole, "train.max_steps=40", launcher=launcher())
-    process = runs.start(cut, "train.max_steps=40", launcher=launcher())
+    runs.run(whole, "train.max_steps=40", ranks=ranks)
+    process = runs.start(cut, "train.max_steps=40", launcher=launcher)
     try:
         output = interrupt_after(process, "step 8/")
     finally:
@@ -147,7 +145,7 @@ def test_an_interrupted_run_goes_on_to_the_curve_of_an_uninterrupted_one(
     assert process.returncode == INTERRUPTED if ranks == 1 else process.returncode != 0
     stopped_at = len(runs.losses(cut))
     assert 8 <= stopped_at < 40
-    output = runs.run(cut, "train.max_steps=40", launcher=launcher())
+    output = runs.run(cut, "train.max_steps=40", ranks=ranks)
     assert f"going on after step {stopped_at}" in output
     assert runs.losses(cut) == runs.losses(whole)
     both = [(runs.folder / name / "model.safetensors").read_bytes() for name in (whole, cut)]
