@@ -21,9 +21,9 @@ from arvideo_ds.evaluation.pretrained import load_trained_encoder
 from arvideo_ds.long_video.importance import Float32Conv3d
 from arvideo_ds.long_video.scorers import Piece, make_scorer
 from arvideo_ds.long_video.tokenizer import Tokenizer, load_tokenizer
-from arvideo_ds.models.encoder import count_parameters
 from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.tasks.transfer import settle_transfer
+from tests.conftest import count_parameters
 
 Make = Callable[..., TokenizerRecipe]
 
@@ -269,12 +269,11 @@ def test_a_tokenizer_has_powers_of_two_for_its_patch_and_no_size() -> None:
 def test_a_tokenizer_is_no_encoder_to_begin_with(make: Make, tmp_path: Path) -> None:
     run = tmp_path / "run"
     saved(run, make(), "model.safetensors")
+    recipe = load_recipe("finetune_demo", [f"finetune.init_from={run}"], FinetuneRecipe)
     with pytest.raises(UserError, match="is a run of the tokenizer"):
-        settle_transfer(
-            load_recipe("finetune_demo", [f"finetune.init_from={run}"], FinetuneRecipe), tmp_path
-        )
-    with pytest.raises(UserError, match="no encoder to fine-tune"):
-        load_trained_encoder(make(), run)
+        settle_transfer(recipe, tmp_path)
+    with pytest.raises(UserError, match="only the encoder transfers"):
+        load_trained_encoder(recipe, run)
 
 
 def saved(folder: Path, recipe: TokenizerRecipe, *names: str) -> list[Tokenizer]:
