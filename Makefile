@@ -11,7 +11,7 @@ ifeq ($(shell uname),Darwin)
 export DS_ACCELERATOR ?= cpu
 endif
 
-.PHONY: help setup demo check test clean
+.PHONY: help setup demo check rules fast test clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -31,16 +31,26 @@ demo: setup  ## pretrain on videos made on the spot, probe, draw: runs/demo/repo
 	python scripts/probe.py runs/demo
 	python scripts/report.py runs/demo
 
+# Processes of the tests share the cores: each computes on one, and waits without spinning.
+check test: export OMP_NUM_THREADS := 1
+check test: export OMP_WAIT_POLICY := PASSIVE
+# Some containers set it, and then every process of the tests compiles the package anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 check: setup  ## style, types, import rules and the fast tests (minutes)
 	ruff format --check .
 	ruff check .
+	@$(MAKE) --no-print-directory --jobs 2 rules fast
+
+rules:
 	mypy
 	lint-imports
-	pytest -q -n auto -m "not slow and not dist and not gpu and not slurm"
+
+fast:
+	pytest -q -n auto --dist worksteal -m "not slow and not dist and not gpu and not slurm"
 
 test: check  ## check, then every other test that this machine can run
-	OMP_NUM_THREADS=1 pytest -q -n 2 --dist loadfile --durations=25 \
-		-m "slow or dist or gpu or slurm"
+	pytest -q -n 2 --dist loadfile --durations=25 -m "slow or dist or gpu or slurm"
 
 clean:  ## remove the environment, the demo's data and the runs
 	rm -rf $(VENV) data/demo runs *.egg-info .mypy_cache .ruff_cache .pytest_cache

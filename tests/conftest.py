@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from hypothesis import settings
 
 from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
-from arvideo_ds.shards.demo_set import make_split
+from arvideo_ds.shards.demo_set import DEMO
+from arvideo_ds.shards.synthetic import ensure_shards
 from arvideo_ds.train.signals import SIGNALS
 from tests import warm_start
 from tests.ava_set import AvaSet, make_ava
@@ -58,11 +60,12 @@ def real_videos() -> Path:
 
 @pytest.fixture(scope="session")
 def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Shards of 48 demo videos (real H.264 files), train and test, in a folder of the session."""
-    folder = tmp_path_factory.mktemp("demo")
-    for split in ("train", "test"):
-        make_split(folder, split, 48)
-    return folder
+    """Shards of 48 demo videos (real H.264 files), train and test; made once for all workers."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    ensure_shards(replace(DEMO, splits={"train": 48, "test": 48}), folder / "demo")
+    return folder / "demo"
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
@@ -17,7 +16,6 @@ from arvideo_ds.shards.synthetic import (
     Drift,
     SyntheticSet,
     background,
-    make_shards,
 )
 
 DIRECTIONS = (
@@ -25,11 +23,6 @@ DIRECTIONS = (
 )  # fmt: skip
 SIDE, FRAMES = 40, 12
 _DRIFT = Drift(speeds=(1.5, 2.4), radii=(5.0, 8.0), aside=5.0)
-
-
-def make_split(folder: Path, split: str, count: int) -> None:
-    """`count` videos in folder/videos/<split>/<direction>/, their shards in folder/<split>/."""
-    make_shards(DEMO, folder, split, count)
 
 
 def scene(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 from arvideo_ds.config import FinetuneRecipe, load_recipe
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.runs import run_folder
-from arvideo_ds.shards.demo_set import make_split
+from arvideo_ds.shards.demo_set import DEMO
 from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.synthetic import make_shards
 from tests.conftest import run_script
 
 VIDEOS = 20
@@ -25,7 +26,7 @@ EVALUATE = "scripts/evaluate.py"
 def finetuned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of random weights, and 20 videos of which one was altered."""
     folder = tmp_path_factory.mktemp("run")
-    make_split(folder, "test", VIDEOS)
+    make_shards(DEMO, folder, "test", VIDEOS)
     shards = ShardSet(folder / "test")
     sample = shards.index(0).samples[3]
     path = folder / "test" / shards.manifest.shards[0].name
