@@ -111,5 +111,5 @@ def test_a_missing_library_is_reported_before_any_work(
     monkeypatch.setattr(sys, "argv", ["extract_features.py", *options])
     script = runpy.run_path(str(ROOT / "scripts" / "extract_features.py"))
     assert script["main"]() == 2
-    assert "--format parquet needs pyarrow" in capsys.readouterr().err
+    assert "arvideo_ds[parquet]" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
