@@ -50,7 +50,8 @@ fast:
 	pytest -q -n auto --dist worksteal -m "not slow and not dist and not gpu and not slurm"
 
 test: check  ## check, then every other test that this machine can run
-	pytest -q -n 2 --dist loadfile --durations=25 -m "slow or dist or gpu or slurm"
+	pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 \
+		-m "slow or dist or gpu or slurm"
 
 clean:  ## remove the environment, the demo's data and the runs
 	rm -rf $(VENV) data/demo runs *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -32,6 +32,31 @@ ROOT = Path(__file__).parent.parent
 REAL_VIDEOS = ROOT.parent / "shared" / "data"
 
 
+# Files of minutes, longest first. `make test` starts files in this order: one that is started late
+# would end long after the others, alone on its worker.
+LONGEST = [
+    "train/test_training.py",
+    "engine/test_model_states.py",
+    "slurm/test_jobs.py",
+    "long_video/test_scoring_pass.py",
+    "train/test_resume.py",
+    "data/test_real_files.py",
+    "train/test_detection.py",
+    "train/test_faults.py",
+    "train/test_signalled_runs.py",
+    "ablation/test_command.py",
+    "long_video/test_tokenizer_run.py",
+    "engine/test_matrix.py",
+    "engine/test_sequence.py",
+    "models/test_videomae.py",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 # The same examples in every run: what one sees, all can repeat. To look for others:
 # pytest --hypothesis-profile=default. No deadline: a shared machine may pause in any of them.
 settings.register_profile("repeatable", derandomize=True, deadline=None)

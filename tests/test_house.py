@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parent.parent
 SOURCES = [
@@ -79,3 +81,7 @@ def test_every_module_says_what_it_is_and_every_room_what_it_must_not_know(path:
 def test_every_folder_of_modules_is_a_package() -> None:
     folders = {path.parent for path in (ROOT / "arvideo_ds").rglob("*.py")}
     assert not [folder for folder in folders if not (folder / "__init__.py").is_file()]
+
+
+def test_the_files_of_tests_that_start_first_are_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from arvideo_ds.arguments import deepspeed_configs
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from tests.conftest import run_script
 
 
 def zero(stage: int) -> dict[str, Any]:
@@ -44,10 +40,10 @@ CASES = {
 
 
 @pytest.mark.slow
-def test_the_peak_of_a_step_is_what_the_adviser_predicts(run: Run, tmp_path: Path) -> None:
+def test_the_peak_of_a_step_is_what_the_adviser_predicts(tmp_path: Path) -> None:
     path = tmp_path / "cases.json"
     path.write_text(json.dumps(list(CASES.values())))
-    done = run(sys.executable, Path(__file__).with_name("measure_peak.py"), path)
+    done = run_script(Path(__file__).with_name("measure_peak.py"), path)
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = [text for text in done.stdout.splitlines() if text.startswith("ratios ")]
     ratios = dict(zip(CASES, json.loads(line.removeprefix("ratios ")), strict=True))

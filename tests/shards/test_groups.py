@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from fractions import Fraction
@@ -18,7 +17,7 @@ from arvideo_ds.shards.ingest import Sample
 from arvideo_ds.shards.manifest import ShardIndex, ShardSet
 from arvideo_ds.shards.reshard import Pool, equal_videos, open_pool, split
 from arvideo_ds.shards.writer import write_manifest, write_shard
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_script
 
 ACTIONS, ACTORS = ("bend", "jump", "run", "walk"), tuple("abcdefghi")
 
@@ -162,9 +161,9 @@ def test_the_command_says_groups_and_equal_videos_on_both_sides(tmp_path: Path) 
             for n in range(3)
         ),
     )
-    command = (sys.executable, ROOT / "data_tools" / "reshard.py", shards, "--output")
+    command = (ROOT / "data_tools" / "reshard.py", shards, "--output")
     options = ("--split_share", "0.5", "a", "b", "--group_by")
-    done = run_command(*command, tmp_path / "out", *options, r"^(\d)/")
+    done = run_script(*command, tmp_path / "out", *options, r"^(\d)/")
     assert done.returncode == 0, done.stderr
     assert "a: 6 videos" in done.stdout
     assert "in 2 groups" in done.stdout
@@ -173,10 +172,10 @@ def test_the_command_says_groups_and_equal_videos_on_both_sides(tmp_path: Path) 
         r"0.5 as a, the rest as b, by group ^(\d)/"
     )
     # Equal videos as groups: then none is on both sides.
-    done = run_command(*command, tmp_path / "equal", *options, "sha256")
+    done = run_script(*command, tmp_path / "equal", *options, "sha256")
     assert done.returncode == 0, done.stderr
     assert "both in a and in b" not in done.stdout
-    done = run_command(*command, tmp_path / "none", "--max_samples", "3", "--group_by", "sha256")
+    done = run_script(*command, tmp_path / "none", "--max_samples", "3", "--group_by", "sha256")
     assert done.returncode == 2
     assert "--split_share" in done.stderr
 

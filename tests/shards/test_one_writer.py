@@ -20,7 +20,7 @@ from arvideo_ds.shards.foreign import index_shards
 from arvideo_ds.shards.reshard import merged, open_pool, write_part
 from arvideo_ds.shards.staging import stage
 from arvideo_ds.shards.writer import ShardJob, write_shards
-from tests.conftest import ROOT, run_command
+from tests.conftest import ROOT, run_script
 
 
 def job(output: Path) -> ShardJob:
@@ -134,7 +134,7 @@ def test_an_output_that_cannot_be_made_is_one_paragraph_and_exit_code_2(
         "inspect_shards": ("inspect_shards.py", demo_shards / "test"),
     }
     name, *arguments = options[script]
-    done = run_command(sys.executable, ROOT / "data_tools" / name, *arguments, "--output", blocked)
+    done = run_script(ROOT / "data_tools" / name, *arguments, "--output", blocked)
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     (line,) = (line for line in done.stderr.splitlines() if line.startswith("error: "))
