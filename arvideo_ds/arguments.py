@@ -44,7 +44,7 @@ class CommandParser(argparse.ArgumentParser):
         args = list(sys.argv[1:] if args is None else args)
         end = args.index("--") if "--" in args else len(args)
         spelled = [*map(self._as_added, args[:end]), *args[end:]]
-        _export_plugins(spelled)
+        export_plugins(spelled)
         return spelled
 
     def _as_added(self, argument: str) -> str:
@@ -65,8 +65,8 @@ def _unified(option: str) -> str:
     return option[:2] + option[2:].replace("-", "_")
 
 
-def _export_plugins(args: Sequence[str]) -> None:
-    """Before the other arguments are read: their choices may come from plugins."""
+def export_plugins(args: Sequence[str]) -> None:
+    """Before other arguments are read, or added: choices and options may come from plugins."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--plugin", action="append", default=[])
     plugins = [item for item in os.environ.get(PLUGINS, "").split(os.pathsep) if item]

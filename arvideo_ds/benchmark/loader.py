@@ -9,7 +9,9 @@ from __future__ import annotations
 import itertools
 import os
 import platform
+import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +32,7 @@ from arvideo_ds.decoding.decoders import decode
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import cpu_name, peak_resident_bytes, proportional_bytes
 from arvideo_ds.shards.manifest import ShardSet
-from arvideo_ds.shards.video_files import find_videos
+from arvideo_ds.shards.video_files import count_videos, find_videos
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WARM_UP_BATCHES = 2
@@ -106,7 +108,9 @@ class PeerClips(Dataset[Tensor]):
     """One float clip C F h w per raw file, as VideoMAE's pretraining data set loads it."""
 
     def __init__(self, videos: Path, recipe: PretrainRecipe) -> None:
-        self.paths = list(find_videos(videos))
+        passed_over = Counter[str]()
+        self.paths = list(find_videos(videos, passed_over))
+        print(count_videos(str(videos), len(self.paths), passed_over), file=sys.stderr, flush=True)
         if not self.paths:
             raise UserError(f"--compare {videos} has no videos.")
         self.data = recipe.data

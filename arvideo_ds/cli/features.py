@@ -24,6 +24,7 @@ from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.host import available_cores
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.inputs import list_videos
+from arvideo_ds.shards.video_files import count_videos
 
 if TYPE_CHECKING:
     from arvideo_ds.evaluation.extraction import ExtractionReport
@@ -80,7 +81,7 @@ def main() -> int:
     recipe = run_folder.read_recipe(args.model, EncoderRecipe)
     weights = run_folder.WEIGHTS[run_folder.choose_weights(args.model, args.weights)]
     listing = list_videos(args.input, videos=args.videos, skip_bad_rows=args.skip_bad_rows)
-    print(f"{args.input}: {len(listing.videos):,} videos", flush=True)
+    print(count_videos(args.input, len(listing.videos), listing.passed_over), flush=True)
     job = from_arguments(ExtractionJob, args, listing=listing)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stop = Stop()

@@ -9,6 +9,7 @@ The model is a fine-tuned run, or its export with --format encoder. Scores are p
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from arvideo_ds.arguments import CommandParser, add_weights, require_at_least
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.runs import run_folder
-from arvideo_ds.shards.video_files import find_videos
+from arvideo_ds.shards.video_files import count_videos, find_videos
 
 
 @command
@@ -55,7 +56,11 @@ def main() -> None:
 def files(paths: Iterable[Path]) -> Iterator[Path]:
     """The files themselves, and the videos below the folders."""
     for path in paths:
-        found = list(find_videos(path)) if path.is_dir() else [path]
+        passed_over = Counter[str]()
+        found = list(find_videos(path, passed_over)) if path.is_dir() else [path]
+        if passed_over:
+            note = count_videos(str(path), len(found), passed_over)
+            print(note, file=sys.stderr, flush=True)
         if not found:
             raise UserError(f"there are no videos in {path}.")
         yield from found

@@ -14,48 +14,44 @@ videos were left out (rejects.jsonl says which and why); 75 interrupted, the sam
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser, from_arguments, require_at_least, require_positive
+from arvideo_ds.arguments import (
+    CommandParser,
+    export_plugins,
+    from_arguments,
+    require_at_least,
+    require_positive,
+)
 from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, command
 from arvideo_ds.host import available_cores
-from arvideo_ds.shards.datasets import READERS, Listing, Source, read_listing
+from arvideo_ds.shards.datasets import READERS, Listing, Option, Source, read_listing, readers_of
 from arvideo_ds.shards.video_files import describe_passed_over
 from arvideo_ds.shards.writer import ShardJob, ShardReport, write_shards
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(options: Iterable[Option]) -> argparse.Namespace:
     defaults = TranscodeSettings()
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("--dataset", required=True, choices=list(READERS), help="kind of data set")
+    parser = CommandParser(description=__doc__, epilog=data_sets())
+    parser.add_argument(
+        "--dataset", required=True, metavar="NAME", help="kind of data set, see below"
+    )
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     parser.add_argument("--annotations", type=Path, help="file or folder of the data set")
-    parser.add_argument(
-        "--split",
-        help="folder: subfolder; csv, jsonl: value; hmdb51, ucf101: train1 ... test3",
-    )
-    parser.add_argument("--labels", type=Path, help="file of class names, in order")
-    parser.add_argument(
-        "--keep_columns",
-        nargs="+",
-        default=(),
-        metavar="COLUMN",
-        help="csv, jsonl: store these with the samples, such as the actor, for reshard --group_by",
-    )
-    parser.add_argument("--nouns", type=Path, help="epic_kitchens: file of the nouns' names")
-    parser.add_argument("--replacement", type=Path, help="kinetics: folder of better copies")
-    parser.add_argument("--excluded", type=Path, help="ava: file of seconds to leave out")
-    parser.add_argument(
-        "--first_second",
-        type=float,
-        default=0.0,
-        help="ava: second of the film where files begin; default %(default)s",
-    )
-    parser.add_argument(
-        "--window_s", type=float, default=3.0, help="ava: length of a sample; default %(default)s"
-    )
+    parser.add_argument("--split", help="see below")
+    for option in options:
+        default = "" if option.default in (None, ()) else f"; default {option.default}"
+        parser.add_argument(
+            f"--{option.name}",
+            type=option.type,
+            nargs="+" if option.several else None,
+            default=argparse.SUPPRESS,
+            help=f"{', '.join(readers_of(option.name))}: {option.help}{default}",
+        )
     parser.add_argument(
         "--skip_bad_rows",
         action="store_true",
@@ -97,15 +93,22 @@ def parse_arguments() -> argparse.Namespace:
 
 @command
 def main() -> int:
-    args = parse_arguments()
+    export_plugins(sys.argv[1:])
+    options = {option.name: option for reader in READERS.values() for option in reader.options}
+    args = parse_arguments(options.values())
     require_at_least(0, args, "max_pixels", "memory_gib")
-    require_positive(args, "samples_per_shard", "workers", "timeout_s", "gop", "window_s")
+    require_positive(args, "samples_per_shard", "workers", "timeout_s", "gop")
     transcode = None
     if args.video == "transcode":
         transcode = TranscodeSettings(short_side=args.short_side, gop=args.gop, crf=args.crf)
-    listing = read_listing(
-        args.dataset, from_arguments(Source, args, keep_columns=tuple(args.keep_columns))
+    source = Source(
+        args.videos,
+        args.annotations,
+        args.split,
+        skip_bad_rows=args.skip_bad_rows,
+        **{name: value for name, value in vars(args).items() if name in options},
     )
+    listing = read_listing(args.dataset, source)
     print_listing(args.dataset, listing)
     job = from_arguments(ShardJob, args, listing=listing, transcode=transcode)
     try:
@@ -116,6 +119,20 @@ def main() -> int:
     print_summary(args.output, report)
     print_passed_over(listing)
     return EXIT_MANY_REJECTS if report.share_left_out > args.max_reject_share else EXIT_OK
+
+
+def data_sets() -> str:
+    """The registered data sets with what they read, for the help."""
+    lines = ["data sets, those of plugins included:"]
+    for name, reader in READERS.items():
+        given = [f"--{option.name}" for option in reader.options]
+        given += [f"--split ({reader.split})"] * bool(reader.split)
+        rules = ["flips refused"] * (not reader.flip)
+        rules += [f"{reader.sampling} sampling"] * (reader.sampling is not None)
+        rules += [f"labels: {' and '.join(reader.label_sets)}"] * bool(reader.label_sets)
+        words = ["; ".join(filter(None, (", ".join(given), *rules))), reader.url]
+        lines.append(f"  {name:<16}" + ("\n" + " " * 18).join(filter(None, words)))
+    return "\n".join(lines)
 
 
 def print_listing(dataset: str, listing: Listing) -> None:

@@ -31,14 +31,12 @@ from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, decode
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
 from arvideo_ds.randomness import clip_generator, draw_key
+from arvideo_ds.shards.datasets import never_flipped, sampled_uniformly
 from arvideo_ds.shards.manifest import AlteredError, IndexedSample, ShardSet, UnreachableError
 
 NO_LABEL = -1
 # Items of its stream by which a shard behind a URL is fetched before it is read.
 _AHEAD = 32
-# Data sets whose labels depend on left and right, and that are sampled over their whole length.
-NEVER_FLIPPED = frozenset({"ssv2"})
-SAMPLED_UNIFORMLY = frozenset({"ssv2"})
 
 
 @dataclass(frozen=True)
@@ -299,13 +297,13 @@ def require_protocol(shards: ShardSet, recipe: Recipe) -> None:
     The rules of one data set hold for all shards that it was merged into. Flips are refused for
     every task; uniform sampling is required where labels are learnt.
     """
-    data, datasets = recipe.data, shards.manifest.datasets
-    if data.flip and (found := NEVER_FLIPPED.intersection(datasets)):
+    data = recipe.data
+    if data.flip and (found := never_flipped(shards.manifest)):
         raise UserError(
             f"data.flip=true, but {shards.name} {_holds(shards, found)}, whose labels tell left "
             "from right. Set data.flip: false."
         )
-    found = SAMPLED_UNIFORMLY.intersection(datasets)
+    found = sampled_uniformly(shards.manifest)
     if recipe.learns_labels and data.sampling != "uniform" and found:
         raise UserError(
             f"data.sampling={data.sampling}, but {shards.name} {_holds(shards, found)}, whose "
@@ -318,7 +316,7 @@ def for_labels(shards: ShardSet, recipe: Recipe) -> Recipe:
 
     Pretraining may sample a data set differently from what its labels need; a probe may not.
     """
-    if recipe.learns_labels or not SAMPLED_UNIFORMLY.intersection(shards.manifest.datasets):
+    if recipe.learns_labels or not sampled_uniformly(shards.manifest):
         return recipe
     return recipe.model_copy(
         update={"data": recipe.data.model_copy(update={"sampling": "uniform"})}

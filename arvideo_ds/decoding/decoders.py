@@ -49,8 +49,8 @@ def decode_decord(data: bytes, frames: np.ndarray) -> np.ndarray:
 
 
 def decode_pyav(data: bytes, frames: np.ndarray) -> np.ndarray:
-    """From the key frame before the first frame wanted where times number the frames, as in H.264
-    of one rate; else from the start: exact on any file, slow on long ones."""
+    """From the key frame before the first frame wanted where times number the frames, as in
+    transcoded videos; else from the start: exact on any file, slow on long ones."""
     wanted = set(frames.tolist())
     with _open_pyav(data) as (container, stream):
         found = _after_key_frame(container, stream, wanted)
@@ -67,7 +67,8 @@ def _after_key_frame(
     container: av.container.InputContainer, stream: av.VideoStream, wanted: set[int]
 ) -> dict[int, np.ndarray]:
     """The wanted frames, or fewer where the times of the packets do not number the frames."""
-    if stream.codec_context.name != "h264":
+    # With B-frames, pictures after a key frame may need some from before it.
+    if stream.codec_context.name != "h264" or stream.codec_context.has_b_frames:
         return {}
     times: list[int] = []
     for packet in container.demux(stream):

@@ -8,8 +8,8 @@ import io
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -84,12 +84,14 @@ Video = FileVideo | ShardVideo
 class VideoList:
     """Videos of an input, sorted by key, and what of it leads to no video.
 
-    identity: names the input and, for shards, their content.
+    identity: names the input and, for shards, their content. passed_over: files of a folder whose
+    suffix is not a video's, by suffix.
     """
 
     videos: tuple[Video, ...]
     rejects: tuple[Reject, ...]
     identity: str
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
 
 def list_videos(
@@ -101,7 +103,7 @@ def list_videos(
     that name no video are rejects. Errors: `UserError` when there is nothing, a row is wrong, or
     a video is named twice.
     """
-    path = Path(source)
+    path, passed_over = Path(source), Counter[str]()
     if "://" in source or (path / MANIFEST).is_file():
         return _from_shards(source)
     if path.suffix.lower() in _LISTS and path.is_file():
@@ -110,7 +112,7 @@ def list_videos(
         )
         found, rejects = listing.entries, listing.rejects
     elif path.is_dir():
-        found, rejects = _from_folder(path)
+        found, rejects = _from_folder(path, passed_over)
     elif path.is_file():
         found, rejects = (file_entry(path.parent, path, None),), ()
     else:
@@ -119,11 +121,14 @@ def list_videos(
             "column 'path', a folder of shards, or one video."
         )
     files = sorted(map(_file_video, found), key=lambda video: video.key)
-    return _checked(source, files, rejects, identity=str(path.resolve()))
+    listed = _checked(source, files, rejects, identity=str(path.resolve()))
+    return replace(listed, passed_over=passed_over)
 
 
-def _from_folder(root: Path) -> tuple[tuple[Entry, ...], tuple[Reject, ...]]:
-    paths = list(find_videos(root))
+def _from_folder(
+    root: Path, passed_over: Counter[str]
+) -> tuple[tuple[Entry, ...], tuple[Reject, ...]]:
+    paths = list(find_videos(root, passed_over))
     there = [path for path in paths if path.is_file()]
     broken = sorted(set(paths) - set(there))
     rejects = tuple(missing(path.relative_to(root).as_posix()) for path in broken)

@@ -143,9 +143,8 @@ class Manifest(_Record):
                 known = ", ".join(sets) or ("one label each, no sets" if self.labels else "none")
                 raise UserError(
                     f"finetune.heads names the label set '{name}', but the shards of "
-                    f"{self.dataset} have {known}. Make them again with `arvideo shards` "
-                    "(--dataset epic_kitchens gives verb and noun; earlier versions gave the verb "
-                    "alone), or correct the key."
+                    f"{self.dataset} have {known}. Make them again with `arvideo shards`, whose "
+                    "earlier versions stored one label, or correct the key."
                 )
         return {name: sets[name] for name in heads}
 

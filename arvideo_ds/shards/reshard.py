@@ -23,6 +23,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.files.locks import lock
 from arvideo_ds.randomness import split_generator
 from arvideo_ds.shards import manifest as m
+from arvideo_ds.shards.datasets import stored_rules
 from arvideo_ds.shards.groups import Grouping, choose_groups
 from arvideo_ds.shards.ingest import Sample
 from arvideo_ds.shards.members import (
@@ -397,6 +398,7 @@ def _settings(pool: Pool, how: str, samples_per_shard: int) -> dict[str, str | i
     }
     return {
         **common,
+        **stored_rules(shards.manifest for shards in pool.sources),
         "samples_per_shard": samples_per_shard,
         "seed": pool.seed,
         "resharded": how,

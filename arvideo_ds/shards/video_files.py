@@ -40,7 +40,8 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def is_video(name: str) -> bool:
-    return Path(name).suffix.lower() in VIDEO_SUFFIXES
+    # macOS keeps a file's attributes beside it, as ._x.mp4, on disks of other systems.
+    return not name.startswith("._") and Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_videos(root: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
@@ -56,6 +57,12 @@ def find_videos(root: Path, passed_over: Counter[str] | None = None) -> Iterator
                 yield Path(folder, name)
             elif passed_over is not None and not hidden and not _is_expected(name):
                 passed_over[Path(name).suffix.lower() or NO_SUFFIX] += 1
+
+
+def count_videos(what: str, count: int, passed_over: Mapping[str, int]) -> str:
+    """Such as 'my_videos: 12 videos', and which files were passed over."""
+    note = f"\nnote: {describe_passed_over(passed_over)}" if passed_over else ""
+    return f"{what}: {count:,} videos{note}"
 
 
 def describe_passed_over(passed_over: Mapping[str, int]) -> str:

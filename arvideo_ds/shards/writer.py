@@ -37,7 +37,7 @@ from arvideo_ds.files.locks import lock
 from arvideo_ds.host import limit_memory
 from arvideo_ds.randomness import split_generator
 from arvideo_ds.shards import manifest as m
-from arvideo_ds.shards.datasets import Entry, Listing, safe_key
+from arvideo_ds.shards.datasets import Entry, Listing, rules_to_store, safe_key
 from arvideo_ds.shards.ingest import Sample, ingest
 
 _GIB = 2**30
@@ -165,6 +165,7 @@ def _settings(job: ShardJob) -> dict[str, str | int | None]:
         "seed": job.seed,
         # As before where the limit is the usual one: shards that exist keep their hashes.
         **({} if job.max_pixels == MAX_PIXELS else {"max_pixels": job.max_pixels}),
+        **rules_to_store(job.dataset),
     }
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from arvideo_ds.cli import predict
 from arvideo_ds.decoding.video import RejectedError
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.inputs import FileVideo, VideoList, list_videos
@@ -35,6 +36,15 @@ def test_a_folder_is_searched_at_any_depth_and_broken_links_are_counted(tree: Pa
     found = list_videos(str(tree))
     assert keys(found) == ["a.mp4", "sub/a.avi", "sub/a.mp4"]
     assert [(r.source_path, r.reason) for r in found.rejects] == [("gone.mp4", "missing")]
+
+
+def test_files_of_a_folder_that_were_passed_over_are_counted(
+    tree: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tree / "sub" / "b.gif").write_bytes(b"GIF89a")
+    assert list_videos(str(tree)).passed_over == {".gif": 1}
+    assert len(list(predict.files([tree]))) == 4
+    assert "1 files passed over" in capsys.readouterr().err
 
 
 def test_a_list_names_files_and_parts_below_its_folder_or_another(tree: Path) -> None:

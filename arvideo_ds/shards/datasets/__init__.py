@@ -1,55 +1,67 @@
 """From what people have on disk to a list of entries: which video, which label.
 
-One reader per data set, a function `Source -> Listing`. Readers check every row before any work
-begins: a wrong row is named with file and line, a clip that the annotations name and the disk lacks
-is reported, counts are compared with the published ones.
+One `Reader` per data set: a function `Source -> Listing`, its options and what training must obey.
+Readers check every row before any work begins: a wrong row is named with file and line, a clip that
+the annotations name and the disk lacks is reported, counts are compared with the published ones.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.shards.datasets.ava import read_ava
-from arvideo_ds.shards.datasets.diving48 import read_diving48
-from arvideo_ds.shards.datasets.epic_kitchens import read_epic_kitchens
-from arvideo_ds.shards.datasets.generic import read_csv, read_folder, read_jsonl
-from arvideo_ds.shards.datasets.hmdb51 import read_hmdb51
-from arvideo_ds.shards.datasets.kinetics import read_kinetics
-from arvideo_ds.shards.datasets.listing import Entry, Listing, Source, safe_key
-from arvideo_ds.shards.datasets.something_something import read_ssv2
-from arvideo_ds.shards.datasets.ucf101 import read_ucf101
+from arvideo_ds.registry import Registry
+from arvideo_ds.shards.datasets.listing import (
+    LABELS,
+    Entry,
+    Listing,
+    Option,
+    Reader,
+    Source,
+    VideoTree,
+    safe_key,
+)
+from arvideo_ds.shards.manifest import JOINED_BY, Manifest
 from arvideo_ds.shards.video_files import VIDEO_SUFFIXES, describe_passed_over
 
-__all__ = ["READERS", "Entry", "Listing", "Source", "read_listing", "safe_key"]
+__all__ = [
+    "LABELS",
+    "READERS",
+    "Entry",
+    "Listing",
+    "Option",
+    "Reader",
+    "Source",
+    "VideoTree",
+    "read_listing",
+    "safe_key",
+]
 
-READERS: dict[str, Callable[[Source], Listing]] = {
-    "folder": read_folder,
-    "csv": read_csv,
-    "jsonl": read_jsonl,
-    "kinetics400": read_kinetics(400),
-    "kinetics600": read_kinetics(600),
-    "kinetics700": read_kinetics(700),
-    "ssv2": read_ssv2,
-    "hmdb51": read_hmdb51,
-    "ucf101": read_ucf101,
-    "ava": read_ava,
-    "diving48": read_diving48,
-    "epic_kitchens": read_epic_kitchens,
+_BUILT_IN: dict[str, Reader | str] = {
+    name: f"arvideo_ds.shards.datasets.{where}"
+    for name, where in {
+        "folder": "generic:FOLDER",
+        "csv": "generic:CSV",
+        "jsonl": "generic:JSONL",
+        "kinetics400": "kinetics:KINETICS400",
+        "kinetics600": "kinetics:KINETICS600",
+        "kinetics700": "kinetics:KINETICS700",
+        "ssv2": "something_something:SSV2",
+        "hmdb51": "hmdb51:HMDB51",
+        "ucf101": "ucf101:UCF101",
+        "ava": "ava:AVA",
+        "diving48": "diving48:DIVING48",
+        "epic_kitchens": "epic_kitchens:EPIC_KITCHENS",
+    }.items()
 }
+READERS: Registry[Reader] = Registry("data set", _BUILT_IN)
 
-_KINETICS = ("kinetics400", "kinetics600", "kinetics700")
-# Options that only some data sets read; with the others they would change nothing, unsaid.
-_ONLY_FOR = {
-    "labels": ("folder", "csv", "jsonl", *_KINETICS, "ssv2", "diving48", "epic_kitchens"),
-    "nouns": ("epic_kitchens",),
-    "replacement": _KINETICS,
-    "excluded": ("ava",),
-    "first_second": ("ava",),
-    "window_s": ("ava",),
-    "keep_columns": ("csv", "jsonl"),
+# What the labels of a data set may forbid while training.
+_RULES: dict[str, Callable[[Reader], bool]] = {
+    "never_flipped": lambda reader: not reader.flip,
+    "sampled_uniformly": lambda reader: reader.sampling == "uniform",
 }
 
 
@@ -59,10 +71,11 @@ def read_listing(dataset: str, source: Source) -> Listing:
     Errors: `UserError` for missing folders, malformed rows, paths outside the videos folder,
     videos named twice, options that this data set does not read, or no video at all.
     """
+    reader = READERS.choose(dataset, key="--dataset")
     if not source.videos.is_dir():
         raise UserError(f"--videos {source.videos} is no folder.")
     _require_options_in_use(dataset, source)
-    listing = READERS[dataset](source)
+    listing = reader.read(source)
     entries = sorted(listing.entries, key=lambda entry: entry.video_id)
     if not entries:
         missing = ""
@@ -84,11 +97,52 @@ def read_listing(dataset: str, source: Source) -> Listing:
     return replace(listing, entries=tuple(entries))
 
 
+def readers_of(option: str) -> list[str]:
+    """The data sets that read an option."""
+    return [
+        name for name, reader in READERS.items() if option in {each.name for each in reader.options}
+    ]
+
+
 def _require_options_in_use(dataset: str, source: Source) -> None:
-    plain = Source(source.videos)
-    for option, datasets in _ONLY_FOR.items():
-        if dataset not in datasets and getattr(source, option) != getattr(plain, option):
+    for option in source.options:
+        if dataset not in (datasets := readers_of(option)):
             raise UserError(
                 f"--dataset {dataset} does not read --{option}; leave it out. It is for "
                 f"{', '.join(datasets)}."
             )
+
+
+def never_flipped(manifest: Manifest) -> set[str]:
+    """The data sets in some shards whose labels tell left from right."""
+    return _bound_by("never_flipped", manifest)
+
+
+def sampled_uniformly(manifest: Manifest) -> set[str]:
+    """The data sets in some shards whose labels need the whole video."""
+    return _bound_by("sampled_uniformly", manifest)
+
+
+def _bound_by(rule: str, manifest: Manifest) -> set[str]:
+    stored = str(manifest.settings.get(rule) or "").split(JOINED_BY)
+    known = (name for name in manifest.datasets if name in READERS)
+    return {name for name in known if _RULES[rule](READERS[name])} | set(filter(None, stored))
+
+
+def rules_to_store(dataset: str) -> dict[str, str]:
+    """What the manifest keeps of the rules of a plugin's data set, which training may not load.
+
+    Those of built-in ones are known by their names: their shards keep their hashes.
+    """
+    if dataset in _BUILT_IN or dataset not in READERS:
+        return {}
+    return {rule: dataset for rule, holds in _RULES.items() if holds(READERS[dataset])}
+
+
+def stored_rules(manifests: Iterable[Manifest]) -> dict[str, str]:
+    """The rules that manifests keep, for shards merged from theirs."""
+    joined: dict[str, dict[str, None]] = {}
+    for manifest in manifests:
+        for rule in _RULES.keys() & manifest.settings.keys():
+            joined.setdefault(rule, {})[str(manifest.settings[rule])] = None
+    return {rule: JOINED_BY.join(names) for rule, names in sorted(joined.items())}

@@ -17,6 +17,8 @@ from arvideo_ds.shards.datasets.listing import (
     BadRows,
     Entry,
     Listing,
+    Option,
+    Reader,
     Source,
     VideoTree,
     missing,
@@ -26,13 +28,19 @@ from arvideo_ds.shards.manifest import Reject
 
 _FIRST, _LAST = 902, 1798
 _ACTIONS = 80
+_EXCLUDED = Option("excluded", "file of seconds to leave out")
+_FIRST_SECOND = Option("first_second", "second of the film where files begin", float, 0.0)
+_WINDOW_S = Option("window_s", "length of a sample", float, 3.0)
 
 
 def read_ava(source: Source) -> Listing:
-    """Windows of `source.window_s` around the labelled seconds that are not excluded."""
+    """Windows of --window_s around the labelled seconds that are not excluded."""
+    first_second, window_s = source.get(_FIRST_SECOND), source.get(_WINDOW_S)
+    if window_s <= 0:
+        raise UserError(f"--window_s {window_s:g} must be above 0.")
     path = source.need_annotations("ava_train_v2.2.csv or ava_val_v2.2.csv")
     bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    excluded, rejects = _excluded(source.excluded, skip=source.skip_bad_rows)
+    excluded, rejects = _excluded(source.get(_EXCLUDED), skip=source.skip_bad_rows)
     lines: dict[tuple[str, int], list[int]] = defaultdict(list)
     left_out = 0
     for line, text in text_lines(path):
@@ -58,11 +66,11 @@ def read_ava(source: Source) -> Listing:
         if video is None:
             lost.setdefault(video_id, missing(video_id, own[0]))
             continue
-        middle = second - source.first_second
-        part = (max(0.0, middle - source.window_s / 2), middle + source.window_s / 2)
+        middle = second - first_second
+        part = (max(0.0, middle - window_s / 2), middle + window_s / 2)
         if part[1] <= 0:
             raise UserError(
-                f"second {second} of {video_id} lies before --first_second {source.first_second:g}."
+                f"second {second} of {video_id} lies before --first_second {first_second:g}."
             )
         facts = {
             "second": second,
@@ -131,3 +139,7 @@ def parse_excluded(text: str) -> tuple[str, int]:
     """A line of a file of excluded seconds. Errors: `ValueError` that says what is wrong."""
     video_id, _, second = text.partition(",")
     return video_id, _second(second.strip())
+
+
+_OPTIONS = (_EXCLUDED, _FIRST_SECOND, _WINDOW_S)
+AVA = Reader(read_ava, _OPTIONS, url="https://research.google.com/ava/download.html")

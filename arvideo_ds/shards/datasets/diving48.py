@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
+    LABELS,
     BadRows,
     Entry,
     Listing,
+    Reader,
     Source,
     VideoTree,
     compare_count,
@@ -62,3 +64,8 @@ def _row(row: object, labels: list[str]) -> tuple[str, str]:
     if not isinstance(number, int) or not 0 <= number < len(labels):
         raise ValueError(f"label {number} is not in 0..{len(labels) - 1}")
     return str(row["vid_name"]), labels[number]
+
+
+DIVING48 = Reader(
+    read_diving48, (LABELS,), url="http://www.svcl.ucsd.edu/projects/resound/dataset.html"
+)

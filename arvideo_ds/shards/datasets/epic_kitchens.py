@@ -14,9 +14,12 @@ from pathlib import Path
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
+    LABELS,
     BadRows,
     Entry,
     Listing,
+    Option,
+    Reader,
     Source,
     VideoTree,
     compare_count,
@@ -26,6 +29,7 @@ from arvideo_ds.shards.datasets.listing import (
 from arvideo_ds.shards.manifest import Reject
 
 _CLASSES = {"verb": 97, "noun": 300}
+_NOUNS = Option("nouns", "file of the nouns' names")
 _OPTIONS = {"verb": "--labels", "noun": "--nouns"}
 _ROWS = {"EPIC_100_train": 67_217, "EPIC_100_validation": 9_668}
 
@@ -34,7 +38,7 @@ def read_epic_kitchens(source: Source) -> Listing:
     """Rows of the CSV; --labels EPIC_100_verb_classes.csv names the verbs, --nouns the nouns."""
     path = source.need_annotations("EPIC_100_train.csv, _validation.csv or _test_timestamps.csv")
     bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    files = {"verb": source.labels, "noun": source.nouns}
+    files = {"verb": source.labels, "noun": source.get(_NOUNS)}
     sets = {name: _names(name, file) for name, file in files.items()}
     tree = VideoTree(source.videos)
     entries: list[Entry] = []
@@ -145,3 +149,11 @@ def _seconds(text: str) -> float:
     # Added exactly and rounded once: in floats 60 + 8.96 is more than 68.96, and the frame at that
     # very time would be missed.
     return float(3600 * int(match[1]) + 60 * int(match[2]) + Fraction(match[3]))
+
+
+EPIC_KITCHENS = Reader(
+    read_epic_kitchens,
+    (LABELS, _NOUNS),
+    label_sets=tuple(_CLASSES),
+    url="https://github.com/epic-kitchens/epic-kitchens-100-annotations",
+)

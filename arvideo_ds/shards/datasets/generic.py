@@ -12,9 +12,12 @@ from typing import Any
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
+    LABELS,
     BadRows,
     Entry,
     Listing,
+    Option,
+    Reader,
     Source,
     csv_rows,
     file_entry,
@@ -25,6 +28,13 @@ from arvideo_ds.shards.datasets.listing import (
 from arvideo_ds.shards.manifest import Reject
 from arvideo_ds.shards.video_files import find_videos
 
+_KEEP_COLUMNS = Option(
+    "keep_columns",
+    "store these with the samples, such as the actor, for reshard --group_by",
+    str,
+    (),
+    several=True,
+)
 # Names of facts that make_shards writes itself (members.Facts).
 _TAKEN = frozenset(
     """video_id source_path label label_name labels_by_set names_by_set part num_frames fps width
@@ -69,7 +79,7 @@ def read_csv(source: Source) -> Listing:
     """
     path = source.need_annotations("a CSV with a header: path,label,...")
     bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    needed = ["path", *source.keep_columns] + ["split"] * (source.split is not None)
+    needed = ["path", *source.get(_KEEP_COLUMNS)] + ["split"] * (source.split is not None)
     return _listing(source, _of_split(source, csv_rows(path, needed, bad_rows)), bad_rows)
 
 
@@ -119,13 +129,13 @@ def _of_split(
 def _listing(
     source: Source, rows: Iterable[tuple[int, dict[str, Any]]], bad_rows: BadRows
 ) -> Listing:
-    _require_free_names(source.keep_columns)
+    _require_free_names(source.get(_KEEP_COLUMNS))
     entries: list[Entry] = []
     absent: list[Entry] = []
     rejects: list[Reject] = []
     for line, row in rows:
         try:
-            facts = _kept_columns(row, source.keep_columns)
+            facts = _kept_columns(row, source.get(_KEEP_COLUMNS))
             entry = replace(_row_entry(source.videos, row), facts=facts)
             bad_rows.require_new(line, entry.video_id)
         except ValueError as error:
@@ -195,3 +205,8 @@ def _part(row: dict[str, Any]) -> tuple[float, float] | None:
     if not 0 <= start < stop < float("inf"):
         raise ValueError(f"start_s {start:g} must be before stop_s {stop:g}")
     return start, stop
+
+
+FOLDER = Reader(read_folder, (LABELS,), split="a subfolder")
+CSV = Reader(read_csv, (LABELS, _KEEP_COLUMNS), split="a value of the column")
+JSONL = Reader(read_jsonl, (LABELS, _KEEP_COLUMNS), split="a value of the key")

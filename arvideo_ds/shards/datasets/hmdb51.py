@@ -10,6 +10,7 @@ from arvideo_ds.shards.datasets.listing import (
     BadRows,
     Entry,
     Listing,
+    Reader,
     Source,
     VideoTree,
     compare_count,
@@ -75,3 +76,10 @@ def _class_entries(
             else:
                 entries.append(tree.entry(video, label))
     return entries, rejects + bad_rows.finish()
+
+
+HMDB51 = Reader(
+    read_hmdb51,
+    split="train1 ... test3",
+    url="https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database",
+)

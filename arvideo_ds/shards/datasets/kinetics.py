@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
+    LABELS,
     BadRows,
     Entry,
     Listing,
+    Option,
+    Reader,
     Source,
     VideoTree,
     class_names,
@@ -27,55 +30,52 @@ from arvideo_ds.shards.datasets.listing import (
 from arvideo_ds.shards.manifest import Reject
 
 _ID = 11
+_REPLACEMENT = Option("replacement", "folder of better copies")
 # Rows of the CSV files of CVDF's Kinetics-400; of the other sets only the classes are known here.
 _ROWS = {(400, "train"): 246_534, (400, "val"): 19_906, (400, "test"): 39_805}
 # What the releases call a split in their rows.
 _SPLIT_NAMES = {"val": ("val", "validate")}
 
 
-def read_kinetics(num_classes: int) -> Callable[[Source], Listing]:
-    """A reader of the set with so many classes."""
-
-    def read(source: Source) -> Listing:
-        path = source.need_annotations(
-            "the release's train.csv, val.csv or test.csv (label,youtube_id,time_start,time_end)"
-        )
-        bad_rows = BadRows(path, skip=source.skip_bad_rows)
-        clips = _Clips(source.videos, source.replacement)
-        entries: list[Entry] = []
-        rejects: list[Reject] = []
-        rows = 0
-        names: set[str | None] = set()
-        splits = _SPLIT_NAMES.get(source.split or "", (source.split,))
-        used: dict[Path, int] = {}
-        for line, row in csv_rows(path, ["youtube_id", "time_start", "time_end"], bad_rows):
-            if source.split and row.get("split", source.split) not in splits:
-                continue
-            rows += 1
-            names.add(row.get("label"))
-            try:
-                entry = clips.entry(row)
-            except ValueError as error:
-                bad_rows.add(line, error)
-                continue
-            if entry is None:
-                rejects.append(missing(_name(row), line))
-            elif entry.path in used:
-                message = f"line {line} names the file of line {used[entry.path]} again"
-                rejects.append(
-                    Reject(source_path=entry.source_path, reason="duplicate", message=message)
-                )
-            else:
-                used[entry.path] = line
-                entries.append(entry)
-        rejects += bad_rows.finish()
-        labels, notes = _labels(source, names - {""}, num_classes)
-        notes += compare_count(f"rows in {path.name}", rows, _ROWS.get((num_classes, path.stem)))
-        return Listing(
-            tuple(entries), labels, tuple(rejects), tuple(notes), passed_over=clips.passed_over
-        )
-
-    return read
+def _read(num_classes: int, source: Source) -> Listing:
+    """The clips of the set with so many classes."""
+    path = source.need_annotations(
+        "the release's train.csv, val.csv or test.csv (label,youtube_id,time_start,time_end)"
+    )
+    bad_rows = BadRows(path, skip=source.skip_bad_rows)
+    clips = _Clips(source.videos, source.get(_REPLACEMENT))
+    entries: list[Entry] = []
+    rejects: list[Reject] = []
+    rows = 0
+    names: set[str | None] = set()
+    splits = _SPLIT_NAMES.get(source.split or "", (source.split,))
+    used: dict[Path, int] = {}
+    for line, row in csv_rows(path, ["youtube_id", "time_start", "time_end"], bad_rows):
+        if source.split and row.get("split", source.split) not in splits:
+            continue
+        rows += 1
+        names.add(row.get("label"))
+        try:
+            entry = clips.entry(row)
+        except ValueError as error:
+            bad_rows.add(line, error)
+            continue
+        if entry is None:
+            rejects.append(missing(_name(row), line))
+        elif entry.path in used:
+            message = f"line {line} names the file of line {used[entry.path]} again"
+            rejects.append(
+                Reject(source_path=entry.source_path, reason="duplicate", message=message)
+            )
+        else:
+            used[entry.path] = line
+            entries.append(entry)
+    rejects += bad_rows.finish()
+    labels, notes = _labels(source, names - {""}, num_classes)
+    notes += compare_count(f"rows in {path.name}", rows, _ROWS.get((num_classes, path.stem)))
+    return Listing(
+        tuple(entries), labels, tuple(rejects), tuple(notes), passed_over=clips.passed_over
+    )
 
 
 class _Clips:
@@ -155,3 +155,15 @@ def _labels(
         ]
     names = class_names(source.labels, found)
     return names, compare_count(f"classes in {source.labels.name}", len(names), num_classes)
+
+
+def _reader(num_classes: int) -> Reader:
+    return Reader(
+        partial(_read, num_classes),
+        (LABELS, _REPLACEMENT),
+        split="a value of the column",
+        url="https://github.com/cvdfoundation/kinetics-dataset",
+    )
+
+
+KINETICS400, KINETICS600, KINETICS700 = map(_reader, (400, 600, 700))

@@ -7,10 +7,10 @@ import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.manifest import Reject
@@ -59,26 +59,45 @@ class Listing:
 
 
 @dataclass(frozen=True)
-class Source:
-    """Where the user says the data set lies; docs/data.md has what each data set needs."""
+class Option:
+    """An option of the command line that a reader takes: --name.
 
-    videos: Path
-    annotations: Path | None = None
-    split: str | None = None
-    # A file of class names, where the annotations do not settle the numbers of the labels.
-    labels: Path | None = None
-    # EPIC-KITCHENS: names of the nouns, as `labels` has those of the verbs.
-    nouns: Path | None = None
-    # Kinetics: files that stand in for broken ones of the same name.
-    replacement: Path | None = None
-    # AVA: rows of (video, second) that are not to be used.
-    excluded: Path | None = None
-    # AVA: the second of the film at which the files begin, and the length of a sample.
-    first_second: float = 0.0
-    window_s: float = 3.0
-    skip_bad_rows: bool = False
-    # CSV, JSON lines: further columns to store with the samples.
-    keep_columns: tuple[str, ...] = ()
+    type: makes its value of a text. several: it takes one value or more, as a list.
+    """
+
+    name: str
+    help: str
+    type: Callable[[str], Any] = Path
+    default: Any = None
+    several: bool = False
+
+
+LABELS = Option("labels", "file of class names, in order")
+
+
+class Source:
+    """Where the user says the data set lies. options: those of its reader that were given."""
+
+    def __init__(
+        self,
+        videos: Path,
+        annotations: Path | None = None,
+        split: str | None = None,
+        *,
+        skip_bad_rows: bool = False,
+        **options: Any,
+    ) -> None:
+        self.videos, self.annotations, self.split = videos, annotations, split
+        self.skip_bad_rows = skip_bad_rows
+        self.options = {name: value for name, value in options.items() if value is not None}
+
+    @property
+    def labels(self) -> Path | None:
+        """A file of class names, where the annotations do not settle the labels' numbers."""
+        return self.get(LABELS)
+
+    def get(self, option: Option) -> Any:
+        return self.options.get(option.name, option.default)
 
     def need_annotations(self, what: str) -> Path:
         """The annotations, which this data set cannot do without."""
@@ -87,6 +106,25 @@ class Source:
         if not self.annotations.exists():
             raise UserError(f"--annotations {self.annotations} does not exist.")
         return self.annotations
+
+
+@dataclass(frozen=True)
+class Reader:
+    """One data set: how it is read, and what training must obey.
+
+    read: what is on disk -> entries, after every row was checked. split: what --split means. flip:
+    False where labels tell left from right, so that no task may flip. sampling: what the labels
+    need where that is not free; "uniform" is the whole video. label_sets: names, where a sample has
+    several labels. url: where the annotations come from.
+    """
+
+    read: Callable[[Source], Listing]
+    options: tuple[Option, ...] = ()
+    split: str = ""
+    flip: bool = True
+    sampling: Literal["uniform"] | None = None
+    label_sets: tuple[str, ...] = ()
+    url: str = ""
 
 
 class BadRows:
@@ -187,7 +225,10 @@ def csv_rows(
     needed = list(needed)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
+            # Some write "path, label": then neither names nor values begin with the space.
+            spaced = ", " in file.readline()
+            file.seek(0)
+            reader = csv.DictReader(file, skipinitialspace=spaced)
             columns = set(reader.fieldnames or ())
             for column in needed:
                 if columns and column not in columns:

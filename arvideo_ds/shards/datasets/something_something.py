@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
+    LABELS,
     BadRows,
     Entry,
     Listing,
+    Reader,
     Source,
     VideoTree,
     compare_count,
@@ -80,3 +82,12 @@ def _label(row: dict[str, str], numbers: dict[str, int]) -> str:
     if name not in numbers:
         raise ValueError(f"the template '{template}' is no label of the labels file")
     return name
+
+
+SSV2 = Reader(
+    read_ssv2,
+    (LABELS,),
+    flip=False,
+    sampling="uniform",
+    url="https://www.qualcomm.com/developer/software/something-something-v-2-dataset",
+)

@@ -10,6 +10,7 @@ from arvideo_ds.shards.datasets.listing import (
     BadRows,
     Entry,
     Listing,
+    Reader,
     Source,
     VideoTree,
     compare_count,
@@ -75,3 +76,8 @@ def _row(text: str, labels: list[str]) -> tuple[PurePosixPath, str]:
     if number is not None and int(number) != labels.index(label) + 1:
         raise ValueError(f"number {number} is not that of class {label} in classInd.txt")
     return PurePosixPath(Path(match[1], match[2]).as_posix()), label
+
+
+UCF101 = Reader(
+    read_ucf101, split="train1 ... test3", url="https://www.crcv.ucf.edu/data/UCF101.php"
+)

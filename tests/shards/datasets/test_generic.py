@@ -242,3 +242,18 @@ def test_keys_are_safe_file_names_and_never_meet(video_ids: set[str]) -> None:
 
 def test_plain_ids_stay_readable() -> None:
     assert safe_key("run/abc-123_x") == "run__abc-123_x"
+
+
+def test_spaces_after_the_commas_of_a_csv_lose_no_label(videos: Path) -> None:
+    paths = [p.relative_to(videos).as_posix() for p in sorted(videos.rglob("*.mp4"))][:2]
+    table = videos.parent / "spaced.csv"
+    table.write_text("path, label\n" + "".join(f"{path}, class {path[0]}\n" for path in paths))
+    listing = read_listing("csv", Source(videos, table))
+    assert {entry.label_name for entry in listing.entries} == {f"class {p[0]}" for p in paths}
+
+
+def test_attribute_files_of_macos_are_no_videos(videos: Path) -> None:
+    before = len(read_listing("folder", Source(videos)).entries)
+    first = next(videos.rglob("*.mp4"))
+    (first.parent / f"._{first.name}").write_bytes(b"attributes")
+    assert len(read_listing("folder", Source(videos)).entries) == before
