@@ -107,7 +107,7 @@ def check_compilers() -> Finding:
 
 
 def check_decoders(problems: Mapping[str, str]) -> list[Finding]:
-    """`problems` as of data.decoders.available_decoders: each has decoded a tiny video or not."""
+    """`problems` as of `available_decoders`: each has decoded a tiny video or not."""
     usable = [name for name, problem in problems.items() if not problem]
     findings = [
         Finding("decoders", "ok", f"{name} does not decode here ({problem}); others do")

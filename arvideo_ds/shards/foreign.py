@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -29,6 +28,7 @@ from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards.datasets.listing import class_names
 from arvideo_ds.shards.ingest import ingest_bytes
 from arvideo_ds.shards.members import DamagedError, Member, read_members
+from arvideo_ds.shards.video_files import read_at
 from arvideo_ds.shards.writer import (
     ShardReport,
     by_reason,
@@ -180,7 +180,7 @@ def samples_of(path: Path) -> list[ForeignSample]:
 
 def _label(path: Path, key: str, descriptor: int, found: dict[str, Member]) -> int | str | None:
     def content(suffix: str) -> bytes:
-        return os.pread(descriptor, found[suffix].bytes, found[suffix].offset)
+        return read_at(descriptor, found[suffix].bytes, found[suffix].offset)
 
     try:
         if "cls" in found:
@@ -262,5 +262,5 @@ def _inspect(
     path: Path, offset: int, size: int, suffix: str, decoders: Sequence[str]
 ) -> _Inspected:
     with path.open("rb") as file:
-        data = os.pread(file.fileno(), size, offset)
+        data = read_at(file.fileno(), size, offset)
     return _Inspected(ingest_bytes(data, suffix, decoders).facts["num_frames"], zlib.crc32(data))

@@ -40,7 +40,7 @@ from arvideo_ds.shards.table import Shard, ShardTable, index_name
 from arvideo_ds.shards.table_cache import shared_table
 from arvideo_ds.shards.video_files import how_to_make_shards, read_at
 
-__all__ = ["Shard", "ShardTable", "index_name"]  # of shard_table.py, beside those below
+__all__ = ["Shard", "ShardTable", "index_name"]  # of table.py, beside those below
 
 VERSION = 2
 MANIFEST = "manifest.json"
