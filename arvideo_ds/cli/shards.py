@@ -26,6 +26,7 @@ from arvideo_ds.arguments import (
     require_at_least,
     require_positive,
 )
+from arvideo_ds.decoding.decoders import HOW_TO_GET_TORCHCODEC, decisive_decoders
 from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, command
 from arvideo_ds.host import available_cores
@@ -110,6 +111,12 @@ def main() -> int:
     )
     listing = read_listing(args.dataset, source)
     print_listing(args.dataset, listing)
+    if transcode is None and "torchcodec" not in decisive_decoders():
+        print(
+            "note: files are copied, and checked by PyAV alone; machines on which torchcodec works "
+            f"may read other frames of some. {HOW_TO_GET_TORCHCODEC}.",
+            flush=True,
+        )
     job = from_arguments(ShardJob, args, listing=listing, transcode=transcode)
     try:
         report = write_shards(job)
