@@ -7,7 +7,7 @@
 
 An ENCODER is the folder of a finished run or of an export, untrained:RUN for the weights that a
 pretraining run began with, or any file of weights that --init-from takes. All see the same clips,
-cut as the first one's recipe says, which also stands in where weights come without a recipe.
+cut as the first one's recipe says, which is also used for weights without a recipe.
 
 Writes OUTPUT/attention_rank.json and .png, prints a table. What is measured is kept in
 OUTPUT/spectra: the same command goes on after Ctrl-C (exit code 75), and another threshold takes

@@ -4,7 +4,7 @@
     arvideo pretrain ... data.shards=TARS
 
 Every video (mp4, webm, avi, mkv, mov) is decoded once, in processes with a time limit; what
-training could not read stands in rejects.jsonl. Labels are the number or name in `<key>.cls`, or
+training could not read is listed in rejects.jsonl. Labels are the number or name in `<key>.cls`, or
 `label` in `<key>.json`; names are numbered in sorted order, or as in --labels.
 Exit codes: 0 done; 2 wrong input, such as a damaged tar, or nothing usable; 3 done, but more than
 --max_reject_share of the videos were left out; 75 interrupted, the same command goes on.

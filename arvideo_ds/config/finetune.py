@@ -54,7 +54,7 @@ class EvaluationSettings(Settings):
     """Labelled shards on which a fine-tuned model is tested, while training and afterwards."""
 
     shards: str | None = None
-    # Epochs between validations (one view a video); the best weights so far are kept.
+    # Epochs between validations (one view per video); the best weights so far are kept.
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
     # Temporal x spatial views of the test after training.
     views: tuple[Positive, Positive] = (2, 3)

@@ -133,7 +133,7 @@ def _names() -> str:
 
 
 def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's tree laid over the tree of its `base:`, if it names one."""
+    """The file's tree, which overrides the tree of its `base:`, if it names one."""
     path = path.resolve()
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))

@@ -176,7 +176,7 @@ class TrainSettings(Settings):
     # Steps in a row that may be refused because loss or gradient was not finite.
     max_refused_steps: Positive = 20
     # Without any progress for so long, the stacks of all ranks are written and the late one named.
-    # Below the half hour after which a collective gives up.
+    # Below the half hour after which a collective times out.
     stall_s: Annotated[int, Field(ge=1, le=1500)] = 600
 
 

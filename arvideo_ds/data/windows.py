@@ -2,7 +2,7 @@
 
 Windows start at frames 0, hop, 2 hop, ... A window takes F frames, one every `stride`, and stands
 for F x stride frames. The last window is moved to the end of the video, so that nothing is padded
-and, unless the hop is larger than a window, every frame lies in one. A video too short for a window
+and, unless the hop is larger than a window, every frame is in one. A video too short for a window
 is one window, sampled as evaluation samples it.
 
 F frames of a clip, h w its size, W windows.

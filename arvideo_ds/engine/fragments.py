@@ -28,7 +28,7 @@ WEIGHT, AVERAGE = "weight", "average"
 
 @dataclass(frozen=True)
 class Fragment:
-    """Values start..start+length of a flattened parameter; they lie in `owner` at `offset`."""
+    """Values start..start+length of a flattened parameter; they are in `owner` at `offset`."""
 
     name: str
     start: int

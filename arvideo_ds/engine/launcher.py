@@ -15,7 +15,7 @@ def find_launcher(environment: Mapping[str, str] = os.environ) -> str:
     """ "deepspeed", "torchrun", "srun" or "python"."""
     if "WORLD_SIZE" in environment and "RANK" in environment:
         return "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed"
-    # Not SLURM_NTASKS: that of the job stands in batch scripts and interactive shells too.
+    # Not SLURM_NTASKS: batch scripts and interactive shells have that of the job, too.
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return "srun"
     return "python"

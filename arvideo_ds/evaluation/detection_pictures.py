@@ -44,7 +44,7 @@ def pick_keyframes(judge: Judge, found: Found, count: int) -> list[Pictured]:
     for number in range(0, len(clips), step):
         try:
             known, picture = clips.keyframe(number)
-        except DecodeError:  # it stands in the report already
+        except DecodeError:  # the report already counts it
             continue
         scored = found.scored.get(known.keyframe)
         if scored is not None and len(scored.boxes) and len(chosen) < count:

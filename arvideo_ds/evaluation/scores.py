@@ -26,7 +26,7 @@ class Outputs:
     """Of all videos, in the order of the shards: values V x K, labels V (-1 = none), valid V.
 
     Where the recipe has heads, labels are V x heads. Videos that did not decode have zeros, are not
-    `valid`, and stand in `skipped`.
+    `valid`, and are listed in `skipped`.
     """
 
     values: Tensor
@@ -184,8 +184,8 @@ def outputs_of(
     Collective.
 
     compute: values (clips x K) of a batch, averaged over the views of a video. Batches are cut
-    before they are dealt to ranks, so a video's values do not depend on their number, and all ranks
-    compute equally often (ZeRO-3 gathers weights within).
+    before they are assigned to ranks, so a video's values do not depend on the number of ranks, and
+    all ranks compute equally often (ZeRO-3 gathers weights within).
     """
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     num_views = math.prod(views)

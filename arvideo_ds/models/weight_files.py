@@ -69,7 +69,7 @@ def weights_file(path: Path) -> Path:
         raise UserError(
             f"there is no {path}. Give a file of weights (.safetensors{', '.join(('', *_PICKLED))})"
             ", or the folder of a finished run or of a Hugging Face model. Nothing is downloaded: "
-            "a model of a hub has to lie in a folder here."
+            "a model of a hub must be downloaded to a folder first."
         )
     if path.suffix not in (".safetensors", *_PICKLED):
         raise UserError(

@@ -47,7 +47,7 @@ class Machine:
 class Option:
     """One way to run a recipe on a machine. Times are of one optimiser step on one rank.
 
-    `step_s` is None with offloading: its cost lies in the host, which nobody described.
+    `step_s` is None with offloading: its cost depends on the host, which the plan does not know.
     """
 
     strategy: Strategy
@@ -233,7 +233,7 @@ def _scale(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> Scale:
 def possible_gpu_counts(
     recipe: EncoderRecipe, largest: int, sequence_parallel: int = 1
 ) -> list[int]:
-    """Numbers of GPUs up to `largest` that the batch and data.num_streams can be dealt to."""
+    """Numbers of GPUs up to `largest` that divide the batch and data.num_streams."""
     videos = recipe.train.total_batch // recipe.data.repeats
     common = math.gcd(recipe.data.num_streams, videos)
     groups = range(1, largest // sequence_parallel + 1)

@@ -160,7 +160,7 @@ def _zero_1_2(
     """Stages 1 and 2: a flat buffer of all weights, and a partition of masters, fp32 runs too.
 
     Stage 1 keeps all gradients until the end of the last backward pass, stage 2 its own. These
-    lie in one buffer for both parameter groups, so AdamW's fp32 copy stands beside it.
+    share one buffer for both parameter groups, so AdamW's fp32 copy is beside it.
     """
     part = math.ceil(total / world_size)
     buffers = 2 if strategy.overlap_comm else 1

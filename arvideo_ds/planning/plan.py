@@ -188,7 +188,7 @@ def _solve_batch(recipe: Recipe, data_ranks: int, who: str) -> tuple[int, int]:
         below, above = total // step * step, -(-total // step) * step
         near = " or ".join(str(n) for n in (below, above) if n)
         raise UserError(
-            f"train.total_batch={total} cannot be dealt to {data_ranks} {who} x data.repeats="
+            f"train.total_batch={total} cannot be divided among {data_ranks} {who} x data.repeats="
             f"{repeats}. Use {near}, or another number of {who}."
         )
     per_rank = total // data_ranks

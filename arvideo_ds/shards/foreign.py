@@ -103,7 +103,7 @@ def _index_tars(
     if not manifest.num_samples:
         raise UserError(
             f"none of the {len(rejects)} videos in {folder} is usable ({by_reason(reasons)}); the "
-            f"reasons stand in {folder / m.REJECTS}."
+            f"reasons are in {folder / m.REJECTS}."
         )
     kept = sum(index is not None for index in known.values())
     return ShardReport(manifest, dict(reasons.most_common()), kept)

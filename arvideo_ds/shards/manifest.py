@@ -83,7 +83,7 @@ class Reject(_Record):
 
 
 class IndexedSample(_Record):
-    """Where one video lies in its shard, and what the loader must know to sample it."""
+    """Where one video is in its shard, and what the loader must know to sample it."""
 
     key: str
     suffix: str

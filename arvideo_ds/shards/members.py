@@ -1,4 +1,4 @@
-"""The members of a shard as they lie in the tar, and the facts in its json members.
+"""The members of a shard as they are in the tar, and the facts in its json members.
 
 Training needs neither: it reads videos by the index. Tools that check, show or rearrange shards do.
 """

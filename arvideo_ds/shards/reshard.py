@@ -1,7 +1,7 @@
 """New shards from shards: merged, split, or a subset. The bytes of a video stay as they are.
 
 Samples are chosen and dealt by key, seed and settings alone, so the same sources give the same
-bytes, whatever folders they lie in. Each video is compared with the SHA-256 in its facts on the
+bytes, whatever folders they are in. Each video is compared with the SHA-256 in its facts on the
 way: damage is never given a new hash that would vouch for it.
 """
 

@@ -98,13 +98,13 @@ def verify(
 
 
 def _folder_problems(shards: m.ShardSet) -> Iterator[Problem]:
-    """The list of rejects, and the files that lie in the folder."""
+    """The list of rejects, and the files in the folder."""
     manifest, folder = shards.manifest, shards.folder
     names = {entry.name for entry in manifest.shards}
     yield from _reject_problems(folder / m.REJECTS, manifest.num_rejects)
     for path in sorted(folder.glob("*.tar")):
         if path.name not in names and not _holds_nothing(folder, path.name):
-            yield Problem(path.name, None, "lies in the folder, but the manifest does not name it")
+            yield Problem(path.name, None, "is in the folder, but the manifest does not name it")
 
 
 def _reject_problems(path: Path, promised: int) -> Iterator[Problem]:

@@ -1,6 +1,6 @@
 """From entries to verified shards: parallel, restartable, byte-identical, nothing lost unsaid.
 
-Videos are dealt to shards before any work, so a shard's content depends on the inputs alone, not
+Videos are assigned to shards before any work, so a shard's content depends on the inputs alone, not
 on workers or on when a run was cut off. Each video is read, probed and transcoded in a process
 that is killed after a time limit. A shard is written to a temporary name, synced, renamed; its
 index is written last and says that the shard is complete.
@@ -129,7 +129,7 @@ def _write_shards(job: ShardJob) -> ShardReport:
     if not manifest.num_samples:
         raise UserError(
             f"none of the {len(job.listing.entries)} videos is usable ({by_reason(reasons)}); the "
-            f"reasons stand in {job.output / m.REJECTS}."
+            f"reasons are in {job.output / m.REJECTS}."
         )
     kept = len(deals) - len(missing)
     return ShardReport(manifest, dict(reasons.most_common()), kept, damaged)
@@ -388,7 +388,7 @@ def write_shard(
 def _indexed(
     tar_path: Path, known: dict[str, tuple[dict[str, Any], int]]
 ) -> Iterator[m.IndexedSample]:
-    """Offsets as they really stand in the file: read back, not computed."""
+    """Offsets as they are in the file: read back, not computed."""
     with tarfile.open(tar_path) as tar:
         for member in tar:
             key, _, suffix = member.name.partition(".")

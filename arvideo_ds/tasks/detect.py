@@ -16,8 +16,8 @@ class Detect(nn.Module):
     """While training the loss per clip that decoded, else logits R x A of the batch's boxes.
 
     A box's loss is the mean over the actions, a clip's the sum over its boxes: so every box weighs
-    the same, however the clips are dealt to micro-batches and ranks. Which branches drop out is a
-    function of the key of the micro-batch's first clip, so a resumed run draws it again.
+    the same, whatever micro-batch or rank its clip is in. Which branches drop out is a function of
+    the key of the micro-batch's first clip, so a resumed run draws it again.
     """
 
     def __init__(self, recipe: DetectRecipe) -> None:

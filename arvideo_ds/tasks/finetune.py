@@ -75,7 +75,7 @@ class Finetune(nn.Module):
         return targets * (1 - self.smoothing) + self.smoothing / num_classes
 
     def _seen(self, keys: Tensor) -> Tensor | None:
-        """Tokens B M that the encoder sees, none = all: of some places nothing at any time.
+        """Tokens B M that the encoder sees, the same places at every time; None = all.
 
         Source: LVMAE (arXiv 2411.13683): fine-tuning drops tokens by random tubes.
         """

@@ -61,7 +61,7 @@ class Guard:
         if metrics["data/seen_total"] >= _CLIPS_BEFORE_SKIP_LIMIT and share > limit:
             raise UserError(
                 f"{share:.1%} of the clips did not decode, above data.max_skipped_share={limit}. "
-                f"The videos stand in {self._folder / QUARANTINE}-rank-*.jsonl; check the shards, "
+                f"The videos are in {self._folder / QUARANTINE}-rank-*.jsonl; check the shards, "
                 "or raise the limit."
             )
 
@@ -76,7 +76,7 @@ class Guard:
                 raise UserError(
                     f"steps {step - self._in_a_row + 1} to {step} were not applied, since loss or "
                     f"gradient was not finite; that is train.max_refused_steps. The weights are "
-                    f"those of the step before. Their videos and losses stand in "
+                    f"those of the step before. Their videos and losses are in "
                     f"{self._folder / REFUSED}-rank-*.jsonl. Start another run (--output) with a "
                     "lower optim.base_lr, with optim.clip, or with train.precision=fp32 or bf16."
                 )

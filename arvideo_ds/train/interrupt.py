@@ -49,7 +49,7 @@ class Interrupt:
         return self._agreement.ask(self.received is not None)
 
     def trained(self, *, interrupted: bool) -> None:
-        """The loop has ended: `interrupted` after its save, or with all steps done."""
+        """The loop has ended: `interrupted` after its save, or after the last step."""
         self._trained, self._over = True, interrupted
         if interrupted:
             ignore_signals()

@@ -110,7 +110,7 @@ def test_the_scaling_table_gets_faster_and_says_what_it_needs() -> None:
     assert fine[0].num_streams == recipe.data.num_streams
     for row in (odd, too_many):
         assert row.option is None
-        assert "cannot be dealt" in str(row.refused)
+        assert "cannot be divided" in str(row.refused)
 
 
 def test_possible_counts_are_those_that_the_plan_takes() -> None:
