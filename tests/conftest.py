@@ -37,6 +37,7 @@ REAL_VIDEOS = ROOT.parent / "shared" / "data"
 LONGEST = [
     "train/test_training.py",
     "engine/test_model_states.py",
+    "evaluation/test_extraction.py",
     "slurm/test_jobs.py",
     "long_video/test_scoring_pass.py",
     "train/test_resume.py",
