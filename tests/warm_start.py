@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import functools
 import gc
 import importlib
@@ -45,6 +46,8 @@ PRELOADED = (
 )
 NUMBER = struct.Struct("i")
 MAX_REQUEST_BYTES = 1 << 18
+_PR_SET_CHILD_SUBREAPER = 36
+ORPHANS_S = 10
 GRACE_S = 30  # for ranks whose neighbour failed, as long as DeepSpeed's launcher grants
 
 
@@ -211,10 +214,22 @@ def keep(status: socket.socket, stdout: int, stderr: int) -> None:
         status.close()
         return
     os.closerange(0, 3)
+    with contextlib.suppress(AttributeError):  # Linux: orphans of the child become ours
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     _, ended = os.waitpid(child, 0)
+    wait_for_orphans()
     with contextlib.suppress(BrokenPipeError):
         status.send(NUMBER.pack(os.waitstatus_to_exitcode(ended)))
     os._exit(0)
+
+
+def wait_for_orphans() -> None:
+    """Ranks that were killed with their parent have their locks and ports until they are gone."""
+    deadline = time.monotonic() + ORPHANS_S
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < deadline:
+            if os.waitpid(-1, os.WNOHANG) == (0, 0):
+                time.sleep(0.005)
 
 
 def run(command: list[str], cwd: str, env: dict[str, str], ranks: int, cores: int | None) -> None:
