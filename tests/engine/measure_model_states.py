@@ -55,10 +55,10 @@ def storages(tensors: Any) -> Storages:
     return found
 
 
-def alive() -> Storages:
+def alive() -> list[torch.Tensor]:
     gc.collect()
-    tensors = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
-    return storages([t for t in tensors if not t.is_meta])
+    found = [o for o in gc.get_objects() if issubclass(type(o), torch.Tensor)]
+    return [tensor for tensor in found if not tensor.is_meta]
 
 
 def size(found: Storages, without: Storages) -> int:
@@ -92,7 +92,9 @@ class Owners:
         return {
             "parameters": size(weights, self._foreign),
             "optimizer": size(optimizer, {**self._foreign, **weights}),
-            "gradients": size({**alive(), **gradients}, {**self._foreign, **weights, **optimizer}),
+            "gradients": size(
+                {**storages(alive()), **gradients}, {**self._foreign, **weights, **optimizer}
+            ),
         }
 
 
@@ -120,6 +122,7 @@ def tensors(tree: Any) -> list[torch.Tensor]:
 
 
 def measure(case: dict[str, Any], sent: Sent) -> dict[str, Any]:
+    # As tensors: if one were freed meanwhile, its address could become that of a weight.
     before = alive()
     # What the imports made is no part of any walk, which takes a tenth of the time then.
     gc.freeze()
@@ -136,7 +139,11 @@ def measure(case: dict[str, Any], sent: Sent) -> dict[str, Any]:
     clips = torch.zeros((plan.micro_batch, *recipe.geometry.clip, 3), dtype=torch.uint8)
     count = torch.arange(plan.micro_batch)
     batch = Batch(clips, count, count, torch.ones(plan.micro_batch, dtype=torch.bool))
-    foreign = {**before, **storages(task.buffers()), **storages([clips, count, batch.valid])}
+    foreign = {
+        **storages(before),
+        **storages(task.buffers()),
+        **storages([clips, count, batch.valid]),
+    }
     owners = Owners(engine, foreign)
     seen: dict[str, Any] = {}
 
