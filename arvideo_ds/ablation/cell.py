@@ -20,6 +20,7 @@ from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.files.atomic import write_json
+from arvideo_ds.files.locks import lock
 from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.runs import run_folder
 from arvideo_ds.tasks import task_of
@@ -137,7 +138,7 @@ def run_cell(cell: Cell) -> int:
             return code
     # An untrained cell starts no process group, so only srun has said who this is.
     if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")) == 0:
-        with run_folder.lock(cell.folder):
+        with lock(cell.folder):
             run_folder.write_recipe(cell.folder, recipe)
             judge = judge_of(recipe)
             result = {**judge.result(cell, recipe), **_costs(cell, recipe)}

@@ -30,7 +30,7 @@ from arvideo_ds.arguments import CommandParser, add_deepspeed, add_overrides, re
 from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, command
 from arvideo_ds.files.atomic import write_json, write_text
-from arvideo_ds.runs import run_folder
+from arvideo_ds.files.locks import lock
 from arvideo_ds.shards import synthetic_sets
 from arvideo_ds.tasks import task_of
 from arvideo_ds.version import git_commit
@@ -82,7 +82,7 @@ def main() -> int:
     for cell in cells:
         require_same(cell, data)
     facts = {"seeds": args.seeds, "overrides": list(overrides), **data, "commit": git_commit()}
-    with run_folder.lock(args.output):
+    with lock(args.output):
         failed: dict[str, str] = {}
         try:
             code = submit(args, cells) if args.slurm else run_here(args, cells, failed)

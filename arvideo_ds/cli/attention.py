@@ -22,8 +22,8 @@ from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, require_at_least
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
+from arvideo_ds.files.locks import lock
 from arvideo_ds.host import available_cores
-from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
 
 # Far above what float32 leaves uncertain in a singular value, relative to the largest.
@@ -75,7 +75,7 @@ def main() -> int:
     numbers = evenly(shards.num_samples, min(args.clips, shards.num_samples))
     workers = worker_count(recipe, cores=len(available_cores()))
     clips = Clips(shards, numbers, recipe, workers)
-    with run_folder.lock(args.output):
+    with lock(args.output):
         try:
             measured = measure(encoders, clips, args.output / "spectra")
         except KeyboardInterrupt:

@@ -21,6 +21,7 @@ from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, command
 from arvideo_ds.evaluation.feature_files import WRITERS, require_format
 from arvideo_ds.evaluation.stop import Stop
+from arvideo_ds.files.locks import lock
 from arvideo_ds.host import available_cores
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.inputs import list_videos
@@ -85,7 +86,7 @@ def main() -> int:
     job = from_arguments(ExtractionJob, args, listing=listing)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stop = Stop()
-    with run_folder.lock(args.output):
+    with lock(args.output):
         report = extract_features(recipe, args.model / weights, job, device, stop=stop.asked)
     print_summary(args.output, report)
     if report.interrupted:

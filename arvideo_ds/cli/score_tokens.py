@@ -35,6 +35,7 @@ from arvideo_ds.errors import (
     command,
 )
 from arvideo_ds.evaluation.stop import Stop
+from arvideo_ds.files.locks import lock
 from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.long_video.score_store import SCORES, ScoreContents
 from arvideo_ds.long_video.scorers import SCORERS, make_scorer, scorer_name
@@ -128,7 +129,7 @@ def main() -> int:
             f"{world.device if scorer.on_device else 'cpu'}",
             flush=True,
         )
-    with run_folder.lock(output, "" if world.is_main else f"-{world.rank}"):
+    with lock(output, "" if world.is_main else f"-{world.rank}"):
         try:
             report = score_shards(job, stop=stop.asked)
         except KeyboardInterrupt:

@@ -8,7 +8,6 @@ when a run was cut off or which other videos there are.
 from __future__ import annotations
 
 import contextlib
-import errno
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -29,6 +28,7 @@ from arvideo_ds.evaluation.feature_files import require_format
 from arvideo_ds.evaluation.feature_folder import FeatureFolder
 from arvideo_ds.evaluation.features import by_time, mean
 from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder
+from arvideo_ds.files.atomic import explained_when_full
 from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.models.encoder import Encoder, encode_clips
 from arvideo_ds.shards.inputs import Video, VideoList
@@ -235,14 +235,8 @@ def _report(
 def _explained(job: ExtractionJob, shape: WindowShape) -> Iterator[None]:
     """A full disk and a full GPU become `UserError`s."""
     try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"{job.output} is full ({error.strerror}). Free some space; the same command goes on "
-            "with the videos that are not done."
-        ) from None
+        with explained_when_full(job.output, "with the videos that are not done"):
+            yield
     except torch.OutOfMemoryError:
         raise UserError(
             f"the GPU's memory is too small for --batch {job.batch} windows of {shape.frames} "

@@ -74,8 +74,13 @@ def open_probe_shards(
     if train is None or test is None:
         raise UserError("the recipe names no probe shards; give --train SHARDS and --test SHARDS.")
     opened = ShardSet(train), ShardSet(test)
-    labels, others = (shards.manifest.labels for shards in opened)
-    if labels is None:
-        raise UserError(f"{train} has no labels; a probe needs class folders or a CSV.")
-    require_same_labels(train, labels, test, others)
+    require_probe_labels(*opened)
     return opened
+
+
+def require_probe_labels(train: ShardSet, test: ShardSet) -> None:
+    """Errors: `UserError` where the shards have no labels or different ones."""
+    labels = train.manifest.labels
+    if labels is None:
+        raise UserError(f"{train.name} has no labels; a probe needs class folders or a CSV.")
+    require_same_labels(train.name, labels, test.name, test.manifest.labels)

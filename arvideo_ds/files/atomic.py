@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from arvideo_ds.errors import UserError
 
 # Suffix of files that are not complete; whoever writes to a folder may delete them.
 PARTIAL = ".partial"
@@ -29,6 +32,22 @@ def replacing(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def explained_when_full(
+    folder: Path, goes_on: str = "after the last complete shard"
+) -> Iterator[None]:
+    """A disk that fills up while writing becomes a `UserError`. goes_on: where the command does."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(
+            f"{folder} is full ({error.strerror}). Free some space; the same command goes on "
+            f"{goes_on}."
+        ) from None
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -28,7 +28,7 @@ from arvideo_ds.data.transforms import fit_to_grid
 from arvideo_ds.decoding.decoders import DecodeError, decode
 from arvideo_ds.decoding.processes import Failed, Finished, stream_all
 from arvideo_ds.decoding.video import RejectedError
-from arvideo_ds.files.atomic import write_bytes
+from arvideo_ds.files.atomic import explained_when_full, write_bytes
 from arvideo_ds.long_video.score_store import (
     SCORES,
     WINDOW,
@@ -44,7 +44,6 @@ from arvideo_ds.long_video.score_store import (
 )
 from arvideo_ds.long_video.scorers import Piece, Scored, Scorer
 from arvideo_ds.shards.manifest import ShardSet, dump_json
-from arvideo_ds.shards.writer import explained_when_full
 
 # Frames that are decoded together, at the video's own size. Decoders hold them about twice.
 _DECODED_BYTES = 128 * 2**20

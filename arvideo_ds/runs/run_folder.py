@@ -32,7 +32,6 @@ from arvideo_ds.config.load import AnyRecipe, read_yaml, validate
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import write_json, write_text
 from arvideo_ds.files.json_lines import append_json_lines, read_json_lines
-from arvideo_ds.files.locks import lock as lock  # noqa: PLC0414  re-exported for the commands
 from arvideo_ds.planning.plan import BASE_VIDEOS, RunPlan
 
 CHECKPOINTS = "checkpoints"

@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.atomic import explained_when_full
 from arvideo_ds.files.locks import lock
 from arvideo_ds.randomness import split_generator
 from arvideo_ds.shards import manifest as m
@@ -36,7 +37,6 @@ from arvideo_ds.shards.members import (
 )
 from arvideo_ds.shards.writer import (
     complete_index,
-    explained_when_full,
     facts_of_sets,
     label_numbers,
     remove_leftovers,

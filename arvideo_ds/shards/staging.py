@@ -16,11 +16,11 @@ from typing import Any
 from tqdm import tqdm
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.files.atomic import PARTIAL, replacing
+from arvideo_ds.files.atomic import PARTIAL, explained_when_full, replacing
 from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.files.locks import lock
 from arvideo_ds.shards.manifest import MANIFEST, REJECTS, ShardSet
-from arvideo_ds.shards.writer import explained_when_full, require_space
+from arvideo_ds.shards.writer import require_space
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,6 @@ index is written last and says that the shard is complete.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import hashlib
 import itertools
@@ -31,7 +29,7 @@ from arvideo_ds.decoding.decoders import decisive_decoders, load_decoders
 from arvideo_ds.decoding.processes import Failed, killable_map
 from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
 from arvideo_ds.errors import UserError
-from arvideo_ds.files.atomic import PARTIAL, write_bytes
+from arvideo_ds.files.atomic import PARTIAL, explained_when_full, write_bytes
 from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.files.locks import lock
 from arvideo_ds.host import limit_memory
@@ -222,20 +220,6 @@ def require_space(folder: Path, needed: int) -> None:
             f"{folder} has {free / _GIB:.2f} GiB free, the videos need about "
             f"{needed / _GIB:.2f} GiB. Free some space or choose another --output."
         )
-
-
-@contextlib.contextmanager
-def explained_when_full(folder: Path) -> Iterator[None]:
-    """A disk that fills up while writing becomes a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(
-            f"{folder} is full ({error.strerror}). Free some space; the same command goes on "
-            "after the last complete shard."
-        ) from None
 
 
 def _write_missing(job: ShardJob, missing: dict[str, list[Entry]], inputs: str) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from arvideo_ds.engine.fragments import AVERAGE, keep_average
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from arvideo_ds.files.atomic import write_json
+from arvideo_ds.files.locks import lock
 from arvideo_ds.long_video.score_store import open_scores
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.runs import run_folder
@@ -73,7 +74,7 @@ class _Start:
             raise UserError("DeepSpeed has no fp16 on a CPU; use train.precision=bf16 or fp32.")
         with ExitStack() as held:
             if world.is_main:
-                held.enter_context(run_folder.lock(folder))
+                held.enter_context(lock(folder))
             check_data(self.settings, self.shards, world)
             stall_s = recipe.train.stall_s
             heartbeat = held.enter_context(

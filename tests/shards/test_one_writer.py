@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -73,25 +71,6 @@ def test_a_second_writer_is_refused_and_deletes_nothing(
     assert str(output) in str(refused.value)
 
 
-def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from arvideo_ds.files.locks import lock\n"
-        f"held = lock(Path({str(tmp_path)!r})); print('held', flush=True)\n"
-        "sys.stdin.read()"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as other:
-        assert other.stdout is not None
-        assert other.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"process {other.pid} on "):
-            lock(tmp_path)
-        other.kill()
-    lock(tmp_path).close()
-    # Two folders with the same content stay equal, however their writers ended.
-    assert (tmp_path / LOCK).read_bytes() == b""
-
-
 def test_a_second_staging_waits_until_the_folder_is_free(demo_shards: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     with lock(output):
@@ -102,17 +81,6 @@ def test_a_second_staging_waits_until_the_folder_is_free(demo_shards: Path, tmp_
         assert [path.name for path in output.iterdir()] == [LOCK]
     second.join(60)
     assert sorted(output.glob("*.tar"))
-
-
-def test_a_file_system_without_locks_is_an_error_that_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unsupported(*arguments: object) -> None:
-        raise OSError(38, "Function not implemented")
-
-    monkeypatch.setattr("arvideo_ds.files.locks.fcntl.flock", unsupported)
-    with pytest.raises(UserError, match=r"no file locks \(Function not implemented\)"):
-        lock(tmp_path)
 
 
 @pytest.mark.parametrize("script", ["make_shards", "reshard", "stage", "inspect_shards"])

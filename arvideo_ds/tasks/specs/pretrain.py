@@ -8,10 +8,10 @@ from typing import Any
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.objectives import LvmaeSettings
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.probes import POOLINGS
+from arvideo_ds.evaluation.probes import POOLINGS, require_probe_labels
 from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.planning.plan import RunPlan
-from arvideo_ds.shards.manifest import ShardSet, require_same_labels
+from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.tasks.task import Task, open_shards
 
 
@@ -43,9 +43,7 @@ class Pretraining(Task):
                 f"probe.train_shards ({probe.train_shards}) and probe.test_shards "
                 f"({probe.test_shards}). Make them, or leave probe.every_epochs out."
             )
-        if train.manifest.labels is None:
-            raise UserError(f"{train.name} has no labels; a probe needs class folders or a CSV.")
-        require_same_labels(train.name, train.manifest.labels, test.name, test.manifest.labels)
+        require_probe_labels(train, test)
         return test
 
     def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
