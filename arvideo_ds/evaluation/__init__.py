@@ -1,5 +1,4 @@
-"""Judging and using a trained model: features, probes, pictures, reports, predictions, scores of
-tokens.
+"""Evaluating and using a trained model: features, probes, scores, detection, predictions.
 
 Owns what is measured and drawn after training. Must not know DeepSpeed or how a run was trained:
 it reads a run's recipe and weights.
