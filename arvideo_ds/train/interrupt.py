@@ -15,7 +15,8 @@ class Interrupt:
     """While entered, the first signal only raises a flag; a second Ctrl-C ends the process at once.
 
     Entered before anything slow begins, so that a signal at any moment ends in a save. Launchers
-    send SIGTERM after the terminal's SIGINT, so only a repeated SIGINT counts twice. Once the
+    send SIGTERM after the terminal's SIGINT, so only a repeated SIGINT counts twice; and none ends
+    the process at once where a scheduler's SIGUSR1 or SIGUSR2 asked for the save. Once the
     interrupted run has saved, signals are ignored until the process is gone: its exit code stands.
     """
 
@@ -64,4 +65,6 @@ class Interrupt:
             what = "all steps are done" if self._trained else "saving after this step, then ending"
             # Not print: a signal may come in the middle of one.
             os.write(2, f"{name}: {what}\n".encode())
-        self.received = self.received or signal.Signals(number)
+        # Python handles signals that came during a long call by their number: SIGINT before these.
+        if self.received is None or number in (signal.SIGUSR1, signal.SIGUSR2):
+            self.received = signal.Signals(number)

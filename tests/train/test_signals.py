@@ -51,6 +51,21 @@ def test_a_finished_run_gives_the_signals_back() -> None:
 
 
 @pytest.mark.usefixtures("handlers")
+@pytest.mark.parametrize("asked", [signal.SIGUSR1, signal.SIGUSR2])
+def test_ctrl_c_after_a_scheduler_s_signal_never_prevents_the_save(asked: signal.Signals) -> None:
+    """Signals that come during a long call are handled by their number, SIGINT first."""
+    with Interrupt() as interrupt:
+        signal.pthread_sigmask(signal.SIG_BLOCK, FOUR)
+        try:
+            os.kill(os.getpid(), asked)
+            os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, FOUR)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert interrupt.received == asked
+
+
+@pytest.mark.usefixtures("handlers")
 def test_a_second_ctrl_c_ends_at_once_and_says_that_nothing_was_saved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
