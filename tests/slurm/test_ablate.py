@@ -30,12 +30,13 @@ def test_an_array_of_two_rank_cells_and_its_tables(
     command = [
         sys.executable, "scripts/ablate.py", grid, "--seeds=1", f"--output={output}", "--slurm",
         f"--train={demo_shards / 'train'}", f"--test={demo_shards / 'test'}",
-        "--sbatch=--nodes=2 --ntasks-per-node=1",
+        "--sbatch=--nodes=2 --ntasks-per-node=1 --hold",
     ]  # fmt: skip
     said = cluster.call(*command)
     job = re.search(r"array (\d+): 2 cells", said)
     assert job, said
     assert f"array {job[1]} still runs; 2 of 2 cells are left" in cluster.call(*command)
+    cluster.call("scontrol", "release", job[1])  # held until now: cells may end before a command
     results = output / "cells"
     log = output / f"slurm-{job[1]}_1.log"
     cluster.wait(lambda: len(list(results.glob("*/result.json"))) == 2, 180, "results", log)
