@@ -135,7 +135,7 @@ def _same(value: Any, expected: Any) -> bool:
 def page(protocols: Protocols, numbers: Mapping[str, Values]) -> str:
     """docs/protocols.md."""
     lines = [
-        "<!-- Written by scripts/protocols.py from docs/protocols.yaml; do not edit. -->",
+        "<!-- Written by `arvideo protocols` from docs/protocols.yaml; do not edit. -->",
         "# Published numbers and ours",
         "",
         *protocols.introduction.strip().splitlines(),
