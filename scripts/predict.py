@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """`arvideo predict`, as a file for launchers and checkouts."""
 
-import sys
-
 from arvideo_ds.cli.predict import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

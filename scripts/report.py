@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """`arvideo report`, as a file for launchers and checkouts."""
 
-import sys
-
 from arvideo_ds.cli.report import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -1,9 +1,7 @@
 #!/usr/bin/env python3
 """`arvideo score_tokens`, as a file for launchers and checkouts."""
 
-import sys
-
 from arvideo_ds.cli.score_tokens import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())
