@@ -25,7 +25,7 @@ def sbatch_command(
 ) -> list[str]:
     """The command that submits the numbered cells, `jobs` of them at a time (None: all).
 
-    arguments: those of scripts/ablate.py. options: more words for sbatch, as one string.
+    arguments: for `arvideo ablate`. options: further arguments of sbatch, as one string.
     """
     numbers = ",".join(map(str, cells)) + (f"%{jobs}" if jobs else "")
     return [
@@ -42,37 +42,41 @@ def sbatch_command(
 
 
 def submit(command: Sequence[str], output: Path) -> str:
-    """Submit and note the array's id. Errors: `UserError` with sbatch's own words."""
+    """Submit the array and store its id. Errors: `UserError` with sbatch's message."""
     if not SBATCH.is_file():
         raise UserError(f"there is no {SBATCH} here; start --slurm from the root of the checkout.")
-    environment = {**os.environ, "PROGRAM": "scripts/ablate.py"}
-    job = _say(command, environment).strip().partition(";")[0]
+    job = _run(*command, PROGRAM="scripts/ablate.py").strip().partition(";")[0]
     write_json(output / _SUBMITTED, {"job": job})
     return job
 
 
 def waiting_job(output: Path) -> str | None:
-    """The array that was submitted last, if Slurm still has tasks of it."""
+    """The last submitted array, if Slurm still has tasks of it."""
     path = output / _SUBMITTED
     if not path.is_file():
         return None
     job = str(json.loads(path.read_text())["job"])
     try:
-        listed = _say(["squeue", "--noheader", f"--jobs={job}", "--format=%i"], dict(os.environ))
+        listed = _run("squeue", "--noheader", f"--jobs={job}", "--format=%i")
     except UserError:  # Slurm forgets the id some minutes after the last task
         return None
     return job if listed.strip() else None
 
 
-def _say(command: Sequence[str], environment: dict[str, str]) -> str:
+def _run(*command: str, **variables: str) -> str:
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, check=False, timeout=120
+            command,
+            env={**os.environ, **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
         )
     except FileNotFoundError:
         raise UserError(
             f"there is no {command[0]} on this machine; --slurm needs a login node of a Slurm "
-            "cluster. Leave it out to run the cells here."
+            "cluster. Without --slurm the cells run here."
         ) from None
     if done.returncode:
         raise UserError(f"{command[0]} refused: {' '.join(done.stderr.split())}")

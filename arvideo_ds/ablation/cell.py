@@ -1,8 +1,8 @@
 """One cell of a grid: a variant and a seed, trained and judged in a folder of its own.
 
 <output>/cells/<variant>-seed<n>/   a run's folder (runs/run_folder.py), and
-  log.txt      everything it printed, over all its starts
-  result.json  what it came to; a cell that has one is finished
+  log.txt      its output, over all its starts
+  result.json  its measures; a cell that has one is finished
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.ablation.grid import UNTRAINED, Plan, Variant
+from arvideo_ds.ablation.grid import UNTRAINED, GridPlan, Variant
 from arvideo_ds.ablation.judges import judge_of
 from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.engine.launcher import planned_world_size
@@ -34,7 +34,7 @@ class Cell:
     folder: Path
     variant: str
     recipe: str
-    # The seed is one of them.
+    # Including the seed.
     overrides: tuple[str, ...]
     seed: int
     probe_videos: tuple[int, int] | None
@@ -52,27 +52,25 @@ class Cell:
         return load_recipe(self.recipe, self.overrides, Recipe)
 
     def sources(self) -> dict[str, str | None]:
-        """What it is trained from beside the shards. Errors: as `Judge.sources`."""
+        """Its token scores or initial weights. Errors: as `Judge.sources`."""
         recipe = self.settings()
         return judge_of(recipe).sources(recipe) if self.trained else {"scores": None}
 
     def figures(self) -> dict[str, float]:
-        """What tables say of a finished cell, by measure."""
-        result = self.result() or {}
-        return {key: result[key] for key in judge_of(self.settings()).measures(self.settings())}
+        """The measures of a finished cell."""
+        result, recipe = self.result() or {}, self.settings()
+        return {key: result[key] for key in judge_of(recipe).measures(recipe)}
 
     def result(self) -> dict[str, Any] | None:
-        """What the cell came to, or nothing where it is not finished."""
+        """The content of result.json; None for an unfinished cell."""
         path = self.folder / RESULT
         return json.loads(path.read_text()) if path.is_file() else None
 
 
 def cells_of(
-    plan: Plan, *, seeds: int, output: Path, deepspeed_config: Path, overrides: tuple[str, ...]
+    plan: GridPlan, *, seeds: int, output: Path, deepspeed_config: Path, overrides: tuple[str, ...]
 ) -> list[Cell]:
-    """Every variant with the first seed, then all with the next one; first the untrained encoder,
-    where the judge has one.
-    """
+    """All variants with the first seed, then with the next; first the untrained encoder, if any."""
     variants = list(plan.variants)
     if judge_of(plan.base).untrained:
         words = (*plan.grid.overrides, *overrides)
@@ -97,10 +95,7 @@ def cells_of(
 
 
 def group_of_seeds(recipe: Recipe, output: Path, name: str, seed: int) -> list[str]:
-    """Overrides by which W&B shows the seeds of `name` as one group, where it is on.
-
-    A group that the recipe has is kept.
-    """
+    """Overrides that make the seeds of `name` one group of W&B, unless the recipe has a group."""
     if recipe.wandb.settled().mode == "disabled" or recipe.wandb.group is not None:
         return []
     tags = [*recipe.wandb.tags, output.name, name, f"seed {seed}"]
@@ -109,9 +104,8 @@ def group_of_seeds(recipe: Recipe, output: Path, name: str, seed: int) -> list[s
 
 
 def require_same(cell: Cell, data: dict[str, Any]) -> None:
-    """Refuse a folder whose cell has other settings, or other data than it was finished with.
-
-    Errors: `UserError`, also where there are no token scores that it needs.
+    """Errors: `UserError` for a folder with other settings, or finished with other data, and for
+    missing token scores.
     """
     recipe = task_of(cell.settings()).settled(cell.folder)
     run_folder.require_same_mathematics(cell.folder, recipe)
@@ -119,24 +113,23 @@ def require_same(cell: Cell, data: dict[str, Any]) -> None:
     changed = [key for key in now if result is not None and result["data"].get(key) != now[key]]
     if changed:
         raise UserError(
-            f"{cell.folder} was finished with other {', '.join(changed)} than this command's. Go "
-            "on with the same data, or start another grid with another --output."
+            f"{cell.folder} was finished with other {', '.join(changed)} than this command's. Use "
+            "the same data, or start another grid with another --output."
         )
 
 
 def run_cell(cell: Cell) -> int:
-    """Train, unless that is done, and judge. Every rank calls it; returns the exit code."""
+    """Train unless trained, then measure, on every rank; returns the exit code."""
     options = Options(cell.recipe, cell.deepspeed_config, cell.overrides, cell.folder)
     settings = settle(options, Recipe, world_size=planned_world_size())
     shards, recipe = settings.require_shards(), settings.recipe
     if cell.trained and not (cell.folder / run_folder.MODEL).is_file():
-        # Only now: torch and DeepSpeed take seconds to load.
         from arvideo_ds.train.run import start
 
         code = start(options, settings, shards)
         if code != EXIT_OK:
             return code
-    # An untrained cell starts no process group, so only srun has said who this is.
+    # An untrained cell starts no process group: only srun's variables give the rank.
     if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID", "0")) == 0:
         with lock(cell.folder):
             run_folder.write_recipe(cell.folder, recipe)
@@ -151,7 +144,7 @@ def _costs(cell: Cell, recipe: Recipe) -> dict[str, Any]:
     cost = cost_of(recipe)
     times = [metrics["time/step_s"] for metrics in run_folder.read_metrics(cell.folder)]
     return {
-        # Of the logged stretches the middle one: the first holds the warm-up of everything.
+        # The median: the first logged interval includes the warm-up.
         "seconds_per_step": round(statistics.median(times), 4) if times else None,
         "gflops_forward_per_clip": round(cost.flops_forward_per_clip / 1e9, 4),
         "parameters": cost.parameters_encoder + cost.parameters_decoder,

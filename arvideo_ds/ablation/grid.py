@@ -1,8 +1,8 @@
-"""Grid YAML -> rows and the variants that they name, with errors that name the row; needs no torch.
+"""Grid YAML -> rows and their variants; errors name the row. Needs no torch.
 
 A grid has ablations, an ablation has rows; a row is the grid's base recipe (or its own `recipe`)
 with the overrides of the grid, of the command and of the row. Rows with the same recipe share one
-variant, which is run once for each seed.
+variant, which runs once per seed.
 """
 
 from __future__ import annotations
@@ -26,38 +26,36 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 UNTRAINED = "untrained"
 
 
-class Row(Settings):
+class GridRow(Settings):
+    """recipe: replaces the grid's base. paper: the paper's figure of this row. note: a remark."""
+
     name: Name
-    # Instead of the grid's base.
     recipe: str | None = None
-    # section.key=value, as on a command line.
     overrides: tuple[str, ...] = ()
-    # The paper's figure of this row.
     paper: float | None = None
-    # The paper's row of which this is the small-scale analogue, or another remark.
     note: str = ""
 
 
 class Ablation(Settings):
     name: Name
     title: str
-    rows: Annotated[tuple[Row, ...], Field(min_length=1)]
+    rows: Annotated[tuple[GridRow, ...], Field(min_length=1)]
 
 
 class Grid(Settings):
+    """paper_figure: describes the rows' `paper`. probe_videos: to fit and test on; default all."""
+
     title: str
     base: str
     overrides: tuple[str, ...] = ()
-    # What the figures under `paper` are.
     paper_figure: str = "top-1, %"
-    # Videos that the probes are fitted on and tested on; all of the shards if left out.
     probe_videos: tuple[Positive, Positive] | None = None
     ablations: Annotated[tuple[Ablation, ...], Field(min_length=1)]
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe to be run with several seeds: `name` of the first row that has it."""
+    """A recipe to run with several seeds; `name` is that of its first row."""
 
     name: str
     recipe: str
@@ -66,8 +64,8 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A grid, resolved: its variants, and the variant of every (ablation, row)."""
+class GridPlan:
+    """A resolved grid: its variants, and the variant of every (ablation, row)."""
 
     grid: Grid
     base: Recipe
@@ -80,7 +78,7 @@ def grid_names() -> list[str]:
 
 
 def read_grid(name_or_path: str, base: str | None = None) -> Grid:
-    """A grid by name (`grid_names`) or path. base: instead of its own. Errors: `UserError`."""
+    """A grid by name (`grid_names`) or path. base: replaces its base. Errors: `UserError`."""
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = recipes_dir() / GRIDS / f"{name_or_path}.yaml"
@@ -97,35 +95,35 @@ def read_grid(name_or_path: str, base: str | None = None) -> Grid:
     return grid if base is None else grid.model_copy(update={"base": base})
 
 
-def resolve(grid: Grid, overrides: Sequence[str] = ()) -> Plan:
-    """Load the recipe of every row; `overrides` are for all of them, except what a row sets.
+def resolve(grid: Grid, overrides: Sequence[str] = ()) -> GridPlan:
+    """Load the recipe of every row; a row's overrides come after `overrides`.
 
     Errors: `UserError` that names the row.
     """
     variants: list[Variant] = []
     variant_of: dict[tuple[str, str], str] = {}
-    base = _load("the base", grid.base, (*grid.overrides, *overrides))
+    shared = (*grid.overrides, *overrides)
+    base = _load("the base", grid.base, shared)
     for ablation in grid.ablations:
         for row in ablation.rows:
-            name, recipe = f"{ablation.name}_{row.name}", row.recipe or grid.base
-            words = (*grid.overrides, *overrides, *row.overrides)
-            settings = _load(f"row {ablation.name}/{row.name}", recipe, words)
+            where, recipe = f"row {ablation.name}/{row.name}", row.recipe or grid.base
+            settings = _load(where, recipe, (*shared, *row.overrides))
             if settings.task != base.task:
                 raise UserError(
-                    f"row {ablation.name}/{row.name} is to {settings.task} and the base to "
-                    f"{base.task}; the rows of a grid are judged by the same measures."
+                    f"{where} has the task {settings.task} and the base {base.task}; the rows of "
+                    "a grid share their measures."
                 )
-            known = [v for v in variants if v.settings == settings]
-            if not known:
-                known = [Variant(name, recipe, words, settings)]
-                variants += known
-            variant_of[ablation.name, row.name] = known[0].name
+            names = [variant.name for variant in variants if variant.settings == settings]
+            if not names:
+                names = [f"{ablation.name}_{row.name}"]
+                variants.append(Variant(names[0], recipe, (*shared, *row.overrides), settings))
+            variant_of[ablation.name, row.name] = names[0]
     if len(variants) == 1 < len(variant_of):
         raise UserError(
             "all rows of the grid are the same recipe, so there is nothing to compare. Is an "
             "override missing, such as finetune.init_from=RUN?"
         )
-    return Plan(grid, base, tuple(variants), variant_of)
+    return GridPlan(grid, base, tuple(variants), variant_of)
 
 
 def _load(what: str, recipe: str, overrides: Sequence[str]) -> Recipe:
@@ -138,4 +136,4 @@ def _load(what: str, recipe: str, overrides: Sequence[str]) -> Recipe:
 def _require_once(names: Iterable[str], where: str, what: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise UserError(f"{where}: {what} {twice[0]} stands there twice; rename or remove one.")
+        raise UserError(f"{where}: {what} {twice[0]} is there twice; rename or remove one.")

@@ -1,4 +1,4 @@
-"""How the cells of a grid are judged: pretraining by probes, fine-tuning by a test."""
+"""The measures of a grid's cells: probes after pretraining, a test after fine-tuning."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class Judge(ABC):
-    """For the recipes of one task.
+    """Measures the runs of one task.
 
-    legend: what the accuracies are of. untrained: whether the encoder before training is a row.
-    shards: settings that --train and --test give.
+    legend: describes the accuracies. untrained: whether the untrained encoder is a row. shards: the
+    settings that --train and --test set.
     """
 
     legend: ClassVar[str]
@@ -29,24 +29,24 @@ class Judge(ABC):
 
     @abstractmethod
     def measures(self, recipe: Any, /) -> dict[str, str]:
-        """Key of a measure in a cell's result -> how tables call it."""
+        """Key of a measure in a cell's result -> its name in tables."""
 
     @abstractmethod
     def data(
         self, recipe: Any, probe_videos: tuple[int, int] | None, /
     ) -> tuple[dict[str, Any], float]:
-        """What decides a result beside the recipe, and the accuracy of guessing in percent.
+        """What else decides a result: the data; and the accuracy of guessing in percent.
 
         Errors: `UserError` where shards are missing or have different labels.
         """
 
     @abstractmethod
     def sources(self, recipe: Any) -> dict[str, str | None]:
-        """What identifies the token scores or weights that a run needs. Errors: `UserError`."""
+        """Identifies the token scores or weights that a run needs. Errors: `UserError`."""
 
     @abstractmethod
     def result(self, cell: Cell, recipe: Any) -> dict[str, Any]:
-        """The measures in percent, and the number of skipped videos. One rank calls it."""
+        """The measures in percent, and the number of skipped videos; on one rank."""
 
 
 class Probing(Judge):
@@ -94,15 +94,15 @@ class Probing(Judge):
 
 
 class Testing(Judge):
-    """A test of the last weights: no test video chooses them."""
+    """A test of the last weights, which no test video selects."""
 
     legend = "Top-1 of the last weights on the test videos"
     untrained = False
     shards: ClassVar = {"train": ("data.shards",), "test": ("evaluation.shards",)}
 
     def measures(self, recipe: Any) -> dict[str, str]:
-        alone = {f"{name}_top1": f"{name} top-1" for name in recipe.heads or ()}
-        return {"top1": "top-1", **alone}
+        heads = {f"{name}_top1": f"{name} top-1" for name in recipe.heads or ()}
+        return {"top1": "top-1", **heads}
 
     def data(self, recipe: Any, _probe_videos: object) -> tuple[dict[str, Any], float]:
         train = _open(recipe.data.shards, "data.shards", "--train")
@@ -127,7 +127,7 @@ class Testing(Judge):
             cell.folder, recipe, evaluation.shards, views=evaluation.views, name="last", alone=True
         )
         sets = tested.get("label_sets", {}).items()
-        figures = {"top1": tested["top1"], **{f"{name}_top1": own["top1"] for name, own in sets}}
+        figures = {"top1": tested["top1"], **{f"{name}_top1": one["top1"] for name, one in sets}}
         return {
             **{key: round(value, 2) for key, value in figures.items()},
             "skipped": tested["unreadable"],
@@ -138,7 +138,7 @@ _JUDGES: dict[str, Judge] = {"pretrain": Probing(), "finetune": Testing()}
 
 
 def judge_of(recipe: Recipe) -> Judge:
-    """Errors: `UserError` for a task whose runs are not compared."""
+    """Errors: `UserError` for a task without measures."""
     if recipe.task not in _JUDGES:
         raise UserError(f"task={recipe.task}: grids compare runs of {' and '.join(_JUDGES)}.")
     return _JUDGES[recipe.task]
@@ -150,5 +150,5 @@ def _key(probe: str) -> str:
 
 def _open(where: str | None, key: str, option: str) -> ShardSet:
     if where is None:
-        raise UserError(f"the grid's recipe names no {key}; give {option} SHARDS.")
+        raise UserError(f"the grid's recipe has no {key}; give {option} SHARDS.")
     return ShardSet(where)

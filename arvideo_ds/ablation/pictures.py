@@ -1,4 +1,4 @@
-"""A grid drawn: a panel for each ablation, and the one page that shows everything."""
+"""Pictures of a grid, one panel per ablation, and the HTML page with tables and pictures."""
 
 from __future__ import annotations
 
@@ -15,29 +15,25 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from arvideo_ds.ablation.table import (
-    cells_of_row,
-    columns,
-    legend,
-    references,
-    state,
-)
+from arvideo_ds.ablation.table import columns, legend, state, table_of
 from arvideo_ds.evaluation import report
 
 _MARKERS = "os^Dv"
-# Between two measures of a row, in rows.
-_APART = 0.32
+# Distance of two measures of a row, in rows.
+_OFFSET = 0.32
 
 
-def draw_grid(document: Mapping[str, Any]) -> Figure:
-    """All ablations, two panels a line, on one axis."""
-    ablations = document["ablations"]
+def draw_grid(
+    document: Mapping[str, Any], ablations: Sequence[Mapping[str, Any]], per_line: int
+) -> Figure:
+    """A panel per ablation, so many per line, with a common axis of accuracies."""
     counts = [len(ablation["rows"]) for ablation in ablations]
-    heights = [_height(max(counts[first : first + 2])) for first in range(0, len(counts), 2)]
+    lines = [counts[first : first + per_line] for first in range(0, len(counts), per_line)]
+    heights = [1.0 + 0.36 * max(line) for line in lines]
     figure, axes = plt.subplots(
         len(heights),
-        2,
-        figsize=(12, 0.6 + sum(heights)),
+        per_line,
+        figsize=(4 + 4 * per_line, 0.6 + sum(heights)),
         squeeze=False,
         sharex=True,
         layout="constrained",
@@ -47,47 +43,27 @@ def draw_grid(document: Mapping[str, Any]) -> Figure:
         axis.set_visible(False)
     for axis, ablation in zip(axes.flat, ablations, strict=False):
         _panel(axis, document, ablation)
-    _legend(figure)
-    return figure
-
-
-def draw_ablation(document: Mapping[str, Any], ablation: Mapping[str, Any]) -> Figure:
-    figure, axis = plt.subplots(
-        figsize=(8, 0.4 + _height(len(ablation["rows"]))), layout="constrained"
-    )
-    _panel(axis, document, ablation)
-    _legend(figure)
-    return figure
-
-
-def _height(rows: int) -> float:
-    """Inches of a panel."""
-    return 1.0 + 0.36 * rows
-
-
-def _legend(figure: Figure) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles, labels, loc="outside upper center", ncols=len(labels), frameon=False, fontsize=8
     )
+    return figure
 
 
 def _panel(axis: Axes, document: Mapping[str, Any], ablation: Mapping[str, Any]) -> None:
     """A line per row: a point per seed, mean and deviation of each measure, the paper's figure."""
     rows, measures = ablation["rows"], document["measures"]
     for number, (measure, name) in enumerate(measures.items()):
-        offset = _APART * (number - (len(measures) - 1) / 2)
+        offset = _OFFSET * (number - (len(measures) - 1) / 2)
         color, marker = f"C{number}", _MARKERS[number % len(_MARKERS)]
-        places = [place + offset for place, row in enumerate(rows) if row[measure]["seeds"]]
-        found = [row[measure] for row in rows if row[measure]["seeds"]]
-        for place, spread in zip(places, found, strict=True):
-            axis.scatter(
-                spread["seeds"], [place] * len(spread["seeds"]), s=9, color=color, alpha=0.4
-            )
+        heights = [place + offset for place, row in enumerate(rows) if row[measure]["seeds"]]
+        measured = [row[measure] for row in rows if row[measure]["seeds"]]
+        for height, one in zip(heights, measured, strict=True):
+            axis.scatter(one["seeds"], [height] * len(one["seeds"]), s=9, color=color, alpha=0.4)
         axis.errorbar(
-            [spread["mean"] for spread in found],
-            places,
-            xerr=[spread["deviation"] or 0 for spread in found],
+            [one["mean"] for one in measured],
+            heights,
+            xerr=[one["deviation"] or 0 for one in measured],
             fmt=marker,
             color=color,
             capsize=3,
@@ -108,7 +84,7 @@ def _panel(axis: Axes, document: Mapping[str, Any], ablation: Mapping[str, Any])
 
 
 def _paper_figures(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """On the right: another measure on other data, so its numbers have no place on the axis."""
+    """On the right as text: another measure on other data does not fit the axis."""
     right = axis.twinx()
     right.set_ylim(*axis.get_ylim())
     texts = ["" if row["paper"] is None else f"paper {row['paper']:.1f}" for row in rows]
@@ -117,17 +93,15 @@ def _paper_figures(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def write_page(path: Path, document: Mapping[str, Any]) -> None:
-    """One HTML file: tables, verdicts and pictures. Needs no other file."""
+    """One self-contained HTML file: tables, verdicts and pictures."""
     parts = [f'<p class="note">{html.escape(state(document) + " " + legend(document))}</p>']
     for ablation in document["ablations"]:
         verdicts = [
             f"By {document['measures'][m]}: {text}" for m, text in ablation["verdicts"].items()
         ]
-        rows = [cells_of_row(document, row) for row in ablation["rows"]] + references(document)
-        section = report.section(
-            ablation["title"], " ".join(verdicts), [draw_ablation(document, ablation)]
-        )
-        parts.append(section + _table(columns(document), rows))
+        picture = draw_grid(document, [ablation], per_line=1)
+        section = report.section(ablation["title"], " ".join(verdicts), [picture])
+        parts.append(section + _table(columns(document), table_of(document, ablation)))
     report.write_page(path, document["title"], parts)
 
 

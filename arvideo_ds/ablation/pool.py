@@ -1,7 +1,7 @@
 """Cells in local processes, `jobs` at a time, each on its share of the cores.
 
-Every cell has a process of its own, so that none spoils another; torch and DeepSpeed are imported
-once, by a fork server. One signal (Ctrl-C, TERM, USR1, USR2) lets the running cells save and ends.
+Every cell has its own process; a fork server imports torch and DeepSpeed once. One signal (Ctrl-C,
+TERM, USR1, USR2) lets the running cells save, and ends the command.
 """
 
 from __future__ import annotations
@@ -24,32 +24,34 @@ from arvideo_ds.host import available_cores, bind_to_cores
 from arvideo_ds.train.signals import SIGNALS, end_on_signals
 
 _PRELOADED = ["arvideo_ds.train.run", "arvideo_ds.evaluation.features"]
-Say = Callable[[str], None]
 
 
-def run_cells(cells: Sequence[Cell], jobs: int, say: Say = print) -> dict[str, str]:
-    """Run the cells in their order; name -> reason of those that failed.
+def run_cells(
+    cells: Sequence[Cell], jobs: int, log: Callable[[str], None] = print
+) -> dict[str, str]:
+    """Run the cells in order; returns name -> reason of the failed cells.
 
-    Raises KeyboardInterrupt once the running cells have saved, after a signal.
+    Raises KeyboardInterrupt after a signal, once the running cells have saved.
     """
     failed: dict[str, str] = {}
     waiting, started, done = list(cells), time.monotonic(), 0
     # By the sentinel of the process.
     running: dict[Any, tuple[BaseProcess, Cell, int, float]] = {}
-    # A signal makes this readable, at a place where every started cell is known.
+    # A signal makes the pipe readable, and is handled where every started cell is in `running`.
     interrupted = False
-    asked, ask = os.pipe()
-    before = {n: signal.signal(n, lambda *_: os.write(ask, b"!")) for n in SIGNALS}
+    signalled, wake = os.pipe()
+    before = {n: signal.signal(n, lambda *_: os.write(wake, b"!")) for n in SIGNALS}
     try:
         while waiting or running:
             free = [s for s in range(jobs) if s not in {slot for *_, slot, _ in running.values()}]
             for slot in free[: len(waiting)]:
                 process, cell = _start(waiting[0], slot, jobs), waiting.pop(0)
                 running[process.sentinel] = (process, cell, slot, time.monotonic())
-            ready = connection.wait([*running, asked])
-            if asked in ready:
+            ready = connection.wait([*running, signalled])
+            if signalled in ready:
                 interrupted = True
-                _end([process for process, *_ in running.values()], say)
+                log(f"interrupted: {len(running)} running cell(s) save; the same command resumes")
+                _end([process for process, *_ in running.values()])
                 raise KeyboardInterrupt
             for sentinel in ready:
                 process, cell, _, since = running.pop(sentinel)
@@ -58,19 +60,17 @@ def run_cells(cells: Sequence[Cell], jobs: int, say: Say = print) -> dict[str, s
                 if process.exitcode or cell.result() is None:
                     failed[cell.name] = _reason(cell, process.exitcode)
                 left_s = (time.monotonic() - started) / done * (len(cells) - done)
-                say(_line(cell, failed, done, len(cells), time.monotonic() - since, left_s))
+                log(_line(cell, failed, done, len(cells), time.monotonic() - since, left_s))
     finally:
         for number, handler in before.items():
-            # After an interruption the exit code is decided.
+            # After an interruption, further signals must not change the exit code.
             signal.signal(number, signal.SIG_IGN if interrupted else handler)
-        os.close(asked)
-        os.close(ask)
+        os.close(signalled)
+        os.close(wake)
     return failed
 
 
-def _end(running: Sequence[BaseProcess], say: Say) -> None:
-    """Let the running cells save, and wait for them."""
-    say(f"interrupted: {len(running)} running cell(s) save; the same command goes on")
+def _end(running: Sequence[BaseProcess]) -> None:
     for process in running:
         process.terminate()
     for process in running:
@@ -78,29 +78,28 @@ def _end(running: Sequence[BaseProcess], say: Say) -> None:
 
 
 def shares(cores: Sequence[int], jobs: int) -> list[list[int]]:
-    """The cores of each job: equal shares, or one core for several jobs where these are more."""
+    """The cores of each job: equal shares; with more jobs than cores, jobs share a core."""
     size = max(1, len(cores) // jobs)
     return [[cores[(job * size + i) % len(cores)] for i in range(size)] for job in range(jobs)]
 
 
 def _start(cell: Cell, slot: int, jobs: int) -> BaseProcess:
     has_gpu = Path("/dev/nvidiactl").exists() or Path("/dev/kfd").exists()
-    # A process that has talked to CUDA must not be forked, and an import of DeepSpeed may.
+    # A process that has initialised CUDA must not be forked; importing DeepSpeed may do that.
     context: Any = multiprocessing.get_context("spawn" if has_gpu else "forkserver")
     if not has_gpu:
-        # DeepSpeed would look for accelerators and say in the terminal that it found none.
+        # Without it DeepSpeed searches for accelerators and logs that there are none.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
         context.set_forkserver_preload(_PRELOADED)
     cores = shares(available_cores(), jobs)[slot]
-    process: BaseProcess = context.Process(
-        target=_child, args=(cell, cores, slot if has_gpu else None)
-    )
+    arguments = (cell, cores, slot if has_gpu else None)
+    process: BaseProcess = context.Process(target=_child, args=arguments)
     process.start()
     return process
 
 
 def _child(cell: Cell, cores: list[int], gpu_slot: int | None) -> None:
-    # While it trains, the run takes signals itself; before and after, nothing is lost by ending.
+    # The training loop handles signals itself; before and after it, ending loses nothing.
     end_on_signals()
     cell.folder.mkdir(parents=True, exist_ok=True)
     with (cell.folder / LOG).open("ab") as log:
@@ -117,19 +116,19 @@ def _child(cell: Cell, cores: list[int], gpu_slot: int | None) -> None:
 
 
 def _take_gpu(slot: int) -> None:
-    """Show this process one GPU of those that the command was shown, in turn."""
+    """Make one of the command's visible GPUs visible to this process, round robin."""
     import torch
 
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES")
-    gpus = shown.split(",") if shown else [str(i) for i in range(torch.cuda.device_count())]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     if gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
 
 
 def _reason(cell: Cell, code: int | None) -> str:
-    """The last words of a failed cell."""
+    """The last line of a failed cell's log."""
     lines = [line for line in (cell.folder / LOG).read_text(errors="replace").splitlines() if line]
-    last = lines[-1].strip()[:300] if lines else "no word"
+    last = lines[-1].strip()[:300] if lines else "no output"
     return f"{last} (exit code {code}; {cell.folder / LOG})"
 
 

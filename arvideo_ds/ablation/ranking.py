@@ -1,4 +1,4 @@
-"""Does the order of an ablation's rows agree with the paper's, and how far apart are they?"""
+"""Compare the order of an ablation's rows with the paper's order, and rows with the first row."""
 
 from __future__ import annotations
 
@@ -8,41 +8,30 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-# Differences of means below so many standard errors may be chance.
+# A difference of means counts as certain above so many standard errors.
 _ERRORS = 2.0
 
 
 @dataclass(frozen=True)
-class Spread:
-    """Values over seeds; deviation of the sample, none for one value."""
-
-    values: tuple[float, ...]
-
-    @property
-    def mean(self) -> float:
-        return statistics.mean(self.values)
-
-    @property
-    def deviation(self) -> float | None:
-        return statistics.stdev(self.values) if len(self.values) > 1 else None
-
-
-@dataclass(frozen=True)
 class Pair:
-    """Two rows that the paper sets apart, the one it has above first."""
+    """Two rows with different figures in the paper, the higher first.
+
+    difference: of our means, `above` minus `below`; positive where we agree.
+    """
 
     above: str
     below: str
-    # Of the means, above less below: positive where we agree.
     difference: float
-    # The difference is more than twice its standard error over the seeds.
     certain: bool
 
 
-def compare(rows: Sequence[tuple[str, float | None, Spread | None]]) -> list[Pair]:
-    """Every pair of measured rows (name, paper's figure, values) that the paper sets apart."""
-    known = [(name, paper, found) for name, paper, found in rows if paper is not None and found]
-    # Stable: rows that the paper has equal stay in the grid's order.
+def compare(rows: Sequence[tuple[str, float | None, Sequence[float]]]) -> list[Pair]:
+    """Pairs of measured rows with different figures in the paper.
+
+    rows: name, the paper's figure, our values by seed.
+    """
+    known = [(name, paper, ours) for name, paper, ours in rows if paper is not None and ours]
+    # Stable: rows with equal figures keep the grid's order.
     known.sort(key=lambda row: -row[1])
     return [
         _pair(above[0], below[0], above[2], below[2])
@@ -52,7 +41,7 @@ def compare(rows: Sequence[tuple[str, float | None, Spread | None]]) -> list[Pai
 
 
 def verdict(pairs: Sequence[Pair]) -> str:
-    """Whether the order of the means agrees, and what of it is more than chance."""
+    """Whether the order of the means agrees with the paper's, and which pairs are certain."""
     if not pairs:
         return "The paper has no order to compare with."
     agreeing = [pair for pair in pairs if pair.difference > 0]
@@ -63,22 +52,23 @@ def verdict(pairs: Sequence[Pair]) -> str:
     )
     if not against:
         return text + "."
-    named = [f"{pair.below} above {pair.above}" for pair in against if pair.certain]
-    listed = f": {', '.join(named)}" if named else ""
+    names = [f"{pair.below} above {pair.above}" for pair in against if pair.certain]
+    listed = f": {', '.join(names)}" if names else ""
     return f"{text}, {len(against)} not ({_certain(against)} certain{listed})."
 
 
 def differences(rows: Sequence[tuple[str, Mapping[int, float]]]) -> str:
-    """Every later row less the first one, over the seeds that both have. rows: seed -> value."""
+    """Every later row minus the first, over their common seeds. rows: name, seed -> value."""
     (first, base), *others = rows
     parts = []
     for name, values in others:
-        paired = Spread(tuple(values[seed] - base[seed] for seed in values if seed in base))
-        if not paired.values:
+        paired = [values[seed] - base[seed] for seed in values if seed in base]
+        if not paired:
             continue
-        part, error = f"{name} {paired.mean:+.1f}", _standard_error(paired)
+        mean, error = statistics.mean(paired), _standard_error(paired)
+        part = f"{name} {mean:+.1f}"
         if math.isfinite(error):
-            certain = "certain" if abs(paired.mean) > _ERRORS * error else "not certain"
+            certain = "certain" if abs(mean) > _ERRORS * error else "not certain"
             part += f" ± {error:.1f} ({certain})"
         parts.append(part)
     if not parts:
@@ -90,13 +80,12 @@ def _certain(pairs: Sequence[Pair]) -> int:
     return sum(pair.certain for pair in pairs)
 
 
-def _pair(above: str, below: str, first: Spread, second: Spread) -> Pair:
-    difference = first.mean - second.mean
-    error = math.hypot(*(_standard_error(spread) for spread in (first, second)))
+def _pair(above: str, below: str, first: Sequence[float], second: Sequence[float]) -> Pair:
+    difference = statistics.mean(first) - statistics.mean(second)
+    error = math.hypot(_standard_error(first), _standard_error(second))
     return Pair(above, below, difference, abs(difference) > _ERRORS * error)
 
 
-def _standard_error(spread: Spread) -> float:
-    """Infinite for one value: nothing is known of the spread then."""
-    deviation = spread.deviation
-    return math.inf if deviation is None else deviation / math.sqrt(len(spread.values))
+def _standard_error(values: Sequence[float]) -> float:
+    """Infinite for one value, whose spread is unknown."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.inf

@@ -1,4 +1,4 @@
-"""What a grid came to: one document of rows, spreads and verdicts, as JSON and as Markdown."""
+"""The results of a grid: one document of rows, means and verdicts, as JSON and as Markdown."""
 
 from __future__ import annotations
 
@@ -7,70 +7,74 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from arvideo_ds.ablation.cell import Cell
-from arvideo_ds.ablation.grid import UNTRAINED, Ablation, Plan, Row, Variant
+from arvideo_ds.ablation.grid import UNTRAINED, Ablation, GridPlan, GridRow, Variant
 from arvideo_ds.ablation.judges import judge_of
-from arvideo_ds.ablation.ranking import Spread, compare, differences, verdict
+from arvideo_ds.ablation.ranking import compare, differences, verdict
 
 # Of one variant, by seed.
 Results = Mapping[int, Mapping[str, Any]]
 
 
 def summarize(
-    plan: Plan, cells: Sequence[Cell], failed: Mapping[str, str], *, chance: float, facts: Any
+    plan: GridPlan, cells: Sequence[Cell], failed: Mapping[str, str], *, chance: float, facts: Any
 ) -> dict[str, Any]:
     """The document: every ablation with its rows, accuracies in percent over the seeds.
 
-    A row lacks the seeds that are not finished. `failed`: name of a cell -> reason. `chance` in
-    percent; `facts` are in the document as they are.
+    Unfinished seeds are missing. failed: name of a cell -> reason. chance: in percent. facts: added
+    as they are.
     """
-    found: dict[str, dict[int, dict[str, Any]]] = {variant.name: {} for variant in plan.variants}
+    results: dict[str, dict[int, dict[str, Any]]] = {}
     for cell in cells:
-        result = cell.result()
-        if result is not None:
-            found.setdefault(cell.variant, {})[cell.seed] = result
+        if (result := cell.result()) is not None:
+            results.setdefault(cell.variant, {})[cell.seed] = result
     grid, judge = plan.grid, judge_of(plan.base)
     measures = judge.measures(plan.base)
+    untrained = results.get(UNTRAINED, {})
     return {
         "title": grid.title,
         "paper_figure": grid.paper_figure,
         **facts,
         "cells": len(cells),
-        "finished": sum(map(len, found.values())),
+        "finished": sum(map(len, results.values())),
         "failed": dict(failed),
         "legend": judge.legend,
         "measures": measures,
         "chance": round(chance, 2),
-        "untrained": _measured(measures, found.get(UNTRAINED, {})) if judge.untrained else None,
-        "ablations": [_ablation(plan, ablation, measures, found) for ablation in grid.ablations],
+        "untrained": _measured(measures, untrained) if judge.untrained else None,
+        "ablations": [_ablation(plan, ablation, measures, results) for ablation in grid.ablations],
     }
 
 
 def _ablation(
-    plan: Plan, ablation: Ablation, measures: Iterable[str], found: Mapping[str, Results]
+    plan: GridPlan, ablation: Ablation, measures: Iterable[str], results: Mapping[str, Results]
 ) -> dict[str, Any]:
     variants = {variant.name: variant for variant in plan.variants}
-    named = [(row, variants[plan.variant_of[ablation.name, row.name]]) for row in ablation.rows]
-    results = [found[variant.name] for _, variant in named]
-    verdicts = {}
-    for measure in measures:
-        values = [{seed: one[measure] for seed, one in of_row.items()} for of_row in results]
-        verdicts[measure] = _verdict(ablation.rows, values)
+    of_rows = [variants[plan.variant_of[ablation.name, row.name]] for row in ablation.rows]
     rows = [
-        _row(row, variant, measures, of_row)
-        for (row, variant), of_row in zip(named, results, strict=True)
+        (row, variant, results.get(variant.name, {}))
+        for row, variant in zip(ablation.rows, of_rows, strict=True)
     ]
-    return {"name": ablation.name, "title": ablation.title, "rows": rows, "verdicts": verdicts}
+    return {
+        "name": ablation.name,
+        "title": ablation.title,
+        "rows": [_row(row, variant, measures, measured) for row, variant, measured in rows],
+        "verdicts": {
+            measure: _verdict([(row, _values(measured, measure)) for row, _, measured in rows])
+            for measure in measures
+        },
+    }
 
 
-def _verdict(rows: Sequence[Row], values: Sequence[Mapping[int, float]]) -> str:
-    """Against the paper's order, or against the first row where the paper has none."""
-    pairs = zip(rows, values, strict=True)
-    if all(row.paper is None for row in rows) and len(rows) > 1:
-        return differences([(row.name, of_row) for row, of_row in pairs])
-    return verdict(compare([(row.name, row.paper, _spread(of_row)) for row, of_row in pairs]))
+def _verdict(rows: Sequence[tuple[GridRow, Mapping[int, float]]]) -> str:
+    """Against the paper's order, or against the first row if the paper has no figures."""
+    if all(row.paper is None for row, _ in rows) and len(rows) > 1:
+        return differences([(row.name, values) for row, values in rows])
+    return verdict(compare([(row.name, row.paper, [*values.values()]) for row, values in rows]))
 
 
-def _row(row: Row, variant: Variant, measures: Iterable[str], results: Results) -> dict[str, Any]:
+def _row(
+    row: GridRow, variant: Variant, measures: Iterable[str], results: Results
+) -> dict[str, Any]:
     dropped = variant.settings.counts.dropped_share
     return {
         "name": row.name,
@@ -87,28 +91,25 @@ def _row(row: Row, variant: Variant, measures: Iterable[str], results: Results) 
 def _measured(measures: Iterable[str], results: Results) -> dict[str, Any]:
     measured = {}
     for measure in measures:
-        values = {seed: result[measure] for seed, result in results.items()}
-        spread = _spread(values)
+        values = [*_values(results, measure).values()]
         measured[measure] = {
-            "seeds": list(values.values()),
-            "mean": None if spread is None else round(spread.mean, 2),
-            "deviation": None
-            if spread is None or spread.deviation is None
-            else round(spread.deviation, 2),
+            "seeds": values,
+            "mean": round(statistics.mean(values), 2) if values else None,
+            "deviation": round(statistics.stdev(values), 2) if len(values) > 1 else None,
         }
     return measured
 
 
-def _spread(values: Mapping[int, float]) -> Spread | None:
-    return Spread(tuple(values.values())) if values else None
+def _values(results: Results, key: str) -> dict[int, float]:
+    return {seed: result[key] for seed, result in results.items() if result[key] is not None}
 
 
 def _median(results: Results, key: str) -> float | None:
-    values = [result[key] for result in results.values() if result[key] is not None]
+    values = _values(results, key).values()
     return round(statistics.median(values), 4) if values else None
 
 
-# Of the key of a row: its heading and its form.
+# Key of a row -> its heading and format.
 _FACTS = {
     "paper": ("paper", "{:.1f}"),
     "dropped": ("dropped, %", "{:.0f}"),
@@ -122,33 +123,31 @@ def columns(document: Mapping[str, Any]) -> list[str]:
     return ["row", *measures, *(heading for heading, _ in _FACTS.values())]
 
 
-def cells_of_row(document: Mapping[str, Any], row: Mapping[str, Any]) -> list[str]:
-    """A row of a table in words, in the order of `columns`."""
-    name = row["name"] + (f" ({row['note']})" if row.get("note") else "")
+def table_of(document: Mapping[str, Any], ablation: Mapping[str, Any]) -> list[list[str]]:
+    """The lines of an ablation's table, in the order of `columns`; last the reference rows."""
+    chance = {"mean": document["chance"], "deviation": None}
+    rows = list(ablation["rows"])
+    if document["untrained"] is not None:
+        rows.append({"name": "untrained encoder", **document["untrained"]})
+    rows.append({"name": "chance", **dict.fromkeys(document["measures"], chance)})
     return [
-        name,
-        *(in_words(row[measure]) for measure in document["measures"]),
-        *(
-            "" if row.get(key) is None else form.format(row[key])
-            for key, (_, form) in _FACTS.items()
-        ),
+        [
+            row["name"] + (f" ({row['note']})" if row.get("note") else ""),
+            *(_mean_and_deviation(row[measure]) for measure in document["measures"]),
+            *(
+                "" if row.get(key) is None else form.format(row[key])
+                for key, (_, form) in _FACTS.items()
+            ),
+        ]
+        for row in rows
     ]
 
 
-def in_words(spread: Mapping[str, Any]) -> str:
-    if spread["mean"] is None:
+def _mean_and_deviation(measured: Mapping[str, Any]) -> str:
+    mean, deviation = measured["mean"], measured["deviation"]
+    if mean is None:
         return "-"
-    deviation = spread["deviation"]
-    return f"{spread['mean']:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
-
-
-def references(document: Mapping[str, Any]) -> list[list[str]]:
-    """The rows below every table: what no training gives."""
-    chance = {"mean": document["chance"], "deviation": None}
-    rows = [{"name": "chance", **dict.fromkeys(document["measures"], chance)}]
-    if document["untrained"] is not None:
-        rows.insert(0, {"name": "untrained encoder", **document["untrained"]})
-    return [cells_of_row(document, row) for row in rows]
+    return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
 
 
 def legend(document: Mapping[str, Any]) -> str:
@@ -161,7 +160,7 @@ def legend(document: Mapping[str, Any]) -> str:
 
 
 def state(document: Mapping[str, Any]) -> str:
-    """How far it is, and what failed."""
+    """The number of finished cells, and the failed cells."""
     text = f"{document['finished']} of {document['cells']} cells are finished."
     if document["failed"]:
         listed = "; ".join(f"{name}: {why}" for name, why in document["failed"].items())
@@ -173,10 +172,8 @@ def markdown(document: Mapping[str, Any]) -> str:
     lines, headings = [f"# {document['title']}", "", state(document), ""], columns(document)
     lines += [legend(document), ""]
     for ablation in document["ablations"]:
-        lines += [f"## {ablation['title']}", "", _line(headings), _line(["---"] * len(headings))]
-        lines += [_line(cells_of_row(document, row)) for row in ablation["rows"]]
-        lines += [_line(row) for row in references(document)]
-        lines += [""]
+        rows = [headings, ["---"] * len(headings), *table_of(document, ablation)]
+        lines += [f"## {ablation['title']}", "", *map(_line, rows), ""]
         lines += [
             f"- {document['measures'][m]}: {text}" for m, text in ablation["verdicts"].items()
         ]

@@ -1,4 +1,4 @@
-"""Run a grid: recipes x seeds, probed or tested, in one table beside the paper's figures.
+"""Run a grid: recipes x seeds, probed or tested, and one table with the paper's figures.
 
     arvideo ablate motion --seeds 3 --output runs/motion --jobs 2
     arvideo ablate weizmann --output runs/ablate_weizmann --train SHARDS --test SHARDS
@@ -7,23 +7,24 @@
     arvideo ablate finetuning --base finetune_weizmann finetune.init_from=RUN --output OUT \\
         --train SHARDS --test SHARDS
 
-GRID is a name or a YAML file (docs/ablations.md). --train: shards to train on, and to fit probes on
-(pretraining takes no labels; data.shards=... names others for it); --test: to test on.
-The same command goes on where it was interrupted: finished cells are kept, failed ones tried again.
-Writes OUTPUT/table.md, table.json, table.png and table.html. With --slurm, the same command tells
-the state and writes the tables while the array runs, and submits what is left once it has ended.
+GRID is a name or a YAML file (docs/ablations.md). --train: shards to train on and to fit probes on
+(data.shards=... gives other, also unlabelled, shards for pretraining); --test: to test on.
+The same command resumes an interrupted grid: finished cells are kept, failed ones tried again.
+Writes OUTPUT/table.md, table.json, table.png and table.html. With --slurm, the same command prints
+the state and writes the tables while the array runs, and submits the unfinished cells afterwards.
 Exit codes: 0 done (or submitted); 1 cells failed; 2 wrong input; 75 interrupted, start it again.
 """
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from arvideo_ds.ablation import array
 from arvideo_ds.ablation.cell import Cell, cells_of, require_same, run_cell
-from arvideo_ds.ablation.grid import Plan, grid_names, read_grid, resolve
+from arvideo_ds.ablation.grid import GridPlan, grid_names, read_grid, resolve
 from arvideo_ds.ablation.judges import judge_of
 from arvideo_ds.ablation.pool import run_cells
 from arvideo_ds.arguments import CommandParser, add_deepspeed, add_overrides, require_at_least
@@ -35,23 +36,22 @@ from arvideo_ds.shards import synthetic_sets
 from arvideo_ds.tasks import task_of
 from arvideo_ds.version import git_commit
 
-# Cells are many and small: nothing is gained by sharing optimiser states, and on a CPU ZeRO 2 takes
-# a third longer at the size of the demo.
 EXIT_FAILED = 1
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("grid", metavar="GRID", help=f"{', '.join(grid_names())}; or a YAML file")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_number("seeds", 3, "runs of every recipe")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--base", metavar="RECIPE", help="instead of the grid's base recipe")
     parser.add_argument("--train", help="labelled shards; default: the recipe's")
     parser.add_argument("--test", help="labelled shards; default: the recipe's")
     parser.add_argument("--jobs", type=int, help="cells at a time; default 1, with --slurm all")
+    # Cells are small: sharding gains nothing, and on a CPU ZeRO-2 is a third slower.
     add_deepspeed(parser, "zero0")
     parser.add_argument("--slurm", action="store_true", help="cells as a Slurm job array")
-    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="of the array's tasks")
+    parser.add_argument("--sbatch", default="", metavar="OPTIONS", help="options of sbatch")
     parser.add_argument("--cell", type=int, help=argparse.SUPPRESS)  # a task of the array
     add_overrides(parser)
     return parser.parse_intermixed_args()
@@ -64,8 +64,8 @@ def main() -> int:
     grid = read_grid(args.grid, args.base)
     judge = judge_of(load_recipe(grid.base, [], Recipe))
     shards = [(keys, getattr(args, option)) for option, keys in judge.shards.items()]
-    named = [f"{key}={where}" for keys, where in shards if where for key in keys]
-    overrides = (*named, *args.overrides)
+    settings = [f"{key}={where}" for keys, where in shards if where for key in keys]
+    overrides = (*settings, *args.overrides)
     plan = resolve(grid, overrides)
     cells = cells_of(
         plan,
@@ -93,28 +93,30 @@ def main() -> int:
 
 
 def run_here(args: argparse.Namespace, cells: list[Cell], failed: dict[str, str]) -> int:
-    left = [cell for cell in cells if cell.result() is None]
-    print(f"{len(cells)} cells, {len(left)} to run, {args.jobs or 1} at a time", flush=True)
-    failed |= run_cells(left, args.jobs or 1, lambda line: print(line, flush=True))
+    unfinished, jobs = [cell for cell in cells if cell.result() is None], args.jobs or 1
+    print(f"{len(cells)} cells, {len(unfinished)} to run, {jobs} at a time", flush=True)
+    failed |= run_cells(unfinished, jobs, partial(print, flush=True))
     return EXIT_FAILED if failed else EXIT_OK
 
 
 def submit(args: argparse.Namespace, cells: list[Cell]) -> int:
-    """One task for each unfinished cell, unless those of an earlier command are still there."""
-    left = [number for number, cell in enumerate(cells) if cell.result() is None]
+    """One task per unfinished cell, unless an earlier array is still in the queue."""
+    unfinished = [number for number, cell in enumerate(cells) if cell.result() is None]
     running = array.waiting_job(args.output)
     if running is not None:
-        print(f"array {running} still runs; {len(left)} of {len(cells)} cells are left", flush=True)
-    elif left:
+        remaining = f"{len(unfinished)} of {len(cells)} cells are left"
+        print(f"array {running} still runs; {remaining}", flush=True)
+    elif unfinished:
+        arguments, output = cell_arguments(args), args.output
         words = array.sbatch_command(
-            left, cell_arguments(args), output=args.output, jobs=args.jobs, options=args.sbatch
+            unfinished, arguments, output=output, jobs=args.jobs, options=args.sbatch
         )
-        print(f"array {array.submit(words, args.output)}: {len(left)} cells", flush=True)
+        print(f"array {array.submit(words, output)}: {len(unfinished)} cells", flush=True)
     return EXIT_OK
 
 
 def cell_arguments(args: argparse.Namespace) -> list[str]:
-    """The command line of the array's tasks, but for the number of the cell."""
+    """The command line of the array's tasks, without the cell's number."""
     options = [
         f"--{name}={getattr(args, name)}"
         for name in ("base", "train", "test")
@@ -132,20 +134,21 @@ def cell_arguments(args: argparse.Namespace) -> list[str]:
 
 def write(
     output: Path,
-    plan: Plan,
+    plan: GridPlan,
     cells: list[Cell],
     failed: dict[str, str],
     chance: float,
     facts: dict[str, Any],
 ) -> None:
-    # Only now: matplotlib takes seconds to load.
     from arvideo_ds.ablation import pictures, table
 
     document = table.summarize(plan, cells, failed, chance=chance, facts=facts)
     print(table.state(document), flush=True)
     write_json(output / "table.json", document)
     write_text(output / "table.md", table.markdown(document))
-    pictures.draw_grid(document).savefig(output / "table.png", dpi=110)
+    pictures.draw_grid(document, document["ablations"], per_line=2).savefig(
+        output / "table.png", dpi=110
+    )
     pictures.write_page(output / "table.html", document)
     for ablation in document["ablations"]:
         print(f"{ablation['name']}: {next(iter(ablation['verdicts'].values()))}", flush=True)

@@ -71,7 +71,7 @@ def test_a_grid_goes_on_where_it_was_interrupted_and_tells_what_failed(
     os.kill(first.pid, signal.SIGTERM)
     said, _ = first.communicate(timeout=60)
     assert first.returncode == 75, said
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     saved = len(metrics.read_text().splitlines())
     assert 0 < saved < 12
     finished = {path: path.stat().st_mtime_ns for path in cells.glob("*/result.json")}

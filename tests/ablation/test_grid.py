@@ -82,10 +82,10 @@ def test_a_row_may_name_another_recipe(tmp_path: Path) -> None:
             {"ablations": [{**ABLATION, "rows": [{"name": "a", "override": []}]}]},
             ["unknown key 'ablations.rows.override'", "did you mean 'ablations.rows.overrides'"],
         ),
-        ({"ablations": [ABLATION, ABLATION]}, ["ablation cluster stands there twice"]),
+        ({"ablations": [ABLATION, ABLATION]}, ["ablation cluster is there twice"]),
         (
             {"ablations": [{**ABLATION, "rows": [ROWS[1], ROWS[1]]}]},
-            ["ablation cluster", "row base stands there twice"],
+            ["ablation cluster", "row base is there twice"],
         ),
         ({"ablations": []}, ["ablations=[]", "at least 1"]),
         ({"ablations": [{**ABLATION, "name": "../up"}]}, ["ablations.name='../up'"]),
@@ -108,7 +108,7 @@ def test_a_row_may_name_another_recipe(tmp_path: Path) -> None:
         ({"overrides": ["train.max_steps"]}, ["the base", "section.key=value"]),
         (
             {"ablations": [{**ABLATION, "rows": [{"name": "a", "recipe": "finetune_demo"}]}]},
-            ["row cluster/a is to finetune and the base to pretrain"],
+            ["row cluster/a has the task finetune and the base pretrain"],
         ),
     ],
 )

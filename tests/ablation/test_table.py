@@ -11,7 +11,7 @@ import yaml
 
 from arvideo_ds.ablation import pictures, table
 from arvideo_ds.ablation.cell import RESULT, Cell, cells_of
-from arvideo_ds.ablation.grid import Plan, read_grid, resolve
+from arvideo_ds.ablation.grid import GridPlan, read_grid, resolve
 
 GRID = {
     "title": "Test <grid>",
@@ -32,7 +32,7 @@ COST = {"seconds_per_step": 0.25, "gflops_forward_per_clip": 0.12}
 
 
 @pytest.fixture
-def planned(tmp_path: Path) -> tuple[Plan, list[Cell]]:
+def planned(tmp_path: Path) -> tuple[GridPlan, list[Cell]]:
     path = tmp_path / "grid.yaml"
     path.write_text(yaml.safe_dump(GRID))
     plan = resolve(read_grid(str(path)))
@@ -51,13 +51,13 @@ def finish(cells: list[Cell], **linear: list[float]) -> None:
             )
 
 
-def document(planned: tuple[Plan, list[Cell]], **failed: str) -> dict[str, Any]:
+def document(planned: tuple[GridPlan, list[Cell]], **failed: str) -> dict[str, Any]:
     plan, cells = planned
     return table.summarize(plan, cells, failed, chance=12.5, facts={"seeds": 2})
 
 
 def test_mean_and_deviation_over_the_seeds_and_the_verdict(
-    planned: tuple[Plan, list[Cell]],
+    planned: tuple[GridPlan, list[Cell]],
 ) -> None:
     finish(
         planned[1], untrained=[20.0, 22.0], cluster_small=[50.0, 52.0], cluster_base=[60.0, 63.0]
@@ -77,9 +77,10 @@ def test_mean_and_deviation_over_the_seeds_and_the_verdict(
     assert "6 of 6 cells are finished." in text
 
 
-def test_an_unfinished_grid_says_what_is_missing(planned: tuple[Plan, list[Cell]]) -> None:
+def test_an_unfinished_grid_says_what_is_missing(planned: tuple[GridPlan, list[Cell]]) -> None:
     finish(planned[1], cluster_base=[60.0])
     found = document(planned, **{"cluster_small-seed0": "out of memory"})
+    assert found["ablations"][0]["rows"][1]["linear"]["deviation"] is None
     text = table.markdown(found)
     assert "1 of 6 cells are finished. Failed: cluster_small-seed0: out of memory." in text
     assert "| small | - | - | 66.0 | 80 |  |  |" in text
@@ -89,11 +90,11 @@ def test_an_unfinished_grid_says_what_is_missing(planned: tuple[Plan, list[Cell]
 
 @pytest.mark.parametrize("finished", [{}, {"cluster_base": [60.0]}])
 def test_page_and_picture_of_a_grid_whatever_is_finished(
-    planned: tuple[Plan, list[Cell]], finished: dict[str, list[float]], tmp_path: Path
+    planned: tuple[GridPlan, list[Cell]], finished: dict[str, list[float]], tmp_path: Path
 ) -> None:
     finish(planned[1], **finished)
     found = document(planned)
-    pictures.draw_grid(found).savefig(tmp_path / "table.png")
+    pictures.draw_grid(found, found["ablations"], per_line=2).savefig(tmp_path / "table.png")
     pictures.write_page(tmp_path / "table.html", found)
     page = (tmp_path / "table.html").read_text()
     assert "Test &lt;grid&gt;" in page
