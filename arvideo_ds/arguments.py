@@ -33,6 +33,11 @@ class CommandParser(argparse.ArgumentParser):
             help=f"Python file or module that adds choices, as in {PLUGINS}; may be repeated",
         )
 
+    def add_number(self, name: str, default: float, description: str) -> None:
+        """Option `--name` of the default's type; help shows the default."""
+        text = f"{description}; default %(default)s"
+        self.add_argument(f"--{name}", type=type(default), default=default, help=text)
+
     # `parse_intermixed_args` calls the first of the two up to Python 3.11, the second from 3.12 on.
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_known_args(self._spelled(args), namespace)

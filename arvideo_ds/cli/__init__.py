@@ -1,7 +1,7 @@
-"""The command `arvideo`: a module of this room for each of its commands, parser and call.
+"""The command `arvideo`: each command is a module of this room, its parser and its call.
 
-The top layer: nothing imports it. A module imports torch only inside of `main`, so that `--help`
-and wrong input are answered at once.
+The top layer: nothing imports it. `main` of a module imports torch after it has checked the
+arguments, so that `--help` and wrong input are answered at once.
 """
 
 from __future__ import annotations
@@ -10,15 +10,21 @@ import difflib
 import importlib
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from arvideo_ds import __version__
-from arvideo_ds.errors import EXIT_OK, UserError, command
+from arvideo_ds.errors import EXIT_MANY_REJECTS, EXIT_OK, UserError, command
+
+if TYPE_CHECKING:
+    from arvideo_ds.shards.manifest import Manifest
+    from arvideo_ds.shards.writer import ShardReport
 
 # Command (and module of this room) -> what it does.
 GROUPS: dict[str, dict[str, str]] = {
     "videos to shards": {
         "shards": "turn videos into WebDataset shards with a manifest",
-        "index": "use WebDataset tars of somebody else, without a copy",
+        "index": "use existing WebDataset tars, without a copy",
         "inspect": "show what shards contain: a table, histograms, a contact sheet",
         "verify": "check that shards are whole, unaltered and decodable",
         "reshard": "merge, split, filter or stage shards",
@@ -66,10 +72,10 @@ Pretrain video encoders with ARVideo and its baselines. On several GPUs or hosts
 
 @command
 def main() -> int:
-    """Run the command that the first argument names; the exit code."""
+    """Run the command named by the first argument; return the exit code."""
     words = sys.argv[1:]
     # DeepSpeed's launcher puts its own option before ours.
-    own = [words.pop(0)] if words and words[0].startswith("--local_rank=") else []
+    rank = [words.pop(0)] if words and words[0].startswith("--local_rank=") else []
     name = words.pop(0) if words else "--help"
     if name in ("-h", "--help"):
         print(_help())
@@ -78,12 +84,12 @@ def main() -> int:
         print(__version__)
         return EXIT_OK
     run = find(name)
-    sys.argv = [f"arvideo {name}", *own, *words]
+    sys.argv = [f"arvideo {name}", *rank, *words]
     return run()
 
 
 def find(name: str) -> Callable[[], int]:
-    """The function of a command; `-` and `_` are alike. Errors: `UserError` for an unknown one."""
+    """The function of a command; `-` equals `_`. Errors: `UserError` for an unknown command."""
     module = name.replace("-", "_")
     if module not in COMMANDS:
         near = difflib.get_close_matches(module, COMMANDS, n=1)
@@ -99,3 +105,21 @@ def _help() -> str:
     for title, group in GROUPS.items():
         lines += ["", f"{title}:", *(f"  {name:{width}}  {text}" for name, text in group.items())]
     return "\n".join(lines)
+
+
+def describe_shards(manifest: Manifest, files: str = "shards", kept: str = "") -> str:
+    """Counts of a shard set, for the last line of a command."""
+    size_mib = sum(shard.bytes for shard in manifest.shards) / 2**20
+    labels = f"{len(manifest.labels)} labels" if manifest.labels else "no labels"
+    return (
+        f"{manifest.num_samples:,} videos in {len(manifest.shards):,} {files}{kept}, "
+        f"{size_mib:,.1f} MiB, {labels}"
+    )
+
+
+def end_with_rejects(folder: Path, report: ShardReport, max_share: float, files: str) -> int:
+    """Print counts and rejects of a shard set; the exit code."""
+    kept = f", {report.shards_kept} of them from an earlier run" if report.shards_kept else ""
+    print(f"{folder}: {describe_shards(report.manifest, files, kept)}")
+    report.print_left_out(folder)
+    return EXIT_MANY_REJECTS if report.share_left_out > max_share else EXIT_OK

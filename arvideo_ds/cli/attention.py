@@ -5,18 +5,16 @@
     arvideo attention runs/arvideo runs/videomae videomae.pth --shards SHARDS \\
         --output attention --threshold 0.1 0.01 0.001
 
-An ENCODER is the folder of a finished run or of an export, untrained:RUN for the weights that a
-pretraining run began with, or any file of weights that --init-from takes. All see the same clips,
-cut as the first one's recipe says, which is also used for weights without a recipe.
+An ENCODER is the folder of a finished run or of an export, untrained:RUN for the initial weights
+of a pretraining run, or any file of weights that --init-from takes. All encode the same clips. The
+recipe of the first encoder decides how clips are cut and applies to weights without a recipe.
 
-Writes OUTPUT/attention_rank.json and .png, prints a table. What is measured is kept in
-OUTPUT/spectra: the same command goes on after Ctrl-C (exit code 75), and another threshold takes
-seconds.
+Writes OUTPUT/attention_rank.json and .png, prints a table. Measurements are kept in OUTPUT/spectra:
+the same command resumes after Ctrl-C (exit code 75), and another threshold takes seconds.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -26,30 +24,26 @@ from arvideo_ds.files.locks import lock
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.manifest import ShardSet
 
-# Far above what float32 leaves uncertain in a singular value, relative to the largest.
+# Far above the rounding error of float32 in a singular value, relative to the largest.
 _LEAST_THRESHOLD = 1e-5
 
 
-def parse_arguments() -> argparse.Namespace:
+@command
+def main() -> int:
     parser = CommandParser(description=__doc__)
     parser.add_argument("encoders", nargs="+", metavar="ENCODER")
     parser.add_argument("--shards", required=True, help="the clips' shards; labels do not matter")
     parser.add_argument("--output", required=True, type=Path, help="folder")
-    parser.add_argument("--clips", type=int, default=64, help="spread over the shards")
+    parser.add_number("clips", 64, "spread over the shards")
     parser.add_argument(
         "--threshold",
         type=float,
         nargs="+",
         default=[0.01],
-        help="a singular value counts above this share of the largest; default 0.01",
+        help="singular values above this share of the largest count; default 0.01",
     )
     parser.add_argument("--recipe", help="of weights without one; default: the first run's")
-    return parser.parse_args()
-
-
-@command
-def main() -> int:
-    args = parse_arguments()
+    args = parser.parse_args()
     require_at_least(1, args, "clips")
     for threshold in args.threshold:
         if not _LEAST_THRESHOLD <= threshold < 1:
@@ -59,7 +53,6 @@ def main() -> int:
             )
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder.")
-    # Only now: torch takes seconds to load.
     from arvideo_ds.data.loader import worker_count
     from arvideo_ds.evaluation.attention import Clips, evenly
     from arvideo_ds.evaluation.attention_report import (
@@ -79,7 +72,7 @@ def main() -> int:
         try:
             measured = measure(encoders, clips, args.output / "spectra")
         except KeyboardInterrupt:
-            print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+            print("interrupted; the same command resumes", file=sys.stderr, flush=True)
             return EXIT_INTERRUPTED
         write_report(args.output, encoders, clips, measured, args.threshold)
     return 0

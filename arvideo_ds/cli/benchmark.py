@@ -5,11 +5,11 @@
         --compare pretrain_vit_b_k400_paper pretrain_vit_b_k400,decoder.target_ratio=0.5
     arvideo benchmark --compare pretrain_vit_b_k400 --largest_batch          (CUDA)
 
-A row is a recipe (name or path), `:paper` for the way in which the paper ran it (attention not
-fused, every token embedded before the encoded ones are picked), and settings of its own after
-commas; settings that stand alone are for all rows. All rows take the same number of clips, made on
-the device, so no loader is in it, in turns within one process: median, least and most over rounds.
---shards feeds the first row from real shards as well. Each step is DeepSpeed's, on one rank.
+A row is a recipe (name or path), an optional `:paper` (the paper's way: attention not fused, every
+token embedded before the encoded ones are picked), and its own settings after commas; separate
+settings apply to all rows. Rows take turns in one process, on the same number of clips, which are
+made on the device: no loader. Figures are median, minimum and maximum over the rounds. --shards
+also feeds the first row from real shards. Each step is DeepSpeed's, on one rank.
 """
 
 from __future__ import annotations
@@ -41,22 +41,20 @@ _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--compare", nargs="+", default=["pretrain_vit_b_k400"], metavar="ROW")
-    parser.add_argument("--micro_batch", type=int, default=8, help="clips of a step, of all rows")
-    parser.add_argument("--rounds", type=int, default=5, help="turns that every row has")
-    parser.add_argument("--steps", type=int, default=5, help="steps of a row in one round")
-    parser.add_argument("--warm_up", type=int, default=3, help="steps of a row before the first")
+    parser.add_number("micro_batch", 8, "clips per step, for all rows")
+    parser.add_number("rounds", 5, "turns of every row")
+    parser.add_number("steps", 5, "steps of a row per round")
+    parser.add_number("warm_up", 3, "steps of a row before the first round")
     parser.add_argument("--compile", action="store_true", help="train.compile=true for all rows")
-    parser.add_argument("--shards", metavar="SHARDS", help="feed the first row from these as well")
-    parser.add_argument(
-        "--largest_batch", action="store_true", help="the largest micro-batch that fits (CUDA)"
-    )
+    parser.add_argument("--shards", metavar="SHARDS", help="also feed the first row from these")
+    parser.add_argument("--largest_batch", action="store_true", help="search for it (CUDA)")
     parser.add_argument("--profile", action="store_true", help="operators of each row, grouped")
     parser.add_argument("--trace", type=Path, metavar="FOLDER", help="with --profile: traces too")
     add_deepspeed(parser, "zero0")
     add_rank(parser)
     add_overrides(parser)
     args = parser.parse_intermixed_args()
-    # What stands after --compare may be meant for all rows.
+    # argparse takes settings after --compare as rows.
     args.overrides += [text for text in args.compare if _OVERRIDE.match(text)]
     args.overrides += ["train.compile=true"] if args.compile else []
     args.compare = [text for text in args.compare if not _OVERRIDE.match(text)]
@@ -68,12 +66,12 @@ def check(args: argparse.Namespace) -> None:
     if not args.compare:
         raise UserError("--compare names no row; give recipes, such as pretrain_vit_b_k400.")
     if args.trace and not args.profile:
-        raise UserError("--trace writes what --profile sees; add --profile.")
+        raise UserError("--trace writes what --profile measures; add --profile.")
     if args.shards is not None:
         ShardSet(args.shards).check_sizes()
     if planned_world_size() > 1:
         raise UserError(
-            "this measures one process; start it with python, without a launcher. A run on many "
+            "this measures one process; start it without a launcher. A run on several processes "
             "logs its own throughput (metrics.jsonl)."
         )
 
@@ -82,19 +80,11 @@ def check(args: argparse.Namespace) -> None:
 def main() -> None:
     args = parse_arguments()
     check(args)
-    rows = [
-        read_row(
-            text,
-            args.overrides,
-            micro_batch=args.micro_batch,
-            deepspeed_config=args.deepspeed_config,
-        )
-        for text in args.compare
-    ]
+    sizes = {name: getattr(args, name) for name in ("micro_batch", "deepspeed_config")}
+    rows = [read_row(text, args.overrides, **sizes) for text in args.compare]
     options = from_arguments(Options, args)
-    # DeepSpeed writes its notes to stdout, which is the document's alone.
+    # DeepSpeed writes notes to stdout, where only the document belongs.
     with contextlib.redirect_stdout(sys.stderr):
-        # Only now: torch takes seconds to load, and rows are wrong more often.
         from arvideo_ds.benchmark.measure import measure
 
         document = measure(rows, options, say)

@@ -4,10 +4,10 @@
     arvideo benchmark_loader SHARDS --compare VIDEOS --repeats 4
     arvideo benchmark_loader SHARDS --memory 20000 --workers 2 --cores 2
 
-The whole path is timed: stored bytes -> batches handed to the trainer, all of it on `--cores`
-cores, this process's share included. `--compare` also loads the folder VIDEOS, the same clips as
-downloaded, the way the official VideoMAE code does: decord on the raw file, one clip per decode,
-PIL crops, float tensors normalised on the CPU; same run, workers, batch size and cores.
+The whole path is timed, from stored bytes to the trainer's batches, on `--cores` cores, which the
+main process shares. `--compare` also loads the same clips from raw files in the folder VIDEOS, as
+the official VideoMAE code does: decord, one clip per decode, PIL crops, float tensors normalised on
+the CPU; with the same workers, batch size and cores.
 """
 
 from __future__ import annotations
@@ -26,20 +26,19 @@ def main() -> None:
     parser.add_argument("shards", type=Path)
     parser.add_argument("--compare", type=Path, metavar="VIDEOS", help="the same clips, raw files")
     parser.add_argument("--memory", type=int, metavar="CLIPS", help="growth over so many clips")
-    parser.add_argument("--repeats", type=int, default=1, help="clips per decoded video")
-    parser.add_argument("--frames", type=int, default=16)
-    parser.add_argument("--stride", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=16, help="clips per batch")
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--cores", type=int, default=1, help="cores that all processes share")
-    parser.add_argument("--seconds", type=float, default=20, help="of each measurement")
+    parser.add_number("repeats", 1, "clips per decoded video")
+    parser.add_number("frames", 16, "per clip")
+    parser.add_number("stride", 4, "between frames")
+    parser.add_number("batch", 16, "clips per batch")
+    parser.add_number("workers", 1, "processes")
+    parser.add_number("cores", 1, "shared by all processes")
+    parser.add_number("seconds", 20.0, "of each measurement")
     parser.add_argument("--decoder", default="auto")
     args = parser.parse_args()
     cores = available_cores()[: args.cores]
     if len(cores) < args.cores:
         raise UserError(f"--cores {args.cores}, but this process may use {len(cores)}.")
     bind_to_cores(cores)
-    # Only now: torch takes seconds to load.
     from arvideo_ds.benchmark.loader import LoaderOptions, measure_loader
 
     print(json.dumps(measure_loader(from_arguments(LoaderOptions, args)), indent=1))

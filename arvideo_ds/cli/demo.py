@@ -1,4 +1,4 @@
-"""Make videos and shards of a synthetic set in data/, where they are missing.
+"""Make the videos and shards of a synthetic set in data/, unless they exist.
 
 arvideo demo                eight directions of motion: the demo, the ablations
 arvideo demo --set events   128 frames; the class is the order of two events

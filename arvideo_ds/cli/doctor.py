@@ -1,14 +1,14 @@
-"""Look whether this machine, or these machines, are fit to train on.
+"""Check whether this machine, or these machines, are fit to train on.
 
     arvideo doctor --output runs                             this machine
     srun --nodes 2 --ntasks-per-node 8 arvideo doctor        all ranks; or deepspeed, torchrun
 
-A line each: ok, warning or problem, with what to do. Exit codes: 0 no problem; 1 a problem.
+Prints one line per check: ok, warning or problem, with what to do.
+Exit codes: 0 no problem; 1 a problem.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import json
@@ -21,30 +21,25 @@ from arvideo_ds.doctor.report import Finding, exit_code, render
 from arvideo_ds.errors import UserError, command
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("runs"), help="where runs would go")
-    parser.add_argument("--json", action="store_true", help="a list of findings for programs")
-    add_rank(parser)
-    return parser.parse_args()
-
-
 @command
 def main() -> int:
-    args = parse_arguments()
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of runs")
+    parser.add_argument("--json", action="store_true", help="a list of findings for programs")
+    add_rank(parser)
+    args = parser.parse_args()
     findings = examine(args.output)
     try:
         from arvideo_ds.engine.world import start_world
 
-        # Standard output is for the report.
         with contextlib.redirect_stdout(sys.stderr):
             world = start_world()
         findings = measure(world, findings)
-        prints = world.is_main
+        is_main = world.is_main
     except (ImportError, UserError) as error:
         findings.append(Finding("start", "problem", " ".join(str(error).split())))
-        prints = True
-    if prints:
+        is_main = True
+    if is_main:
         report = [dataclasses.asdict(finding) for finding in findings]
         print(json.dumps(report, indent=1) if args.json else render(findings), flush=True)
     return exit_code(findings)

@@ -11,39 +11,32 @@ Exit codes: 0 done; 2 wrong input. Videos that cannot be read are listed and cou
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, add_rank, add_weights
 from arvideo_ds.config import FinetuneRecipe
-from arvideo_ds.errors import EXIT_OK, UserError, command
+from arvideo_ds.errors import UserError, command
 from arvideo_ds.runs import run_folder
 
 
-def parse_arguments() -> argparse.Namespace:
+@command
+def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a fine-tuned run")
     parser.add_argument("--shards", help="default: evaluation.shards of the run's recipe")
     parser.add_argument("--views", help="such as 5x3; default: evaluation.views of the recipe")
     add_weights(parser, run_folder.WEIGHTS)
     add_rank(parser)
-    return parser.parse_args()
-
-
-@command
-def main() -> int:
-    args = parse_arguments()
+    args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, FinetuneRecipe)
     views = recipe.evaluation.views if args.views is None else parse_views(args.views)
     weights = run_folder.choose_weights(args.run, args.weights)
     where = args.shards or recipe.evaluation.shards
     if where is None:
-        raise UserError("the recipe names no evaluation.shards; give --shards SHARDS.")
-    # Only now: torch takes seconds to load.
+        raise UserError("the recipe has no evaluation.shards; give --shards SHARDS.")
     from arvideo_ds.train.evaluate import evaluate
 
     evaluate(args.run, recipe, where, views=views, name=weights)
-    return EXIT_OK
 
 
 def parse_views(text: str) -> tuple[int, int]:

@@ -4,14 +4,13 @@
     arvideo evaluate_detection RUN --csv found.csv evaluation.shards=VAL \\
         evaluation.annotations=ava_val_v2.2.csv evaluation.detections=VAL_PERSONS.csv
 
-Writes RUN/detection.json (both mAPs, average precision of each action, what was left out) and
-RUN/detections.png; --csv the rows that the official script get_ava_performance.py reads.
+Writes RUN/detection.json (both mAPs, average precision of each action, skipped keyframes) and
+RUN/detections.png; --csv writes rows for the official script get_ava_performance.py.
 Exit codes: 0 done; 2 wrong input.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, add_overrides
@@ -23,27 +22,20 @@ from arvideo_ds.runs import run_folder
 REPORT, PICTURE = "detection.json", "detections.png"
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run of `arvideo detect`")
-    parser.add_argument(
-        "--weights", type=Path, help="file of weights; default: the run's best, else its last"
-    )
-    parser.add_argument("--csv", type=Path, help="write all detections there, official format")
-    parser.add_argument("--pictures", type=int, default=6, help="keyframes in the picture")
-    add_overrides(parser)
-    return parser.parse_intermixed_args()
-
-
 @command
 def main() -> None:
-    args = parse_arguments()
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run of `arvideo detect`")
+    parser.add_argument("--weights", type=Path, help="a file; default: the run's best, else last")
+    parser.add_argument("--csv", type=Path, help="file of all detections, official format")
+    parser.add_number("pictures", 6, "keyframes in the picture")
+    add_overrides(parser)
+    args = parser.parse_intermixed_args()
     run_folder.read_recipe(args.run, DetectRecipe)
     recipe = load_recipe(str(args.run / run_folder.RECIPE), args.overrides, DetectRecipe)
     if recipe.evaluation.shards is None:
-        raise UserError("evaluation.shards is not given: the shards of the keyframes to judge on.")
+        raise UserError("evaluation.shards is missing: give the shards of the test keyframes.")
     weights = args.weights or args.run / run_folder.WEIGHTS[run_folder.choose_weights(args.run)]
-    # Only now: torch takes seconds to load.
     from arvideo_ds.evaluation.detection import as_json, evaluate_run, write_official_csv
     from arvideo_ds.evaluation.detection_pictures import draw_detections, pick_keyframes
 

@@ -4,14 +4,13 @@
     arvideo evaluate_tokenizer RUN --weights best evaluation.shards=TEST
 
 Writes RUN/tokenizer.json (PSNR, SSIM, codes in use of the central clips) and RUN/tokenizer.png.
---motion N: on N test videos of the demo, where the place of the moving shape is known, the share of
-the shape among the 15 % most important tokens; the same of the untrained tokenizer.
+--motion N: on N test videos of the demo, whose moving shape has a known place, the share of the
+shape among the 15 % most important tokens, for the trained and for the untrained tokenizer.
 Exit codes: 0 done; 2 wrong input.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -26,21 +25,16 @@ from arvideo_ds.shards.manifest import MANIFEST, ShardSet
 REPORT, PICTURE = "tokenizer.json", "tokenizer.png"
 
 
-def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("run", type=Path, help="folder of a run of `arvideo tokenizer`")
-    parser.add_argument(
-        "--weights", choices=run_folder.WEIGHTS, help="default: the average, else the last"
-    )
-    parser.add_argument("--motion", type=int, metavar="N", help="locate the moving shape, N videos")
-    parser.add_argument("--pictures", type=int, default=3, help="clips in the picture")
-    add_overrides(parser)
-    return parser.parse_intermixed_args()
-
-
 @command
 def main() -> None:
-    args = parse_arguments()
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("run", type=Path, help="folder of a run of `arvideo tokenizer`")
+    weights = "default: the average, else the last"
+    parser.add_argument("--weights", choices=run_folder.WEIGHTS, help=weights)
+    parser.add_argument("--motion", type=int, metavar="N", help="locate the moving shape, N videos")
+    parser.add_number("pictures", 3, "clips in the picture")
+    add_overrides(parser)
+    args = parser.parse_intermixed_args()
     require_at_least(1, args, "motion")
     run_folder.read_recipe(args.run, TokenizerRecipe)
     recipe = load_recipe(str(args.run / run_folder.RECIPE), args.overrides, TokenizerRecipe)
@@ -52,7 +46,6 @@ def main() -> None:
         )
     weights = args.weights or ("ema" if (args.run / run_folder.EMA_MODEL).is_file() else "last")
     run_folder.choose_weights(args.run, weights)
-    # Only now: torch takes seconds to load.
     from arvideo_ds.data.clips import EvaluationClips
     from arvideo_ds.long_video.pictures import draw_examples, example
     from arvideo_ds.long_video.quality import judge_run
@@ -60,7 +53,7 @@ def main() -> None:
 
     tokenizer = load_tokenizer(args.run / run_folder.WEIGHTS[weights])
     # First, because it refuses clips that are longer than its videos.
-    shares = {} if args.motion is None else {"motion": motion(tokenizer, recipe, args.motion)}
+    shares = {} if args.motion is None else {"motion": shape_shares(tokenizer, recipe, args.motion)}
     shards = ShardSet(where)
     quality = judge_run(tokenizer, shards, recipe)
     print(
@@ -71,7 +64,7 @@ def main() -> None:
     facts = {"weights": weights, "shards": where, **dataclasses.asdict(quality), **shares}
     write_json(args.run / REPORT, facts)
     clips = EvaluationClips(shards, recipe)
-    # Spread over the shards, in which videos may be sorted by class.
+    # From all shards, which may be sorted by class.
     step = max(1, len(clips) // max(1, args.pictures))
     shown = [clips[n].clips[0] for n in range(0, len(clips), step)][: args.pictures]
     if shown:
@@ -82,7 +75,7 @@ def main() -> None:
     print(f"{args.run / REPORT}, {PICTURE}")
 
 
-def motion(tokenizer: Any, recipe: TokenizerRecipe, videos: int) -> dict[str, Any]:
+def shape_shares(tokenizer: Any, recipe: TokenizerRecipe, videos: int) -> dict[str, Any]:
     """Share of the moving shape among the important tokens, before and after training; printed."""
     from arvideo_ds.long_video.quality import object_share, untrained
 

@@ -4,7 +4,7 @@
     arvideo export runs/my_run --format onnx --output exports/my_onnx --shards SHARDS
 
 Formats: encoder (safetensors, ours), huggingface (transformers' VideoMAE), onnx, timm (names).
-What was exported is opened anew and compared with the run's model before the folder appears.
+The export is loaded again and compared with the run's model before the folder appears.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ def main() -> None:
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, EncoderRecipe)
     weights = run_folder.choose_weights(args.run, args.weights)
-    # Only now: torch takes seconds to load.
     from arvideo_ds.exports.export import export
     from arvideo_ds.exports.parity import clips_of, random_clips
     from arvideo_ds.exports.source import read_source
@@ -47,4 +46,4 @@ def main() -> None:
     clips = clips_of(ShardSet(args.shards), recipe) if args.shards else random_clips(recipe)
     parity = export(source, args.format, args.output, clips, license_id=args.license)
     print(json.dumps(parity, indent=1))
-    print(f"{args.output} is there; how to open it: {args.output / 'README.md'}", file=sys.stderr)
+    print(f"written: {args.output}; how to open it: {args.output / 'README.md'}", file=sys.stderr)

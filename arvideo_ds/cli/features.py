@@ -5,16 +5,15 @@
         --output FEATURES --features time --hop 16
 
 INPUT is a folder of videos (searched at any depth), a .csv or .jsonl with a column `path`, a folder
-of shards, or one video. docs/features.md says what is written and how to read it.
+of shards, or one video. docs/features.md describes the files and how to read them.
 Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
-videos were left out (rejects.jsonl says which and why); 75 interrupted, the same command goes on.
+videos were rejected (rejects.jsonl gives each reason); 75 interrupted, the same command resumes.
 """
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from arvideo_ds.arguments import CommandParser, add_weights, from_arguments, require_at_least
 from arvideo_ds.config import EncoderRecipe
@@ -27,9 +26,6 @@ from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.inputs import list_videos
 from arvideo_ds.shards.video_files import count_videos
 
-if TYPE_CHECKING:
-    from arvideo_ds.evaluation.extraction import ExtractionReport
-
 _MAX_WORKERS = 16
 
 
@@ -39,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--model", required=True, type=Path, help="folder of a finished run")
     add_weights(parser, run_folder.WEIGHTS)
     parser.add_argument("--output", required=True, type=Path, help="folder of the features")
-    parser.add_argument("--videos", type=Path, help="where a list's paths begin; default: its own")
+    parser.add_argument("--videos", type=Path, help="root of a list's paths; default: its folder")
     parser.add_argument(
         "--skip_bad_rows", action="store_true", help="count a list's wrong rows as rejects"
     )
@@ -50,19 +46,13 @@ def parse_arguments() -> argparse.Namespace:
         help="per window: the mean of its tokens, every token, or one mean per time",
     )
     parser.add_argument("--format", choices=list(WRITERS), default="npz")
-    parser.add_argument(
-        "--hop", type=int, help="frames between windows; default: windows that touch"
-    )
-    parser.add_argument("--batch", type=int, default=16, help="windows per forward pass")
+    parser.add_argument("--hop", type=int, help="frames between windows; default: no overlap")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument(
-        "--workers",
-        type=int,
-        default=min(_MAX_WORKERS, len(available_cores())),
-        help="processes that decode, a video each; 0: the main one",
-    )
-    parser.add_argument("--timeout_s", type=float, default=120, help="per batch of a video")
-    parser.add_argument("--max_reject_share", type=float, default=0.05)
+    parser.add_number("batch", 16, "windows per forward pass")
+    workers = min(_MAX_WORKERS, len(available_cores()))
+    parser.add_number("workers", workers, "processes that decode, a video each; 0: the main one")
+    parser.add_number("timeout_s", 120.0, "per batch of a video")
+    parser.add_number("max_reject_share", 0.05, "see exit code 3")
     return parser.parse_args()
 
 
@@ -72,7 +62,6 @@ def main() -> int:
     require_at_least(1, args, "batch", "timeout_s")
     require_at_least(0, args, "workers")
     require_format(args.format)
-    # Only now: torch takes seconds to load.
     import torch
 
     from arvideo_ds.evaluation.extraction import ExtractionJob, extract_features
@@ -88,21 +77,16 @@ def main() -> int:
     stop = Stop()
     with lock(args.output):
         report = extract_features(recipe, args.model / weights, job, device, stop=stop.asked)
-    print_summary(args.output, report)
-    if report.interrupted:
-        print("interrupted; the same command goes on with the other videos", flush=True)
-        return EXIT_INTERRUPTED
+    print(
+        f"{args.output}: {report.videos:,} videos ({report.new:,} of them new), "
+        f"{report.windows:,} windows, {report.seconds / 3600:,.2f} h"
+    )
     rejects = sum(report.rejects.values())
+    if rejects:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejects.items())
+        print(f"left out: {rejects} ({reasons}); see {args.output / 'rejects.jsonl'}")
+    if report.interrupted:
+        print("interrupted; the same command continues with the other videos", flush=True)
+        return EXIT_INTERRUPTED
     share = rejects / (len(listing.videos) + len(listing.rejects))
     return EXIT_MANY_REJECTS if share > args.max_reject_share else EXIT_OK
-
-
-def print_summary(output: Path, report: ExtractionReport) -> None:
-    print(
-        f"{output}: {report.videos:,} videos ({report.new:,} of them new), {report.windows:,} "
-        f"windows, {report.seconds / 3600:,.2f} h"
-    )
-    if report.rejects:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejects.items())
-        total = sum(report.rejects.values())
-        print(f"left out: {total} ({reasons}); see {output / 'rejects.jsonl'}")

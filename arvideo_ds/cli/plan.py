@@ -3,8 +3,8 @@
     arvideo plan --recipe pretrain_vit_g_k400 --gpus 64 --gpu_memory_gib 80
     arvideo plan ... --tflops 250 --bandwidth_gb_s 40 --json train.total_batch=2048
 
-Nothing is run: bytes and seconds are computed from the recipe. docs/planning.md says how and how
-well that agrees with measurements.
+Bytes and seconds are computed from the recipe; nothing runs. docs/planning.md explains how, and
+compares them with measurements.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Label videos with a fine-tuned model: a line for each, likeliest labels first.
+"""Label videos with a fine-tuned model: one line per video, most likely labels first.
 
     arvideo predict a.mp4 FOLDER --model runs/my_finetuning
     a.mp4   wave 0.912   clap 0.044   nod 0.017
@@ -26,11 +26,10 @@ def main() -> None:
     parser.add_argument("videos", type=Path, nargs="+", metavar="VIDEO", help="files, or folders")
     parser.add_argument("--model", type=Path, required=True, help="folder, see above")
     add_weights(parser, run_folder.WEIGHTS)
-    parser.add_argument("--top", type=int, default=5, help="labels for each video (default 5)")
+    parser.add_number("top", 5, "labels per video")
     args = parser.parse_args()
     require_at_least(1, args, "top")
     recipe = run_folder.read_recipe(args.model, FinetuneRecipe)
-    # Only now: torch takes seconds to load.
     import torch
 
     from arvideo_ds.evaluation.predictions import central_clip, top_labels
@@ -54,7 +53,7 @@ def main() -> None:
 
 
 def files(paths: Iterable[Path]) -> Iterator[Path]:
-    """The files themselves, and the videos below the folders."""
+    """The given files, and the videos below the given folders."""
     for path in paths:
         passed_over = Counter[str]()
         found = list(find_videos(path, passed_over)) if path.is_dir() else [path]

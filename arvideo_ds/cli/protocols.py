@@ -1,10 +1,10 @@
-"""Write docs/protocols.md: the numbers of every recipe beside those of papers and official scripts.
+"""Write docs/protocols.md: each recipe's numbers beside those of papers and official scripts.
 
     arvideo protocols             # after a change of recipes or of docs/protocols.yaml
     arvideo protocols --check     # writes nothing
 
-Both compare first: a recipe that differs from docs/protocols.yaml without a reason there is an
-error, and the page is not written.
+A recipe that differs from docs/protocols.yaml without a reason given there is an error, and the
+page is not written.
 Exit codes: 0 done; 1 a recipe deviates, or with --check the page is stale; 2 wrong input.
 """
 

@@ -1,4 +1,4 @@
-"""Draw a finished run: loss, probes, and clips as it predicts them, in one report.html.
+"""Draw a finished run: loss, probes and predicted clips, in one report.html.
 
 arvideo report runs/demo
 arvideo report runs/my_run --shards SHARDS --clips 4
@@ -19,10 +19,9 @@ def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--shards", help="clips to show; default: probe.test_shards, data.shards")
-    parser.add_argument("--clips", type=int, default=3)
+    parser.add_number("clips", 3, "clips to show")
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, PretrainRecipe)
-    # Only now: torch takes seconds to load.
     from arvideo_ds.train.report import write_report
 
     print(f"report: {write_report(args.run, recipe, args.shards, args.clips)}")

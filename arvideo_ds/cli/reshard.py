@@ -10,7 +10,7 @@
 
 Labels of several sources are united by name; the first source's keep their numbers. The same
 sources and settings give the same bytes. Exit codes: 0 done; 2 wrong input, or a source is
-damaged; 75 interrupted, the same command goes on.
+damaged; 75 interrupted, the same command resumes.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from fractions import Fraction
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, require_positive
+from arvideo_ds.cli import describe_shards
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
-from arvideo_ds.shards.manifest import Manifest
 from arvideo_ds.shards.reshard import (
     Part,
     Pool,
@@ -47,26 +47,26 @@ def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("sources", type=Path, nargs="+", metavar="SOURCE", help="shard folders")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--samples_per_shard", type=int, default=_SAMPLES_PER_SHARD)
-    parser.add_argument("--seed", type=int, default=_SEED, help="order and choice of the samples")
+    parser.add_number("samples_per_shard", _SAMPLES_PER_SHARD, "videos")
+    parser.add_number("seed", _SEED, "order and choice of the samples")
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         "--split_share",
         nargs=3,
         metavar=("SHARE", "NAME_A", "NAME_B"),
-        help="two folders below --output: that share of each label, and the rest",
+        help="two folders below --output: that share of each label, and the remainder",
     )
     parser.add_argument(
         "--group_by",
         metavar="FACT|REGEX",
-        help="--split_share: never separate samples with the same FACT of their JSON, or the same "
-        "text in the one group of REGEX, searched for in source path, then key",
+        help="--split_share: keep samples together that share the FACT of their JSON, or the text "
+        "of the one group of REGEX, searched in source path, then key",
     )
     what.add_argument("--labels", nargs="+", metavar="LABEL", help="only these, numbered anew")
     what.add_argument("--keys", type=Path, metavar="FILE", help="only these samples, one a line")
     what.add_argument("--max_samples", type=int, help="so many, chosen at random")
     what.add_argument("--stage", action="store_true", help="copy one folder unchanged")
-    parser.add_argument("--workers", type=int, default=4, help="--stage: files at a time")
+    parser.add_number("workers", 4, "--stage: files at a time")
     return parser.parse_args()
 
 
@@ -80,7 +80,7 @@ def main() -> int:
         else:
             write_parts(args)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on", flush=True)
+        print("\ninterrupted; the same command resumes", flush=True)
         return EXIT_INTERRUPTED
     return EXIT_OK
 
@@ -93,7 +93,7 @@ def print_staged(args: argparse.Namespace) -> None:
     done = stage(args.sources[0], args.output, args.workers)
     print(
         f"{args.output}: {done.num_copied} files copied ({done.bytes_copied / 2**20:,.1f} MiB), "
-        f"{done.num_kept} were right before"
+        f"{done.num_kept} were up to date"
     )
 
 
@@ -108,13 +108,14 @@ def write_parts(args: argparse.Namespace) -> None:
         print(f"note: {note}", flush=True)
     for part in parts:
         manifest = write_part(pool, part, how=how, samples_per_shard=args.samples_per_shard)
-        print_summary(part, manifest)
+        groups = "" if part.num_groups is None else f", in {part.num_groups:,} groups"
+        print(f"{part.folder}: {describe_shards(manifest)}{groups}")
 
 
 def choice(args: argparse.Namespace) -> tuple[str, Callable[[Pool], list[Part]]]:
-    """What is asked for: in words for the manifest, and as a function of the samples.
+    """The requested parts: a description for the manifest, and a function of the samples.
 
-    Errors: `UserError` for a mistake that shows before the sources are read.
+    Errors: `UserError` for a mistake that needs no source to be seen.
     """
     output = args.output
     if args.split_share:
@@ -159,13 +160,3 @@ def read_keys(path: Path) -> list[str]:
     if not keys:
         raise UserError(f"--keys {path} names no key.")
     return keys
-
-
-def print_summary(part: Part, manifest: Manifest) -> None:
-    size_mib = sum(shard.bytes for shard in manifest.shards) / 2**20
-    labels = f"{len(manifest.labels)} labels" if manifest.labels else "no labels"
-    print(
-        f"{part.folder}: {manifest.num_samples:,} videos in {len(manifest.shards):,} shards, "
-        f"{size_mib:,.1f} MiB, {labels}"
-        + ("" if part.num_groups is None else f", in {part.num_groups:,} groups")
-    )

@@ -4,10 +4,10 @@
     torchrun --nproc_per_node 8 -m arvideo_ds score_tokens --scorer tokenizer --tokenizer RUN \\
         --recipe lvmae_vit_b_diving48 data.shards=SHARDS             also deepspeed, srun
 
-Stride, size and patch are those of --recipe (with overrides), or given one by one. Writes one file
-per shard to SHARDS/scores/NAME; ranks share the shards, and the one that ends last writes
-scores.json. Ctrl-C or SIGTERM finishes the current videos; the same command continues with the
-others. See docs/long_video.md.
+Stride, size and patch come from --recipe (with overrides), or from their own options. Writes one
+file per shard to SHARDS/scores/NAME; ranks share the shards, and the last one writes scores.json.
+Ctrl-C or SIGTERM finishes the current videos; the same command continues with the others. See
+docs/long_video.md.
 Exit codes: 0 done (the last rank: all is done); 2 wrong input; 3 some videos hung or died and
 have no scores yet, see --leave_out_failed; 75 interrupted, start it again.
 """
@@ -15,8 +15,8 @@ have no scores yet, see --leave_out_failed; 75 interrupted, start it again.
 from __future__ import annotations
 
 import argparse
-import itertools
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
 from arvideo_ds.arguments import (
@@ -27,13 +27,7 @@ from arvideo_ds.arguments import (
     require_positive,
 )
 from arvideo_ds.config import Recipe, TokenizerRecipe, load_recipe
-from arvideo_ds.errors import (
-    EXIT_INTERRUPTED,
-    EXIT_MANY_REJECTS,
-    EXIT_OK,
-    UserError,
-    command,
-)
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 from arvideo_ds.evaluation.stop import Stop
 from arvideo_ds.files.locks import lock
 from arvideo_ds.geometry import Geometry, Triple
@@ -55,24 +49,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--tokenizer", help="run of `arvideo tokenizer`, or its weights")
     parser.add_argument("--recipe", metavar="NAME|PATH", help="what is to be pretrained")
     parser.add_argument("--stride", type=int, help=f"without --recipe; default {_STRIDE}")
-    parser.add_argument(
-        "--size",
-        type=int,
-        nargs="+",
-        metavar="PIXELS",
-        help=f"default {_SIZE[0]} (or rows, columns)",
-    )
-    parser.add_argument(
-        "--patch", type=int, nargs=3, metavar=("FRAMES", "ROWS", "COLUMNS"), help="default 2 16 16"
-    )
+    sizes = f"default {_SIZE[0]} (or rows, columns)"
+    parser.add_argument("--size", type=int, nargs="+", metavar="PIXELS", help=sizes)
+    axes = ("FRAMES", "ROWS", "COLUMNS")
+    parser.add_argument("--patch", type=int, nargs=3, metavar=axes, help="default 2 16 16")
     parser.add_argument("--output", type=Path, help="default SHARDS/scores/SCORER")
     parser.add_argument("--decoder", default="auto", help="as data.decoder")
-    parser.add_argument(
-        "--workers", type=int, help="decoding processes per rank; default: its cores"
-    )
-    parser.add_argument(
-        "--timeout_s", type=float, default=120, help="longest time between windows of a video"
-    )
+    parser.add_argument("--workers", type=int, help="decoding processes per rank; default: cores")
+    parser.add_number("timeout_s", 120.0, "longest time between windows of a video")
     parser.add_argument(
         "--leave_out_failed",
         action="store_true",
@@ -99,7 +83,6 @@ def main() -> int:
     require_at_least(0, args, "workers")
     require_positive(args, "timeout_s")
     stop = Stop()
-    # Only now: torch and DeepSpeed take seconds to load.
     import torch
 
     from arvideo_ds.decoding.decoders import choose_decoder
@@ -157,29 +140,28 @@ def clip_shape(
     args: argparse.Namespace, recipe: Recipe | None
 ) -> tuple[int, tuple[int, int], Triple]:
     """Stride, size and patch. Errors: `UserError` where they are invalid or given twice."""
-    given = [name for name in ("stride", "size", "patch") if getattr(args, name) is not None]
     if recipe is not None:
-        if given:
-            raise UserError(f"--recipe already gives the {given[0]}; remove --{given[0]}.")
+        for name in ("stride", "size", "patch"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--recipe already gives the {name}; remove --{name}.")
         return recipe.data.stride, recipe.data.size, recipe.patch
     if args.overrides:
         raise UserError(f"'{args.overrides[0]}' is a setting of a recipe; give --recipe as well.")
     require_at_least(1, args, "stride")
-    stride = args.stride or _STRIDE
     sides = args.size or _SIZE
     if len(sides) > 2:
         raise UserError(f"--size takes one number or two, rows and columns, not {len(sides)}.")
     size = (sides[0], sides[-1])
     frames, rows, columns = args.patch or _PATCH
     patch = (frames, rows, columns)
-    if patch[0] < 1:
+    if frames < 1:
         raise UserError(f"--patch {list(patch)}: a token has at least one frame.")
-    _ = Geometry.whole((patch[0], *size), patch)
-    return stride, size, patch
+    Geometry.whole((frames, *size), patch)
+    return args.stride or _STRIDE, size, patch
 
 
 def require_tokenizer(path: str | None) -> None:
-    """Errors: `UserError` where the weights are those of another run."""
+    """Errors: `UserError` where the weights belong to a run that is no tokenizer."""
     if path is not None and Path(path).exists():
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         run_folder.read_recipe(folder, TokenizerRecipe)
@@ -217,4 +199,4 @@ def print_summary(output: Path, contents: ScoreContents, new_videos: int) -> Non
 
 
 def _listed(videos: Mapping[str, str]) -> str:
-    return "; ".join(f"{key}: {why}" for key, why in itertools.islice(videos.items(), _LISTED))
+    return "; ".join(f"{key}: {why}" for key, why in islice(videos.items(), _LISTED))

@@ -6,9 +6,9 @@
     arvideo shards --dataset kinetics400 --videos k400/train \\
         --annotations k400/annotations/train.csv --output SHARDS
 
-docs/datasets.md says what each data set needs, docs/data.md what becomes of the videos.
+docs/datasets.md lists what each data set needs, docs/data.md how videos are stored.
 Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
-videos were left out (rejects.jsonl says which and why); 75 interrupted, the same command goes on.
+videos were rejected (rejects.jsonl gives each reason); 75 interrupted, the same command resumes.
 """
 
 from __future__ import annotations
@@ -26,21 +26,20 @@ from arvideo_ds.arguments import (
     require_at_least,
     require_positive,
 )
+from arvideo_ds.cli import end_with_rejects
 from arvideo_ds.decoding.decoders import HOW_TO_GET_TORCHCODEC, decisive_decoders
 from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
-from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, command
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.datasets import READERS, Listing, Option, Source, read_listing, readers_of
 from arvideo_ds.shards.video_files import describe_passed_over
-from arvideo_ds.shards.writer import ShardJob, ShardReport, write_shards
+from arvideo_ds.shards.writer import ShardJob, write_shards
 
 
 def parse_arguments(options: Iterable[Option]) -> argparse.Namespace:
     defaults = TranscodeSettings()
     parser = CommandParser(description=__doc__, epilog=data_sets())
-    parser.add_argument(
-        "--dataset", required=True, metavar="NAME", help="kind of data set, see below"
-    )
+    parser.add_argument("--dataset", required=True, metavar="NAME", help="see below")
     parser.add_argument("--videos", required=True, type=Path, help="folder of the videos")
     parser.add_argument("--annotations", type=Path, help="file or folder of the data set")
     parser.add_argument("--split", help="see below")
@@ -54,9 +53,7 @@ def parse_arguments(options: Iterable[Option]) -> argparse.Namespace:
             help=f"{', '.join(readers_of(option.name))}: {option.help}{default}",
         )
     parser.add_argument(
-        "--skip_bad_rows",
-        action="store_true",
-        help="count wrong rows as rejects; without it they stop the work",
+        "--skip_bad_rows", action="store_true", help="count wrong rows as rejects, do not stop"
     )
     parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
     parser.add_argument(
@@ -65,30 +62,16 @@ def parse_arguments(options: Iterable[Option]) -> argparse.Namespace:
         default="transcode",
         help="store files as they are, or make H.264 of them; default %(default)s",
     )
-    for name, value, words in (
-        ("short_side", defaults.short_side, "pixels, 0 keeps"),
-        ("gop", defaults.gop, "frames between key frames"),
-        ("crf", defaults.crf, "x264 quality, lower is better"),
-        ("max_pixels", MAX_PIXELS, "of a frame; larger videos are left out, 0: no limit"),
-        ("samples_per_shard", 500, "videos"),
-        ("seed", 0, "order of the videos over the shards"),
-        ("workers", len(available_cores()), "processes"),
-    ):
-        parser.add_argument(
-            f"--{name}", type=int, default=value, help=f"{words}; default %(default)s"
-        )
-    parser.add_argument(
-        "--timeout_s", type=float, default=120, help="per video; default %(default)s"
-    )
-    parser.add_argument(
-        "--memory_gib",
-        type=float,
-        default=8,
-        help="what a process may allocate, 0: no limit; default %(default)s",
-    )
-    parser.add_argument(
-        "--max_reject_share", type=float, default=0.05, help="see exit code 3; default %(default)s"
-    )
+    parser.add_number("short_side", defaults.short_side, "pixels, 0 keeps")
+    parser.add_number("gop", defaults.gop, "frames between key frames")
+    parser.add_number("crf", defaults.crf, "x264 quality, lower is better")
+    parser.add_number("max_pixels", MAX_PIXELS, "of a frame; rejects larger videos, 0: no limit")
+    parser.add_number("samples_per_shard", 500, "videos")
+    parser.add_number("seed", 0, "order of the videos over the shards")
+    parser.add_number("workers", len(available_cores()), "processes")
+    parser.add_number("timeout_s", 120.0, "per video")
+    parser.add_number("memory_gib", 8.0, "what a process may allocate, 0: no limit")
+    parser.add_number("max_reject_share", 0.05, "see exit code 3")
     return parser.parse_args()
 
 
@@ -121,16 +104,15 @@ def main() -> int:
     try:
         report = write_shards(job)
     except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on after the last complete shard", flush=True)
+        print("\ninterrupted; the same command resumes after the last complete shard", flush=True)
         return EXIT_INTERRUPTED
-    print_summary(args.output, report)
     print_passed_over(listing)
-    return EXIT_MANY_REJECTS if report.share_left_out > args.max_reject_share else EXIT_OK
+    return end_with_rejects(args.output, report, args.max_reject_share, "shards")
 
 
 def data_sets() -> str:
-    """The registered data sets with what they read, for the help."""
-    lines = ["data sets, those of plugins included:"]
+    """The registered data sets and what they read, for the help."""
+    lines = ["data sets, including plugins:"]
     for name, reader in READERS.items():
         given = [f"--{option.name}" for option in reader.options]
         given += [f"--split ({reader.split})"] * bool(reader.split)
@@ -143,7 +125,7 @@ def data_sets() -> str:
 
 
 def print_listing(dataset: str, listing: Listing) -> None:
-    """What was found, before hours of work begin."""
+    """Counts of the input, before hours of work begin."""
     labels = f"{len(listing.labels)} labels" if listing.labels else "no labels"
     print(f"{dataset}: {len(listing.entries):,} videos, {labels}", flush=True)
     print_passed_over(listing)
@@ -157,15 +139,3 @@ def print_listing(dataset: str, listing: Listing) -> None:
 def print_passed_over(listing: Listing) -> None:
     if listing.passed_over:
         print(f"note: {describe_passed_over(listing.passed_over)}", flush=True)
-
-
-def print_summary(output: Path, report: ShardReport) -> None:
-    manifest = report.manifest
-    size_mib = sum(shard.bytes for shard in manifest.shards) / 2**20
-    labels = f"{len(manifest.labels)} labels" if manifest.labels else "no labels"
-    kept = f", {report.shards_kept} of them from an earlier run" if report.shards_kept else ""
-    print(
-        f"{output}: {manifest.num_samples} videos in {len(manifest.shards)} shards{kept}, "
-        f"{size_mib:.1f} MiB, {labels}"
-    )
-    report.print_left_out(output)

@@ -3,14 +3,13 @@
     arvideo verify SHARDS
     arvideo verify SHARDS --decode all --workers 16
 
-Every shard is read and hashed; of each, a share of the videos (at least one) is decoded. Every
-problem is printed with its file and, where it is one sample's, its key.
+Every shard is read and hashed, and a share of its videos (at least one) is decoded. Every problem
+is printed with its file and, if one sample is affected, its key.
 Exit codes: 0 sound; 1 not; 2 wrong input, such as a folder without shards; 75 interrupted.
 """
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, require_positive
@@ -19,24 +18,18 @@ from arvideo_ds.host import available_cores
 from arvideo_ds.shards.verify import Verification, verify
 
 EXIT_UNSOUND = 1
-_MIB = 2**20
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = CommandParser(description=__doc__)
-    parser.add_argument("shards", type=Path, help="folder of the shards")
-    parser.add_argument(
-        "--decode", default="0.01", metavar="SHARE|all", help="share of the videos (default 0.01)"
-    )
-    parser.add_argument("--workers", type=int, default=len(available_cores()))
-    parser.add_argument("--seed", type=int, default=0, help="chooses the videos to decode")
-    parser.add_argument("--timeout_s", type=float, default=120, help="per video")
-    return parser.parse_args()
 
 
 @command
 def main() -> int:
-    args = parse_arguments()
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("shards", type=Path, help="folder of the shards")
+    share = "share of the videos (default 0.01)"
+    parser.add_argument("--decode", default="0.01", metavar="SHARE|all", help=share)
+    parser.add_number("workers", len(available_cores()), "processes")
+    parser.add_number("seed", 0, "chooses the videos to decode")
+    parser.add_number("timeout_s", 120.0, "per video")
+    args = parser.parse_args()
     require_positive(args, "workers", "timeout_s")
     try:
         done = verify(
@@ -67,7 +60,7 @@ def decode_share(text: str) -> float:
 
 
 def print_summary(folder: Path, done: Verification) -> None:
-    size_mib = done.bytes / _MIB
+    size_mib = done.bytes / 2**20
     count = len(done.problems)
     verdict = "sound" if not count else f"NOT SOUND, {count} problem{'s' * (count > 1)} (above)"
     print(

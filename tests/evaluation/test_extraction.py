@@ -310,7 +310,7 @@ def test_the_command_goes_on_after_a_signal(
     out, _ = started.communicate(timeout=100)
     if number == signal.SIGINT:
         assert started.returncode == 75, out
-        assert "the same command goes on" in out
+        assert "the same command continues" in out
         assert len(lines(tmp_path / "by_script" / "index.jsonl")) == done(tmp_path / "by_script")
     assert 0 < done(tmp_path / "by_script") < 366
     finished = run_script(*command)

@@ -89,7 +89,7 @@ def test_the_script_writes_a_run(runs: list[Path], tmp_path: Path) -> None:
     assert json.loads((tmp_path / "soup" / "summary.json").read_text())["soup"]["kind"] == "uniform"
     again = run_script(script, *runs, "--output", tmp_path / "soup")
     assert again.returncode == 2
-    assert "is there already" in again.stderr
+    assert "exists already" in again.stderr
 
 
 @pytest.mark.slow
