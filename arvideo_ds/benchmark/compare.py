@@ -1,4 +1,4 @@
-"""Rows side by side: the same moments for all, so that a machine that drifts drifts for all."""
+"""Rows side by side, measured in turn, so that drift of the machine affects all alike."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from arvideo_ds.benchmark.rows import PAPER, Options, Row, Say
-from arvideo_ds.benchmark.step import Clock, Step, count_flops, random_batch
+from arvideo_ds.benchmark.rows import PAPER, BenchmarkOptions, Log, Row
+from arvideo_ds.benchmark.step import Clock, Step, count_flops, random_batch, synchronize
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.doctor.speed import matmul_gflops
 from arvideo_ds.planning.cost import cost_of
@@ -24,19 +24,19 @@ _GIB = 2**30
 Round = dict[str, float]
 
 
-def time_in_turn(steps: Sequence[Step], options: Options, say: Say) -> list[list[Round]]:
-    """Rounds of every row, taken in turn (A B A B ...), after some steps of each to warm up."""
+def time_in_turn(steps: Sequence[Step], options: BenchmarkOptions, log: Log) -> list[list[Round]]:
+    """Rounds of every row, in turn (A B A B ...), after warm-up steps of each."""
     batches = [random_batch(s.row.recipe, s.row.plan.micro_batch, s.device) for s in steps]
     for step, batch in zip(steps, batches, strict=True):
-        say(f"warming up {step.row.name}")
+        log(f"warming up {step.row.name}")
         for _ in range(options.warm_up):
             step.run(batch)
     measured: list[list[Round]] = [[] for _ in steps]
     for number in range(options.rounds):
-        for step, batch, own in zip(steps, batches, measured, strict=True):
-            own.append(_round(step, batch, options.steps))
-            took = f"{own[-1]['step_ms']:.1f} ms a step"
-            say(f"round {number + 1}/{options.rounds} {step.row.name}: {took}")
+        for step, batch, rounds in zip(steps, batches, measured, strict=True):
+            rounds.append(_round(step, batch, options.steps))
+            step_ms = f"{rounds[-1]['step_ms']:.1f} ms per step"
+            log(f"round {number + 1}/{options.rounds} {step.row.name}: {step_ms}")
     return measured
 
 
@@ -53,13 +53,8 @@ def _round(step: Step, batch: Batch, steps: int) -> Round:
     return {"step_ms": step_ms, **clock.milliseconds(steps), "matmul_tflops": product}
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def describe(row: Row) -> dict[str, Any]:
-    """What a row is, and what its step computes; nothing is measured."""
+    """A row, and the operations of its step; without a measurement."""
     recipe, (forward, whole) = row.recipe, count_flops(row)
     cost = cost_of(recipe)
     return {
@@ -89,7 +84,7 @@ def _predicted_peak(row: Row) -> int:
 def summarize(
     described: dict[str, Any], rounds: list[Round], peak_bytes: int, matmul_tflops: float
 ) -> dict[str, Any]:
-    """A row's figures: over rounds the median, least and most; memory; hours of a long run."""
+    """A row's figures: spreads over the rounds, peak memory, hours of a long run."""
     batch, gflop = described["micro_batch"], described["gflop_step_per_clip"]
     rates = [1000 * batch / r["step_ms"] for r in rounds]
     achieved = [rate * gflop / 1000 for rate in rates]
@@ -109,18 +104,18 @@ def summarize(
 
 
 def best_products(rows: Sequence[Row], rounds: Sequence[list[Round]]) -> dict[str, float]:
-    """TFLOP/s of the best matrix product in each precision, whichever row's turn it was."""
+    """TFLOP/s of the best matrix product in each precision, over all rows."""
     best: dict[str, float] = {}
-    for row, own in zip(rows, rounds, strict=True):
+    for row, measured in zip(rows, rounds, strict=True):
         precision = row.recipe.train.precision
-        best[precision] = max(best.get(precision, 0.0), *(r["matmul_tflops"] for r in own))
+        best[precision] = max(best.get(precision, 0.0), *(r["matmul_tflops"] for r in measured))
     return best
 
 
 def against_first(
     rounds: list[Round], first: list[Round], peak_bytes: int, first_peak_bytes: int
 ) -> dict[str, Any]:
-    """Percent more (or less) time and memory than the first row; time of the same rounds."""
+    """Difference of time (round by round) and memory from the first row, in percent."""
     times = [100 * (r["step_ms"] / f["step_ms"] - 1) for r, f in zip(rounds, first, strict=True)]
     return {"time_pct": spread(times), "memory_pct": 100 * (peak_bytes / first_peak_bytes - 1)}
 

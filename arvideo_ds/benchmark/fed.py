@@ -1,4 +1,4 @@
-"""A row's step fed from real shards by the project's loader."""
+"""A row's step, fed from real shards by the project's loader."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from contextlib import closing
 from functools import partial
 from typing import Any
 
-from arvideo_ds.benchmark.compare import synchronize
-from arvideo_ds.benchmark.rows import Options, Say
-from arvideo_ds.benchmark.step import Step
+from arvideo_ds.benchmark.rows import BenchmarkOptions, Log
+from arvideo_ds.benchmark.step import Step, synchronize
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
@@ -18,11 +17,13 @@ from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.shards.manifest import ShardSet
 
 
-def time_from_shards(step: Step, options: Options, *, cores: int, say: Say) -> dict[str, Any]:
-    """Clips/s of steps on clips of `options.shards`, and the share of the time that waits for them.
+def time_from_shards(
+    step: Step, options: BenchmarkOptions, *, cores: int, log: Log
+) -> dict[str, Any]:
+    """Clips/s of steps on clips of `options.shards`, and the share of the time waiting for data.
 
-    As many steps as in all rounds together. `cores` are those of the loader's workers where the
-    recipe leaves their number open.
+    Makes as many steps as all rounds together. cores: for the loader's workers, unless the recipe
+    sets their number.
     """
     shards = ShardSet(str(options.shards))
     shards.check_sizes()
@@ -42,16 +43,16 @@ def time_from_shards(step: Step, options: Options, *, cores: int, say: Say) -> d
         pin_memory=step.device.type == "cuda",
         clips=partial(TrainClips, scores=open_scores(shards, recipe)),
     )
-    say(f"{steps} steps of {step.row.name} from {options.shards}, {workers} worker(s)")
+    log(f"{steps} steps of {step.row.name} from {options.shards}, {workers} worker(s)")
     clips, skipped, wait_s, started = 0, 0, 0.0, 0.0
     with closing(iter(loader)) as batches:
         for number in range(steps + warm_up):
             if number == warm_up:
                 synchronize(step.device)
                 clips, skipped, wait_s, started = 0, 0, 0.0, time.perf_counter()
-            asked = time.perf_counter()
+            requested = time.perf_counter()
             batch = next(batches)
-            wait_s += time.perf_counter() - asked
+            wait_s += time.perf_counter() - requested
             clips, skipped = clips + len(batch.keys), skipped + batch.num_skipped
             step.run(batch.to(step.device))
         synchronize(step.device)

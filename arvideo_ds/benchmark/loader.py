@@ -1,7 +1,7 @@
-"""How fast clips come out of shards: clips/s per core, ms of each stage, peak memory.
+"""Speed of the loader: clips/s per core, ms of each stage, peak memory.
 
-The whole path is timed: stored bytes -> batches handed to the trainer. The peer, for comparison,
-loads the same clips from raw files as the official VideoMAE code does.
+The whole path is timed, from stored bytes to the trainer's batches. The peer loads the same clips
+from raw files as the official VideoMAE code does.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 import platform
 import sys
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,11 +41,10 @@ _STAGE_CLIPS = 60
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """What is measured.
+    """compare: folder of the same clips as raw files. memory: clips over which to measure growth.
 
-    compare: folder of the same clips as raw files. memory: clips over which memory growth is
-    measured. repeats: clips per decoded video. batch: clips per batch. cores: that all processes
-    share. seconds: of each measurement.
+    repeats: clips per decoded video. batch: clips per batch. cores: shared by all processes.
+    seconds: of each measurement.
     """
 
     shards: Path
@@ -96,7 +95,7 @@ def measure_loader(options: LoaderOptions) -> dict[str, Any]:
 
 
 def _endless(clips: Dataset[Any], samples: int, options: LoaderOptions) -> DataLoader[Any]:
-    """Batches of so many samples, positions 0, 1, 2, ... without end."""
+    """Endless batches of `samples` samples, positions 0, 1, 2, ..."""
     batches = (list(range(n, n + samples)) for n in itertools.count(step=samples))
     collate_fn = collate if isinstance(clips, TrainClips) else None
     return DataLoader(
@@ -108,9 +107,9 @@ class PeerClips(Dataset[Tensor]):
     """One float clip C F h w per raw file, as VideoMAE's pretraining data set loads it."""
 
     def __init__(self, videos: Path, recipe: PretrainRecipe) -> None:
-        passed_over = Counter[str]()
-        self.paths = list(find_videos(videos, passed_over))
-        print(count_videos(str(videos), len(self.paths), passed_over), file=sys.stderr, flush=True)
+        skipped = Counter[str]()
+        self.paths = list(find_videos(videos, skipped))
+        print(count_videos(str(videos), len(self.paths), skipped), file=sys.stderr, flush=True)
         if not self.paths:
             raise UserError(f"--compare {videos} has no videos.")
         self.data = recipe.data
@@ -118,23 +117,21 @@ class PeerClips(Dataset[Tensor]):
     def __getitem__(self, number: int) -> Tensor:
         from decord import VideoReader
 
-        generator = np.random.default_rng(number)
+        data, generator = self.data, np.random.default_rng(number)
         reader = VideoReader(str(self.paths[number % len(self.paths)]), num_threads=1)
-        wanted = train_frames(
-            len(reader), self.data.frames, self.data.stride, self.data.sampling, generator
-        )
-        frames = [Image.fromarray(frame) for frame in reader.get_batch(wanted.tolist()).asnumpy()]
+        numbers = train_frames(len(reader), data.frames, data.stride, data.sampling, generator)
+        frames = [Image.fromarray(frame) for frame in reader.get_batch(numbers.tolist()).asnumpy()]
         width, height = frames[0].size
-        crop = multi_scale_crop(height, width, self.data.size, self.data.crop_scales, generator)
+        crop = multi_scale_crop(height, width, data.size, data.crop_scales, generator)
         box = (crop.left, crop.top, crop.left + crop.width, crop.top + crop.height)
-        size = self.data.size[::-1]
+        size = data.size[::-1]
         cropped = [f.crop(box).resize(size, Image.Resampling.BILINEAR) for f in frames]
         clip = torch.from_numpy(np.concatenate([np.asarray(f) for f in cropped], axis=2))
         clip = clip.permute(2, 0, 1).contiguous().float().div(255)
         mean = torch.tensor(_MEAN * len(frames))[:, None, None]
         std = torch.tensor(_STD * len(frames))[:, None, None]
         clip.sub_(mean).div_(std)
-        return clip.view(len(frames), 3, *self.data.size).transpose(0, 1)
+        return clip.view(len(frames), 3, *data.size).transpose(0, 1)
 
 
 def _measure(loader: DataLoader[Any], options: LoaderOptions) -> dict[str, Any]:
@@ -149,8 +146,7 @@ def _measure(loader: DataLoader[Any], options: LoaderOptions) -> dict[str, Any]:
         tensor = batch if isinstance(batch, Tensor) else batch.clips
         clips += len(tensor)
         num_bytes += tensor.nbytes
-    workers = getattr(batches, "_workers", [])
-    memory = sum(_shared_mib(worker.pid) for worker in workers)
+    memory = _shared_mib(worker.pid for worker in getattr(batches, "_workers", []))
     del batches
     return {
         "clips_per_s_per_core": round(clips / elapsed / options.cores, 2),
@@ -165,34 +161,34 @@ def _memory_growth(loader: DataLoader[Any], clips: int) -> dict[str, Any]:
     """Resident memory of workers and trainer after a tenth of the clips and after all of them."""
     batches: Any = iter(loader)
     processes = [os.getpid(), *(worker.pid for worker in batches._workers)]
-    seen, after_tenth = 0, 0.0
-    while seen < clips:
-        seen += len(next(batches).keys)
-        if not after_tenth and seen >= clips // 10:
-            after_tenth = sum(_shared_mib(pid) for pid in processes)
-    at_end = sum(_shared_mib(pid) for pid in processes)
+    loaded, after_tenth = 0, 0.0
+    while loaded < clips:
+        loaded += len(next(batches).keys)
+        if not after_tenth and loaded >= clips // 10:
+            after_tenth = _shared_mib(processes)
+    at_end = _shared_mib(processes)
     return {
-        "clips": seen,
+        "clips": loaded,
         "resident_mib_after_a_tenth": round(after_tenth, 1),
         "resident_mib_at_the_end": round(at_end, 1),
         "growth_pct": round(100 * (at_end / after_tenth - 1), 2),
     }
 
 
-def _shared_mib(pid: int) -> float:
-    """Memory of a process, shared pages by its share of them (PSS)."""
-    return proportional_bytes(pid) / 2**20
+def _shared_mib(pids: Iterable[int]) -> float:
+    """Proportional set size (PSS) of processes."""
+    return sum(map(proportional_bytes, pids)) / 2**20
 
 
 def _stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
-    """Mean ms of each stage per clip, one thread, no worker: where the time goes."""
+    """Mean ms of each stage per clip, in one thread without workers."""
     data, shards = recipe.data, clips.shards
-    spent: dict[str, float] = {}
+    seconds: dict[str, float] = defaultdict(float)
 
-    def timed(name: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def timed(stage: str, function: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         start = time.perf_counter()
         value = function(*arguments, **named)
-        spent[name] = spent.get(name, 0.0) + time.perf_counter() - start
+        seconds[stage] += time.perf_counter() - start
         return value
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -202,8 +198,9 @@ def _stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
         place = timed("order", clips.order.place, position)
         sample = shards.index(place.shard).samples[place.member]
         content = timed("read", shards.read, place.shard, sample)
-        wanted = train_frames(sample.num_frames, data.frames, data.stride, data.sampling, generator)
-        frames = timed("decode", decode, clips.decoder, content, wanted)
+        times = data.frames, data.stride, data.sampling
+        numbers = train_frames(sample.num_frames, *times, generator)
+        frames = timed("decode", decode, clips.decoder, content, numbers)
         height, width = frames.shape[1:3]
         for _ in range(data.repeats):
             crop = multi_scale_crop(height, width, data.size, data.crop_scales, generator)
@@ -214,7 +211,7 @@ def _stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
             batch = timed("collate", collate, videos)
             timed("transfer", batch.to, device)
             videos = []
-    return {name: round(1000 * seconds / made, 3) for name, seconds in spent.items()}
+    return {stage: round(1000 * total / made, 3) for stage, total in seconds.items()}
 
 
 def _machine() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Everything that is measured of the rows, as one document."""
+"""All measurements of the rows, as one document."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from arvideo_ds.benchmark.compare import (
 )
 from arvideo_ds.benchmark.fed import time_from_shards
 from arvideo_ds.benchmark.operators import by_group, profile_steps
-from arvideo_ds.benchmark.rows import Options, Row, Say
+from arvideo_ds.benchmark.rows import BenchmarkOptions, Log, Row
 from arvideo_ds.benchmark.step import (
     Step,
     build_step,
@@ -33,73 +33,72 @@ from arvideo_ds.host import available_cores, cpu_name
 from arvideo_ds.version import git_commit
 
 
-def measure(rows: list[Row], options: Options, say: Say) -> dict[str, Any]:
-    """Machine and rows; makes the process group of one process, and ends it.
+def measure(rows: list[Row], options: BenchmarkOptions, log: Log) -> dict[str, Any]:
+    """Machine and rows; starts and ends a process group of one process.
 
     Errors: `UserError` where the rows do not fit into the GPU's memory.
     """
     world = start_world()
     if options.largest_batch and any(zero_stage(row.deepspeed) == 3 for row in rows):
         raise UserError(
-            "--largest_batch builds an engine for every trial, and DeepSpeed keeps the weights of "
-            "those of ZeRO-3. Give a --deepspeed_config of a lower stage; on one process it takes "
-            "as much."
+            "--largest_batch builds an engine for every trial, and DeepSpeed never frees the "
+            "weights of ZeRO-3 engines. Give a --deepspeed_config of a lower stage; on one process "
+            "it needs the same memory."
         )
     if options.largest_batch and world.device.type != "cuda":
-        raise UserError("--largest_batch needs a GPU; `arvideo plan` says what would fit on one.")
+        raise UserError("--largest_batch needs a GPU; `arvideo plan` predicts what fits on one.")
     try:
-        return _measure(rows, options, world, say)
+        return _measure(rows, options, world, log)
     except torch.OutOfMemoryError:
         raise UserError(
-            f"the rows do not fit into the GPU's memory at {rows[0].plan.micro_batch} clips: while "
-            "they take turns, the models of all are there. Lower --micro_batch, or compare fewer."
+            f"the rows do not fit into the GPU's memory at {rows[0].plan.micro_batch} clips: all "
+            "models are there at once. Lower --micro_batch, or compare fewer rows."
         ) from None
     finally:
         torch.distributed.destroy_process_group()
 
 
-def _measure(rows: list[Row], options: Options, world: World, say: Say) -> dict[str, Any]:
+def _measure(rows: list[Row], options: BenchmarkOptions, world: World, log: Log) -> dict[str, Any]:
     """Operations and memory of each row alone, then the times of all in turn."""
     device = world.device
-    described, peaks, most = [], [], []
+    described, peaks = [], []
     for row in rows:
-        say(f"counting and weighing {row.name}")
-        described.append(describe(row))
+        log(f"counting operations and memory of {row.name}")
+        facts = describe(row)
         peaks.append(peak_bytes(row, device))
-        most.append(_largest_batch(row, device, say) if options.largest_batch else None)
+        if options.largest_batch:
+            facts["largest_micro_batch"] = _largest_batch(row, device, log)
+        described.append(facts)
     steps = [build_step(row, device) for row in rows]
-    rounds = time_in_turn(steps, options, say)
+    rounds = time_in_turn(steps, options, log)
     products = best_products(rows, rounds)
     results = []
     for number, step in enumerate(steps):
+        times, peak = rounds[number], peaks[number]
         product = products[step.row.recipe.train.precision]
-        result = summarize(described[number], rounds[number], peaks[number], product)
+        result = summarize(described[number], times, peak, product)
         if number:
-            result["against_first"] = against_first(
-                rounds[number], rounds[0], peaks[number], peaks[0]
-            )
-        if most[number] is not None:
-            result["largest_micro_batch"] = most[number]
+            result["against_first"] = against_first(times, rounds[0], peak, peaks[0])
         if options.profile:
-            say(f"profiling {step.row.name}")
+            log(f"profiling {step.row.name}")
             result["profile"] = _profile(step, number, options)
         results.append(result)
     document: dict[str, Any] = {"machine": machine(device), "rows": results}
     if options.shards is not None:
-        document["from_shards"] = time_from_shards(steps[0], options, cores=world.cores, say=say)
+        document["from_shards"] = time_from_shards(steps[0], options, cores=world.cores, log=log)
     return document
 
 
-def _largest_batch(row: Row, device: torch.device, say: Say) -> int:
+def _largest_batch(row: Row, device: torch.device, log: Log) -> int:
     def fits(micro_batch: int) -> bool:
         does = fits_in_memory(row.with_batch(micro_batch), device)
-        say(f"{row.name}: {micro_batch} clips {'fit' if does else 'do not fit'}")
+        log(f"{row.name}: {micro_batch} clips {'fit' if does else 'do not fit'}")
         return does
 
     return largest(fits)
 
 
-def _profile(step: Step, number: int, options: Options) -> dict[str, Any]:
+def _profile(step: Step, number: int, options: BenchmarkOptions) -> dict[str, Any]:
     trace = None
     if options.trace is not None:
         options.trace.mkdir(parents=True, exist_ok=True)
@@ -109,7 +108,7 @@ def _profile(step: Step, number: int, options: Options) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """What the figures are of."""
+    """Hardware and versions."""
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     return {
         "device": device.type,

@@ -1,50 +1,80 @@
-"""The real training step of a row on one process: built, run, timed, counted, fed."""
+"""The training step of a row on one process: built, run, timed, counted."""
 
 from __future__ import annotations
 
+import contextlib
 import gc
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.benchmark.rows import PAPER, Row
-from arvideo_ds.benchmark.variants import attention_of, embed_all_tokens
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.peak import Peak
+from arvideo_ds.geometry import Triple
+from arvideo_ds.models.cubes import pick, to_cubes
+from arvideo_ds.models.objective import Objective
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.tasks.pretrain import Pretrain
 from arvideo_ds.train.metrics import Stopwatch
 
-# One step makes AdamW's moments, so the second is the first of the usual size.
+# The first step allocates AdamW's moments; the second has the usual peak.
 _STEPS_TO_THE_PEAK = 2
 
 
+def attention_of(variant: str) -> contextlib.AbstractContextManager[None]:
+    """Selects the attention kernels of a forward pass."""
+    # "Math": scores, softmax and weighted sum one after another, each written to memory.
+    return sdpa_kernel(SDPBackend.MATH) if variant == PAPER else contextlib.nullcontext()
+
+
+def embed_all_tokens(objective: Objective, patch: Triple) -> None:
+    """Make the encoder embed every token of the clip, then pick the encoded tokens.
+
+    The same numbers at a higher cost. Source: the official codes of VideoMAE and ARVideo, whose
+    patch embedding is a convolution over the whole clip.
+    """
+    encoder = objective.encoder
+    embed, clips = encoder.embed_cubes, list[Tensor]()
+
+    def remember(_module: Any, inputs: tuple[Tensor, ...]) -> None:
+        clips.append(inputs[0])
+
+    def embed_all(_picked: Tensor, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
+        cubes = to_cubes(clips.pop(), patch)
+        indices = torch.arange(cubes.shape[1], device=cubes.device).expand(cubes.shape[:2])
+        return pick(embed(cubes, indices, positions), tokens)
+
+    objective.register_forward_pre_hook(remember)
+    encoder.embed_cubes = embed_all  # type: ignore[method-assign, assignment]
+
+
 class Clock:
-    """Time of the parts of steps: forward, backward, optimiser."""
+    """Times the parts of steps: forward, backward, optimiser."""
 
     def __init__(self, device: torch.device) -> None:
         self.forward, self.backward, self.optimizer = (Stopwatch(device) for _ in range(3))
 
     def milliseconds(self, steps: int) -> dict[str, float]:
-        """Mean of each part over so many steps. A host sync on a GPU."""
-        parts = {"forward": self.forward, "backward": self.backward, "optimizer": self.optimizer}
-        return {f"{name}_ms": 1000 * part.seconds() / steps for name, part in parts.items()}
+        """Mean of each part over `steps` steps. A host sync on a GPU."""
+        return {f"{name}_ms": 1000 * part.seconds() / steps for name, part in vars(self).items()}
 
 
 @dataclass(frozen=True)
 class Step:
-    """An engine, and what it is run on."""
-
     row: Row
     engine: Engine
     device: torch.device
 
     def run(self, batch: Batch, clock: Clock | None = None) -> torch.Tensor:
-        """One step of training, as train/loop.py makes it; the loss stays on the device."""
+        """One training step, as in train/loop.py; the loss stays on the device."""
         clock = clock or Clock(self.device)
         clock.forward.start()
         with attention_of(self.row.variant):
@@ -60,16 +90,11 @@ class Step:
 
 
 def build_step(row: Row, device: torch.device) -> Step:
-    recipe = row.recipe
-    torch.manual_seed(recipe.train.seed)
+    optim, train = row.recipe.optim, row.recipe.train
+    torch.manual_seed(train.seed)
     task = build_task(row)
-    engine = build_engine(
-        task,
-        parameter_groups(task, recipe.optim.weight_decay),
-        row.deepspeed,
-        recipe.optim,
-        compiled=recipe.train.compile,
-    )
+    groups = parameter_groups(task, optim.weight_decay)
+    engine = build_engine(task, groups, row.deepspeed, optim, compiled=train.compile)
     engine.set_learning_rate(row.plan.lr)
     return Step(row, engine, device)
 
@@ -82,14 +107,19 @@ def build_task(row: Row) -> Pretrain:
     return task
 
 
-def free(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def random_batch(recipe: Recipe, size: int, device: torch.device) -> Batch:
-    """Noise made on the device, the same for equal shapes: no loader, no transfer."""
+    """Noise from the recipe's seed, made on the device: no loader, no transfer."""
     generator = torch.Generator(device).manual_seed(recipe.train.seed)
     shape = (size, *recipe.geometry.clip, 3)
     clips = torch.randint(256, shape, dtype=torch.uint8, device=device, generator=generator)
@@ -105,9 +135,9 @@ def random_batch(recipe: Recipe, size: int, device: torch.device) -> Batch:
 
 
 def peak_bytes(row: Row, device: torch.device) -> int:
-    """Most bytes that tensors held from the building of the model on, nothing else being there."""
-    free(device)
-    # DeepSpeed (0.19.8) keeps the weights of a ZeRO-3 engine that was ended.
+    """Peak bytes of tensors, from building the model to the second step."""
+    _free(device)
+    # DeepSpeed (0.19.8) keeps the weights of a destroyed ZeRO-3 engine.
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     with Peak(device) as peak:
         step = build_step(row, device)
@@ -121,8 +151,8 @@ def peak_bytes(row: Row, device: torch.device) -> int:
 def count_flops(row: Row) -> tuple[int, int]:
     """FLOP of one clip as PyTorch counts them: forward, and forward with backward.
 
-    In single operations whatever the row's kernels, so that nothing that a fused kernel computes
-    a second time counts. On shapes alone: costs no memory.
+    Counted in single operations, so that recomputation in fused kernels does not count; on meta
+    tensors, without memory.
     """
     with torch.device("meta"), attention_of(PAPER):
         task = build_task(row)
@@ -136,7 +166,7 @@ def count_flops(row: Row) -> tuple[int, int]:
 
 
 def largest(fits: Callable[[int], bool], *, limit: int = 2**16) -> int:
-    """The largest number that fits, 0 if none does, where all below one that fits do too."""
+    """The largest number that fits, by bisection; 0 if none fits."""
     below, above = 0, 1
     while above <= limit and fits(above):
         below, above = above, 2 * above
@@ -147,12 +177,12 @@ def largest(fits: Callable[[int], bool], *, limit: int = 2**16) -> int:
 
 
 def fits_in_memory(row: Row, device: torch.device) -> bool:
-    """Whether the row's step runs on this GPU, from a clean state and leaving one."""
+    """Whether the row's step runs on this GPU; frees the memory before and after."""
     try:
         peak_bytes(row, device)
     except torch.OutOfMemoryError:
         return False
     finally:
-        # Only now: until here the error held the frames, and with them their tensors.
-        free(device)
+        # Not in `except`, where the error still references the frames and their tensors.
+        _free(device)
     return True

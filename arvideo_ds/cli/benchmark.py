@@ -20,6 +20,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from arvideo_ds.arguments import (
     CommandParser,
@@ -29,8 +30,7 @@ from arvideo_ds.arguments import (
     from_arguments,
     require_at_least,
 )
-from arvideo_ds.benchmark.rows import Options, read_row
-from arvideo_ds.benchmark.text import one_line, rounded, table
+from arvideo_ds.benchmark.rows import BenchmarkOptions, read_row
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.shards.manifest import ShardSet
@@ -82,16 +82,16 @@ def main() -> None:
     check(args)
     sizes = {name: getattr(args, name) for name in ("micro_batch", "deepspeed_config")}
     rows = [read_row(text, args.overrides, **sizes) for text in args.compare]
-    options = from_arguments(Options, args)
+    options = from_arguments(BenchmarkOptions, args)
     # DeepSpeed writes notes to stdout, where only the document belongs.
     with contextlib.redirect_stdout(sys.stderr):
         from arvideo_ds.benchmark.measure import measure
 
-        document = measure(rows, options, say)
+        document = measure(rows, options, log)
     for result in document["rows"]:
-        say(one_line(result))
-        for line in table(result.get("profile")):
-            say(line)
+        log(one_line(result))
+        for line in operator_table(result.get("profile")):
+            log(line)
     settings = {
         "overrides": args.overrides,
         "deepspeed_config": args.deepspeed_config.name,
@@ -100,5 +100,38 @@ def main() -> None:
     print(json.dumps(rounded({"settings": settings, **document}), indent=1))
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
+
+
+def one_line(result: dict[str, Any]) -> str:
+    line = (
+        f"{result['row']}: {result['clips_per_s']['median']:.2f} clips/s, "
+        f"{result['forward_ms']['median']:.1f} + {result['backward_ms']['median']:.1f} + "
+        f"{result['optimizer_ms']['median']:.1f} ms (forward, backward, optimiser), "
+        f"{result['peak_gib']:.2f} GiB, {result['share_of_matmul_pct']:.0f} % of a matrix product"
+    )
+    if "against_first" in result:
+        against = result["against_first"]
+        time = f"{against['time_pct']['median']:+.1f} % time"
+        line += f"; {time}, {against['memory_pct']:+.1f} % memory"
+    return line
+
+
+def operator_table(profile: dict[str, Any] | None) -> list[str]:
+    """Groups of operators, and other operators with at least half a percent."""
+    if profile is None:
+        return []
+    lines = [(name, of, "") for name, of in profile["groups"].items()]
+    rest = profile["rest_by_name"].items()
+    lines += [(name, of, "  ") for name, of in rest if of["share_pct"] >= 0.5]
+    return [f"{of['share_pct']:8.2f} % {of['ms']:12.3f} ms  {pad}{name}" for name, of, pad in lines]
+
+
+def rounded(value: Any) -> Any:
+    """The document with floats of five digits."""
+    if isinstance(value, dict):
+        return {key: rounded(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [rounded(inner) for inner in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -13,8 +13,7 @@ from arvideo_ds.benchmark import step
 from arvideo_ds.benchmark.compare import against_first, best_products, describe, summarize
 from arvideo_ds.benchmark.operators import REST, Operator, by_group
 from arvideo_ds.benchmark.rows import Row, read_row
-from arvideo_ds.benchmark.step import build_task, largest, random_batch
-from arvideo_ds.benchmark.variants import attention_of
+from arvideo_ds.benchmark.step import attention_of, build_task, largest, random_batch
 from arvideo_ds.errors import UserError
 from tests.conftest import ROOT, run_script
 
