@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import os
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -129,10 +129,13 @@ def add_weights(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     )
 
 
-def from_arguments(kind: type[T], args: argparse.Namespace, **more: Any) -> T:
-    """A dataclass whose fields are options of the same name; `more`: the other fields."""
-    names = {field.name for field in fields(kind)} & vars(args).keys() - more.keys()  # type: ignore[arg-type]
-    return kind(**{name: getattr(args, name) for name in names}, **more)
+def from_arguments(function: Callable[..., T], args: argparse.Namespace, **more: Any) -> T:
+    """Call a function, or a class, whose parameters are options of the same name.
+
+    more: the other parameters.
+    """
+    names = inspect.signature(function).parameters.keys() & vars(args).keys() - more.keys()
+    return function(**{name: getattr(args, name) for name in names}, **more)
 
 
 def require_at_least(least: int, args: argparse.Namespace, *names: str) -> None:

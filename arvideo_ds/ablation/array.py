@@ -25,7 +25,7 @@ def sbatch_command(
 ) -> list[str]:
     """The command that submits the numbered cells, `jobs` of them at a time (None: all).
 
-    arguments: for `arvideo ablate`. options: further arguments of sbatch, as one string.
+    arguments: of `arvideo ablate`. options: further arguments of sbatch, as one string.
     """
     numbers = ",".join(map(str, cells)) + (f"%{jobs}" if jobs else "")
     return [
@@ -36,8 +36,8 @@ def sbatch_command(
         f"--output={output}/slurm-%A_%a.log",
         *shlex.split(options),
         str(SBATCH),
-        *arguments,
         "--cell=%a",
+        *arguments,
     ]
 
 

@@ -52,7 +52,7 @@ class Cell:
         return load_recipe(self.recipe, self.overrides, Recipe)
 
     def sources(self) -> dict[str, str | None]:
-        """Its token scores or initial weights. Errors: as `Judge.sources`."""
+        """Its token scores or initial weights. Errors: as `Probing.sources`."""
         recipe = self.settings()
         return judge_of(recipe).sources(recipe) if self.trained else {"scores": None}
 
@@ -80,11 +80,7 @@ def cells_of(
             folder=output / CELLS / f"{variant.name}-seed{seed}",
             variant=variant.name,
             recipe=variant.recipe,
-            overrides=(
-                *variant.overrides,
-                f"train.seed={seed}",
-                *group_of_seeds(variant.settings, output, variant.name, seed),
-            ),
+            overrides=(*variant.overrides, *overrides_of_seed(variant, output, seed)),
             seed=seed,
             probe_videos=plan.grid.probe_videos,
             deepspeed_config=deepspeed_config,
@@ -94,19 +90,18 @@ def cells_of(
     ]
 
 
-def group_of_seeds(recipe: Recipe, output: Path, name: str, seed: int) -> list[str]:
-    """Overrides that make the seeds of `name` one group of W&B, unless the recipe has a group."""
-    if recipe.wandb.settled().mode == "disabled" or recipe.wandb.group is not None:
-        return []
-    tags = [*recipe.wandb.tags, output.name, name, f"seed {seed}"]
-    group = f"{output.name}/{name}"
-    return [f"wandb.group={json.dumps(group)}", f"wandb.tags={json.dumps(tags)}"]
+def overrides_of_seed(variant: Variant, output: Path, seed: int) -> list[str]:
+    """The seed, and one group of W&B for all seeds of a variant, unless the recipe has a group."""
+    overrides, wandb = [f"train.seed={seed}"], variant.settings.wandb
+    if wandb.settled().mode != "disabled" and wandb.group is None:
+        tags = [*wandb.tags, output.name, variant.name, f"seed {seed}"]
+        overrides.append(f"wandb.group={json.dumps(f'{output.name}/{variant.name}')}")
+        overrides.append(f"wandb.tags={json.dumps(tags)}")
+    return overrides
 
 
 def require_same(cell: Cell, data: dict[str, Any]) -> None:
-    """Errors: `UserError` for a folder with other settings, or finished with other data, and for
-    missing token scores.
-    """
+    """Errors: `UserError` where the cell's settings or data differ, or token scores are missing."""
     recipe = task_of(cell.settings()).settled(cell.folder)
     run_folder.require_same_mathematics(cell.folder, recipe)
     now, result = {**data, **cell.sources()}, cell.result()

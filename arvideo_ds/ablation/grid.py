@@ -88,10 +88,11 @@ def read_grid(name_or_path: str, base: str | None = None) -> Grid:
             f"{', '.join(grid_names())}."
         )
     grid = parse(Grid, read_yaml(path), f"grid {path.name}")
-    _require_once((a.name for a in grid.ablations), f"grid {path.name}", "ablation")
+    where = f"grid {path.name}"
+    _require_unique((a.name for a in grid.ablations), where, "ablation")
     for ablation in grid.ablations:
-        where = f"grid {path.name}, ablation {ablation.name}"
-        _require_once((row.name for row in ablation.rows), where, "row")
+        rows = (row.name for row in ablation.rows)
+        _require_unique(rows, f"{where}, ablation {ablation.name}", "row")
     return grid if base is None else grid.model_copy(update={"base": base})
 
 
@@ -133,7 +134,7 @@ def _load(what: str, recipe: str, overrides: Sequence[str]) -> Recipe:
         raise UserError(f"{what}: {error}") from None
 
 
-def _require_once(names: Iterable[str], where: str, what: str) -> None:
+def _require_unique(names: Iterable[str], where: str, what: str) -> None:
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise UserError(f"{where}: {what} {twice[0]} is there twice; rename or remove one.")

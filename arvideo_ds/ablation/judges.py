@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from arvideo_ds.config import Recipe
@@ -16,55 +15,31 @@ if TYPE_CHECKING:
     from arvideo_ds.ablation.cell import Cell
 
 
-class Judge(ABC):
-    """Measures the runs of one task.
+class Probing:
+    """Probes of the frozen encoder.
 
     legend: describes the accuracies. untrained: whether the untrained encoder is a row. shards: the
     settings that --train and --test set.
     """
 
-    legend: ClassVar[str]
-    untrained: ClassVar[bool]
-    shards: ClassVar[dict[str, tuple[str, ...]]]
-
-    @abstractmethod
-    def measures(self, recipe: Any, /) -> dict[str, str]:
-        """Key of a measure in a cell's result -> its name in tables."""
-
-    @abstractmethod
-    def data(
-        self, recipe: Any, probe_videos: tuple[int, int] | None, /
-    ) -> tuple[dict[str, Any], float]:
-        """What else decides a result: the data; and the accuracy of guessing in percent.
-
-        Errors: `UserError` where shards are missing or have different labels.
-        """
-
-    @abstractmethod
-    def sources(self, recipe: Any) -> dict[str, str | None]:
-        """Identifies the token scores or weights that a run needs. Errors: `UserError`."""
-
-    @abstractmethod
-    def result(self, cell: Cell, recipe: Any) -> dict[str, Any]:
-        """The measures in percent, and the number of skipped videos; on one rank."""
-
-
-class Probing(Judge):
-    """Probes of the frozen encoder."""
-
     legend = "Accuracies of the frozen encoder"
     untrained = True
-    shards: ClassVar = {
+    shards: ClassVar[dict[str, tuple[str, ...]]] = {
         "train": ("data.shards", "probe.train_shards"),
         "test": ("probe.test_shards",),
     }
 
     def measures(self, _recipe: Any) -> dict[str, str]:
+        """Key of a measure in a cell's result -> its name in tables."""
         return {_key(name): PROBES[name].label for name in DEFAULT_PROBES}
 
     def data(
         self, recipe: Any, probe_videos: tuple[int, int] | None
     ) -> tuple[dict[str, Any], float]:
+        """Identifies the data that decide a result, and gives the accuracy of guessing in percent.
+
+        Errors: `UserError` where shards are missing or have different labels.
+        """
         train, test = open_probe_shards(recipe.probe)
         data = {
             "manifest": _open(recipe.data.shards, "data.shards", "--train").hash,
@@ -75,9 +50,11 @@ class Probing(Judge):
         return data, 100 / len(train.manifest.labels or "?")
 
     def sources(self, recipe: Any) -> dict[str, str | None]:
+        """Identifies the token scores or weights that a run needs. Errors: `UserError`."""
         return {"scores": hash_of_scores(recipe)}
 
     def result(self, cell: Cell, recipe: Any) -> dict[str, Any]:
+        """The measures in percent, and the number of skipped videos; on one rank."""
         from arvideo_ds.evaluation.features import freeze
         from arvideo_ds.evaluation.pretrained import load_trained_encoder, untrained
 
@@ -86,19 +63,20 @@ class Probing(Judge):
         )
         shards = open_probe_shards(recipe.probe)
         frozen = freeze(encoder, recipe, *shards, videos=cell.probe_videos)
-        figures = {_key(name): PROBES[name]().accuracy(frozen) for name in DEFAULT_PROBES}
-        return {
-            **{key: round(100 * accuracy, 2) for key, accuracy in figures.items()},
-            "skipped": sum(features.skipped for features in frozen.features),
-        }
+        accuracies = {_key(name): PROBES[name]().accuracy(frozen) for name in DEFAULT_PROBES}
+        measured = {key: round(100 * accuracy, 2) for key, accuracy in accuracies.items()}
+        return {**measured, "skipped": sum(features.skipped for features in frozen.features)}
 
 
-class Testing(Judge):
-    """A test of the last weights, which no test video selects."""
+class Testing:
+    """A test of the last weights, which no test video selects; attributes as `Probing`."""
 
     legend = "Top-1 of the last weights on the test videos"
     untrained = False
-    shards: ClassVar = {"train": ("data.shards",), "test": ("evaluation.shards",)}
+    shards: ClassVar[dict[str, tuple[str, ...]]] = {
+        "train": ("data.shards",),
+        "test": ("evaluation.shards",),
+    }
 
     def measures(self, recipe: Any) -> dict[str, str]:
         heads = {f"{name}_top1": f"{name} top-1" for name in recipe.heads or ()}
@@ -109,11 +87,8 @@ class Testing(Judge):
         test = _open(recipe.evaluation.shards, "evaluation.shards", "--test")
         names = [shards.manifest.class_names(recipe.heads) for shards in (train, test)]
         require_same_labels(train.name, names[0], test.name, names[1])
-        data = {
-            "manifest": train.hash,
-            "test_manifest": test.hash,
-            "views": list(recipe.evaluation.views),
-        }
+        views = list(recipe.evaluation.views)
+        data = {"manifest": train.hash, "test_manifest": test.hash, "views": views}
         return data, 100 / math.prod(len(classes) or 1 for classes in by_set(names[0]).values())
 
     def sources(self, recipe: Any) -> dict[str, str | None]:
@@ -126,18 +101,16 @@ class Testing(Judge):
         tested = evaluate(
             cell.folder, recipe, evaluation.shards, views=evaluation.views, name="last", alone=True
         )
-        sets = tested.get("label_sets", {}).items()
-        figures = {"top1": tested["top1"], **{f"{name}_top1": one["top1"] for name, one in sets}}
-        return {
-            **{key: round(value, 2) for key, value in figures.items()},
-            "skipped": tested["unreadable"],
-        }
+        measured = {"top1": round(tested["top1"], 2), "skipped": tested["unreadable"]}
+        for name, one in tested.get("label_sets", {}).items():
+            measured[f"{name}_top1"] = round(one["top1"], 2)
+        return measured
 
 
-_JUDGES: dict[str, Judge] = {"pretrain": Probing(), "finetune": Testing()}
+_JUDGES: dict[str, Probing | Testing] = {"pretrain": Probing(), "finetune": Testing()}
 
 
-def judge_of(recipe: Recipe) -> Judge:
+def judge_of(recipe: Recipe) -> Probing | Testing:
     """Errors: `UserError` for a task without measures."""
     if recipe.task not in _JUDGES:
         raise UserError(f"task={recipe.task}: grids compare runs of {' and '.join(_JUDGES)}.")

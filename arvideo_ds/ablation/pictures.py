@@ -15,7 +15,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from arvideo_ds.ablation.table import columns, legend, state, table_of
+from arvideo_ds.ablation.table import legend, state, table_of
 from arvideo_ds.evaluation import report
 
 _MARKERS = "os^Dv"
@@ -101,11 +101,11 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
         ]
         picture = draw_grid(document, [ablation], per_line=1)
         section = report.section(ablation["title"], " ".join(verdicts), [picture])
-        parts.append(section + _table(columns(document), table_of(document, ablation)))
+        parts.append(section + _table(*table_of(document, ablation)))
     report.write_page(path, document["title"], parts)
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(headings: Sequence[str], *rows: Sequence[str]) -> str:
     head = "".join(f"<th>{html.escape(name)}</th>" for name in headings)
     body = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows

@@ -59,8 +59,10 @@ def run_cells(
                 done += 1
                 if process.exitcode or cell.result() is None:
                     failed[cell.name] = _reason(cell, process.exitcode)
-                left_s = (time.monotonic() - started) / done * (len(cells) - done)
-                log(_line(cell, failed, done, len(cells), time.monotonic() - since, left_s))
+                now, outcome = time.monotonic(), _outcome(cell, failed)
+                left = timedelta(seconds=round((now - started) / done * (len(cells) - done)))
+                progress = f"{done}/{len(cells)} {cell.name}"
+                log(f"{progress}: {outcome}; {now - since:.0f} s; left {left}")
     finally:
         for number, handler in before.items():
             # After an interruption, further signals must not change the exit code.
@@ -132,12 +134,7 @@ def _reason(cell: Cell, code: int | None) -> str:
     return f"{last} (exit code {code}; {cell.folder / LOG})"
 
 
-def _line(
-    cell: Cell, failed: dict[str, str], done: int, total: int, took_s: float, left_s: float
-) -> str:
+def _outcome(cell: Cell, failed: dict[str, str]) -> str:
     if cell.name in failed:
-        outcome = f"FAILED: {failed[cell.name]}"
-    else:
-        outcome = ", ".join(f"{name} {value:.1f} %" for name, value in cell.figures().items())
-    left = timedelta(seconds=round(left_s))
-    return f"{done}/{total} {cell.name}: {outcome}; {took_s:.0f} s; left {left}"
+        return f"FAILED: {failed[cell.name]}"
+    return ", ".join(f"{name} {value:.1f} %" for name, value in cell.figures().items())

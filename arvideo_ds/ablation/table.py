@@ -118,29 +118,23 @@ _FACTS = {
 }
 
 
-def columns(document: Mapping[str, Any]) -> list[str]:
-    measures = [f"{name}, %" for name in document["measures"].values()]
-    return ["row", *measures, *(heading for heading, _ in _FACTS.values())]
-
-
 def table_of(document: Mapping[str, Any], ablation: Mapping[str, Any]) -> list[list[str]]:
-    """The lines of an ablation's table, in the order of `columns`; last the reference rows."""
+    """The lines of an ablation's table: headings, rows, references."""
+    measures = [f"{name}, %" for name in document["measures"].values()]
+    headings = ["row", *measures, *(heading for heading, _ in _FACTS.values())]
     chance = {"mean": document["chance"], "deviation": None}
     rows = list(ablation["rows"])
     if document["untrained"] is not None:
         rows.append({"name": "untrained encoder", **document["untrained"]})
     rows.append({"name": "chance", **dict.fromkeys(document["measures"], chance)})
-    return [
-        [
-            row["name"] + (f" ({row['note']})" if row.get("note") else ""),
-            *(_mean_and_deviation(row[measure]) for measure in document["measures"]),
-            *(
-                "" if row.get(key) is None else form.format(row[key])
-                for key, (_, form) in _FACTS.items()
-            ),
-        ]
-        for row in rows
-    ]
+    lines = [headings]
+    for row in rows:
+        note = f" ({row['note']})" if row.get("note") else ""
+        lines.append([row["name"] + note])
+        lines[-1] += [_mean_and_deviation(row[measure]) for measure in document["measures"]]
+        for key, (_, form) in _FACTS.items():
+            lines[-1].append("" if row.get(key) is None else form.format(row[key]))
+    return lines
 
 
 def _mean_and_deviation(measured: Mapping[str, Any]) -> str:
@@ -169,10 +163,10 @@ def state(document: Mapping[str, Any]) -> str:
 
 
 def markdown(document: Mapping[str, Any]) -> str:
-    lines, headings = [f"# {document['title']}", "", state(document), ""], columns(document)
-    lines += [legend(document), ""]
+    lines = [f"# {document['title']}", "", state(document), "", legend(document), ""]
     for ablation in document["ablations"]:
-        rows = [headings, ["---"] * len(headings), *table_of(document, ablation)]
+        headings, *rows = table_of(document, ablation)
+        rows = [headings, ["---"] * len(headings), *rows]
         lines += [f"## {ablation['title']}", "", *map(_line, rows), ""]
         lines += [
             f"- {document['measures'][m]}: {text}" for m, text in ablation["verdicts"].items()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,7 @@ class Row:
     with_batch: Callable[[int], Row]
 
 
-def read_row(
-    text: str, overrides: Sequence[str], *, micro_batch: int, deepspeed_config: Path
-) -> Row:
+def read_row(text: str, overrides: Sequence[str], micro_batch: int, deepspeed_config: Path) -> Row:
     """Plan `RECIPE[:VARIANT][,section.key=value...]`, where RECIPE is a name or a path.
 
     The row's own overrides come after those of all rows.
@@ -73,8 +72,5 @@ def read_row(
     plan = make_plan(recipe, world_size=1, num_videos=micro_batch)
     tree = read_deepspeed_json(deepspeed_config)
     config = resolve(tree, recipe, plan, str(deepspeed_config))
-
-    def with_batch(size: int) -> Row:
-        return read_row(text, overrides, micro_batch=size, deepspeed_config=deepspeed_config)
-
+    with_batch = partial(read_row, text, overrides, deepspeed_config=deepspeed_config)
     return Row(text, variant, recipe, plan, config, with_batch)

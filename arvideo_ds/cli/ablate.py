@@ -18,6 +18,7 @@ Exit codes: 0 done (or submitted); 1 cells failed; 2 wrong input; 75 interrupted
 from __future__ import annotations
 
 import argparse
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,13 @@ from arvideo_ds.ablation.cell import Cell, cells_of, require_same, run_cell
 from arvideo_ds.ablation.grid import GridPlan, grid_names, read_grid, resolve
 from arvideo_ds.ablation.judges import judge_of
 from arvideo_ds.ablation.pool import run_cells
-from arvideo_ds.arguments import CommandParser, add_deepspeed, add_overrides, require_at_least
+from arvideo_ds.arguments import (
+    CommandParser,
+    add_deepspeed,
+    add_overrides,
+    from_arguments,
+    require_at_least,
+)
 from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, command
 from arvideo_ds.files.atomic import write_json, write_text
@@ -67,13 +74,7 @@ def main() -> int:
     settings = [f"{key}={where}" for keys, where in shards if where for key in keys]
     overrides = (*settings, *args.overrides)
     plan = resolve(grid, overrides)
-    cells = cells_of(
-        plan,
-        seeds=args.seeds,
-        output=args.output,
-        deepspeed_config=args.deepspeed_config,
-        overrides=overrides,
-    )
+    cells = from_arguments(cells_of, args, plan=plan, overrides=overrides)
     if args.cell is not None:
         return run_cell(cells[args.cell])
     for name in task_of(plan.base).sets_to_make():
@@ -107,29 +108,11 @@ def submit(args: argparse.Namespace, cells: list[Cell]) -> int:
         remaining = f"{len(unfinished)} of {len(cells)} cells are left"
         print(f"array {running} still runs; {remaining}", flush=True)
     elif unfinished:
-        arguments, output = cell_arguments(args), args.output
         words = array.sbatch_command(
-            unfinished, arguments, output=output, jobs=args.jobs, options=args.sbatch
+            unfinished, sys.argv[1:], output=args.output, jobs=args.jobs, options=args.sbatch
         )
-        print(f"array {array.submit(words, output)}: {len(unfinished)} cells", flush=True)
+        print(f"array {array.submit(words, args.output)}: {len(unfinished)} cells", flush=True)
     return EXIT_OK
-
-
-def cell_arguments(args: argparse.Namespace) -> list[str]:
-    """The command line of the array's tasks, without the cell's number."""
-    options = [
-        f"--{name}={getattr(args, name)}"
-        for name in ("base", "train", "test")
-        if getattr(args, name)
-    ]
-    return [
-        args.grid,
-        f"--seeds={args.seeds}",
-        f"--output={args.output}",
-        f"--deepspeed_config={args.deepspeed_config}",
-        *options,
-        *args.overrides,
-    ]
 
 
 def write(

@@ -4,11 +4,9 @@
         --recipe detect_vit_b_ava --init-from runs/pretrain_vit_b_k400 \\
         data.shards=/data/ava-train detect.annotations=ava_train_v2.2.csv \\
         evaluation.shards=/data/ava-val evaluation.annotations=ava_val_v2.2.csv
-    torchrun, srun and a single process: see arvideo pretrain --help.
 
-The same command resumes an interrupted run. Then: arvideo evaluate_detection RUN.
-docs/detection.md describes the files of boxes. Exit codes: 0 finished; 2 wrong input; 75
-interrupted and saved, start it again.
+Other launchers: arvideo pretrain --help. The same command resumes an interrupted run (exit 75).
+Then: arvideo evaluate_detection RUN. docs/detection.md describes the files of boxes.
 """
 
 from __future__ import annotations

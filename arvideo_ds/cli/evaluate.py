@@ -5,8 +5,8 @@
     arvideo evaluate RUN --weights ema
 
 Views are temporal x spatial, averaged after the softmax. Writes to RUN/evaluation/: the result as
-JSON, every video's probabilities as safetensors, and the confusion matrix as a picture.
-Exit codes: 0 done; 2 wrong input. Videos that cannot be read are listed and counted.
+JSON, every video's probabilities as safetensors, and the confusion matrix as a picture. Unreadable
+videos are listed and counted.
 """
 
 from __future__ import annotations

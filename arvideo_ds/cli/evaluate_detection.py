@@ -6,7 +6,6 @@
 
 Writes RUN/detection.json (both mAPs, average precision of each action, skipped keyframes) and
 RUN/detections.png; --csv writes rows for the official script get_ava_performance.py.
-Exit codes: 0 done; 2 wrong input.
 """
 
 from __future__ import annotations

@@ -6,7 +6,6 @@
 Writes RUN/tokenizer.json (PSNR, SSIM, codes in use of the central clips) and RUN/tokenizer.png.
 --motion N: on N test videos of the demo, whose moving shape has a known place, the share of the
 shape among the 15 % most important tokens, for the trained and for the untrained tokenizer.
-Exit codes: 0 done; 2 wrong input.
 """
 
 from __future__ import annotations
@@ -69,9 +68,8 @@ def main() -> None:
     shown = [clips[n].clips[0] for n in range(0, len(clips), step)][: args.pictures]
     if shown:
         title = f"{args.run.name}, {weights}: central clips of {where}"
-        draw_examples([example(tokenizer, clip) for clip in shown], title).savefig(
-            args.run / PICTURE, dpi=110
-        )
+        figure = draw_examples([example(tokenizer, clip) for clip in shown], title)
+        figure.savefig(args.run / PICTURE, dpi=110)
     print(f"{args.run / REPORT}, {PICTURE}")
 
 

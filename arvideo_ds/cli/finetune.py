@@ -5,10 +5,9 @@
         data.shards=/data/k400-train evaluation.shards=/data/k400-val
     arvideo finetune --recipe finetune_own --init-from RUN \\
         data.shards=MINE/train evaluation.shards=MINE/test            your own labels
-    torchrun, srun and a single process: see arvideo pretrain --help.
 
-The same command resumes an interrupted run. Then: arvideo evaluate RUN.
-Exit codes: 0 finished; 2 wrong input; 75 interrupted and saved, start it again.
+Other launchers: arvideo pretrain --help. The same command resumes an interrupted run (exit 75).
+Then: arvideo evaluate RUN.
 """
 
 from __future__ import annotations

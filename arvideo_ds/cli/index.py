@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser, require_positive
+from arvideo_ds.arguments import CommandParser, from_arguments, require_positive
 from arvideo_ds.cli import end_with_rejects
 from arvideo_ds.errors import EXIT_INTERRUPTED, command
 from arvideo_ds.host import available_cores
@@ -37,13 +37,7 @@ def main() -> int:
     args = parser.parse_args()
     require_positive(args, "workers", "timeout_s")
     try:
-        report = index_shards(
-            args.shards,
-            dataset=args.dataset,
-            workers=args.workers,
-            timeout_s=args.timeout_s,
-            labels=args.labels,
-        )
+        report = from_arguments(index_shards, args, folder=args.shards)
     except KeyboardInterrupt:
         print("\ninterrupted; the same command resumes after the last indexed tar", flush=True)
         return EXIT_INTERRUPTED

@@ -3,8 +3,7 @@
     arvideo inspect SHARDS
     arvideo inspect SHARDS --output DIR
 
-The table goes to the terminal; with --output, histograms.png and videos.png go to that folder.
-Exit codes: 0 done; 2 wrong input, or a shard is damaged.
+Prints the table; with --output, writes histograms.png and videos.png to that folder.
 """
 
 from __future__ import annotations

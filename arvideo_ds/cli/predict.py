@@ -55,11 +55,10 @@ def main() -> None:
 def files(paths: Iterable[Path]) -> Iterator[Path]:
     """The given files, and the videos below the given folders."""
     for path in paths:
-        passed_over = Counter[str]()
-        found = list(find_videos(path, passed_over)) if path.is_dir() else [path]
-        if passed_over:
-            note = count_videos(str(path), len(found), passed_over)
-            print(note, file=sys.stderr, flush=True)
-        if not found:
+        skipped = Counter[str]()
+        videos = list(find_videos(path, skipped)) if path.is_dir() else [path]
+        if skipped:
+            print(count_videos(str(path), len(videos), skipped), file=sys.stderr, flush=True)
+        if not videos:
             raise UserError(f"there are no videos in {path}.")
-        yield from found
+        yield from videos

@@ -23,6 +23,7 @@ from arvideo_ds.arguments import (
     CommandParser,
     add_overrides,
     add_rank,
+    from_arguments,
     require_at_least,
     require_positive,
 )
@@ -93,17 +94,17 @@ def main() -> int:
     # On a CPU the workers are the parallelism, and one thread each gives one result.
     torch.set_num_threads(1)
     scorer = make_scorer(args.scorer, patch, tokenizer=args.tokenizer, device=str(world.device))
-    job = ScoringJob(
+    job = from_arguments(
+        ScoringJob,
+        args,
         shards=shards,
         scorer=scorer,
         spec=make_spec(shards, scorer, stride=stride, size=size, patch=patch),
         output=output,
         decoder=choose_decoder(args.decoder),
         workers=min(_MAX_WORKERS, world.cores) if args.workers is None else args.workers,
-        timeout_s=args.timeout_s,
         rank=world.rank,
         num_ranks=world.size,
-        leave_out_failed=args.leave_out_failed,
     )
     if world.is_main:
         print(

@@ -3,11 +3,9 @@
     arvideo tokenizer                                                                       (demo)
     deepspeed --module arvideo_ds tokenizer --deepspeed_config zero1 \\
         --recipe tokenizer_b_k600 data.shards=/data/k600-train evaluation.shards=/data/k600-val
-    torchrun, srun and a single process: see arvideo pretrain --help.
 
-The same command resumes an interrupted run. Then: arvideo evaluate_tokenizer RUN, and arvideo
-score_tokens for long videos. Exit codes: 0 finished; 2 wrong input; 75 interrupted and saved,
-start it again.
+Other launchers: arvideo pretrain --help. The same command resumes an interrupted run (exit 75).
+Then: arvideo evaluate_tokenizer RUN, and arvideo score_tokens for long videos.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser, require_positive
+from arvideo_ds.arguments import CommandParser, from_arguments, require_positive
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.verify import Verification, verify
@@ -24,21 +24,16 @@ EXIT_UNSOUND = 1
 def main() -> int:
     parser = CommandParser(description=__doc__)
     parser.add_argument("shards", type=Path, help="folder of the shards")
-    share = "share of the videos (default 0.01)"
-    parser.add_argument("--decode", default="0.01", metavar="SHARE|all", help=share)
+    share_text = "share of the videos; default 0.01"
+    parser.add_argument("--decode", default="0.01", metavar="SHARE|all", help=share_text)
     parser.add_number("workers", len(available_cores()), "processes")
     parser.add_number("seed", 0, "chooses the videos to decode")
     parser.add_number("timeout_s", 120.0, "per video")
     args = parser.parse_args()
     require_positive(args, "workers", "timeout_s")
     try:
-        done = verify(
-            args.shards,
-            decode_share=decode_share(args.decode),
-            workers=args.workers,
-            seed=args.seed,
-            timeout_s=args.timeout_s,
-        )
+        share = decode_share(args.decode)
+        done = from_arguments(verify, args, folder=args.shards, decode_share=share)
     except KeyboardInterrupt:
         print("\ninterrupted; nothing was changed", flush=True)
         return EXIT_INTERRUPTED

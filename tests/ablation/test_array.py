@@ -24,7 +24,7 @@ def test_the_array_has_a_task_for_each_cell_that_is_left() -> None:
     script = words.index("scripts/slurm/pretrain.sbatch")
     # Options of sbatch stand before the script, those of the cell behind it.
     assert words[script - 4 : script] == ["--nodes", "2", "--comment", "two words"]
-    assert words[script + 1 :] == ["paper", "--seeds=2", "--output=runs/a b", "--cell=%a"]
+    assert words[script + 1 :] == ["--cell=%a", "paper", "--seeds=2", "--output=runs/a b"]
     free = array.sbatch_command([1], [], output=Path("x"), jobs=None, options="")
     assert "--array=1" in free
 
