@@ -1,8 +1,8 @@
-"""From what people have on disk to a list of entries: which video, which label.
+"""Readers of data sets: from the files on disk to a list of videos with labels.
 
-One `Reader` per data set: a function `Source -> Listing`, its options and what training must obey.
-Readers check every row before any work begins: a wrong row is named with file and line, a clip that
-the annotations name and the disk lacks is reported, counts are compared with the published ones.
+A `Reader` is a function `Source -> Listing`, its options and rules for training. It checks every
+row before any work begins: wrong rows are reported with file and line, missing clips are counted,
+and counts are compared with the published ones.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _BUILT_IN: dict[str, Reader | str] = {
 }
 READERS: Registry[Reader] = Registry("data set", _BUILT_IN)
 
-# What the labels of a data set may forbid while training.
+# Rules for training on the labels of a data set.
 _RULES: dict[str, Callable[[Reader], bool]] = {
     "never_flipped": lambda reader: not reader.flip,
     "sampled_uniformly": lambda reader: reader.sampling == "uniform",
@@ -66,27 +66,32 @@ _RULES: dict[str, Callable[[Reader], bool]] = {
 
 
 def read_listing(dataset: str, source: Source) -> Listing:
-    """What a data set holds here, entries in a fixed order (by video id).
+    """Read a data set; entries are sorted by video id.
 
     Errors: `UserError` for missing folders, malformed rows, paths outside the videos folder,
-    videos named twice, options that this data set does not read, or no video at all.
+    repeated videos, options of other data sets, or no video at all.
     """
     reader = READERS.choose(dataset, key="--dataset")
     if not source.videos.is_dir():
-        raise UserError(f"--videos {source.videos} is no folder.")
-    _require_options_in_use(dataset, source)
+        raise UserError(f"--videos {source.videos} is not a folder.")
+    for option in source.options:
+        if dataset not in (datasets := readers_of(option)):
+            raise UserError(
+                f"--dataset {dataset} does not read --{option}; remove it. It is for "
+                f"{', '.join(datasets)}."
+            )
     listing = reader.read(source)
     entries = sorted(listing.entries, key=lambda entry: entry.video_id)
     if not entries:
-        missing = ""
-        if lost := listing.rejects:
-            missing = f" ({len(lost)} rows name no file there, such as {lost[0].source_path})"
+        details = f", split '{source.split}'" if source.split else ""
+        if rejects := listing.rejects:
+            first = rejects[0].source_path
+            details += f" ({len(rejects)} rows without a file there, such as {first})"
+        if listing.passed_over:
+            details += f"; {describe_passed_over(listing.passed_over)}"
         raise UserError(
-            f"no videos found for --dataset {dataset} below {source.videos}"
-            + (f", split '{source.split}'" if source.split else "")
-            + missing
-            + (f"; {describe_passed_over(listing.passed_over)}" if listing.passed_over else "")
-            + f"; files are known by their suffix: {' '.join(sorted(VIDEO_SUFFIXES))}."
+            f"no videos found for --dataset {dataset} below {source.videos}{details}; videos are "
+            f"recognised by their suffix: {' '.join(sorted(VIDEO_SUFFIXES))}."
         )
     for first, second in itertools.pairwise(entries):
         if first.video_id == second.video_id:
@@ -98,41 +103,32 @@ def read_listing(dataset: str, source: Source) -> Listing:
 
 
 def readers_of(option: str) -> list[str]:
-    """The data sets that read an option."""
+    """The data sets with an option."""
     return [
         name for name, reader in READERS.items() if option in {each.name for each in reader.options}
     ]
 
 
-def _require_options_in_use(dataset: str, source: Source) -> None:
-    for option in source.options:
-        if dataset not in (datasets := readers_of(option)):
-            raise UserError(
-                f"--dataset {dataset} does not read --{option}; leave it out. It is for "
-                f"{', '.join(datasets)}."
-            )
-
-
 def never_flipped(manifest: Manifest) -> set[str]:
-    """The data sets in some shards whose labels tell left from right."""
+    """The data sets of the shards whose labels tell left from right."""
     return _bound_by("never_flipped", manifest)
 
 
 def sampled_uniformly(manifest: Manifest) -> set[str]:
-    """The data sets in some shards whose labels need the whole video."""
+    """The data sets of the shards whose labels need the whole video."""
     return _bound_by("sampled_uniformly", manifest)
 
 
 def _bound_by(rule: str, manifest: Manifest) -> set[str]:
     stored = str(manifest.settings.get(rule) or "").split(JOINED_BY)
-    known = (name for name in manifest.datasets if name in READERS)
-    return {name for name in known if _RULES[rule](READERS[name])} | set(filter(None, stored))
+    registered = (name for name in manifest.datasets if name in READERS)
+    return {name for name in registered if _RULES[rule](READERS[name])} | set(filter(None, stored))
 
 
 def rules_to_store(dataset: str) -> dict[str, str]:
-    """What the manifest keeps of the rules of a plugin's data set, which training may not load.
+    """Rules of a plugin's data set for the manifest: training may run without the plugin.
 
-    Those of built-in ones are known by their names: their shards keep their hashes.
+    Built-in rules are not stored, so that shards keep their hashes.
     """
     if dataset in _BUILT_IN or dataset not in READERS:
         return {}
@@ -140,7 +136,7 @@ def rules_to_store(dataset: str) -> dict[str, str]:
 
 
 def stored_rules(manifests: Iterable[Manifest]) -> dict[str, str]:
-    """The rules that manifests keep, for shards merged from theirs."""
+    """The rules in manifests, for the merged shards."""
     joined: dict[str, dict[str, None]] = {}
     for manifest in manifests:
         for rule in _RULES.keys() & manifest.settings.keys():

@@ -5,17 +5,13 @@ from __future__ import annotations
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
     LABELS,
-    BadRows,
-    Entry,
+    ClipRows,
     Listing,
     Reader,
     Source,
-    VideoTree,
     compare_count,
     json_file,
-    missing,
 )
-from arvideo_ds.shards.manifest import Reject
 
 _CLASSES = 48
 
@@ -24,27 +20,11 @@ def read_diving48(source: Source) -> Listing:
     """Rows `{"vid_name", "label", "start_frame", "end_frame"}`; --labels is the vocabulary."""
     path = source.need_annotations("Diving48_V2_train.json or Diving48_V2_test.json")
     labels = _labels(source)
-    bad_rows = BadRows(path, skip=source.skip_bad_rows, unit="entry")
-    tree = VideoTree(source.videos)
-    entries: list[Entry] = []
-    rejects: list[Reject] = []
+    rows = ClipRows(source, path, unit="entry")
     for number, row in enumerate(json_file(path, list), 1):
-        try:
-            name, label = _row(row, labels)
-            video = tree.find(name)
-            bad_rows.require_new(number, name)
-        except ValueError as error:
-            bad_rows.add(number, error)
-            continue
-        if video is None:
-            rejects.append(missing(name, number))
-        else:
-            entries.append(tree.entry(video, label))
-    rejects += bad_rows.finish()
-    notes = compare_count("classes", len(labels), _CLASSES)
-    return Listing(
-        tuple(entries), tuple(labels), tuple(rejects), tuple(notes), passed_over=tree.passed_over
-    )
+        with rows.at(number):
+            rows.find(number, *_row(row, labels))
+    return rows.listing(labels, compare_count("classes", len(labels), _CLASSES))
 
 
 def _labels(source: Source) -> list[str]:

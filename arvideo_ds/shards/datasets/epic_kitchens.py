@@ -1,9 +1,9 @@
 """EPIC-KITCHENS-100: one sample for each narrated action, cut from the long videos.
 
 EPIC_100_train.csv and EPIC_100_validation.csv have verb_class and noun_class;
-EPIC_100_test_timestamps.csv has neither. Both are label sets, "verb" and "noun"; for tools that
-know one label it is the verb. Frame numbers of the files are at the rate of the released videos (50
-or 59.94 a second), so samples are cut by the timestamps, whatever rate a copy has.
+EPIC_100_test_timestamps.csv has neither. Both are label sets, "verb" and "noun"; tools that know
+one label use the verb. Frame numbers in the files assume the rate of the released videos (50 or
+59.94 Hz), so samples are cut by timestamps, which suit copies of any rate.
 """
 
 from __future__ import annotations
@@ -16,17 +16,14 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
     LABELS,
     BadRows,
-    Entry,
+    ClipRows,
     Listing,
     Option,
     Reader,
     Source,
-    VideoTree,
     compare_count,
     csv_rows,
-    missing,
 )
-from arvideo_ds.shards.manifest import Reject
 
 _CLASSES = {"verb": 97, "noun": 300}
 _NOUNS = Option("nouns", "file of the nouns' names")
@@ -37,58 +34,49 @@ _ROWS = {"EPIC_100_train": 67_217, "EPIC_100_validation": 9_668}
 def read_epic_kitchens(source: Source) -> Listing:
     """Rows of the CSV; --labels EPIC_100_verb_classes.csv names the verbs, --nouns the nouns."""
     path = source.need_annotations("EPIC_100_train.csv, _validation.csv or _test_timestamps.csv")
-    bad_rows = BadRows(path, skip=source.skip_bad_rows)
     files = {"verb": source.labels, "noun": source.get(_NOUNS)}
     sets = {name: _names(name, file) for name, file in files.items()}
-    tree = VideoTree(source.videos)
-    entries: list[Entry] = []
-    rejects: list[Reject] = []
-    rows = 0
+    rows = ClipRows(source, path)
+    count = 0
     labelled = False
     needed = ["narration_id", "video_id", "start_timestamp", "stop_timestamp"]
-    for line, row in csv_rows(path, needed, bad_rows):
-        rows += 1
+    for line, row in csv_rows(path, needed, rows):
+        count += 1
         labelled = _is_labelled(path, row)
-        try:
-            if not (row["narration_id"] and row["video_id"]):
+        with rows.at(line):
+            narration_id, video_id = row["narration_id"], row["video_id"]
+            if not (narration_id and video_id):
                 raise ValueError("narration_id or video_id is empty")
-            video = tree.find(row["video_id"])
             part = _seconds(row["start_timestamp"]), _seconds(row["stop_timestamp"])
             if part[0] >= part[1]:
                 raise ValueError("the action stops before it starts")
-            names, facts = _classes(row, sets) if labelled else (None, {})
-            bad_rows.require_new(line, row["narration_id"])
-        except ValueError as error:
-            bad_rows.add(line, error)
-            continue
-        if video is None:
-            rejects.append(missing(f"{row['video_id']} for {row['narration_id']}", line))
-        else:
-            details = {"video_id": row["narration_id"], "part": part, "facts": facts}
-            verb = None if names is None else names["verb"]
-            entries.append(tree.entry(video, verb, names_by_set=names, **details))
-    rejects += bad_rows.finish()
-    notes = compare_count(f"rows in {path.name}", rows, _ROWS.get(path.stem))
-    notes += _notes_on_names(files, sets) if labelled else _notes_on_unused(path, files)
-    return Listing(
-        tuple(entries),
-        sets["verb"] if labelled else None,
-        tuple(rejects),
-        tuple(notes),
-        sets if labelled else None,
-        passed_over=tree.passed_over,
-    )
+            names, facts = _classes(row, sets) if labelled else ({}, {})
+            rows.find(
+                line,
+                video_id,
+                names.get("verb"),
+                name=f"{video_id} for {narration_id}",
+                video_id=narration_id,
+                part=part,
+                facts=facts,
+                names_by_set=names or None,
+            )
+    notes = compare_count(f"rows in {path.name}", count, _ROWS.get(path.stem))
+    if not labelled:
+        return rows.listing(None, notes + _notes_on_unused(path, files))
+    return rows.listing(sets["verb"], notes + _notes_on_names(files, sets), label_sets=sets)
 
 
 def _is_labelled(path: Path, row: dict[str, str]) -> bool:
-    there = [name for name in _CLASSES if f"{name}_class" in row]
-    if len(there) == 1:
-        (lost,) = _CLASSES.keys() - there
+    columns = [f"{name}_class" for name in _CLASSES]
+    present = [column for column in columns if column in row]
+    if len(present) == 1:
+        (absent,) = set(columns) - set(present)
         raise UserError(
-            f"{path} has a column '{there[0]}_class' and none '{lost}_class'. An action has both, "
-            "and those of the test neither; take the release's file."
+            f"{path} has a column '{present[0]}' and none '{absent}'. The release's files have "
+            "both, or neither (test); use one of these."
         )
-    return bool(there)
+    return bool(present)
 
 
 def _notes_on_names(files: dict[str, Path | None], sets: dict[str, tuple[str, ...]]) -> list[str]:
@@ -97,17 +85,17 @@ def _notes_on_names(files: dict[str, Path | None], sets: dict[str, tuple[str, ..
         if file is not None:
             notes += compare_count(f"{name}s in {file.name}", len(sets[name]), _CLASSES[name])
         elif any(files.values()):
-            notes.append(f"the {name}s are called by their numbers: {_OPTIONS[name]} names them")
+            notes.append(f"the {name}s have numbers as names: {_OPTIONS[name]} names them")
     return notes
 
 
 def _notes_on_unused(path: Path, files: dict[str, Path | None]) -> list[str]:
     given = [_OPTIONS[name] for name, file in files.items() if file is not None]
-    return [f"{path.name} has no labels; {' and '.join(given)} change nothing"] if given else []
+    return [f"{path.name} has no labels; {' and '.join(given)} is ignored"] if given else []
 
 
 def _names(name: str, path: Path | None) -> tuple[str, ...]:
-    """Names of the classes in the order of their numbers; the numbers where no file names them."""
+    """Class names in the order of their numbers; the numbers themselves without a file."""
     if path is None:
         return tuple(str(number) for number in range(_CLASSES[name]))
     bad_rows = BadRows(path, skip=False)
@@ -118,9 +106,9 @@ def _names(name: str, path: Path | None) -> tuple[str, ...]:
     for other, count in _CLASSES.items():
         if other != name and len(rows) == count:
             raise UserError(
-                f"{_OPTIONS[name]} {path} has {count} classes, as many as there are {other}s; "
-                f"{_OPTIONS[name]} is for the file of the {name}s "
-                f"(EPIC_100_{name}_classes.csv), {_OPTIONS[other]} for that of the {other}s."
+                f"{_OPTIONS[name]} {path} has {count} classes, the number of {other}s; "
+                f"{_OPTIONS[name]} expects the file of the {name}s "
+                f"(EPIC_100_{name}_classes.csv), {_OPTIONS[other]} the file of the {other}s."
             )
     return tuple(row["key"] for _, row in rows)
 
@@ -129,7 +117,7 @@ def _classes(
     row: dict[str, str], sets: dict[str, tuple[str, ...]]
 ) -> tuple[dict[str, str], dict[str, object]]:
     """The names of verb and noun, and the facts."""
-    numbers = {name: _number(row, f"{name}_class", len(known)) for name, known in sets.items()}
+    numbers = {name: _number(row, f"{name}_class", len(names)) for name, names in sets.items()}
     facts: dict[str, object] = {f"{name}_class": number for name, number in numbers.items()}
     facts["narration"] = row.get("narration")
     return {name: sets[name][number] for name, number in numbers.items()}, facts
@@ -146,8 +134,7 @@ def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)", text)
     if match is None:
         raise ValueError(f"'{text}' is no time HH:MM:SS.ss")
-    # Added exactly and rounded once: in floats 60 + 8.96 is more than 68.96, and the frame at that
-    # very time would be missed.
+    # Added exactly and rounded once: in floats 60 + 8.96 > 68.96, which would miss that frame.
     return float(3600 * int(match[1]) + 60 * int(match[2]) + Fraction(match[3]))
 
 

@@ -1,4 +1,4 @@
-"""Anyone's own videos: a folder tree, a CSV, or JSON lines; with labels or without."""
+"""Your own videos: a folder tree, a CSV, or JSON lines; with labels or without."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,12 @@ from arvideo_ds.shards.video_files import find_videos
 
 _KEEP_COLUMNS = Option(
     "keep_columns",
-    "store these with the samples, such as the actor, for reshard --group_by",
+    "columns to store with the samples, such as actor, for reshard --group_by",
     str,
     (),
     several=True,
 )
-# Names of facts that make_shards writes itself (members.Facts).
+# Names of the facts that make_shards writes (members.Facts).
 _TAKEN = frozenset(
     """video_id source_path label label_name labels_by_set names_by_set part num_frames fps width
     height duration_s length_s codec decoder_errors bytes sha256""".split()
@@ -43,10 +44,7 @@ _TAKEN = frozenset(
 
 
 def read_folder(source: Source) -> Listing:
-    """A tree of videos. Class folders are labels; videos directly in the folder have none.
-
-    With `--split S`, a subfolder of that name is the root.
-    """
+    """A tree of videos; class folders are labels. With `--split S`, the subfolder S is the root."""
     if source.annotations is not None:
         raise UserError(
             "--dataset folder takes its labels from the folders; use --dataset csv with "
@@ -56,7 +54,7 @@ def read_folder(source: Source) -> Listing:
     if source.split is not None:
         root = source.videos / source.split
         if not root.is_dir():
-            raise UserError(f"--split {source.split}: there is no folder {root}.")
+            raise UserError(f"--split {source.split}: the folder {root} does not exist.")
     passed_over = Counter[str]()
     paths = [path for path in find_videos(root, passed_over) if path.is_file()]
     labels = [p.relative_to(root).parts[0] if p.parent != root else None for p in paths]
@@ -66,10 +64,8 @@ def read_folder(source: Source) -> Listing:
             f"{root} mixes class folders with loose videos such as {loose.name}: move the loose "
             "ones into class folders, or use --dataset csv."
         )
-    entries = [
-        file_entry(source.videos, path, label) for path, label in zip(paths, labels, strict=True)
-    ]
-    return Listing(tuple(entries), number_labels(source, entries), passed_over=passed_over)
+    entries = tuple(map(partial(file_entry, source.videos), paths, labels))
+    return Listing(entries, number_labels(source, entries), passed_over=passed_over)
 
 
 def read_csv(source: Source) -> Listing:
@@ -84,35 +80,38 @@ def read_csv(source: Source) -> Listing:
 
 
 def read_jsonl(source: Source) -> Listing:
-    """JSON lines, one object a video, with the keys of the CSV's columns."""
-    path = source.need_annotations('one JSON object a line: {"path": ..., "label": ...}')
+    """JSON lines, one object per video, with the keys of the CSV's columns."""
+    path = source.need_annotations('one JSON object per line: {"path": ..., "label": ...}')
     bad_rows = BadRows(path, skip=source.skip_bad_rows)
     rows = []
     for line, text in text_lines(path):
-        try:
-            row = json.loads(text)
-        except ValueError as error:
-            bad_rows.add(line, f"no JSON ({error})")
-            continue
-        if not isinstance(row, dict) or not isinstance(row.get("path"), str):
-            bad_rows.add(line, "no object with a 'path'")
-        elif source.split is not None and "split" not in row:
-            bad_rows.add(line, "no 'split'")
-        else:
-            rows.append((line, row))
+        with bad_rows.at(line):
+            rows.append((line, _json_row(text, needs_split=source.split is not None)))
     rows = list(_of_split(source, rows))
-    if any(row.get("label") is not None for _, row in rows):
-        for line, row in rows:
-            if row.get("label") is None:
-                bad_rows.add(line, "no label, but other rows have one")
+    unlabelled = [line for line, row in rows if row.get("label") is None]
+    if len(unlabelled) < len(rows):
+        for line in unlabelled:
+            bad_rows.add(line, "no label, but other rows have one")
         rows = [(line, row) for line, row in rows if row.get("label") is not None]
     return _listing(source, rows, bad_rows)
+
+
+def _json_row(text: str, *, needs_split: bool) -> dict[str, Any]:
+    try:
+        row = json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"no JSON ({error})") from None
+    if not isinstance(row, dict) or not isinstance(row.get("path"), str):
+        raise ValueError("no object with a 'path'")
+    if needs_split and "split" not in row:
+        raise ValueError("no 'split'")
+    return row
 
 
 def _of_split(
     source: Source, rows: Iterable[tuple[int, dict[str, Any]]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The rows of `--split`. Errors: `UserError` where there are rows, but none of that value."""
+    """The rows of `--split`. Errors: `UserError` where rows exist, but none of that split."""
     seen: Counter[str] = Counter()
     for line, row in rows:
         seen[str(row.get("split"))] += 1
@@ -121,7 +120,7 @@ def _of_split(
     if source.split is not None and seen and source.split not in seen:
         values = ", ".join(f"'{value}' ({count:,} rows)" for value, count in seen.most_common(8))
         raise UserError(
-            f"no row of {source.annotations} has the split '{source.split}'; the column holds "
+            f"no row of {source.annotations} has the split '{source.split}'; the column has "
             f"{values}."
         )
 
@@ -129,44 +128,31 @@ def _of_split(
 def _listing(
     source: Source, rows: Iterable[tuple[int, dict[str, Any]]], bad_rows: BadRows
 ) -> Listing:
-    _require_free_names(source.get(_KEEP_COLUMNS))
+    columns = source.get(_KEEP_COLUMNS)
+    if taken := [name for name in columns if name in _TAKEN]:
+        raise UserError(
+            f"--keep_columns: '{taken[0]}' is a fact of every sample already; give the column "
+            "another name."
+        )
     entries: list[Entry] = []
     absent: list[Entry] = []
     rejects: list[Reject] = []
     for line, row in rows:
-        try:
-            facts = _kept_columns(row, source.get(_KEEP_COLUMNS))
+        with bad_rows.at(line):
+            if lacking := [name for name in columns if name not in row]:
+                raise ValueError(f"no '{lacking[0]}'")
+            facts = {name: row[name] for name in columns}
             entry = replace(_row_entry(source.videos, row), facts=facts)
             bad_rows.require_new(line, entry.video_id)
-        except ValueError as error:
-            bad_rows.add(line, error)
-            continue
-        if entry.path.exists():
-            entries.append(entry)
-        else:
-            absent.append(entry)
-            rejects.append(missing(entry.source_path, line))
+            if entry.path.exists():
+                entries.append(entry)
+            else:
+                absent.append(entry)
+                rejects.append(missing(entry.source_path, line))
     rejects += bad_rows.finish()
-    # Labels of all rows: which files are there must not change the numbers.
+    # Labels of all rows: missing files must not change the numbers.
     labels = number_labels(source, [*entries, *absent])
     return Listing(tuple(entries), labels, tuple(rejects))
-
-
-def _require_free_names(columns: Iterable[str]) -> None:
-    for name in columns:
-        if name in _TAKEN:
-            raise UserError(
-                f"--keep_columns: '{name}' is a fact of every sample already; give the column "
-                "another name."
-            )
-
-
-def _kept_columns(row: dict[str, Any], columns: Iterable[str]) -> dict[str, Any]:
-    """Errors: `ValueError` where the row lacks one."""
-    for name in columns:
-        if name not in row:
-            raise ValueError(f"no '{name}'")
-    return {name: row[name] for name in columns}
 
 
 def _row_entry(videos: Path, row: dict[str, Any]) -> Entry:
@@ -185,13 +171,11 @@ def _row_entry(videos: Path, row: dict[str, Any]) -> Entry:
             raise ValueError(f"path {row['path']} is no file")
     except (OSError, RuntimeError) as error:  # such as a name too long, a circle of links
         raise ValueError(f"path {row['path']} cannot be read ({error})") from None
-    label = None if label is None else str(label)
-    part = _part(row)
-    if part is None:
-        return file_entry(videos, path, label)
-    stem = path.relative_to(videos).with_suffix("").as_posix()
-    video_id = f"{stem}_{part[0]:.3f}_{part[1]:.3f}"
-    return file_entry(videos, path, label, video_id=video_id, part=part)
+    entry = file_entry(videos, path, None if label is None else str(label), part=_part(row))
+    if entry.part is None:
+        return entry
+    start, stop = entry.part
+    return replace(entry, video_id=f"{entry.video_id}_{start:.3f}_{stop:.3f}")
 
 
 def _part(row: dict[str, Any]) -> tuple[float, float] | None:

@@ -7,21 +7,18 @@ from pathlib import Path
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
-    BadRows,
-    Entry,
+    ClipRows,
     Listing,
     Reader,
     Source,
     VideoTree,
     compare_count,
-    missing,
     text_lines,
 )
-from arvideo_ds.shards.manifest import Reject
 
 _CLASSES = 51
 _ROWS = {"train": 3570, "test": 1530}
-# 0 marks clips that a split leaves out.
+# 0 marks clips that are in neither part of a split.
 _FLAGS = {"train": "1", "test": "2"}
 
 
@@ -34,17 +31,15 @@ def read_hmdb51(source: Source) -> Listing:
     if not files:
         raise UserError(f"{folder} has no files <class>{suffix}.")
     tree = VideoTree(source.videos)
-    entries: list[Entry] = []
-    rejects: list[Reject] = []
-    labels = sorted(files)
-    for label in labels:
-        found, lost = _class_entries(files[label], label, _FLAGS[part], tree, source)
-        entries += found
-        rejects += lost
-    notes = compare_count("classes", len(labels), _CLASSES)
+    listings = [
+        _read_class(source, tree, label, files[label], _FLAGS[part]) for label in sorted(files)
+    ]
+    entries = tuple(entry for listing in listings for entry in listing.entries)
+    rejects = tuple(reject for listing in listings for reject in listing.rejects)
+    notes = compare_count("classes", len(files), _CLASSES)
     notes += compare_count(f"clips in {source.split}", len(entries) + len(rejects), _ROWS[part])
     return Listing(
-        tuple(entries), tuple(labels), tuple(rejects), tuple(notes), passed_over=tree.passed_over
+        entries, tuple(sorted(files)), rejects, tuple(notes), passed_over=tree.passed_over
     )
 
 
@@ -55,27 +50,17 @@ def _split(split: str | None) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _class_entries(
-    path: Path, label: str, flag: str, tree: VideoTree, source: Source
-) -> tuple[list[Entry], list[Reject]]:
-    bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    entries, rejects = [], []
+def _read_class(source: Source, tree: VideoTree, label: str, path: Path, flag: str) -> Listing:
+    rows = ClipRows(source, path, tree=tree)
     for line, text in text_lines(path):
-        name, _, found_flag = text.rpartition(" ")
-        if found_flag not in ("0", "1", "2") or not name:
-            bad_rows.add(line, f"expected '<name>.avi 0|1|2', found '{text}'")
-        elif found_flag == flag:
-            try:
-                video = tree.find(Path(name).stem, folder=label)
-                bad_rows.require_new(line, Path(name).stem)
-            except ValueError as error:
-                bad_rows.add(line, error)
-                continue
-            if video is None:
-                rejects.append(missing(f"{label}/{name}", line))
-            else:
-                entries.append(tree.entry(video, label))
-    return entries, rejects + bad_rows.finish()
+        name, _, row_flag = text.rpartition(" ")
+        with rows.at(line):
+            if row_flag not in ("0", "1", "2") or not name:
+                raise ValueError(f"expected '<name>.avi 0|1|2', found '{text}'")
+            if row_flag == flag:
+                stem = Path(name).stem
+                rows.find(line, stem, label, folder=label, name=f"{label}/{name}")
+    return rows.listing(None, ())
 
 
 HMDB51 = Reader(

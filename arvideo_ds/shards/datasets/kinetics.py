@@ -1,8 +1,8 @@
-"""Kinetics-400/600/700: the CSV of the release, files as CVDF or the crawlers leave them.
+"""Kinetics-400/600/700: the CSV of the release, files as CVDF or crawlers name them.
 
 Files are `<youtube id>_<start>_<end>.mp4` (six digits each) or `<youtube id>.mp4`, flat or in class
-folders. Ids are the first eleven characters: they may hold or begin with '-' and '_'. Clips that
-the archive lacks are normal and become rejects.
+folders. Ids are the first eleven characters, which include '-' and '_'. Missing clips are normal
+and become rejects.
 """
 
 from __future__ import annotations
@@ -31,14 +31,13 @@ from arvideo_ds.shards.manifest import Reject
 
 _ID = 11
 _REPLACEMENT = Option("replacement", "folder of better copies")
-# Rows of the CSV files of CVDF's Kinetics-400; of the other sets only the classes are known here.
+# Rows of the CSV files of CVDF's Kinetics-400.
 _ROWS = {(400, "train"): 246_534, (400, "val"): 19_906, (400, "test"): 39_805}
-# What the releases call a split in their rows.
+# Names of a split in the rows of the releases.
 _SPLIT_NAMES = {"val": ("val", "validate")}
 
 
 def _read(num_classes: int, source: Source) -> Listing:
-    """The clips of the set with so many classes."""
     path = source.need_annotations(
         "the release's train.csv, val.csv or test.csv (label,youtube_id,time_start,time_end)"
     )
@@ -47,31 +46,27 @@ def _read(num_classes: int, source: Source) -> Listing:
     entries: list[Entry] = []
     rejects: list[Reject] = []
     rows = 0
-    names: set[str | None] = set()
+    label_names: set[str | None] = set()
     splits = _SPLIT_NAMES.get(source.split or "", (source.split,))
     used: dict[Path, int] = {}
     for line, row in csv_rows(path, ["youtube_id", "time_start", "time_end"], bad_rows):
         if source.split and row.get("split", source.split) not in splits:
             continue
         rows += 1
-        names.add(row.get("label"))
-        try:
+        label_names.add(row.get("label"))
+        with bad_rows.at(line):
             entry = clips.entry(row)
-        except ValueError as error:
-            bad_rows.add(line, error)
-            continue
-        if entry is None:
-            rejects.append(missing(_name(row), line))
-        elif entry.path in used:
-            message = f"line {line} names the file of line {used[entry.path]} again"
-            rejects.append(
-                Reject(source_path=entry.source_path, reason="duplicate", message=message)
-            )
-        else:
-            used[entry.path] = line
-            entries.append(entry)
+            if entry is None:
+                rejects.append(missing(_name(row), line))
+            elif (first := used.setdefault(entry.path, line)) != line:
+                message = f"line {line} names the file of line {first} again"
+                rejects.append(
+                    Reject(source_path=entry.source_path, reason="duplicate", message=message)
+                )
+            else:
+                entries.append(entry)
     rejects += bad_rows.finish()
-    labels, notes = _labels(source, names - {""}, num_classes)
+    labels, notes = _labels(source, label_names - {""}, num_classes)
     notes += compare_count(f"rows in {path.name}", rows, _ROWS.get((num_classes, path.stem)))
     return Listing(
         tuple(entries), labels, tuple(rejects), tuple(notes), passed_over=clips.passed_over
@@ -79,11 +74,11 @@ def _read(num_classes: int, source: Source) -> Listing:
 
 
 class _Clips:
-    """Files by youtube id and start second; those of `replacement` come first."""
+    """Files by youtube id and start second; files of `replacement` have priority."""
 
     def __init__(self, videos: Path, replacement: Path | None) -> None:
         if replacement is not None and not replacement.is_dir():
-            raise UserError(f"--replacement {replacement} is no folder.")
+            raise UserError(f"--replacement {replacement} is not a folder.")
         self._videos = videos
         self.passed_over = Counter[str]()
         self._trees: list[tuple[VideoTree, dict[tuple[str, int | None], str]]] = []
@@ -91,12 +86,12 @@ class _Clips:
             if root is not None:
                 tree = VideoTree(root)
                 self.passed_over += tree.passed_over
-                # Sorted: which of two files of one clip is taken must not depend on the disk.
+                # Sorted: the choice between two files of one clip must not depend on the disk.
                 stems = {_file_key(stem): stem for stem in sorted(tree.stems())}
                 self._trees.append((tree, {key: stem for key, stem in stems.items() if key}))
 
     def entry(self, row: dict[str, str]) -> Entry | None:
-        """The entry of a row, None where there is no file. Errors: `ValueError`, a bad row."""
+        """The entry of a row; None without a file. Errors: `ValueError` for a bad row."""
         youtube_id, start, end = row["youtube_id"], row["time_start"], row["time_end"]
         if len(youtube_id) != _ID:
             raise ValueError(f"youtube_id '{youtube_id}' has not {_ID} characters")
@@ -124,7 +119,7 @@ def _file_key(stem: str) -> tuple[str, int | None] | None:
     match = re.fullmatch(r"(.{11})(?:_(\d{6})_\d{6})?", stem)
     if match is None:
         return None
-    return match[1], None if match[2] is None else int(match[2])
+    return match[1], int(match[2]) if match[2] else None
 
 
 def _name(row: dict[str, str]) -> str:
@@ -139,21 +134,17 @@ def _is_seconds(text: str) -> bool:
 def _labels(
     source: Source, in_rows: set[str | None], num_classes: int
 ) -> tuple[tuple[str, ...] | None, list[str]]:
-    """Class names in order, from --labels or, sorted, from the rows (whether or not clips exist).
-
-    Errors: `UserError` where --labels lacks a class of the rows.
-    """
+    """Class names in order, from --labels or, sorted, from the rows, and notes."""
     if None in in_rows:
         return None, []
-    found = sorted(str(name) for name in in_rows)
+    names = tuple(sorted(str(name) for name in in_rows))
     if source.labels is None:
-        if len(found) == num_classes:
-            return tuple(found), []
-        return tuple(found), [
-            f"the rows have {len(found)} of {num_classes} classes, numbered here by their sorted "
-            "names; give --labels FILE, a name a line, where other splits must agree"
-        ]
-    names = class_names(source.labels, found)
+        note = (
+            f"the rows have {len(names)} of {num_classes} classes, numbered here by their sorted "
+            "names; give --labels FILE, one name per line, where other splits must agree"
+        )
+        return names, [note] * (len(names) != num_classes)
+    names = class_names(source.labels, names)
     return names, compare_count(f"classes in {source.labels.name}", len(names), num_classes)
 
 

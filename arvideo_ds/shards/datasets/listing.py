@@ -1,10 +1,12 @@
-"""What every reader shares: entries, row checks, and finding the file that a row means."""
+"""What the readers share: entries, checks of rows, and the search for the file of a row."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +20,7 @@ from arvideo_ds.shards.video_files import find_videos
 
 _SHOWN = 5
 _LONGEST_KEY = 80
-# What spreadsheets and databases write instead of commas, and what to call it.
+# Separators of spreadsheets and databases, and their names.
 _OTHER_SEPARATORS = {";": "';'", "\t": "a tab", "|": "'|'"}
 
 
@@ -26,9 +28,9 @@ _OTHER_SEPARATORS = {";": "';'", "\t": "a tab", "|": "'|'"}
 class Entry:
     """One sample to make.
 
-    part: start and stop in seconds where it is a part of a longer video. facts: what else the
-    annotations say of it; stored with the sample as they are. names_by_set: its label in each of
-    several label sets; `label_name` is then the one for tools that know one label.
+    part: start and stop in seconds, where the sample is a part of a longer video. facts: further
+    annotations, stored with the sample unchanged. names_by_set: its label in each label set;
+    `label_name` is then the label for tools that know one.
     """
 
     video_id: str
@@ -42,12 +44,12 @@ class Entry:
 
 @dataclass(frozen=True)
 class Listing:
-    """What a data set holds here. `labels` are in the order of their numbers.
+    """The samples of a data set. `labels` are in the order of their numbers.
 
-    label_sets: where samples have several labels, the names of each set. rejects: rows that lead to
-    no sample, known before any work. notes: what the user should read before it starts, such as
-    counts that differ from the published ones. passed_over: files below the videos folder whose
-    suffix is not a video's, by suffix.
+    label_sets: names of each set, where samples have several labels. rejects: rows without a
+    sample. notes: for the user before the work begins, such as counts that differ from the
+    published ones. passed_over: number of files below the videos folder whose suffix is not a
+    video's, by suffix.
     """
 
     entries: tuple[Entry, ...]
@@ -60,10 +62,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Option:
-    """An option of the command line that a reader takes: --name.
-
-    type: makes its value of a text. several: it takes one value or more, as a list.
-    """
+    """An option of the command line, --name. type: parses a value. several: takes a list."""
 
     name: str
     help: str
@@ -76,7 +75,7 @@ LABELS = Option("labels", "file of class names, in order")
 
 
 class Source:
-    """Where the user says the data set lies. options: those of its reader that were given."""
+    """The user's paths and options. options: the given options of the reader, by name."""
 
     def __init__(
         self,
@@ -93,14 +92,14 @@ class Source:
 
     @property
     def labels(self) -> Path | None:
-        """A file of class names, where the annotations do not settle the labels' numbers."""
+        """A file of class names in the order of their numbers."""
         return self.get(LABELS)
 
     def get(self, option: Option) -> Any:
         return self.options.get(option.name, option.default)
 
     def need_annotations(self, what: str) -> Path:
-        """The annotations, which this data set cannot do without."""
+        """The path of --annotations. what: names the file for the error."""
         if self.annotations is None:
             raise UserError(f"--annotations is needed: {what}.")
         if not self.annotations.exists():
@@ -110,12 +109,11 @@ class Source:
 
 @dataclass(frozen=True)
 class Reader:
-    """One data set: how it is read, and what training must obey.
+    """How a data set is read, and the rules for training on it.
 
-    read: what is on disk -> entries, after every row was checked. split: what --split means. flip:
-    False where labels tell left from right, so that no task may flip. sampling: what the labels
-    need where that is not free; "uniform" is the whole video. label_sets: names, where a sample has
-    several labels. url: where the annotations come from.
+    read: checks every row and returns the entries. split: what --split means. flip: False where
+    labels tell left from right, so that no task may flip. sampling: "uniform" where labels need the
+    whole video. label_sets: names, where a sample has several labels. url: of the annotations.
     """
 
     read: Callable[[Source], Listing]
@@ -128,7 +126,7 @@ class Reader:
 
 
 class BadRows:
-    """Collects wrong rows; at the end they stop the work, or are left out and counted."""
+    """Wrong rows of a file: one error for all, or rejects with `skip`. unit: what is counted."""
 
     def __init__(self, path: Path, *, skip: bool, unit: str = "line") -> None:
         self._path, self._skip, self._unit = path, skip, unit
@@ -136,7 +134,7 @@ class BadRows:
         self._first: dict[str, int] = {}
 
     def require_new(self, line: int, video_id: str) -> None:
-        """Errors: `ValueError` where a row before has the same id."""
+        """Errors: `ValueError` where another line has the same id."""
         first = self._first.setdefault(video_id, line)
         if first != line:
             raise ValueError(f"'{video_id}' stands in {self._unit} {first} already")
@@ -144,15 +142,23 @@ class BadRows:
     def add(self, line: int, message: object) -> None:
         self._problems.append(f"{self._unit} {line}: {message}")
 
+    @contextlib.contextmanager
+    def at(self, line: int) -> Iterator[None]:
+        """A `ValueError` in this context makes the line a bad row."""
+        try:
+            yield
+        except ValueError as error:
+            self.add(line, error)
+
     def finish(self) -> list[Reject]:
-        """Errors: `UserError` with the first problems, unless they are to be skipped."""
+        """Errors: `UserError` with the first problems, unless they are skipped."""
         if self._problems and not self._skip:
             more = f"; and {len(self._problems) - _SHOWN} more" * (len(self._problems) > _SHOWN)
             raise UserError(
                 f"{self._path} has {len(self._problems)} bad row(s): "
                 + "; ".join(self._problems[:_SHOWN])
                 + more
-                + ". Correct them, or leave them out with --skip_bad_rows."
+                + ". Correct them, or skip them with --skip_bad_rows."
             )
         return [
             Reject(source_path=str(self._path.name), reason="bad_row", message=problem)
@@ -161,45 +167,79 @@ class BadRows:
 
 
 class VideoTree:
-    """The video files below a folder, by name without suffix.
-
-    Links to files are followed wherever they lead: CVDF's class folders are made of links. What the
-    annotations say is only ever looked up among these names.
-    """
+    """The video files below a folder, by name without suffix. Links to files are followed."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         self.passed_over = Counter[str]()
         for path in find_videos(root, self.passed_over):
-            if not path.is_symlink() or _is_file(path):
+            # Path.is_file raises for a link that may not be followed.
+            if not path.is_symlink() or os.path.isfile(path):  # noqa: PTH113
                 self._by_stem[path.stem].append(path)
 
     def stems(self) -> Iterator[str]:
         return iter(self._by_stem)
 
     def find(self, stem: str, folder: str | None = None) -> Path | None:
-        """The file of that name; where several folders have one, that in `folder`.
+        """The file of that name; of several, the one in `folder`.
 
-        Errors: `ValueError` when it is not clear which is meant.
+        Errors: `ValueError` where several files remain.
         """
-        found = self._by_stem.get(stem, [])
-        if len(found) > 1:
-            found = [path for path in found if path.parent.name == folder] or found
-        if len(found) > 1:
-            raise ValueError(f"'{stem}' could be {found[0]} or {found[1]}")
-        return found[0] if found else None
+        paths = self._by_stem.get(stem, [])
+        if len(paths) > 1:
+            paths = [path for path in paths if path.parent.name == folder] or paths
+        if len(paths) > 1:
+            raise ValueError(f"'{stem}' could be {paths[0]} or {paths[1]}")
+        return paths[0] if paths else None
 
     def entry(self, path: Path, label: str | None, **details: Any) -> Entry:
-        """An entry whose id is its path below the root, without suffix."""
+        """An entry. Its default id is the path below the root, without suffix."""
         return file_entry(self.root, path, label, **details)
 
 
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except (OSError, RuntimeError):  # links in a circle
-        return False
+class ClipRows(BadRows):
+    """Rows that name a video each: entries of the files that exist, rejects for the others."""
+
+    def __init__(
+        self, source: Source, path: Path, *, unit: str = "line", tree: VideoTree | None = None
+    ) -> None:
+        super().__init__(path, skip=source.skip_bad_rows, unit=unit)
+        self._tree = tree or VideoTree(source.videos)
+        self.entries: list[Entry] = []
+        self.rejects: list[Reject] = []
+
+    def find(
+        self,
+        line: int,
+        stem: str,
+        label: str | None,
+        *,
+        folder: str | None = None,
+        name: str | None = None,
+        **details: Any,
+    ) -> None:
+        """Add the entry of a row, with `details`, or a reject under `name` (default: the stem).
+
+        folder: as in `VideoTree.find`. Errors: `ValueError` for a bad row.
+        """
+        path = self._tree.find(stem, folder)
+        self.require_new(line, details.get("video_id", stem))
+        if path is None:
+            self.rejects.append(missing(name or stem, line))
+        else:
+            self.entries.append(self._tree.entry(path, label, **details))
+
+    def finish(self) -> list[Reject]:
+        """The missing files, then the bad rows. Errors: as in `BadRows`."""
+        return self.rejects + super().finish()
+
+    def listing(self, labels: Iterable[str] | None, notes: Iterable[str], **more: Any) -> Listing:
+        """Errors: as `finish`."""
+        names = None if labels is None else tuple(labels)
+        rejects, passed_over = tuple(self.finish()), self._tree.passed_over
+        entries = tuple(self.entries)
+        return Listing(entries, names, rejects, tuple(notes), passed_over=passed_over, **more)
 
 
 def file_entry(root: Path, path: Path, label: str | None, **details: Any) -> Entry:
@@ -209,7 +249,7 @@ def file_entry(root: Path, path: Path, label: str | None, **details: Any) -> Ent
 
 
 def missing(name: str, line: int | None = None) -> Reject:
-    """A clip that the annotations name and the folder lacks."""
+    """A clip of the annotations without a file."""
     where = f" (line {line} of the annotations)" if line is not None else ""
     return Reject(source_path=name, reason="missing", message=f"no such file{where}")
 
@@ -219,13 +259,12 @@ def csv_rows(
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and row of a CSV with a header; rows of another length are bad rows.
 
-    Errors: `UserError` when the file cannot be read, lacks a column, or has another separator than
-    the comma.
+    Errors: `UserError` where the file is unreadable, lacks a column or is not separated by commas.
     """
     needed = list(needed)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
-            # Some write "path, label": then neither names nor values begin with the space.
+            # The header may be "path, label": names and values then begin after the space.
             spaced = ", " in file.readline()
             file.seek(0)
             reader = csv.DictReader(file, skipinitialspace=spaced)
@@ -246,7 +285,7 @@ def csv_rows(
 
 
 def _require_commas(path: Path, header: str, needed: Iterable[str]) -> None:
-    """Errors: `UserError` where the header has the columns, but something else between them."""
+    """Errors: `UserError` where the header has the columns with another separator."""
     for separator, name in _OTHER_SEPARATORS.items():
         columns = [column.strip(' "') for column in header.split(separator)]
         if len(columns) > 1 and all(column in columns for column in needed):
@@ -257,9 +296,9 @@ def _require_commas(path: Path, header: str, needed: Iterable[str]) -> None:
 
 
 def text_lines(path: Path) -> list[tuple[int, str]]:
-    """Number and text of the lines that are not empty."""
+    """Number and text of the lines that are not empty. Errors: `UserError`."""
     try:
-        # Not splitlines(): it also ends lines at characters that a JSON string may hold.
+        # Not splitlines(): it also splits at characters that a JSON string may contain.
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
@@ -267,20 +306,20 @@ def text_lines(path: Path) -> list[tuple[int, str]]:
 
 
 def json_file(path: Path, kind: type) -> Any:
-    """The content of a JSON file that must be a list or a dict."""
+    """The content of a JSON file, of type `kind`. Errors: `UserError`."""
     try:
         content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
     if not isinstance(content, kind):
-        raise UserError(f"{path} holds a {type(content).__name__}, expected a {kind.__name__}.")
+        raise UserError(f"{path} contains a {type(content).__name__}, expected a {kind.__name__}.")
     return content
 
 
 def number_labels(source: Source, entries: Sequence[Entry]) -> tuple[str, ...] | None:
-    """Names in the order of their numbers: of --labels, else the entries' own, sorted.
+    """Class names in the order of their numbers: from --labels, else sorted; None without labels.
 
-    None where the entries have no labels. Errors: `UserError` where --labels does not fit them.
+    Errors: `UserError` where --labels does not match the entries.
     """
     names = {entry.label_name for entry in entries}
     if source.labels is None:
@@ -294,31 +333,29 @@ def number_labels(source: Source, entries: Sequence[Entry]) -> tuple[str, ...] |
 
 
 def class_names(path: Path, used: Iterable[str]) -> tuple[str, ...]:
-    """Names of classes, one a line, in the order of their numbers.
+    """The class names of a file, one per line, in the order of their numbers.
 
-    Errors: `UserError` where one stands twice, or a label in use is not among them.
+    Errors: `UserError` where a name is repeated, or a used label is missing.
     """
     names = tuple(line for _, line in text_lines(path))
-    twice = [name for name, count in Counter(names).items() if count > 1]
-    if twice:
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"{path} has the label '{twice[0]}' twice; each line is one class.")
-    unknown = sorted(set(used) - set(names))
-    if unknown:
+    if unknown := sorted(set(used) - set(names)):
         raise UserError(f"{path} lacks the label '{unknown[0]}' that is in use.")
     return names
 
 
 def compare_count(what: str, found: int, published: int | None) -> list[str]:
-    """A note where a count differs from the published one."""
+    """A note, where a count differs from the published one."""
     if published is None or found == published:
         return []
     return [f"{found:,} {what}; the published set has {published:,}"]
 
 
 def safe_key(video_id: str) -> str:
-    """A key for tar members: letters, digits, '_' and '-' alone, never leading '-', unique.
+    """A unique key for tar members of letters, digits, '_' and '-', without a leading '-'.
 
-    A changed id gets a hash of the original, so two ids never meet in one key.
+    A changed id gets a hash of the original.
     """
     flat = video_id.replace("/", "__")
     clean = re.sub(r"[^A-Za-z0-9_-]", "_", flat)

@@ -7,17 +7,13 @@ from pathlib import Path, PurePosixPath
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
-    BadRows,
-    Entry,
+    ClipRows,
     Listing,
     Reader,
     Source,
-    VideoTree,
     compare_count,
-    missing,
     text_lines,
 )
-from arvideo_ds.shards.manifest import Reject
 
 _CLASSES = 101
 _ROWS = {
@@ -32,29 +28,15 @@ def read_ucf101(source: Source) -> Listing:
         raise UserError(f"--dataset ucf101 needs --split, one of {', '.join(_ROWS)}.")
     path = folder / f"{source.split[:-1]}list0{source.split[-1]}.txt"
     labels = _labels(folder / "classInd.txt")
-    bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    tree = VideoTree(source.videos)
-    entries: list[Entry] = []
-    rejects: list[Reject] = []
-    rows = text_lines(path)
-    for line, text in rows:
-        try:
+    rows = ClipRows(source, path)
+    lines = text_lines(path)
+    for line, text in lines:
+        with rows.at(line):
             name, label = _row(text, labels)
-            video = tree.find(name.stem, folder=label)
-            bad_rows.require_new(line, name.stem)
-        except ValueError as error:
-            bad_rows.add(line, error)
-            continue
-        if video is None:
-            rejects.append(missing(str(name), line))
-        else:
-            entries.append(tree.entry(video, label))
-    rejects += bad_rows.finish()
+            rows.find(line, name.stem, label, folder=label, name=str(name))
     notes = compare_count("classes", len(labels), _CLASSES)
-    notes += compare_count(f"rows in {path.name}", len(rows), _ROWS[source.split])
-    return Listing(
-        tuple(entries), tuple(labels), tuple(rejects), tuple(notes), passed_over=tree.passed_over
-    )
+    notes += compare_count(f"rows in {path.name}", len(lines), _ROWS[source.split])
+    return rows.listing(labels, notes)
 
 
 def _labels(path: Path) -> list[str]:
@@ -75,7 +57,7 @@ def _row(text: str, labels: list[str]) -> tuple[PurePosixPath, str]:
     label, number = match[1], match[3]
     if number is not None and int(number) != labels.index(label) + 1:
         raise ValueError(f"number {number} is not that of class {label} in classInd.txt")
-    return PurePosixPath(Path(match[1], match[2]).as_posix()), label
+    return PurePosixPath(label, match[2]), label
 
 
 UCF101 = Reader(

@@ -73,7 +73,7 @@ def test_genuine_excluded_seconds_are_left_out(annotations: Path, make_videos: M
     assert {entry.video_id for entry in listing.entries} == set(named) - gone
     assert gone & set(named)
     count = sum(name in gone for name in named)
-    assert listing.notes == (f"{count} rows of excluded seconds left out",)
+    assert listing.notes == (f"{count} rows of excluded seconds skipped",)
 
 
 def test_a_sample_is_a_labelled_second_with_all_its_rows(make_videos: MakeVideos) -> None:
@@ -94,7 +94,7 @@ def test_lines_count_empty_lines_and_leave_excluded_and_bad_rows_out(
         make_videos("film-a.mp4", "film-b.mp4"), *rows, excluded=("film-b,902",), skip_bad_rows=True
     )
     assert lines_of(listing) == {"film-a_0910": [2, 6]}
-    assert listing.notes == ("1 rows of excluded seconds left out",)
+    assert listing.notes == ("1 rows of excluded seconds skipped",)
 
 
 @pytest.mark.parametrize(

@@ -99,9 +99,9 @@ def test_a_clip_named_twice_is_a_bad_row_with_both_entries(make_videos: MakeVide
 
 def test_no_vocabulary_and_files_of_another_kind_are_refused(make_videos: MakeVideos) -> None:
     videos = make_videos(*FILES)
-    with pytest.raises(UserError, match=r"vocab\.json holds a dict"):
+    with pytest.raises(UserError, match=r"vocab\.json contains a dict"):
         read(videos, vocabulary={"0": "Back"})
-    with pytest.raises(UserError, match=r"train\.json holds a dict"):
+    with pytest.raises(UserError, match=r"train\.json contains a dict"):
         read(videos, rows={"vid_name": "c_00003", "label": 0})
     with pytest.raises(UserError, match="needs --labels"):
         read_listing("diving48", Source(videos, videos.parent / "train.json"))

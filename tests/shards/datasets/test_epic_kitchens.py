@@ -159,10 +159,10 @@ def test_files_of_names_that_were_taken_for_each_other_are_refused(
     videos = make_videos("P02_11.mp4")
     verbs, nouns = classes(tmp_path / "verbs.csv", 97), classes(tmp_path / "nouns.csv", 300)
     with pytest.raises(
-        UserError, match=r"--labels .*nouns\.csv has 300.*--nouns for that of the n"
+        UserError, match=r"--labels .*nouns\.csv has 300.*--nouns the file of the nouns"
     ):
         read(videos, row(), labels=nouns)
-    with pytest.raises(UserError, match=r"--nouns .*verbs\.csv has 97 classes.*as there are verbs"):
+    with pytest.raises(UserError, match=r"--nouns .*verbs\.csv has 97 classes.*number of verbs"):
         read(videos, row(), labels=verbs, nouns=verbs)
     assert read(videos, row(), labels=verbs, nouns=nouns).notes == ()
 
@@ -174,7 +174,7 @@ def test_classes_that_are_called_by_number_or_are_too_few_are_told(
     few = classes(tmp_path / "few.csv", 9)
     assert read(videos, row()).notes == ()
     assert read(videos, row(), nouns=few).notes == (
-        "the verbs are called by their numbers: --labels names them",
+        "the verbs have numbers as names: --labels names them",
         "9 nouns in few.csv; the published set has 300",
     )
 
@@ -245,7 +245,7 @@ def test_the_test_times_have_no_labels(make_videos: MakeVideos) -> None:
     listing = read(videos, line, header=TEST_HEADER, labels=named)
     assert (listing.label_sets, listing.notes) == (
         None,
-        ("list.csv has no labels; --labels change nothing",),
+        ("list.csv has no labels; --labels is ignored",),
     )
 
 

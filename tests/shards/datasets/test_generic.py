@@ -139,7 +139,7 @@ def test_a_file_that_is_not_there_is_missing_and_its_label_keeps_its_number(vide
     assert [(r.source_path, r.reason) for r in listing.rejects] == [("a/gone.mp4", "missing")]
     assert "line 3" in listing.rejects[0].message
     assert listing.labels == ("jump", "run", "walk")
-    with pytest.raises(UserError, match=r"1 rows name no file there, such as gone\.mp4"):
+    with pytest.raises(UserError, match=r"1 rows without a file there, such as gone\.mp4"):
         read_listing("csv", csv_source(videos, "path\ngone.mp4\n"))
 
 

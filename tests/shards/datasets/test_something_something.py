@@ -142,9 +142,9 @@ def test_an_id_named_twice_is_a_bad_row_with_both_entries(make_videos: MakeVideo
         ({"Moving something": "0", "Closing something": "2"}, r"not 0\.\.1"),
         ({"Moving something": "0", "Closing something": "0"}, r"not 0\.\.1"),
         ({"Moving something": "1", "Closing something": "2"}, r"not 0\.\.1"),
-        ({"Moving something": "none"}, "no number"),
-        ({"Moving something": None}, "no number"),
-        (["Moving something"], "holds a list"),
+        ({"Moving something": "none"}, "not an integer"),
+        ({"Moving something": None}, "not an integer"),
+        (["Moving something"], "contains a list"),
     ],
 )
 def test_a_wrong_labels_file_is_refused(
