@@ -1,7 +1,6 @@
-"""Somebody else's WebDataset tars, indexed where they lie: nothing is copied or rewritten.
+"""WebDataset tars of other projects, indexed in place: nothing is copied or rewritten.
 
-Streaming them would lose the order, the exact resume and the counts of what is left out. Reading
-them once, to write an index beside each, gives all of that.
+The index beside each tar gives them the exact order, resume and reject counts of our own shards.
 """
 
 from __future__ import annotations
@@ -9,12 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -29,30 +26,20 @@ from arvideo_ds.shards.datasets.listing import class_names
 from arvideo_ds.shards.ingest import ingest_bytes
 from arvideo_ds.shards.members import DamagedError, Member, read_members
 from arvideo_ds.shards.video_files import read_at
-from arvideo_ds.shards.writer import (
-    ShardReport,
-    by_reason,
-    complete_index,
-    write_manifest,
-)
+from arvideo_ds.shards.writer import ShardReport, complete_index, rejected, write_report
 
 _SETTINGS: dict[str, str | int | None] = {"video": m.AS_FOUND}
-VIDEO_SUFFIXES = ("mp4", "webm", "avi", "mkv", "mov")
+_SUFFIXES = ("mp4", "webm", "avi", "mkv", "mov")
 
 
 @dataclass(frozen=True)
 class ForeignSample:
-    """A video and its label, a number or a name, in a tar: from `cls`, or `label` of the json."""
+    """A video in a tar, and its label: a number or a name, from `cls` or `label` of the json."""
 
     key: str
     suffix: str
     member: Member
     label: int | str | None
-
-
-class _Inspected(NamedTuple):
-    num_frames: int
-    crc32: int
 
 
 def index_shards(
@@ -63,17 +50,16 @@ def index_shards(
     timeout_s: float,
     labels: Path | None = None,
 ) -> ShardReport:
-    """Write an index beside every tar of a folder, then manifest and rejects.
+    """Write an index beside every tar of a folder that has none, then manifest and rejects.
 
-    labels: a file of class names; without it names are numbered in sorted order. Goes on after tars
-    that are indexed. Errors: `UserError` where a tar is damaged, holds no video, or no video of all
-    is usable.
+    labels: a file of class names; without it names are numbered in sorted order. Errors:
+    `UserError` where a tar is damaged or no video is usable.
     """
     tars = sorted(folder.glob("*.tar")) if folder.is_dir() else []
     if not tars:
-        raise UserError(f"{folder} is no folder with .tar files.")
+        raise UserError(f"{folder} is not a folder with .tar files.")
     if (folder / m.MANIFEST).exists() and m.ShardSet(folder).manifest.settings != _SETTINGS:
-        raise UserError(f"{folder} holds shards of `arvideo shards`; they need no other index.")
+        raise UserError(f"{folder} has shards of `arvideo shards`; they need no other index.")
     with lock(folder):
         return _index_tars(folder, tars, dataset, workers, timeout_s, labels)
 
@@ -86,45 +72,41 @@ def _index_tars(
     timeout_s: float,
     labels: Path | None,
 ) -> ShardReport:
-    found = {path: samples_of(path) for path in tqdm(tars, unit="tar", desc="listing")}
-    names = _names(labels, (sample.label for samples in found.values() for sample in samples))
+    listed = {path: samples_of(path) for path in tqdm(tars, unit="tar", desc="listing")}
+    names = _names(labels, {sample.label for samples in listed.values() for sample in samples})
     numbers = {name: number for number, name in enumerate(names or ())}
-    known = {path: _known_index(path) for path in tars}
-    indices = {
-        path.name: _numbered(path, index, samples, numbers)
-        for path, samples in found.items()
-        for index in [known[path] or _index(path, samples, workers, timeout_s)]
-    }
-    rejects = [reject for index in indices.values() for reject in index.rejects]
-    reasons = Counter(reject.reason for reject in rejects)
-    manifest = write_manifest(
-        folder, indices, rejects, dataset=dataset, split=None, labels=names, settings=_SETTINGS
+    complete = {path: _complete_index(path) for path in tars}
+    indices = {}
+    for path, samples in listed.items():
+        index = complete[path] or _index(path, samples, workers, timeout_s)
+        indices[path.name] = _with_labels(path, index, samples, numbers)
+    return write_report(
+        folder,
+        indices,
+        (),
+        sum(index is not None for index in complete.values()),
+        dataset=dataset,
+        split=None,
+        labels=names,
+        settings=_SETTINGS,
     )
-    if not manifest.num_samples:
-        raise UserError(
-            f"none of the {len(rejects)} videos in {folder} is usable ({by_reason(reasons)}); the "
-            f"reasons are in {folder / m.REJECTS}."
-        )
-    kept = sum(index is not None for index in known.values())
-    return ShardReport(manifest, dict(reasons.most_common()), kept)
 
 
 def _names(path: Path | None, labels: Iterable[int | str | None]) -> tuple[str, ...] | None:
-    """Names of the classes in the order of their numbers; those without a name are numbers.
+    """Class names in the order of their numbers; the numbers themselves without names.
 
-    Errors: `UserError` where some labels are numbers and others names, or the file lacks one.
+    Errors: `UserError` where names and numbers are mixed, or the file lacks a label.
     """
-    used = set(labels) - {None}
-    words = {label for label in used if isinstance(label, str)}
-    numbers = {label for label in used if isinstance(label, int)}
+    words = {label for label in labels if isinstance(label, str)}
+    numbers = {label for label in labels if isinstance(label, int)}
     if words and numbers:
         raise UserError(
-            f"some labels are names ('{min(words)}'), others numbers ({min(numbers)}): it is not "
-            "clear which are the same. Write one kind into the tars."
+            f"some labels are names ('{min(words)}'), others numbers ({min(numbers)}), which "
+            "cannot be matched. Write one kind into the tars."
         )
     if path is None:
         return tuple(sorted(words) or map(str, range(max(numbers, default=-1) + 1))) or None
-    if not used:
+    if not (words or numbers):
         raise UserError(f"--labels {path} is given, but the videos have no labels.")
     names = class_names(path, words)
     if numbers and max(numbers) >= len(names):
@@ -132,8 +114,8 @@ def _names(path: Path | None, labels: Iterable[int | str | None]) -> tuple[str, 
     return names
 
 
-def _known_index(path: Path) -> m.ShardIndex | None:
-    """The index beside a tar, where one is. Errors: `UserError` where it is of another tar."""
+def _complete_index(path: Path) -> m.ShardIndex | None:
+    """The index beside a tar, or None. Errors: `UserError` for the index of another tar."""
     try:
         return complete_index(path.parent, path.name, _inputs(path))
     except UserError:
@@ -144,16 +126,16 @@ def _known_index(path: Path) -> m.ShardIndex | None:
         ) from None
 
 
-def _numbered(
-    path: Path, index: m.ShardIndex, found: Sequence[ForeignSample], numbers: Mapping[str, int]
+def _with_labels(
+    path: Path, index: m.ShardIndex, samples: Sequence[ForeignSample], numbers: Mapping[str, int]
 ) -> m.ShardIndex:
-    """The index with the labels as numbers; written where that changes it."""
-    labels = {s.key: numbers[s.label] if isinstance(s.label, str) else s.label for s in found}
-    samples = tuple(s.model_copy(update={"label": labels[s.key]}) for s in index.samples)
-    numbered = index.model_copy(update={"samples": samples})
-    if numbered != index:
-        write_bytes(path.with_name(m.index_name(path.name)), m.dump_json(numbered))
-    return numbered
+    """The index with labels as numbers; written where the labels change it."""
+    labels = {s.key: numbers[s.label] if isinstance(s.label, str) else s.label for s in samples}
+    labelled = tuple(s.model_copy(update={"label": labels[s.key]}) for s in index.samples)
+    changed = index.model_copy(update={"samples": labelled})
+    if changed != index:
+        write_bytes(path.with_name(m.index_name(path.name)), m.dump_json(changed))
+    return changed
 
 
 def samples_of(path: Path) -> list[ForeignSample]:
@@ -165,7 +147,7 @@ def samples_of(path: Path) -> list[ForeignSample]:
     parts: dict[str, dict[str, Member]] = {}
     for member in members:
         folder, _, name = member.name.rpartition("/")
-        # WebDataset: a key is everything before the first dot of the last name.
+        # WebDataset: the key ends before the first dot of the file name.
         stem, _, suffix = name.partition(".")
         key = f"{folder}/{stem}" if folder else stem
         parts.setdefault(key, {})[suffix.lower()] = member
@@ -173,7 +155,7 @@ def samples_of(path: Path) -> list[ForeignSample]:
         return [
             ForeignSample(key, suffix, found[suffix], _label(path, key, file.fileno(), found))
             for key, found in parts.items()
-            for suffix in VIDEO_SUFFIXES
+            for suffix in _SUFFIXES
             if suffix in found
         ]
 
@@ -214,10 +196,10 @@ def _inputs(path: Path) -> str:
 
 
 def _index(
-    path: Path, found: Sequence[ForeignSample], workers: int, timeout_s: float
+    path: Path, samples: Sequence[ForeignSample], workers: int, timeout_s: float
 ) -> m.ShardIndex:
-    """The index of a tar, yet without labels."""
-    results = list(_inspect_all(path, found, workers, timeout_s))
+    """Write the index of a tar, without labels."""
+    results = list(_inspect_all(path, samples, workers, timeout_s))
     index = m.ShardIndex(
         inputs=_inputs(path),
         shard_bytes=path.stat().st_size,
@@ -233,10 +215,9 @@ def _inspect_all(
     path: Path, samples: Sequence[ForeignSample], workers: int, timeout_s: float
 ) -> Iterator[m.IndexedSample | m.Reject]:
     decoders = decisive_decoders()
-    calls = ((path, s.member.offset, s.member.bytes, s.suffix, decoders) for s in samples)
     inspected = killable_map(
         _inspect,
-        calls,
+        ((path, sample.member, sample.suffix, decoders) for sample in samples),
         workers=workers,
         timeout_s=timeout_s,
         prepare=partial(load_decoders, decoders),
@@ -244,23 +225,22 @@ def _inspect_all(
     bar = tqdm(samples, unit="video", desc=path.name)
     for sample, done in zip(bar, inspected, strict=True):
         if isinstance(done, Failed):
-            source_path = f"{path.name}/{sample.key}"
-            yield m.Reject(source_path=source_path, reason=done.reason, message=done.message)
+            yield rejected(f"{path.name}/{sample.key}", done)
             continue
+        num_frames, crc32 = done
         yield m.IndexedSample(
             key=sample.key,
             suffix=sample.suffix,
             offset=sample.member.offset,
             bytes=sample.member.bytes,
-            crc32=done.crc32,
-            num_frames=done.num_frames,
+            crc32=crc32,
+            num_frames=num_frames,
             label=None,
         )
 
 
-def _inspect(
-    path: Path, offset: int, size: int, suffix: str, decoders: Sequence[str]
-) -> _Inspected:
+def _inspect(path: Path, member: Member, suffix: str, decoders: Sequence[str]) -> tuple[int, int]:
+    """Number of frames and CRC-32 of a video."""
     with path.open("rb") as file:
-        data = read_at(file.fileno(), size, offset)
-    return _Inspected(ingest_bytes(data, suffix, decoders).facts["num_frames"], zlib.crc32(data))
+        data = read_at(file.fileno(), member.bytes, member.offset)
+    return ingest_bytes(data, suffix, decoders).facts["num_frames"], zlib.crc32(data)

@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,6 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.files.atomic import explained_when_full
 from arvideo_ds.files.locks import lock
 from arvideo_ds.randomness import split_generator
 from arvideo_ds.shards import manifest as m
@@ -36,14 +36,11 @@ from arvideo_ds.shards.members import (
     parse_facts,
 )
 from arvideo_ds.shards.writer import (
-    complete_index,
+    assign_to_shards,
     facts_of_sets,
     label_numbers,
-    remove_leftovers,
-    require_space,
-    shard_name,
     write_manifest,
-    write_shard,
+    write_missing,
 )
 
 # What a sample takes beside its video, roughly: facts, headers, its line of the index.
@@ -357,28 +354,18 @@ def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m
 
 def _write_part(pool: Pool, part: Part, how: str, samples_per_shard: int) -> m.Manifest:
     settings = _settings(pool, how, samples_per_shard)
-    inputs = _inputs_hash(part, settings)
     dataset = _joined(shards.manifest.dataset for shards in pool.sources) or ""
-    deals = {
-        shard_name(dataset, part.split, number): part.items[start : start + samples_per_shard]
-        for number, start in enumerate(range(0, len(part.items), samples_per_shard))
-    }
-    done = {name: complete_index(part.folder, name, inputs) for name in deals}
-    remove_leftovers(part.folder, inputs)
-    missing = {name: deal for name, deal in deals.items() if done[name] is None}
-    needed = (item.video.bytes + _OVERHEAD_BYTES for deal in missing.values() for item in deal)
-    require_space(part.folder, sum(needed))
-    total = sum(len(deal) for deal in missing.values())
-    with (
-        explained_when_full(part.folder),
-        tqdm(total=total, unit="video", desc=part.folder.name, disable=not total) as bar,
-    ):
-        for name, deal in missing.items():
-            write_shard(part.folder, name, _samples(pool, deal, part, bar), inputs)
-    indices = {name: done[name] or complete_index(part.folder, name, inputs) for name in deals}
+    indices, _ = write_missing(
+        part.folder,
+        assign_to_shards(dataset, part.split, part.items, samples_per_shard),
+        _inputs_hash(part, settings),
+        read=partial(_samples, pool, part),
+        num_bytes=lambda item: item.video.bytes + _OVERHEAD_BYTES,
+        title=part.folder.name,
+    )
     return write_manifest(
         part.folder,
-        {name: index for name, index in indices.items() if index is not None},
+        indices,
         part.rejects,
         dataset=dataset,
         split=part.split,
@@ -421,17 +408,14 @@ def _inputs_hash(part: Part, settings: dict[str, str | int | None]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
-def _samples(
-    pool: Pool, deal: Iterable[Item], part: Part, bar: tqdm
-) -> Iterator[tuple[str, Sample]]:
+def _samples(pool: Pool, part: Part, items: Iterable[Item]) -> Iterator[tuple[str, Sample]]:
     numbers = label_numbers(part.labels or ())
     of_sets = {name: label_numbers(classes) for name, classes in (part.label_sets or {}).items()}
-    for item in deal:
+    for item in items:
         video, facts = _read(pool.sources[item.source], item)
         facts["label"] = None if item.label_name is None else numbers[item.label_name]
         facts |= facts_of_sets(item.names_by_set, of_sets)
         yield item.key, Sample(video, item.video.suffix, facts)
-        bar.update()
 
 
 def _read(shards: m.ShardSet, item: Item) -> tuple[bytes, dict[str, Any]]:

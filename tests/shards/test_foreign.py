@@ -152,7 +152,7 @@ def test_our_own_shards_are_left_alone(demo_shards: Path) -> None:
 def test_what_is_no_folder_of_tars_is_said(tmp_path: Path) -> None:
     done = run_script(SCRIPT, tmp_path)
     assert done.returncode == 2
-    assert "is no folder with .tar files" in done.stderr
+    assert "is not a folder with .tar files" in done.stderr
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 100)
     done = run_script(SCRIPT, tmp_path)
     assert done.returncode == 2
