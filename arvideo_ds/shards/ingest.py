@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,14 +23,14 @@ from arvideo_ds.decoding.video import (
     transcode,
 )
 
-# A file of which less than this share of the promised frames decodes is called truncated.
+# A file with a smaller share of decodable frames is truncated or damaged.
 MIN_DECODABLE = 0.9
-# Frames on which decoders are compared, and the mean difference of 0..255 that is still rounding.
+# Frames for the comparison of decoders, and the largest mean difference (of 0..255) of rounding.
 _COMPARED = 8
 _LARGEST_DIFFERENCE = 2.0
-# Fewer frames are compared where they are larger than 4K: all decoders' are in memory at once.
+# Fewer frames where they are larger than 4K: all decoders' frames are in memory at once.
 _COMPARED_PIXELS = _COMPARED * 4096 * 2160
-# What probing found out that no sample needs to say.
+# Fields of VideoInfo that are not facts of a sample.
 _INTERNAL = "sizes promised_frames packets damaged_packets hidden_packets rotation".split()
 
 
@@ -49,53 +50,62 @@ def ingest(
     max_pixels: int = MAX_PIXELS,
     decoders: Sequence[str] | None = None,
 ) -> Sample:
-    """Read, probe and, where settings are given, transcode one file or a part of it.
+    """Read, probe and, with settings, transcode one file or a part of it.
 
-    decoders: those that must read the sample; default `decisive_decoders`. Errors: `RejectedError`
-    with the reason a user can count by, also where memory runs out.
+    decoders: must all read the sample; default `decisive_decoders`. Errors: `RejectedError` with
+    the reason, also where memory runs out.
     """
+    decoders = decoders or decisive_decoders()
+    suffix = path.suffix.lower().removeprefix(".")
     try:
-        return _ingest(path, settings, part, max_pixels, decoders or decisive_decoders())
-    except OSError as error:
-        raise RejectedError("unreadable", str(error)) from None
+        with open_source(path) as file:
+            return _ingest(file, suffix, settings, part, max_pixels, decoders)
     except MemoryError:
         raise RejectedError(
             "too_large", "needs more memory than a process may use (make_shards.py --memory_gib)"
         ) from None
 
 
+@contextlib.contextmanager
+def open_source(path: Path) -> Iterator[BinaryIO]:
+    """Open a video file. Errors: `RejectedError`, also for an `OSError` in the context."""
+    try:
+        with path.open("rb") as file:
+            if not file.read(1):
+                raise RejectedError("empty", "the file has 0 bytes")
+            file.seek(0)
+            yield file
+    except OSError as error:
+        raise RejectedError("unreadable", str(error)) from None
+
+
 def _ingest(
-    path: Path,
+    file: BinaryIO,
+    suffix: str,
     settings: TranscodeSettings | None,
     part: Part | None,
     max_pixels: int,
     decoders: Sequence[str],
 ) -> Sample:
-    with path.open("rb") as file:
-        if not file.read(1):
-            raise RejectedError("empty", "the file has 0 bytes")
-        file.seek(0)
-        found = probe(file, part, max_pixels=max_pixels)
-        require_complete(found)
-        if settings is None:
-            file.seek(0)
-            suffix = path.suffix.lower().removeprefix(".")
-            try:
-                return _copied(file.read(), suffix, found, decoders)
-            except RejectedError as error:
-                message = f"{error.message}; use --video transcode"
-                raise RejectedError(error.reason, message) from None
-        file.seek(0)
-        data = transcode(file, settings, part, max_pixels=max_pixels)
+    source = probe(file, part, max_pixels=max_pixels)
+    require_complete(source)
+    file.seek(0)
+    if settings is None:
+        try:
+            return _copied(file.read(), suffix, source, decoders)
+        except RejectedError as error:
+            message = f"{error.message}; use --video transcode"
+            raise RejectedError(error.reason, message) from None
+    data = transcode(file, settings, part, max_pixels=max_pixels)
     info = probe(io.BytesIO(data), max_pixels=max_pixels)
-    # The copy shows the damage of the original, and its decoder knows nothing of it.
-    info.damaged_packets = found.damaged_packets
+    # The copy shows the damage of the original, but decodes without errors.
+    info.damaged_packets = source.damaged_packets
     info.num_frames = _frames_for_all(decoders, data, info)
     return _sample(data, "mp4", info)
 
 
 def ingest_bytes(data: bytes, suffix: str, decoders: Sequence[str] | None = None) -> Sample:
-    """A video as it is, from memory. decoders and errors: as of `ingest`."""
+    """An unchanged video from memory. decoders, errors: as in `ingest`."""
     if not data:
         raise RejectedError("empty", "the file has 0 bytes")
     info = probe(io.BytesIO(data))
@@ -113,12 +123,11 @@ def _copied(data: bytes, suffix: str, info: VideoInfo, decoders: Sequence[str]) 
 
 
 def require_complete(info: VideoInfo) -> None:
-    """Errors: `RejectedError` where far fewer frames decode, or do so without errors, than the
-    header promises."""
+    """Errors: `RejectedError` where too few of the promised frames decode, or decode soundly."""
     promised = info.promised_frames - info.hidden_packets
     if info.num_frames < MIN_DECODABLE * promised:
-        there = info.packets - info.hidden_packets
-        reason = "truncated" if there < MIN_DECODABLE * promised else "damaged"
+        present = info.packets - info.hidden_packets
+        reason = "truncated" if present < MIN_DECODABLE * promised else "damaged"
         raise RejectedError(reason, f"{info.num_frames} of {promised} promised frames decode")
     if info.damaged_packets > (1 - MIN_DECODABLE) * info.packets:
         message = f"the decoder reports errors in {info.damaged_packets} of {info.packets} packets"
@@ -126,9 +135,9 @@ def require_complete(info: VideoInfo) -> None:
 
 
 def _frames_for_all(names: Sequence[str], data: bytes, info: VideoInfo) -> int:
-    """How many frames each of these decoders reads: training may use any of them.
+    """The number of frames that each decoder reads: training may use any of them.
 
-    Errors: `RejectedError` where one cannot read the file, or they disagree on it.
+    Errors: `RejectedError` where one cannot read the file, or they disagree.
     """
     counts = {"probe": info.num_frames}
     try:
@@ -145,11 +154,11 @@ def _frames_for_all(names: Sequence[str], data: bytes, info: VideoInfo) -> int:
 
 
 def _readable(names: Sequence[str], data: bytes, counts: dict[str, int]) -> int:
-    """The largest number of frames, up to the smallest count, whose last one all can read."""
+    """The largest number of frames, up to the smallest count, whose last frame all can read."""
     for num_frames in range(min(counts.values()), 0, -1):
         if num_frames < MIN_DECODABLE * max(counts.values()):
             break
-        # Some decoders count frames at the end that they then cannot read.
+        # Some decoders count frames at the end that they cannot read.
         if all(_reads(name, data, num_frames - 1) for name in names):
             return num_frames
     listed = ", ".join(f"{name} {count}" for name, count in counts.items())
@@ -165,14 +174,14 @@ def _reads(name: str, data: bytes, number: int) -> bool:
 
 
 def _require_same_frames(names: Sequence[str], data: bytes, num_frames: int, pixels: int) -> None:
-    """The same numbers must mean the same frames, read together or one alone."""
+    """Compare several frames read together, and one read alone."""
     count = max(2, min(_COMPARED, _COMPARED_PIXELS // max(1, pixels)))
     spread = np.unique(np.linspace(0, num_frames - 1, count).round().astype(int))
     for numbers in (spread, spread[len(spread) // 2 :][:1]):
         reference, *others = (decode(name, data, numbers).astype(np.int16) for name in names)
-        for name, found in zip(names[1:], others, strict=True):
-            same_shape = found.shape == reference.shape
-            if not same_shape or _difference(found, reference) > _LARGEST_DIFFERENCE:
+        for name, frames in zip(names[1:], others, strict=True):
+            same_shape = frames.shape == reference.shape
+            if not same_shape or _difference(frames, reference) > _LARGEST_DIFFERENCE:
                 raise RejectedError(
                     "decoders_disagree",
                     f"{name} and {names[0]} show other pictures under the same frame numbers",
@@ -187,7 +196,7 @@ def _sample(data: bytes, suffix: str, info: VideoInfo) -> Sample:
     facts = asdict(info)
     for internal in _INTERNAL:
         del facts[internal]
-    # Not written where there are none: shards of sound videos keep their bytes.
+    # Not written for 0: shards of sound videos keep their bytes.
     if info.damaged_packets:
         facts["decoder_errors"] = info.damaged_packets
     facts["bytes"] = len(data)

@@ -1,4 +1,4 @@
-"""What a user points a tool at: a folder of videos, a list, shards, or one file -> videos."""
+"""The videos of an INPUT: a folder of videos, a list, shards, or one file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import io
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from arvideo_ds.decoding.video import Part, RejectedError
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.generic import read_csv, read_jsonl
 from arvideo_ds.shards.datasets.listing import Entry, Source, file_entry, missing
+from arvideo_ds.shards.ingest import open_source
 from arvideo_ds.shards.manifest import MANIFEST, IndexedSample, Reject, ShardSet
 from arvideo_ds.shards.video_files import VIDEO_SUFFIXES, find_videos
 
@@ -26,7 +28,7 @@ _BLOCK = 2**20
 
 @dataclass(frozen=True)
 class FileVideo:
-    """A file, or a part of one. path: below the input; key: the same, made unique by the part."""
+    """A file, or a part of one. path: below the input. key: the path with the part."""
 
     key: str
     path: str
@@ -35,22 +37,14 @@ class FileVideo:
     num_bytes: int
     part: Part | None = None
 
-    @contextlib.contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """The bytes, to read and seek in. Errors: `RejectedError`."""
-        try:
-            with self.file.open("rb") as file:
-                if not file.read(1):
-                    raise RejectedError("empty", "the file has 0 bytes")
-                file.seek(0)
-                yield file
-        except OSError as error:
-            raise RejectedError("unreadable", str(error)) from None
+    def open(self) -> AbstractContextManager[BinaryIO]:
+        """A seekable file. Errors: `RejectedError`."""
+        return open_source(self.file)
 
 
 @dataclass(frozen=True)
 class ShardVideo:
-    """A video in a shard. key: its key there; path: shard and member."""
+    """A video in a shard. key: in the shard. path: shard and member."""
 
     key: str
     path: str
@@ -66,7 +60,7 @@ class ShardVideo:
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
-        """The bytes, to read and seek in; checked, never held whole. Errors: `RejectedError`."""
+        """A seekable file, checked, never whole in memory. Errors: `RejectedError`."""
         member = _Member(_shards(self.folder), self.shard, self.sample)
         crc32 = 0
         while block := member.read(_BLOCK):
@@ -82,10 +76,10 @@ Video = FileVideo | ShardVideo
 
 @dataclass(frozen=True)
 class VideoList:
-    """Videos of an input, sorted by key, and what of it leads to no video.
+    """Videos of an input, sorted by key, and rejects.
 
-    identity: names the input and, for shards, their content. passed_over: files of a folder whose
-    suffix is not a video's, by suffix.
+    identity: names the input and, for shards, their content. passed_over: number of files of a
+    folder whose suffix is not a video's, by suffix.
     """
 
     videos: tuple[Video, ...]
@@ -99,9 +93,8 @@ def list_videos(
 ) -> VideoList:
     """A folder (searched at any depth), a CSV or JSONL (column `path`), shards, or one video.
 
-    videos: where the paths of a list begin, by default the list's own folder. skip_bad_rows: rows
-    that name no video are rejects. Errors: `UserError` when there is nothing, a row is wrong, or
-    a video is named twice.
+    videos: root of the paths of a list, by default the list's folder. skip_bad_rows: wrong rows are
+    rejects. Errors: `UserError` without any video, and for a wrong row or a repeated video.
     """
     path, passed_over = Path(source), Counter[str]()
     if "://" in source or (path / MANIFEST).is_file():
@@ -110,29 +103,28 @@ def list_videos(
         listing = _LISTS[path.suffix.lower()](
             Source(videos or path.parent, annotations=path, skip_bad_rows=skip_bad_rows)
         )
-        found, rejects = listing.entries, listing.rejects
+        entries, rejects = listing.entries, listing.rejects
     elif path.is_dir():
-        found, rejects = _from_folder(path, passed_over)
+        entries, rejects = _from_folder(path, passed_over)
     elif path.is_file():
-        found, rejects = (file_entry(path.parent, path, None),), ()
+        entries, rejects = (file_entry(path.parent, path, None),), ()
     else:
         raise UserError(
             f"INPUT {source} does not exist: give a folder of videos, a .csv or .jsonl with a "
             "column 'path', a folder of shards, or one video."
         )
-    files = sorted(map(_file_video, found), key=lambda video: video.key)
-    listed = _checked(source, files, rejects, identity=str(path.resolve()))
-    return replace(listed, passed_over=passed_over)
+    files = map(_file_video, entries)
+    return _video_list(source, files, str(path.resolve()), rejects, passed_over)
 
 
 def _from_folder(
     root: Path, passed_over: Counter[str]
 ) -> tuple[tuple[Entry, ...], tuple[Reject, ...]]:
     paths = list(find_videos(root, passed_over))
-    there = [path for path in paths if path.is_file()]
-    broken = sorted(set(paths) - set(there))
-    rejects = tuple(missing(path.relative_to(root).as_posix()) for path in broken)
-    return tuple(file_entry(root, path, None) for path in there), rejects
+    files = [path for path in paths if path.is_file()]
+    broken_links = sorted(set(paths) - set(files))
+    rejects = tuple(missing(path.relative_to(root).as_posix()) for path in broken_links)
+    return tuple(file_entry(root, path, None) for path in files), rejects
 
 
 def _file_video(entry: Entry) -> FileVideo:
@@ -153,7 +145,7 @@ def _from_shards(source: str) -> VideoList:
     shards = ShardSet(source)
     shards.check_sizes()
     labels = shards.manifest.labels
-    videos = [
+    videos = (
         ShardVideo(
             key=sample.key,
             path=f"{shard.name}/{sample.key}.{sample.suffix}",
@@ -164,32 +156,28 @@ def _from_shards(source: str) -> VideoList:
         )
         for number, shard in enumerate(shards.manifest.shards)
         for sample in shards.index(number).samples
-    ]
-    videos.sort(key=lambda video: video.key)
-    return _checked(source, videos, (), identity=f"shards {shards.hash}")
+    )
+    return _video_list(source, videos, f"shards {shards.hash}")
 
 
-def _checked(
-    source: str, videos: Sequence[Video], rejects: Sequence[Reject], *, identity: str
+def _video_list(
+    source: str,
+    videos: Iterable[Video],
+    identity: str,
+    rejects: tuple[Reject, ...] = (),
+    passed_over: Mapping[str, int] | None = None,
 ) -> VideoList:
-    _require_some(source, videos, rejects)
-    _require_once(source, videos)
-    return VideoList(tuple(videos), tuple(rejects), identity)
-
-
-def _require_some(source: str, videos: Sequence[Video], rejects: Sequence[Reject]) -> None:
-    if not videos:
-        named = f" ({len(rejects)} entries lead to no file)" if rejects else ""
+    listed = sorted(videos, key=lambda video: video.key)
+    if not listed:
+        absent = f" ({len(rejects)} entries without a file)" if rejects else ""
         raise UserError(
-            f"there are no videos in {source}{named}; in a folder they are known by their suffix: "
-            f"{' '.join(sorted(VIDEO_SUFFIXES))}."
+            f"there are no videos in {source}{absent}; in a folder they are recognised by their "
+            f"suffix: {' '.join(sorted(VIDEO_SUFFIXES))}."
         )
-
-
-def _require_once(source: str, videos: Sequence[Video]) -> None:
-    key, count = Counter(video.key for video in videos).most_common(1)[0]
+    key, count = Counter(video.key for video in listed).most_common(1)[0]
     if count > 1:
-        raise UserError(f"{source} names '{key}' {count} times; leave it in once.")
+        raise UserError(f"{source} names '{key}' {count} times; keep one.")
+    return VideoList(tuple(listed), rejects, identity, passed_over or {})
 
 
 @functools.lru_cache(maxsize=1)
@@ -198,7 +186,7 @@ def _shards(folder: str) -> ShardSet:
 
 
 class _Member(io.RawIOBase):
-    """One member of a shard as a file of its own."""
+    """One member of a shard as a file."""
 
     def __init__(self, shards: ShardSet, shard: int, sample: IndexedSample) -> None:
         self._shards, self._shard, self._sample = shards, shard, sample
