@@ -1,8 +1,7 @@
-"""The demo: videos in which the class is the motion and nothing else.
+"""The demo set: only the motion determines the class.
 
-Before a still background of blended colours, a shape of random form, colour and size drifts past
-the middle in one of eight directions. Form, colours and speed say nothing about the class. Real
-H.264 files, made into shards as any other folder of videos.
+A shape of random form, colour, size and speed drifts past the middle in one of eight directions, in
+front of a still background of blended colours.
 """
 
 from __future__ import annotations
@@ -12,11 +11,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from arvideo_ds.shards.synthetic import (
-    Drift,
-    SyntheticSet,
-    background,
-)
+from arvideo_ds.shards.synthetic import Drift, SyntheticSet, background
 
 DIRECTIONS = (
     "east", "north_east", "north", "north_west", "west", "south_west", "south", "south_east",
@@ -26,7 +21,7 @@ _DRIFT = Drift(speeds=(1.5, 2.4), radii=(5.0, 8.0), aside=5.0)
 
 
 def scene(split: str, number: int) -> tuple[np.ndarray, np.ndarray]:
-    """The frames of a video before they are encoded, and where its shape is: as `render_scene`."""
+    """`render_scene` of a video of the set: its frames before encoding, and its shape."""
     return render_scene(number % len(DIRECTIONS), DEMO.generator(split, number))
 
 
@@ -36,7 +31,7 @@ def render(direction: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def render_scene(direction: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The frames as `render`, and how much of each pixel the shape covers: F x S x S x 1, 0..1."""
+    """The frames of `render`, and the shape's share of each pixel: F x S x S x 1, 0..1."""
     frames = np.repeat(background(generator, SIDE)[None], FRAMES, axis=0)
     covers = _DRIFT.draw(frames, math.tau * direction / len(DIRECTIONS), generator)
     return frames.round().astype(np.uint8), covers

@@ -1,9 +1,9 @@
-"""Long videos in which the class is the order of two events, more than 32 frames apart.
+"""Long videos: the class is the order of two events, more than 32 frames apart.
 
-Before a still background a shape crosses the picture early on, in one of three directions, and
-another one late, in another direction. Both directions are the class: 6 of them. Whoever sees
-32 frames sees one event at most, and guesses the other: 1 in 2 at best. Who sees all frames
-and not their order knows which two directions there were: 1 in 2 again.
+In front of a still background a shape crosses the picture early, in one of three directions, and
+another shape late, in another direction; the ordered pair is one of 6 classes. A model of 32 frames
+sees at most one event, a model without order only the two directions: each is right in 1 of 2
+videos at best.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from arvideo_ds.shards.synthetic import Drift, SyntheticSet, background
 
 SIDE, FRAMES = 32, 128
-# Degrees; an event's frames; the first frames at which the first and the second event may start.
+# Degrees; frames of an event; first and last frame at which the two events may start.
 _DIRECTIONS = {"east": 0, "north_west": 120, "south_west": 240}
 DURATION, _FIRST, _SECOND = 28, (0, 4), (96, 100)
 CLASSES = tuple(f"{a}_{b}" for a, b in itertools.permutations(_DIRECTIONS, 2))

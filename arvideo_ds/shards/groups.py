@@ -1,7 +1,6 @@
-"""Groups of samples that belong together, such as clips of one film, and splits that respect them.
+"""Groups of samples, such as clips of one film, and splits that keep each group on one side.
 
-A model that has seen one clip of a film knows the others: a split that puts them on both sides
-measures memory.
+Otherwise a test measures memory: clips of one film are near copies.
 """
 
 from __future__ import annotations
@@ -21,9 +20,8 @@ _SHOWN = 5
 class Grouping:
     """The group of each sample, from its facts.
 
-    group_by: the name of a fact, or a regular expression with one group, which is searched for in
-    the source path and, where that does not match, in the key. Errors: `UserError` where it is
-    neither.
+    group_by: the name of a fact, or a regular expression with one group, for the source path or,
+    where that does not match, the key. Errors: `UserError` where it is neither.
     """
 
     def __init__(self, group_by: str) -> None:
@@ -34,10 +32,7 @@ class Grouping:
         self._fact_names: tuple[str, ...] = ()
 
     def group_of(self, key: str, facts: Mapping[str, Any]) -> str:
-        """Empty where there is none, which `require_all` reports.
-
-        Errors: `UserError` where the fact is neither a text nor a number.
-        """
+        """The group or "", which `require_all` reports. Errors: `UserError` for a list or dict."""
         self._num_samples += 1
         self._fact_names = self._fact_names or tuple(facts)
         group = self._find(key, facts)
@@ -46,10 +41,10 @@ class Grouping:
         return group
 
     def require_all(self) -> None:
-        """Errors: `UserError` where the group of a sample could not be determined."""
+        """Errors: `UserError` where a sample has no group."""
         if not self._without:
             return
-        problem = "do not match, neither with their source path nor with their key"
+        problem = "do not match, neither in their source path nor in their key"
         if self._pattern is None:
             names = ", ".join(map(repr, self._fact_names))
             problem = f"have no '{self._group_by}' in their facts (which are {names})"
@@ -88,20 +83,20 @@ def _pattern(text: str) -> re.Pattern[str]:
 
 
 def choose_groups(members: Mapping[str, Sequence[Label]], share: Fraction) -> set[str]:
-    """The groups of the first side of a split: whole ones, about `share` of each label.
+    """The groups of the first side of a split, with about `share` of each label.
 
-    members: group -> the label of each of its samples, groups in random order. Large groups come
-    first; each goes to the first side where that brings its counts nearer to the share.
+    members: group -> labels of its samples, groups in random order. Large groups come first; each
+    goes to the first side where that brings the counts nearer to the share.
     """
     goal: dict[Label, Fraction] = defaultdict(Fraction)
     for labels in members.values():
         for label in labels:
             goal[label] += share
     missing, chosen = dict(goal), set[str]()
-    # Sorting is stable: groups of one size stay in random order.
+    # A stable sort: groups of one size stay in random order.
     for group in sorted(members, key=lambda group: -len(members[group])):
         counts = Counter(members[group])
-        # By label, and all together: many small remainders must not add up.
+        # By label and in total: small remainders must not add up.
         gain = sum(n * (2 * missing[label] - n) for label, n in counts.items())
         total = len(members[group])
         if gain + total * (2 * sum(missing.values()) - total) > 0:

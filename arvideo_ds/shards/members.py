@@ -1,6 +1,6 @@
-"""The members of a shard as they are in the tar, and the facts in its json members.
+"""The members of a shard's tar, and the facts in its json members.
 
-Training needs neither: it reads videos by the index. Tools that check, show or rearrange shards do.
+For tools that check, show or rearrange shards; training reads videos by the index.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ NO_FACTS = "has no facts in the tar"
 
 
 class Member(NamedTuple):
-    """A member of a tar; `offset` and `bytes` are those of its content."""
+    """A member of a tar, with offset and size of its content."""
 
     name: str
     offset: int
@@ -30,7 +30,7 @@ class Member(NamedTuple):
 
 
 class Facts(BaseModel):
-    """What every json member says of its video; data sets add facts of their own."""
+    """The facts of every video; data sets add others."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -38,7 +38,7 @@ class Facts(BaseModel):
     source_path: str
     label: int | None
     label_name: str | None
-    # Of each label set, where there are several: number and name.
+    # By label set, where there are several.
     labels_by_set: dict[str, int] | None = None
     names_by_set: dict[str, str] | None = None
     num_frames: int
@@ -47,14 +47,14 @@ class Facts(BaseModel):
     height: int
     duration_s: float
     codec: str
-    # Packets in which the decoder reported errors, of the file that the video was made from.
+    # Number of packets of the source file in which the decoder reported errors.
     decoder_errors: int = 0
     bytes: int
     sha256: str
 
 
 class DamagedError(Exception):
-    """A shard that is not what its index says; `key` where it is one sample's fault."""
+    """A shard that differs from its index. key: of the sample, where one is damaged."""
 
     def __init__(self, key: str | None, message: str) -> None:
         super().__init__(key, message)
@@ -62,12 +62,12 @@ class DamagedError(Exception):
 
 
 def read_members(path: Path) -> Iterator[Member]:
-    """The members in the order of the file, up to its end or to where it stops being a tar.
+    """The members in the order of the file.
 
-    Errors: `DamagedError`, after what could be read, when it is no tar or ends within a member.
+    Errors: `DamagedError`, after the readable members, where it is no tar or ends within a member.
     """
     try:
-        # "r:" reads plain tars alone: offsets into a compressed one would lead nowhere.
+        # "r:" reads only uncompressed tars, which have offsets.
         with tarfile.open(path, "r:") as tar:
             for t in tar:
                 yield Member(t.name, t.offset_data, t.size, t.isfile())
@@ -84,7 +84,7 @@ def facts_members(members: Iterable[Member]) -> dict[str, Member]:
 def parse_facts(text: bytes, sample: IndexedSample) -> Facts:
     """The facts of one sample, from its json member.
 
-    Errors: `DamagedError` when they are no facts, or of another video than the index says.
+    Errors: `DamagedError` for invalid facts, or facts that differ from the index.
     """
     try:
         facts = Facts.model_validate_json(text)
@@ -93,9 +93,9 @@ def parse_facts(text: bytes, sample: IndexedSample) -> Facts:
         where = ".".join(str(part) for part in first["loc"]) or "the start"
         raise DamagedError(sample.key, f"its facts are wrong at {where} ({first['msg']})") from None
     for name in ("num_frames", "label", "labels_by_set", "bytes"):
-        said, indexed = getattr(facts, name), getattr(sample, name)
-        if said != indexed:
-            raise DamagedError(sample.key, f"its facts say {name} {said}, the index {indexed}")
+        value, indexed = getattr(facts, name), getattr(sample, name)
+        if value != indexed:
+            raise DamagedError(sample.key, f"its facts have {name} {value}, the index {indexed}")
     return facts
 
 
@@ -107,9 +107,9 @@ def read_facts(path: Path, samples: Sequence[IndexedSample]) -> list[Facts]:
 def located_facts(
     path: Path, samples: Sequence[IndexedSample]
 ) -> Iterator[tuple[IndexedSample, Member, Facts]]:
-    """Each sample of a shard with its json member and the facts in it.
+    """Each sample of a shard with its json member and facts.
 
-    Errors: `UserError` naming shard and key, where the shard is damaged.
+    Errors: `UserError` with shard and key, where the shard is damaged.
     """
     try:
         places = facts_members(read_members(path))
@@ -122,14 +122,14 @@ def located_facts(
 
 
 def read_member(file: BinaryIO, places: dict[str, Member], key: str) -> bytes:
-    """The content of the key's member. Errors: `DamagedError` when there is none."""
+    """The content of the key's member. Errors: `DamagedError` without one."""
     if key not in places:
         raise DamagedError(key, NO_FACTS)
     return read_at(file.fileno(), places[key].bytes, places[key].offset)
 
 
 def explained(path: Path, error: DamagedError) -> UserError:
-    """The damage as words for people."""
+    """The error for the user."""
     where = f"{path}, {error.key}" if error.key else str(path)
     return UserError(
         f"{where}: {error.message}. arvideo verify {path.parent} lists all "

@@ -1,7 +1,7 @@
-"""A folder of shards copied unchanged, to a disk nearer to the GPUs.
+"""Copy a folder of shards unchanged to a local disk.
 
-Each file is copied under a temporary name, read back, compared, renamed. The manifest comes last
-and says that the copy is complete. A second start copies what is missing or wrong.
+Each file is copied under a temporary name, read back, compared and renamed. The manifest, copied
+last, marks the copy as complete. Another start copies the missing and wrong files.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -23,10 +23,7 @@ from arvideo_ds.shards.manifest import MANIFEST, REJECTS, ShardSet
 from arvideo_ds.shards.writer import require_space
 
 
-@dataclass(frozen=True)
-class StagedFile:
-    """A file that the copy must have."""
-
+class _File(NamedTuple):
     name: str
     bytes: int
     sha256: str
@@ -34,7 +31,7 @@ class StagedFile:
 
 @dataclass(frozen=True)
 class Staged:
-    """What was done: files and bytes copied, and files that were right before."""
+    """The number of copied files and bytes, and of files that were right before."""
 
     num_copied: int
     bytes_copied: int
@@ -44,23 +41,23 @@ class Staged:
 def stage(source: Path, output: Path, workers: int) -> Staged:
     """Copy the shards of `source` to `output`, `workers` files at a time.
 
-    A second process with the same output waits until the first is done. Errors: `UserError` when
-    the source is not what its manifest says, the output holds other shards, or its disk is full.
+    A second process with the same output waits for the first. Errors: `UserError` where the source
+    differs from its manifest, the output has other shards, or its disk is full.
     """
     shards = ShardSet(source)
     shards.check_sizes()
     if output.resolve() == source.resolve():
-        raise UserError(f"--output {output} is the folder to be copied; choose another.")
+        raise UserError(f"--output {output} is the folder to copy; choose another.")
     files = _files(shards)
     with lock(output, wait=True), explained_when_full(output):
-        _require_own(output, shards.hash, {file.name for file in files})
+        _require_no_others(output, shards.hash, {file.name for file in files})
         for path in output.glob(f"*{PARTIAL}"):
             path.unlink()
         right = _each(lambda file: _is_right(output / file.name, file), files, workers, "checking")
-        missing = [file for file, fine in zip(files, right, strict=True) if not fine]
+        missing = [file for file, is_right in zip(files, right, strict=True) if not is_right]
         require_space(output, sum(file.bytes for file in missing))
         if missing and files[-1] not in missing:
-            # Until all is right again, nobody must take the copy for complete.
+            # The copy is not complete until all files are right.
             (output / MANIFEST).unlink()
             missing.append(files[-1])
         _each(lambda file: _copy(source, output, file), missing[:-1], workers, "copying")
@@ -70,67 +67,65 @@ def stage(source: Path, output: Path, workers: int) -> Staged:
     return Staged(len(missing), num_bytes, len(files) - len(missing))
 
 
-def _files(shards: ShardSet) -> list[StagedFile]:
-    """What belongs to the set, the manifest last."""
+def _files(shards: ShardSet) -> list[_File]:
+    """The files of the set, the manifest last."""
     files = []
+
+    def add(name: str, sha256: str) -> None:
+        files.append(_File(name, (shards.folder / name).stat().st_size, sha256))
+
     try:
         for entry in shards.manifest.shards:
-            index_bytes = (shards.folder / entry.index_name).stat().st_size
-            files.append(StagedFile(entry.name, entry.bytes, entry.sha256))
-            files.append(StagedFile(entry.index_name, index_bytes, entry.index_sha256))
-        rejects, manifest = shards.folder / REJECTS, shards.folder / MANIFEST
-        files.append(StagedFile(REJECTS, rejects.stat().st_size, sha256_of(rejects)))
-        files.append(StagedFile(MANIFEST, manifest.stat().st_size, shards.hash))
+            files.append(_File(entry.name, entry.bytes, entry.sha256))
+            add(entry.index_name, entry.index_sha256)
+        add(REJECTS, sha256_of(shards.folder / REJECTS))
+        add(MANIFEST, shards.hash)
     except OSError as error:
         raise UserError(f"cannot read {error.filename} ({error.strerror}).") from None
     return files
 
 
-def _require_own(output: Path, manifest_hash: str, names: set[str]) -> None:
-    """Errors: `UserError` when the folder holds what is not of this set."""
+def _require_no_others(output: Path, manifest_hash: str, names: set[str]) -> None:
+    """Errors: `UserError` where the folder has files of another set."""
+    paths = [*sorted(output.glob("*.tar")), *sorted(output.glob("*.index.json"))]
+    others = [path.name for path in paths if path.name not in names]
     manifest = output / MANIFEST
-    other = manifest.exists() and sha256_of(manifest) != manifest_hash
-    strange = [
-        path.name
-        for pattern in ("*.tar", "*.index.json")
-        for path in sorted(output.glob(pattern))
-        if path.name not in names
-    ]
-    if other or strange:
-        what = strange[0] if strange else MANIFEST
+    if manifest.exists() and sha256_of(manifest) != manifest_hash:
+        others.append(MANIFEST)
+    if others:
         raise UserError(
-            f"{output} holds other shards ({what}). Choose another --output, or remove that folder."
+            f"{output} has other shards ({others[0]}). Choose another --output, or remove that "
+            "folder."
         )
 
 
-def _is_right(path: Path, file: StagedFile) -> bool:
+def _is_right(path: Path, file: _File) -> bool:
     return path.is_file() and path.stat().st_size == file.bytes and sha256_of(path) == file.sha256
 
 
-def _copy(source: Path, output: Path, file: StagedFile) -> None:
+def _copy(source: Path, output: Path, file: _File) -> None:
     with replacing(output / file.name) as partial:
         shutil.copyfile(source / file.name, partial)
         if not _is_right(partial, file):
             raise UserError(
-                f"the copy of {source / file.name} is not what the manifest says: the file was "
-                "altered, or a disk fails. To find out, run: "
-                f"arvideo verify {source}"
+                f"the copy of {source / file.name} differs from the manifest: the file was "
+                f"altered, or a disk fails. To check, run: arvideo verify {source}"
             )
 
 
 def _each(
-    function: Callable[[StagedFile], Any], files: Sequence[StagedFile], workers: int, what: str
+    function: Callable[[_File], Any], files: Sequence[_File], workers: int, title: str
 ) -> list[Any]:
-    """The function's results, in order. Threads do: copying and hashing leave Python alone."""
+    """The results, in order. In threads: copying and hashing release the GIL."""
     results = []
     total = sum(file.bytes for file in files)
     executor = concurrent.futures.ThreadPoolExecutor(workers)
-    with tqdm(total=total, unit="B", unit_scale=True, desc=what, disable=not total) as bar:
+    with tqdm(total=total, unit="B", unit_scale=True, desc=title, disable=not total) as bar:
         try:
             for file, result in zip(files, executor.map(function, files), strict=True):
                 results.append(result)
                 bar.update(file.bytes)
         finally:
-            # After an error nothing new is begun.
+            # After an error no other file is begun.
             executor.shutdown(cancel_futures=True)
     return results

@@ -1,6 +1,6 @@
-"""Videos drawn by a function of (split, number), as real H.264 files and shards.
+"""Synthetic videos, each a function of (split, number), as H.264 files and shards.
 
-A set is drawn once: `ensure_shards` makes what is missing, and what is there is left alone.
+`ensure_shards` makes only missing sets.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ _SAMPLES_PER_SHARD = 100
 
 @dataclass(frozen=True)
 class SyntheticSet:
-    """What a set is; video `number` is of class `number % len(classes)`.
+    """A set of videos; video `number` has class `number % len(classes)`.
 
-    draw: (class, generator) -> frames F H W 3, uint8; a function of a module, because processes of
-    their own call it.
+    draw: (class, generator) -> frames F H W 3, uint8; at the top of a module, for other processes.
     """
 
     name: str
@@ -44,12 +43,12 @@ class SyntheticSet:
     draw: Callable[[int, np.random.Generator], np.ndarray]
 
     def generator(self, split: str, number: int) -> np.random.Generator:
-        """What a video is drawn with."""
+        """The random numbers of a video."""
         return np.random.default_rng((list(self.splits).index(split), number))
 
 
 def ensure_shards(videos: SyntheticSet, folder: Path) -> None:
-    """Make videos and shards of all splits where they are missing; one process does, all wait."""
+    """Make videos and shards of missing splits in one process; other processes wait."""
     if all((folder / split / MANIFEST).exists() for split in videos.splits):
         return
     with lock(folder, wait=True):
@@ -62,9 +61,8 @@ def make_shards(videos: SyntheticSet, folder: Path, split: str, count: int) -> N
     """`count` videos in folder/videos/<split>/<class>/, their shards in folder/<split>/."""
     files = folder / "videos"
     jobs = [(videos, files, split, number) for number in range(count)]
-    kinds = len(videos.classes)
-    print(f"{videos.name}: {count} {split} videos of {kinds} classes", flush=True)
-    # Ctrl-C reaches the whole group: the main process ends the pool, without their tracebacks.
+    print(f"{videos.name}: {count} {split} videos of {len(videos.classes)} classes", flush=True)
+    # On Ctrl-C the main process ends the pool, without tracebacks of its processes.
     ignore = (signal.SIGINT, signal.SIG_IGN)
     workers = len(available_cores())
     with multiprocessing.get_context("spawn").Pool(workers, signal.signal, ignore) as pool:
@@ -101,7 +99,7 @@ def _video_frames(frames: np.ndarray) -> Iterator[av.VideoFrame]:
 
 
 def background(generator: np.random.Generator, side: int) -> np.ndarray:
-    """Four random colours in the corners, blended: side x side x 3, 0..255."""
+    """Random colours in the four corners, blended: side x side x 3, 0..255."""
     corners = generator.uniform(0, 255, (2, 2, 3))
     share = np.linspace(0, 1, side)[:, None, None]
     rows = corners[0] * (1 - share) + corners[1] * share
@@ -111,18 +109,18 @@ def background(generator: np.random.Generator, side: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Drift:
-    """How shapes cross a picture, least and most: pixels per frame, radius in pixels, and how far
-    from the middle the way passes."""
+    """Ranges of the motion of shapes: speed in pixels per frame, radius in pixels, and the largest
+    distance of the path from the middle along each axis."""
 
     speeds: tuple[float, float]
     radii: tuple[float, float]
     aside: float
 
     def draw(self, frames: np.ndarray, angle: float, generator: np.random.Generator) -> np.ndarray:
-        """Draw a random shape into frames F S S 3 that passes the middle half way through.
+        """Draw a random shape into frames F S S 3; it is near the middle halfway through.
 
-        angle: radians; y grows downwards, so a quarter turn is north. Returns how much of each
-        pixel it covers: F S S 1, 0..1.
+        angle: radians; y grows downwards, so pi / 2 is north. Returns the share of each pixel that
+        it covers: F S S 1, 0..1.
         """
         side = frames.shape[1]
         velocity = generator.uniform(*self.speeds) * np.array([math.cos(angle), -math.sin(angle)])
@@ -140,7 +138,7 @@ class Drift:
 
 
 class Surface:
-    """A colour with two long waves over it that travel with the shape."""
+    """A colour with two long waves that move with the shape."""
 
     def __init__(self, generator: np.random.Generator, side: int) -> None:
         self._colour = generator.uniform(50, 205, 3)
@@ -152,7 +150,7 @@ class Surface:
             self._waves.append((wave, generator.uniform(-120, 120, 3)))
 
     def __call__(self, dx: np.ndarray, dy: np.ndarray) -> np.ndarray:
-        """Colours at offsets from the shape's middle, in pixels: ... x 3, 0..255."""
+        """Colours at pixel offsets from the shape's middle: ... x 3, 0..255."""
         colour = self._colour
         for (fx, fy, phase), height in self._waves:
             colour = colour + np.sin(fx * dx + fy * dy + phase)[..., None] * height
@@ -160,7 +158,7 @@ class Surface:
 
 
 def cover(form: int, dx: np.ndarray, dy: np.ndarray, radius: float) -> np.ndarray:
-    """How much of each pixel a disc, square, diamond or ring covers, 0..1, smooth at the edge."""
+    """The share of each pixel that a disc, square, diamond or ring covers, 0..1."""
     right, down = np.abs(dx), np.abs(dy)
     distance = [
         np.hypot(right, down) - radius,

@@ -1,4 +1,4 @@
-"""The sets of synthetic videos, known by the folders of their shards; imports nothing heavy."""
+"""Names and folders of the synthetic sets, without heavy imports."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
-# Folder, module and name in it of each set.
+# Folder, module and attribute of each set.
 _SETS = {
     "demo": (Path("data/demo"), "arvideo_ds.shards.demo_set", "DEMO"),
     "events": (Path("data/events"), "arvideo_ds.shards.events_set", "EVENTS"),
@@ -15,7 +15,7 @@ NAMES = tuple(_SETS)
 
 
 def set_of(shards: str | None) -> str | None:
-    """The set that shards are a split of, by their path; None where they are of none."""
+    """The name of the set whose split is at this path, or None."""
     if shards is None or "://" in shards:
         return None
     above = Path(shards).resolve().parent
@@ -23,7 +23,7 @@ def set_of(shards: str | None) -> str | None:
 
 
 def folder_of(name: str) -> Path:
-    """Folder of the set, below the current one; its splits are in it."""
+    """The folder of a set's splits, below the current folder."""
     return _SETS[name][0]
 
 
@@ -32,8 +32,8 @@ def how_to_make(name: str) -> str:
 
 
 def ensure(name: str) -> None:
-    """Make videos and shards of a set where they are missing; one process does, all others wait."""
-    # Only now: they need PyAV and a pool of processes.
+    """As `ensure_shards`."""
+    # It needs PyAV and a pool of processes.
     from arvideo_ds.shards.synthetic import ensure_shards
 
     ensure_shards(load(name), folder_of(name))

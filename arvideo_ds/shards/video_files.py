@@ -1,4 +1,4 @@
-"""Which files are videos, by their names, and the count of others; bytes of a file at a place."""
+"""Video files by their suffix, counts of other files, and reads at an offset."""
 
 from __future__ import annotations
 
@@ -8,31 +8,26 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-# Not among them, although they decode: .gif, which is mostly pictures, and raw streams (.h264,
-# .hevc), which have neither times nor a length that would show a cut file. A CSV may name them.
+# Without .gif (mostly pictures) and raw streams such as .h264 (without times, and without a length
+# that would show a cut file), although they decode. A CSV may name them.
 VIDEO_SUFFIXES = frozenset(
     """.mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv .m2ts
     .mts .vob .mxf .asf .f4v .3g2 .qt .divx""".split()
 )
-# What belongs to a data set beside its videos, and what systems leave behind: not worth a word.
+# Annotations and files of the operating system, which are not counted.
 _EXPECTED_SUFFIXES = frozenset(
     ".csv .tsv .txt .json .jsonl .xml .yaml .yml .md .pbtxt .pkl .ini".split()
 )
 _EXPECTED_NAMES = frozenset({"thumbs.db"})
 NO_SUFFIX = "no suffix"
-# Folders that are looked into to see whether there are videos.
-_LOOKED_INTO = 20
+# Folders searched for videos before an error.
+_SEARCHED = 20
 
 
 def read_at(descriptor: int, size: int, offset: int) -> bytes:
-    """Bytes of an open file from `offset` on, fewer where it ends before.
-
-    Linux reads at most 2 GiB at once. Errors: `OSError`.
-    """
-    first = os.pread(descriptor, size, offset)
-    if len(first) == size or not first:
-        return first
-    parts, left = [first], size - len(first)
+    """Bytes of an open file from `offset` on, fewer where it ends before. Errors: `OSError`."""
+    # One pread returns at most 2 GiB.
+    parts, left = [], size
     while left and (part := os.pread(descriptor, left, offset + size - left)):
         parts.append(part)
         left -= len(part)
@@ -40,14 +35,14 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
 
 
 def is_video(name: str) -> bool:
-    # macOS keeps a file's attributes beside it, as ._x.mp4, on disks of other systems.
+    # macOS writes the attributes of x.mp4 to ._x.mp4 on other file systems.
     return not name.startswith("._") and Path(name).suffix.lower() in VIDEO_SUFFIXES
 
 
 def find_videos(root: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
     """Files with a video's suffix, at any depth, sorted within each folder.
 
-    passed_over: counts the suffixes of the others, except for annotations and hidden files.
+    passed_over: counts the suffixes of other files, except annotations and hidden files.
     """
     for folder, folders, names in os.walk(root):
         folders.sort()
@@ -60,7 +55,7 @@ def find_videos(root: Path, passed_over: Counter[str] | None = None) -> Iterator
 
 
 def count_videos(what: str, count: int, passed_over: Mapping[str, int]) -> str:
-    """Such as 'my_videos: 12 videos', and which files were passed over."""
+    """Such as 'my_videos: 12 videos', with a note of the files passed over."""
     note = f"\nnote: {describe_passed_over(passed_over)}" if passed_over else ""
     return f"{what}: {count:,} videos{note}"
 
@@ -82,13 +77,12 @@ def _is_expected(name: str) -> bool:
 
 
 def how_to_make_shards(folder: str) -> str:
-    """The command, for errors. Videos and shards do not share a folder."""
-    looked_into = itertools.islice(os.walk(folder), _LOOKED_INTO)
-    holds_videos = any(is_video(name) for _, _, names in looked_into for name in names)
+    """The command, for errors. Videos and shards need different folders."""
+    searched = itertools.islice(os.walk(folder), _SEARCHED)
     command = "arvideo shards --dataset folder --videos"
-    if holds_videos:
+    if any(is_video(name) for _, _, names in searched for name in names):
         return (
-            f"It holds videos; make shards of them in another folder: {command} {folder} --output "
+            f"It has videos; make shards of them in another folder: {command} {folder} --output "
             "SHARDS; then give data.shards=SHARDS"
         )
     return f"Make them with: {command} VIDEOS --output {folder}"
