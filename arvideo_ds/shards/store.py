@@ -1,16 +1,16 @@
-"""Where the files of a shard folder are: on a disk here, or behind a URL with a cache before it.
+"""The files of a shard folder: on a local disk, or behind a URL with a local cache.
 
-URLs are opened by fsspec (s3://, gs://, http://, ...; its package for the protocol must be
-installed). A file is fetched whole when it is first read and kept in the cache:
+fsspec opens URLs (s3://, gs://, http://, ...; the package for the protocol must be installed). The
+first read of a file downloads all of it into the cache:
 
 <cache>/<last part of the URL>-<its hash>/
   manifest.json               as the server had it at the last start
-  <hash of the manifest>/     the files of that manifest; one made anew at the same URL has its own
-    NAME, NAME.partial        whole; being fetched
-    NAME.lock                 held by the process that fetches NAME; its size is the room it needs
+  <hash of the manifest>/     the files of that manifest
+    NAME, NAME.partial        complete; incomplete
+    NAME.lock                 locked by the process that fetches NAME; its size reserves the space
 
 Environment variables: ARVIDEO_CACHE (the cache, default ~/.cache/arvideo_ds), ARVIDEO_CACHE_GIB
-(its largest size, default none), ARVIDEO_FETCH_TRIES (default 5) and ARVIDEO_FETCH_TIMEOUT_S
+(its largest size, default unlimited), ARVIDEO_FETCH_TRIES (default 5) and ARVIDEO_FETCH_TIMEOUT_S
 (default 20, without a byte).
 """
 
@@ -29,7 +29,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any
 from urllib.parse import urlsplit
 
 import fsspec
@@ -37,26 +37,24 @@ from fsspec.asyn import AsyncFileSystem
 
 from arvideo_ds.errors import UserError, how_to_install
 
-Result = TypeVar("Result")
-
 _GIB = 2**30
-# Pauses between tries double, from the first to the longest, each shortened by chance.
+# Pauses between tries double from the first to the longest, each with jitter.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
-# The slowest download that is waited for, beside ARVIDEO_FETCH_TIMEOUT_S.
+# The time limit of a download allows this rate, beside ARVIDEO_FETCH_TIMEOUT_S.
 _SLOWEST_BYTES_PER_S = 2**20
-# Taken for the size of a file whose size nobody knows: an index.
-_UNKNOWN = 2**26
-# A file that could not be fetched is not asked for again for so long: its videos are skipped.
+# The size that the time limit assumes for an index.
+_ASSUMED_BYTES = 2**26
+# After a failed fetch, the same file is not requested for this time: its videos are skipped.
 _FAILED_FOR_S = 30.0
-# Files that wait to be fetched in the background.
+# Length of the queue of files to fetch in the background.
 _AHEAD = 2
 _WAIT_FOR_ROOM_S = 0.2
 _LOCK, _PARTIAL = ".lock", ".partial"
-# Read right after they were fetched, and then not needed any more.
+# Never removed: `newest` returns them without a lock.
 _NEWEST = ("manifest.json", "scores.json")
-# What a server says that will say the same next time, but for a time-out and too many requests.
+# HTTP codes that do not change at another try, except time-outs and too many requests.
 _CLIENT_ERRORS, _TRANSIENT = range(400, 500), (408, 429)
-# The extra of setup.py that brings what URLs of a protocol need.
+# The extra in setup.py that installs what a protocol needs.
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
 _DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
@@ -66,7 +64,7 @@ class FetchError(OSError):
 
 
 class WrongSizeError(OSError):
-    """A file that is whole, but of `size` bytes and not of those asked for."""
+    """A complete file that has `size` bytes instead of the expected number."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"it has {size} bytes")
@@ -77,77 +75,54 @@ def cache_root() -> Path:
     return Path(os.environ.get("ARVIDEO_CACHE", Path.home() / ".cache" / "arvideo_ds"))
 
 
-class Store(Protocol):
-    """The files of one folder of shards, by name; `folder` is where they are or will be cached."""
-
-    folder: Path
-    # Files never leave `folder`, so that they may be kept open.
-    permanent: bool
-
-    def newest(self, name: str) -> Path:
-        """The file as it is now, not as a cache has it. Errors: `OSError`."""
-
-    def of(self, version: str) -> Store:
-        """The same files; those that belong to another `version` are not taken from a cache."""
-
-    def path(self, name: str, size: int | None = None) -> Path:
-        """The file, of `size` bytes if given, on a disk of this machine. Errors: `OSError`."""
-
-    def open(self, name: str, size: int | None = None) -> int:
-        """A descriptor of `path`, which the caller closes. Errors: `OSError`."""
-
-    def size(self, name: str) -> int | None:
-        """Bytes of the file, without reading it; None where a server does not say.
-
-        Errors: `OSError`.
-        """
-
-    def fetch_ahead(self, name: str, size: int | None = None) -> None:
-        """The file is needed soon. Never waits, never raises."""
-
-    def discard(self, name: str) -> None:
-        """Forget a cached file that is not what it should be."""
-
-
 def open_store(folder: str | Path) -> Store:
     """The store of a folder or URL. Errors: `UserError`."""
     text = str(folder)
-    return RemoteStore(text) if "://" in text else LocalStore(Path(folder))
+    return RemoteStore(text) if "://" in text else Store(Path(folder))
 
 
-class LocalStore:
+class Store:
+    """The files of a local folder by name. `RemoteStore` has those of a URL."""
+
+    # Files never leave `folder`, so readers may keep them open.
     permanent = True
 
     def __init__(self, folder: Path) -> None:
+        """folder: where the files are, or where they will be cached."""
         self.folder = folder
 
     def newest(self, name: str) -> Path:
+        """The current file, never an older copy from the cache. Errors: `OSError`."""
         return self.folder / name
 
-    def of(self, version: str) -> Store:  # noqa: ARG002  there is no cache
+    def of(self, version: str) -> Store:  # noqa: ARG002  only a cache has versions
+        """The same files, cached separately for each `version`."""
         return self
 
     def path(self, name: str, size: int | None = None) -> Path:
+        """A local path of the file; checks its `size` in bytes if given. Errors: `OSError`."""
         path = self.folder / name
-        if size is not None and (there := path.stat().st_size) != size:
-            raise WrongSizeError(there)
+        if size is not None and (actual := path.stat().st_size) != size:
+            raise WrongSizeError(actual)
         return path
 
     def open(self, name: str, size: int | None = None) -> int:
+        """A descriptor of `path`; the caller closes it. Errors: `OSError`."""
         return os.open(self.path(name, size), os.O_RDONLY)
 
     def size(self, name: str) -> int | None:
+        """Bytes of the file, without a download; None if unknown. Errors: `OSError`."""
         return (self.folder / name).stat().st_size
 
     def fetch_ahead(self, name: str, size: int | None = None) -> None:
-        pass
+        """Fetch a file in the background. Never waits, never raises."""
 
     def discard(self, name: str) -> None:
-        pass
+        """Remove a damaged file from the cache."""
 
 
-class RemoteStore:
-    """Files behind a URL. Any process and thread may use it; each process opens its own."""
+class RemoteStore(Store):
+    """Files behind a URL. Any process and thread may use it; each process has its connections."""
 
     permanent = False
 
@@ -156,39 +131,39 @@ class RemoteStore:
         root = cache_root()
         readable = urlsplit(url).path.strip("/").rpartition("/")[2] or "shards"
         folder = root / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
-        self.folder = folder if version is None else folder / version[:12]
+        super().__init__(folder if version is None else folder / version[:12])
         self._cache = _Cache(root, _number("ARVIDEO_CACHE_GIB"))
         self._tries = int(_number("ARVIDEO_FETCH_TRIES") or 5)
         self._timeout_s = _number("ARVIDEO_FETCH_TIMEOUT_S") or 20.0
         self._failed: dict[str, tuple[float, OSError]] = {}
         self._ahead: _Ahead | None = None
-        self._files  # noqa: B018  an unknown protocol is an error now
+        self._files  # noqa: B018  an unknown protocol raises here
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Neither threads nor connections go to another process.
+        # Another process needs its own threads and connections.
         return RemoteStore, (self._url, self._version)
 
     def of(self, version: str) -> Store:
         return RemoteStore(self._url, version)
 
     def newest(self, name: str) -> Path:
-        asked = time.time()
-        self._make_folder()
-        with _locked(self.folder / (name + _LOCK)) as lock:
-            path = self.folder / name
+        called = time.time()
+        path = self.folder / name
+        with self._locked(name) as lock:
             # While this process waited, another one of this machine may have fetched it.
-            if not (path.exists() and path.stat().st_mtime > asked):
+            if not (path.exists() and path.stat().st_mtime > called):
                 self._fetch(name, self.size(name), lock)
         return path
 
     def path(self, name: str, size: int | None = None) -> Path:
         cached = self.folder / name
-        if self._is_cached(cached, size):
+        if _is_cached(cached, size):
             return cached
-        self._raise_if_failed(name)
-        self._make_folder()
-        with _locked(self.folder / (name + _LOCK)) as lock:
-            if not self._is_cached(cached, size):
+        when, failure = self._failed.get(name, (0.0, None))
+        if failure is not None and time.monotonic() < when + _FAILED_FOR_S:
+            raise failure
+        with self._locked(name) as lock:
+            if not _is_cached(cached, size):
                 try:
                     self._fetch(name, size, lock)
                 except OSError as error:
@@ -199,25 +174,25 @@ class RemoteStore:
     def open(self, name: str, size: int | None = None) -> int:
         while True:
             try:
-                descriptor = os.open(self.path(name, size), os.O_RDONLY)
+                descriptor = super().open(name, size)
             except FileNotFoundError as error:
                 if error.filename is None:
                     raise
-                continue  # it had to make room for another just then
-            # A file that is being read is not removed from the cache.
+                continue  # another process has just removed it to make room
+            # The cache does not remove a file that is locked by a reader.
             fcntl.flock(descriptor, fcntl.LOCK_SH)
             return descriptor
 
     def size(self, name: str) -> int | None:
-        size = self._persist(name, lambda: self._files.size(self._address(name), **self._limit()))
+        size = self._retry(name, lambda: self._files.size(self._address(name), **self._limit()))
         return None if size is None else int(size)
 
     def fetch_ahead(self, name: str, size: int | None = None) -> None:
-        if self._is_cached(self.folder / name, size):
+        if _is_cached(self.folder / name, size):
             return
         if self._ahead is None or self._ahead.process != os.getpid():
             self._ahead = _Ahead(self.path)
-        self._ahead.want(name, size)
+        self._ahead.add(name, size)
 
     def discard(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
@@ -231,21 +206,14 @@ class RemoteStore:
         return f"{_file_system(self._url, os.getpid(), self._timeout_s)[1]}/{name}"
 
     def _limit(self, size: int = 0) -> dict[str, float]:
-        """The time limit of a call, where the file system takes one."""
+        """The time limit of a call, if the file system accepts one."""
         if not isinstance(self._files, AsyncFileSystem):
             return {}
         return {"timeout": self._timeout_s + size / _SLOWEST_BYTES_PER_S}
 
-    def _is_cached(self, path: Path, size: int | None) -> bool:
-        try:
-            if size is not None and path.stat().st_size != size:
-                return False
-            os.utime(path)  # what was used last is removed last
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _make_folder(self) -> None:
+    @contextlib.contextmanager
+    def _locked(self, name: str) -> Iterator[int]:
+        """The lock of a cached file, as a descriptor."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -253,36 +221,33 @@ class RemoteStore:
                 f"cannot write to {self.folder} ({error.strerror}). Set ARVIDEO_CACHE to a folder "
                 "of yours."
             ) from None
-
-    def _raise_if_failed(self, name: str) -> None:
-        when, error = self._failed.get(name, (-_FAILED_FOR_S, None))
-        if error is not None and time.monotonic() < when + _FAILED_FOR_S:
-            raise error
+        with _locked(self.folder / (name + _LOCK)) as lock:
+            yield lock
 
     def _fetch(self, name: str, size: int | None, lock: int) -> None:
-        """The caller holds the file's lock. A half-fetched file never has its name."""
+        """Download under another name, then rename. The caller has the file's lock."""
         partial = self.folder / (name + _PARTIAL)
         self._cache.make_room(lock, size or 0, name)
         try:
-            self._persist(name, lambda: self._download(name, partial, size))
+            self._retry(name, lambda: self._download(name, partial, size))
             partial.replace(self.folder / name)
         finally:
             partial.unlink(missing_ok=True)
             os.ftruncate(lock, 0)
 
     def _download(self, name: str, partial: Path, size: int | None) -> None:
-        limit = self._limit(_UNKNOWN if size is None else size)
+        limit = self._limit(_ASSUMED_BYTES if size is None else size)
         self._files.get_file(self._address(name), str(partial), **limit)
-        if size is not None and (there := partial.stat().st_size) != size:
-            if self._files.size(self._address(name), **self._limit()) == there:
-                raise WrongSizeError(there)
-            raise OSError(f"the connection ended after {there} of {size} bytes")
+        if size is not None and (actual := partial.stat().st_size) != size:
+            if self._files.size(self._address(name), **self._limit()) == actual:
+                raise WrongSizeError(actual)
+            raise OSError(f"the connection ended after {actual} of {size} bytes")
 
-    def _persist(self, name: str, call: Callable[[], Result]) -> Result:
-        """The result of a call that may fail by chance, which is then made again.
+    def _retry(self, name: str, call: Callable[[], Any]) -> Any:
+        """The result of a call, which is repeated after errors that may pass.
 
-        Errors: FileNotFoundError where there is no such file; `FetchError` for every other failure,
-        of whatever library; `UserError` where this machine's disk is full.
+        Errors: FileNotFoundError if the server has no such file; `FetchError` for every other
+        failure, of whatever library; `UserError` if the local disk is full.
         """
         pause = _FIRST_PAUSE_S
         for left in reversed(range(self._tries)):
@@ -301,7 +266,7 @@ class RemoteStore:
                     raise FetchError(
                         f"cannot fetch {self._url}/{name} ({_described(error)}{tried})"
                     ) from None
-            # Others were turned away at the same moment. Not of the generators of training.
+            # Other processes failed at the same moment. Training's generators stay untouched.
             time.sleep(pause * random.SystemRandom().uniform(0.5, 1))
             pause = min(2 * pause, _LONGEST_PAUSE_S)
         raise AssertionError("ARVIDEO_FETCH_TRIES is 1 or more")
@@ -316,10 +281,10 @@ def _file_system(url: str, _process: int, timeout_s: float) -> tuple[Any, str]:
         if protocol in ("http", "https"):
             from aiohttp import ClientTimeout
 
-            # aiohttp's own limit is five minutes for a file of any size.
+            # aiohttp's default is five minutes for a file of any size.
             limit = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-            own = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
-            options = {"client_kwargs": {"timeout": limit, **own}}
+            configured = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
+            options = {"client_kwargs": {"timeout": limit, **configured}}
         files, root = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         how = f"; {how_to_install(_EXTRAS[protocol])}" if protocol in _EXTRAS else ""
@@ -330,8 +295,8 @@ def _file_system(url: str, _process: int, timeout_s: float) -> tuple[Any, str]:
 
 
 def _is_definite(error: Exception) -> bool:
-    """Whether another try would end in the same way."""
-    # fsspec's HTTP calls every failure to ask for a size FileNotFoundError; the cause tells.
+    """Whether another try would fail in the same way."""
+    # fsspec's HTTP raises FileNotFoundError for every failed request of a size; see the cause.
     for raised in (error.__cause__, error):
         status = getattr(raised, "status", None)
         if isinstance(status, int):
@@ -349,7 +314,7 @@ def _described(error: Exception) -> str:
 
 
 def _number(variable: str) -> float | None:
-    """A number above zero in an environment variable. Errors: `UserError`."""
+    """A positive number in an environment variable. Errors: `UserError`."""
     text = os.environ.get(variable)
     if not text:
         return None
@@ -357,15 +322,25 @@ def _number(variable: str) -> float | None:
         number = float(text)
     except ValueError:
         number = 0.0
-    # Not a number compares false.
+    # NaN compares false.
     if not 0 < number < 1e9 or (variable == "ARVIDEO_FETCH_TRIES" and number != int(number)):
         raise UserError(f"{variable}={text} is not a number above 0.")
     return number
 
 
+def _is_cached(path: Path, size: int | None) -> bool:
+    try:
+        if size is not None and path.stat().st_size != size:
+            return False
+        os.utime(path)  # the cache removes the least recently used file first
+    except FileNotFoundError:
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """A lock that ends with its holder, however that ends."""
+    """An exclusive lock, which also ends when its process dies."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -375,7 +350,7 @@ def _locked(path: Path) -> Iterator[int]:
 
 
 class _Cache:
-    """The files of all URLs below one folder, and how large they may be together."""
+    """The cached files of all URLs below one folder, and their largest total size."""
 
     def __init__(self, root: Path, limit_gib: float | None) -> None:
         self._root, self._limit_gib = root, limit_gib
@@ -389,17 +364,17 @@ class _Cache:
         )
 
     def make_room(self, lock: int, needed: int, name: str) -> None:
-        """Room for a file whose lock is held, noted in its lock; waits for files in use.
+        """Reserve space for a file in its lock; wait while all others are in use.
 
-        Errors: `UserError` where there is not so much room at all.
+        Errors: `UserError` if the file does not fit.
         """
         if self._limit_gib is not None:
             limit = int(self._limit_gib * _GIB)
             if needed > limit:
                 raise UserError(
                     f"{name} has {needed / _GIB:.3g} GiB, more than ARVIDEO_CACHE_GIB="
-                    f"{self._limit_gib:g}. Allow more; it should hold the shards that are in use "
-                    "at a time, about data.num_streams x data.window_shards."
+                    f"{self._limit_gib:g}. Allow more; the cache should have room for the shards "
+                    "in use at a time, about data.num_streams x data.window_shards."
                 )
             while not self._reserve(lock, needed, limit):
                 time.sleep(_WAIT_FOR_ROOM_S)
@@ -430,40 +405,39 @@ def _remove(path: Path) -> bool:
     """Remove a file from the cache, unless a process fetches or reads it."""
     lock = path if path.suffix == _LOCK else path.with_name(path.name + _LOCK)
     try:
-        with open(lock, "r+b") as held:  # noqa: PTH123
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if lock == path:  # of a process that died while it fetched
-                held.truncate(0)
+        with lock.open("r+b") as locked:
+            fcntl.flock(locked, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if lock == path:  # of a process that died during a fetch
+                locked.truncate(0)
                 path.with_suffix(_PARTIAL).unlink(missing_ok=True)
                 return True
             with path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
     except FileNotFoundError:
-        path.unlink(missing_ok=True)  # of an earlier version, which had no locks
-        return True
+        path.unlink(missing_ok=True)  # of an earlier version without locks
     except OSError:
         return False
     return True
 
 
 class _Ahead:
-    """A thread of this process that fetches files before they are needed."""
+    """A thread of this process that fetches files in the background."""
 
     def __init__(self, fetch: Callable[[str, int | None], Path]) -> None:
         self.process = os.getpid()
         self._fetch = fetch
-        self._wanted: queue.Queue[tuple[str, int | None]] = queue.Queue(_AHEAD)
+        self._queue: queue.Queue[tuple[str, int | None]] = queue.Queue(_AHEAD)
         threading.Thread(target=self._work, name="fetch-ahead", daemon=True).start()
 
-    def want(self, name: str, size: int | None) -> None:
-        # A longer queue would fetch what another worker has fetched by then.
+    def add(self, name: str, size: int | None) -> None:
+        # A longer queue would fetch files that another worker has fetched by then.
         with contextlib.suppress(queue.Full):
-            self._wanted.put_nowait((name, size))
+            self._queue.put_nowait((name, size))
 
     def _work(self) -> None:
         while True:
-            name, size = self._wanted.get()
-            # Whoever needs the file will meet the same error, and say it.
+            name, size = self._queue.get()
+            # The reader of the file will get the same error and report it.
             with contextlib.suppress(Exception):
                 self._fetch(name, size)

@@ -1,7 +1,7 @@
-"""Shards checked against their manifest: every byte by its hash, a share of the videos by decoding.
+"""Check shards against their manifest: every byte by its hash, a share of the videos by decoding.
 
-Shards and videos are read in processes that can be killed. A problem never ends the check: all of
-them are collected, each with the file and, where it is one sample's, the key.
+Processes that can be killed read shards and videos. The check collects all problems, each with the
+file and, if one sample has it, the key.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ from arvideo_ds.shards.members import (
 )
 from arvideo_ds.shards.video_files import read_at
 
-Labels = tuple[str, ...] | None
-LabelSets = dict[str, tuple[str, ...]] | None
+# Class names of every label set; the only label is the set ''.
+NamesBySet = dict[str, tuple[str, ...]]
+# A key, or None for the whole shard, and a message.
+Finding = tuple[str | None, str]
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was checked and what was wrong. `bytes` of the tars that are there; wall seconds."""
+    """The problems, and what was checked: `bytes` of the tars, wall seconds."""
 
     problems: tuple[Problem, ...]
     num_shards: int
@@ -72,7 +74,7 @@ def verify(
     """Check all shards of a folder.
 
     decode_share: share of each shard's videos to decode, at least one. seed: chooses them.
-    timeout_s: per video. Errors: `UserError` when there is no manifest that can be read.
+    timeout_s: per video. Errors: `UserError` without a readable manifest.
     """
     shards = m.ShardSet(folder)
     shards.require_own()
@@ -81,16 +83,19 @@ def verify(
     problems += _check_shards(shards, workers)
     read_s = time.monotonic() - started
     problems += _repeated_keys(shards)
-    paths = [folder / entry.name for entry in shards.manifest.shards]
-    there = [number for number, path in enumerate(paths) if path.is_file()]
-    chosen = list(_choose(shards, there, decode_share, seed))
+    sizes = {
+        number: path.stat().st_size
+        for number, entry in enumerate(shards.manifest.shards)
+        if (path := folder / entry.name).is_file()
+    }
+    chosen = [pair for number in sizes for pair in _choose(shards, number, decode_share, seed)]
     started = time.monotonic()
-    problems += _check_videos(shards, chosen, workers, timeout_s)
+    problems += _check_videos(folder, chosen, workers, timeout_s)
     return Verification(
         problems=tuple(problems),
         num_shards=len(shards.manifest.shards),
         num_samples=shards.num_samples,
-        bytes=sum(paths[number].stat().st_size for number in there),
+        bytes=sum(sizes.values()),
         read_s=read_s,
         num_decoded=len(chosen),
         decode_s=time.monotonic() - started,
@@ -98,32 +103,24 @@ def verify(
 
 
 def _folder_problems(shards: m.ShardSet) -> Iterator[Problem]:
-    """The list of rejects, and the files in the folder."""
+    """The list of rejects, and tars that are not in the manifest."""
     manifest, folder = shards.manifest, shards.folder
+    try:
+        count = len(m.read_rejects(folder))
+    except UserError as error:
+        yield Problem(m.REJECTS, None, str(error))
+    else:
+        if count != manifest.num_rejects:
+            message = f"has {count} lines, the manifest says {manifest.num_rejects} rejects"
+            yield Problem(m.REJECTS, None, message)
     names = {entry.name for entry in manifest.shards}
-    yield from _reject_problems(folder / m.REJECTS, manifest.num_rejects)
     for path in sorted(folder.glob("*.tar")):
-        if path.name not in names and not _holds_nothing(folder, path.name):
+        if path.name not in names and not _is_empty(folder, path.name):
             yield Problem(path.name, None, "is in the folder, but the manifest does not name it")
 
 
-def _reject_problems(path: Path, promised: int) -> Iterator[Problem]:
-    try:
-        lines = path.read_bytes().splitlines()
-        for line in lines:
-            m.Reject.model_validate_json(line)
-    except OSError as error:
-        yield Problem(path.name, None, f"cannot be read ({error.strerror})")
-    except ValidationError:
-        yield Problem(path.name, None, "has lines that are no rejects")
-    else:
-        if len(lines) != promised:
-            message = f"has {len(lines)} lines, the manifest says {promised} rejects"
-            yield Problem(path.name, None, message)
-
-
-def _holds_nothing(folder: Path, shard_name: str) -> bool:
-    """True for a shard all of whose videos were left out: complete, but not in the manifest."""
+def _is_empty(folder: Path, shard_name: str) -> bool:
+    """Whether all videos of a shard were rejected: complete, but not in the manifest."""
     try:
         index = m.ShardIndex.model_validate_json((folder / m.index_name(shard_name)).read_bytes())
     except (OSError, ValidationError):
@@ -133,24 +130,21 @@ def _holds_nothing(folder: Path, shard_name: str) -> bool:
 
 def _check_shards(shards: m.ShardSet, workers: int) -> Iterator[Problem]:
     entries = shards.manifest.shards
-    known = shards.manifest.labels, shards.manifest.label_sets
-    calls = [(shards.folder, entry, *known) for entry in entries]
+    calls = [(shards.folder, entry, shards.manifest.names_by_set) for entry in entries]
     total = sum(entry.bytes for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, desc="shards") as bar:
-        # No time limit: how long a shard takes is a matter of its size and the disk.
+        # No time limit: the time for a shard depends on its size and the disk.
         results = killable_map(check_shard, calls, workers=workers, timeout_s=None)
-        for entry, found in zip(entries, results, strict=True):
-            if isinstance(found, Failed):  # the other shards are still to be checked
-                yield Problem(entry.name, None, f"cannot be checked: {found.message}")
+        for entry, problems in zip(entries, results, strict=True):
+            if isinstance(problems, Failed):
+                yield Problem(entry.name, None, f"cannot be checked: {problems.message}")
             else:
-                yield from found
+                yield from problems
             bar.update(entry.bytes)
 
 
-def check_shard(
-    folder: Path, entry: m.Shard, labels: Labels, label_sets: LabelSets = None
-) -> list[Problem]:
-    """All that is wrong with one shard and its index, but for what decoding would show."""
+def check_shard(folder: Path, entry: m.Shard, names: NamesBySet) -> list[Problem]:
+    """All problems of one shard and its index, except those that only decoding shows."""
     path = folder / entry.name
     if not path.is_file():
         return [Problem(entry.name, None, "the manifest names it, the folder lacks it")]
@@ -165,15 +159,15 @@ def check_shard(
         members.extend(read_members(path))
     except DamagedError as error:
         problems.append(Problem(entry.name, None, error.message))
-    found = [*_member_problems(members, index)]
-    found += _sample_problems(path, members, index, labels, label_sets)
+    findings = [*_member_problems(members, index), *_sample_problems(path, members, index, names)]
     if altered:
-        found += _altered_videos(path, index)
-    return problems + [Problem(entry.name, key, message) for key, message in found]
+        message = "its video was altered (another CRC-32)"
+        findings += [(s.key, message) for s in index.samples if _read_video(path, s) is None]
+    return problems + [Problem(entry.name, key, message) for key, message in findings]
 
 
 def _alteration(path: Path, entry: m.Shard) -> str:
-    """In which way the file is not the manifest's, or empty text."""
+    """How the file differs from the manifest, or empty text."""
     size = path.stat().st_size
     if size != entry.bytes:
         return f"has {size} bytes, the manifest says {entry.bytes}: it was truncated or altered"
@@ -183,7 +177,7 @@ def _alteration(path: Path, entry: m.Shard) -> str:
 
 
 def _trusted_index(folder: Path, entry: m.Shard) -> m.ShardIndex:
-    """The index, once its hash and what it says of the shard are the manifest's."""
+    """The index; its hash and its statements about the shard must match the manifest."""
     try:
         data = (folder / entry.index_name).read_bytes()
         if hashlib.sha256(data).hexdigest() != entry.index_sha256:
@@ -192,40 +186,32 @@ def _trusted_index(folder: Path, entry: m.Shard) -> m.ShardIndex:
     except OSError as error:
         raise DamagedError(None, f"cannot be read ({error.strerror})") from None
     except ValidationError as error:
-        raise DamagedError(None, f"is no index ({error.errors()[0]['msg']})") from None
-    said = (index.shard_bytes, index.shard_sha256, len(index.samples))
-    if said != (entry.bytes, entry.sha256, entry.samples):
-        raise DamagedError(None, "says another size, SHA-256 or sample count than the manifest")
+        raise DamagedError(None, f"is not a valid index ({error.errors()[0]['msg']})") from None
+    actual = (index.shard_bytes, index.shard_sha256, len(index.samples))
+    if actual != (entry.bytes, entry.sha256, entry.samples):
+        raise DamagedError(None, "has another size, SHA-256 or sample count than the manifest")
     return index
 
 
-# What follows yields pairs of a key, or None where it is the whole shard, and a message.
-_Found = Iterator[tuple[str | None, str]]
-
-
-def _member_problems(members: list[Member], index: m.ShardIndex) -> _Found:
-    """Members that are unsafe to unpack, come twice, or belong to no sample."""
+def _member_problems(members: list[Member], index: m.ShardIndex) -> Iterator[Finding]:
+    """Members that are unsafe to unpack, occur twice, or belong to no sample."""
     expected = {f"{s.key}.{suffix}" for s in index.samples for suffix in (s.suffix, FACTS_SUFFIX)}
     for name, count in Counter(member.name for member in members).items():
         if count > 1:
-            yield None, f"member {name} is there {count} times"
+            yield None, f"member {name} occurs {count} times"
         if not _is_safe(name):
             yield None, f"member {name} would be unpacked outside of a folder"
         elif name not in expected:
-            yield None, f"member {name} is of no sample in the index"
+            yield None, f"member {name} belongs to no sample in the index"
     for member in members:
         if not member.is_file:
             yield None, f"member {member.name} is a link or a device, not a file"
 
 
 def _sample_problems(
-    path: Path,
-    members: list[Member],
-    index: m.ShardIndex,
-    labels: Labels,
-    label_sets: LabelSets,
-) -> _Found:
-    """Samples that do not lie where the index says, or whose facts are of another video."""
+    path: Path, members: list[Member], index: m.ShardIndex, names: NamesBySet
+) -> Iterator[Finding]:
+    """Samples that are not where the index says, or whose facts describe another video."""
     places, facts_places = {member.name: member for member in members}, facts_members(members)
     with path.open("rb") as file:
         for sample in index.samples:
@@ -236,37 +222,25 @@ def _sample_problems(
             if (place.offset, place.bytes) != (sample.offset, sample.bytes):
                 yield (
                     sample.key,
-                    f"{place.bytes} bytes at {place.offset} of the tar, but {sample.bytes} bytes "
-                    f"at {sample.offset} says the index",
+                    f"has {place.bytes} bytes at {place.offset} of the tar, the index says "
+                    f"{sample.bytes} bytes at {sample.offset}",
                 )
             try:
                 facts = parse_facts(read_member(file, facts_places, sample.key), sample)
             except DamagedError as error:
                 yield sample.key, error.message
-            else:
-                yield from _label_problems(sample.key, facts.label, facts.label_name, labels)
-                names = facts.names_by_set or {}
-                for which, number in (facts.labels_by_set or {}).items():
-                    known = (label_sets or {}).get(which)
-                    yield from _label_problems(sample.key, number, names.get(which), known)
-
-
-def _label_problems(key: str, number: int | None, name: str | None, labels: Labels) -> _Found:
-    if number is None:
-        return
-    if not 0 <= number < len(labels or ()):
-        yield key, f"has label {number}, the manifest {len(labels or ())} labels"
-    elif labels is not None and labels[number] != name:
-        yield key, f"is labelled '{name}', number {number} '{labels[number]}'"
-
-
-def _altered_videos(path: Path, index: m.ShardIndex) -> _Found:
-    """Which videos are not those once written; asked where a shard's hash is wrong."""
-    with path.open("rb") as file:
-        for sample in index.samples:
-            video = read_at(file.fileno(), sample.bytes, sample.offset)
-            if zlib.crc32(video) != sample.crc32:
-                yield sample.key, "its video is not the one once written (another CRC-32)"
+                continue
+            numbers = {"": facts.label, **(facts.labels_by_set or {})}
+            labels = {"": facts.label_name, **(facts.names_by_set or {})}
+            for which, number in numbers.items():
+                classes = names.get(which, ())
+                if number is None:
+                    continue
+                if not 0 <= number < len(classes):
+                    yield sample.key, f"has label {number}, the manifest {len(classes)} labels"
+                elif classes[number] != (label := labels.get(which)):
+                    message = f"has label '{label}', but number {number} is '{classes[number]}'"
+                    yield sample.key, message
 
 
 def _repeated_keys(shards: m.ShardSet) -> Iterator[Problem]:
@@ -279,59 +253,56 @@ def _repeated_keys(shards: m.ShardSet) -> Iterator[Problem]:
 
 
 def _choose(
-    shards: m.ShardSet, numbers: list[int], share: float, seed: int
-) -> Iterator[tuple[int, m.IndexedSample]]:
-    """Pairs of a shard's number and a sample, in the order of the shards."""
-    for number in numbers:
-        samples = _samples(shards, number)
-        count = min(len(samples), max(1, round(share * len(samples))))
-        order = pick_generator(seed, number).permutation(len(samples))
-        for place in sorted(order[:count]):
-            yield number, samples[place]
+    shards: m.ShardSet, number: int, share: float, seed: int
+) -> Iterator[tuple[str, m.IndexedSample]]:
+    """A share of a shard's samples in their order, each with the shard's name."""
+    samples = _samples(shards, number)
+    count = min(len(samples), max(1, round(share * len(samples))))
+    order = pick_generator(seed, number).permutation(len(samples))
+    for place in sorted(order[:count]):
+        yield shards.manifest.shards[number].name, samples[place]
 
 
 def _samples(shards: m.ShardSet, number: int) -> tuple[m.IndexedSample, ...]:
-    """The samples of a shard, none where its index is damaged, which was named before."""
+    """The samples of a shard; none for a damaged index, which `check_shard` reports."""
     try:
         return shards.index(number).samples
-    except (UserError, ValidationError):
+    except UserError:
         return ()
 
 
 def _check_videos(
-    shards: m.ShardSet,
-    chosen: list[tuple[int, m.IndexedSample]],
-    workers: int,
-    timeout_s: float,
+    folder: Path, chosen: list[tuple[str, m.IndexedSample]], workers: int, timeout_s: float
 ) -> Iterator[Problem]:
-    names = [shards.manifest.shards[number].name for number, _ in chosen]
-    calls = [
-        (shards.folder / name, sample) for name, (_, sample) in zip(names, chosen, strict=True)
-    ]
+    calls = [(folder / name, sample) for name, sample in chosen]
     results = killable_map(count_decodable, calls, workers=workers, timeout_s=timeout_s)
     bar = tqdm(results, total=len(chosen), unit="video", desc="decoding")
-    for name, (_, sample), decodable in zip(names, chosen, bar, strict=True):
+    for (name, sample), decodable in zip(chosen, bar, strict=True):
         if isinstance(decodable, Failed):
             message = f"does not decode: {decodable.reason}: {decodable.message}"
             yield Problem(name, sample.key, message)
-            continue
-        # The index counts what all decoders of the machine that wrote it could read.
-        if not MIN_DECODABLE * decodable <= sample.num_frames <= decodable:
+        # The index has the frames that all decoders of the writing machine could read.
+        elif not MIN_DECODABLE * decodable <= sample.num_frames <= decodable:
             message = f"{decodable} frames decode, the index says {sample.num_frames}"
             yield Problem(name, sample.key, message)
 
 
 def count_decodable(path: Path, sample: m.IndexedSample) -> int:
-    """How many frames of a video decode. Errors: `RejectedError`, also where training would not
-    take it for the video once written."""
-    with path.open("rb") as file:
-        video = read_at(file.fileno(), sample.bytes, sample.offset)
-    if zlib.crc32(video) != sample.crc32:
+    """How many frames of a video decode. Errors: `RejectedError`, also for another CRC-32."""
+    video = _read_video(path, sample)
+    if video is None:
         raise RejectedError("altered", "it has another CRC-32 than the index says")
     return probe(io.BytesIO(video)).num_frames
 
 
+def _read_video(path: Path, sample: m.IndexedSample) -> bytes | None:
+    """A video, or None if its CRC-32 is not that of the index."""
+    with path.open("rb") as file:
+        video = read_at(file.fileno(), sample.bytes, sample.offset)
+    return video if zlib.crc32(video) == sample.crc32 else None
+
+
 def _is_safe(name: str) -> bool:
-    """Unpacking it writes below the folder it is unpacked in, on any system."""
+    """Whether unpacking stays below the target folder, on any system."""
     parts = re.split(r"[/\\]", name)
     return ".." not in parts and parts[0] != "" and not re.match("[A-Za-z]:", name)

@@ -46,7 +46,7 @@ def expected(films: int) -> dict[str, dict[str, str]]:
 
 def problems(folder: Path) -> list[str]:
     known = ShardSet(folder).manifest
-    found = [check_shard(folder, entry, known.labels, known.label_sets) for entry in known.shards]
+    found = [check_shard(folder, entry, known.names_by_set) for entry in known.shards]
     return [problem.message for shard in found for problem in shard]
 
 
@@ -171,4 +171,4 @@ def test_a_label_of_a_set_that_is_not_its_name_is_found(epic_shards: Path, tmp_p
     path.write_text(json.dumps(tree))
     messages = problems(folder)
     assert len(messages) == 4
-    assert "is labelled 'cup', number 0 'lid'" in messages
+    assert "has label 'cup', but number 0 is 'lid'" in messages

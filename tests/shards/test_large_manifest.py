@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pytest
 
 from arvideo_ds.data.order import SampleOrder
-from arvideo_ds.shards import table_cache
+from arvideo_ds.shards import table
 from arvideo_ds.shards.manifest import MANIFEST, Manifest, Shard, ShardSet, dump_json
 from arvideo_ds.shards.table import read_table
 from tests.conftest import run_command
@@ -96,7 +96,7 @@ def open_in_process(folder: Path, parsed: Path, queue: Any) -> None:
             log.write("parsed\n")
         return read_table(file)
 
-    table_cache.read_table = counted
+    table.read_table = counted
     shards = pickle.loads(pickle.dumps(ShardSet(folder)))
     queue.put((shards.num_samples, shards.manifest.shards[4_500].model_dump()))
 
@@ -110,7 +110,7 @@ def test_the_processes_of_a_machine_parse_a_large_manifest_once(
     parsed, cache = tmp_path / "parsed", tmp_path / "cache"
     parsed.touch()
     monkeypatch.setenv("ARVIDEO_CACHE", str(cache))
-    monkeypatch.setattr(table_cache, "_LARGE", 1)
+    monkeypatch.setattr(table, "_LARGE", 1)
     if damage == "no cache":
         cache.write_text("a file where the folder should be")
     elif damage != "none":
@@ -140,7 +140,7 @@ def test_tables_of_former_manifests_are_removed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ARVIDEO_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(table_cache, "_LARGE", 1)
+    monkeypatch.setattr(table, "_LARGE", 1)
     opened = []
     for number in range(1, 8):
         (folder := tmp_path / f"{number}").mkdir()

@@ -122,7 +122,7 @@ def test_a_changed_run_json_is_read_or_is_a_users_mistake(tmp_path: Path, conten
 )
 def test_what_is_no_manifest_at_all_is_said(tmp_path: Path, content: bytes) -> None:
     (tmp_path / MANIFEST).write_bytes(content)
-    with pytest.raises(UserError, match=r"manifest\.json is no manifest"):
+    with pytest.raises(UserError, match=r"manifest\.json is not a manifest"):
         ShardSet(tmp_path)
 
 
@@ -136,9 +136,9 @@ def test_a_manifest_that_contradicts_itself_is_said(sound: Path, tmp_path: Path)
             "num_samples": tree["num_samples"] + first["samples"],
         },
         "not that of a .tar": {"shards": [{**first, "name": "../a.tar"}]},
-        "samples is no number": {"shards": [{**first, "samples": -1}]},
-        "bytes is no number": {"shards": [{**first, "bytes": 2**63}]},
-        "sha256 is no SHA-256": {"shards": [{**first, "sha256": "0"}]},
+        "samples is not a number": {"shards": [{**first, "samples": -1}]},
+        "bytes is not a number": {"shards": [{**first, "bytes": 2**63}]},
+        "sha256 is not a SHA-256": {"shards": [{**first, "sha256": "0"}]},
     }
     for message, change in cases.items():
         (tmp_path / MANIFEST).write_text(json.dumps(tree | change, indent=1))

@@ -57,7 +57,7 @@ def shard_problems(folder: Path) -> list[Problem]:
     return [
         problem
         for entry in manifest.shards
-        for problem in check_shard(folder, entry, manifest.labels)
+        for problem in check_shard(folder, entry, manifest.names_by_set)
     ]
 
 
@@ -313,11 +313,11 @@ def test_links_in_a_tar_are_named(folder: Path) -> None:
 def test_a_member_that_comes_twice_is_named(folder: Path) -> None:
     sample = first_shard(folder)[1].samples[0]
     name = f"{sample.key}.{sample.suffix}"
-    assert f"{name} is there 2 times" in with_member(folder, tarfile.TarInfo(name))
+    assert f"{name} occurs 2 times" in with_member(folder, tarfile.TarInfo(name))
 
 
 def test_a_member_of_no_sample_is_named(folder: Path) -> None:
-    assert "extra.txt is of no sample" in with_member(folder, tarfile.TarInfo("extra.txt"))
+    assert "extra.txt belongs to no sample" in with_member(folder, tarfile.TarInfo("extra.txt"))
 
 
 @pytest.mark.parametrize("change", ["count", "twice"])
