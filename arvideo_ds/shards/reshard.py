@@ -1,8 +1,8 @@
 """New shards from shards: merged, split, or a subset. The bytes of a video stay as they are.
 
-Samples are chosen and dealt by key, seed and settings alone, so the same sources give the same
-bytes, whatever folders they are in. Each video is compared with the SHA-256 in its facts on the
-way: damage is never given a new hash that would vouch for it.
+Keys, seed and settings alone choose the samples and assign them to shards: the same sources give
+the same bytes in any folder. Each video is compared with the SHA-256 in its facts, so a damaged one
+never gets a new, valid hash.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.files.locks import lock
 from arvideo_ds.randomness import split_generator
 from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards.datasets import stored_rules
@@ -43,7 +41,7 @@ from arvideo_ds.shards.writer import (
     write_missing,
 )
 
-# What a sample takes beside its video, roughly: facts, headers, its line of the index.
+# Rough size of a sample beside its video: facts, headers, its line of the index.
 _OVERHEAD_BYTES = 4096
 _SHOWN = 5
 
@@ -60,7 +58,7 @@ class Item:
     names_by_set: dict[str, str] | None = None
     # Of the video, from its facts.
     sha256: str = ""
-    # What it must not be separated from; None without --group_by.
+    # A split keeps samples of one group together; None without --group_by.
     group: str | None = None
 
     @property
@@ -70,7 +68,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Part:
-    """A folder to write. labels: all names in the order of their numbers, also those unused."""
+    """A folder to write. labels: all names in the order of their numbers, also unused ones."""
 
     folder: Path
     split: str | None
@@ -78,7 +76,7 @@ class Part:
     items: tuple[Item, ...]
     rejects: tuple[m.Reject, ...] = ()
     label_sets: dict[str, tuple[str, ...]] | None = None
-    # Where samples have groups.
+    # None without --group_by.
     num_groups: int | None = None
 
 
@@ -86,28 +84,35 @@ class Part:
 class Pool:
     """All samples of the sources, shuffled by the seed, and their labels united by name.
 
-    The first source's labels keep their numbers; names that only later ones have follow.
+    The first source's labels keep their numbers; new names of later sources follow.
     """
 
     sources: tuple[m.ShardSet, ...]
     items: tuple[Item, ...]
     labels: tuple[str, ...] | None
     seed: int
-    # Those of samples with several labels, united likewise.
     label_sets: dict[str, tuple[str, ...]] | None = None
+
+    @property
+    def has_groups(self) -> bool:
+        return any(item.group is not None for item in self.items)
+
+    def part(self, folder: Path, items: Iterable[Item]) -> Part:
+        """A folder of some of the samples, with all labels."""
+        split = _joined(shards.manifest.split for shards in self.sources)
+        return Part(folder, split, self.labels, tuple(items), label_sets=self.label_sets)
 
 
 def open_pool(folders: Sequence[Path], seed: int, *, group_by: str | None = None) -> Pool:
-    """The samples of all sources, with their groups (see `Grouping`) where these are given.
+    """The samples of all sources; group_by: see `Grouping`.
 
-    Errors: `UserError` when a source is no folder of sound shards, two samples share a key, or the
-    group of one cannot be determined.
+    Errors: `UserError` for a missing or damaged source, for a key in two sources, and for a sample
+    whose group cannot be determined.
     """
     sources = tuple(m.ShardSet(folder) for folder in folders)
     for source in sources:
         source.require_own()
-    for shards in sources:
-        shards.check_sizes()
+        source.check_sizes()
     by_key: dict[str, Item] = {}
     grouping = None if group_by is None else Grouping(group_by)
     total = sum(shards.num_samples for shards in sources)
@@ -120,18 +125,18 @@ def open_pool(folders: Sequence[Path], seed: int, *, group_by: str | None = None
             by_key[item.key] = replace(item, group=group)
     if grouping is not None:
         grouping.require_all()
-    # By key, not by source: the order in which sources are named changes labels at most.
+    # By key: the order of the sources changes only the labels.
     keys = sorted(by_key)
     items = tuple(by_key[keys[place]] for place in split_generator(seed).permutation(len(keys)))
-    sets = {name: _united(sources, name) for name in _names_of_sets(sources)}
-    return Pool(sources, items, _united(sources, "") or None, seed, sets or None)
+    sets = _united_names(sources)
+    return Pool(sources, items, sets.pop("") or None, seed, sets or None)
 
 
 def notes(sources: Sequence[m.ShardSet]) -> Iterator[str]:
-    """What a user should read before sources become one whose labels differ."""
-    for which in ("", *_names_of_sets(sources)):
-        united, what = _united(sources, which), f"label set '{which}'" if which else "labels"
-        counts = {shards.name: len(_classes(shards, which)) for shards in sources}
+    """What a user should know before a merge of sources with different labels."""
+    for which, united in _united_names(sources).items():
+        what = f"label set '{which}'" if which else "labels"
+        counts = {s.name: len(s.manifest.names_by_set.get(which, ())) for s in sources}
         for shards in sources:
             if united and not counts[shards.name]:
                 yield (
@@ -144,13 +149,13 @@ def notes(sources: Sequence[m.ShardSet]) -> Iterator[str]:
 
 
 def equal_videos(items: Sequence[Item]) -> Iterator[str]:
-    """A note where one video has several keys."""
+    """A note if a video has several keys."""
     keys: dict[str, list[str]] = defaultdict(list)
     for item in sorted(items, key=lambda item: item.key):
         keys[item.sha256].append(item.key)
-    equal = [found for found in keys.values() if len(found) > 1]
+    equal = [same for same in keys.values() if len(same) > 1]
     if equal:
-        listed = "; ".join(" = ".join(found[:_SHOWN]) for found in equal[:_SHOWN])
+        listed = "; ".join(" = ".join(same[:_SHOWN]) for same in equal[:_SHOWN])
         yield (
             f"{len(equal):,} {_videos(len(equal))} under several keys (the same SHA-256), such as "
             f"{listed}; a later split may put them on both sides (--group_by sha256 does not)"
@@ -158,7 +163,7 @@ def equal_videos(items: Sequence[Item]) -> Iterator[str]:
 
 
 def equal_on_both_sides(parts: Sequence[Part]) -> Iterator[str]:
-    """A note where a split has one video on both sides, under different keys."""
+    """A note if a split has a video on both sides, under different keys."""
     first, second = ({item.sha256: item.key for item in part.items} for part in parts)
     if both := sorted(first.keys() & second.keys(), key=lambda digest: first[digest]):
         listed = "; ".join(f"{first[digest]} = {second[digest]}" for digest in both[:_SHOWN])
@@ -174,39 +179,29 @@ def _videos(count: int) -> str:
     return "video is" if count == 1 else "videos are"
 
 
-def _names_of_sets(sources: Sequence[m.ShardSet]) -> list[str]:
-    return list(
-        dict.fromkeys(name for shards in sources for name in shards.manifest.label_sets or ())
-    )
-
-
-def _united(sources: Sequence[m.ShardSet], which: str) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(name for shards in sources for name in _classes(shards, which)))
-
-
-def _classes(shards: m.ShardSet, which: str) -> tuple[str, ...]:
-    """Names of a label set, or of the one label ('')."""
-    sets = {"": shards.manifest.labels or (), **(shards.manifest.label_sets or {})}
-    return sets.get(which, ())
+def _united_names(sources: Sequence[m.ShardSet]) -> dict[str, tuple[str, ...]]:
+    """Class names of all sources by label set; the only label is the set ''."""
+    united: dict[str, dict[str, None]] = {}
+    for shards in sources:
+        for which, names in shards.manifest.names_by_set.items():
+            united.setdefault(which, {}).update(dict.fromkeys(names))
+    return {which: tuple(names) for which, names in united.items()}
 
 
 def _items(sources: Sequence[m.ShardSet]) -> Iterator[tuple[Item, Facts]]:
     for number, shards in enumerate(sources):
-        labels, sets = shards.manifest.labels or (), shards.manifest.label_sets or {}
+        names = shards.manifest.names_by_set
         for shard, entry in enumerate(shards.manifest.shards):
             path = shards.folder / entry.name
             samples = shards.index(shard).samples
             for sample, member, facts in located_facts(path, samples):
-                name = None if sample.label is None else labels[sample.label]
-                names = _names(sample, sets)
-                yield Item(number, shard, sample, member, name, names, facts.sha256), facts
-
-
-def _names(sample: m.IndexedSample, sets: Mapping[str, Sequence[str]]) -> dict[str, str] | None:
-    """The names of a sample's label in each set."""
-    if sample.labels_by_set is None:
-        return None
-    return {name: sets[name][label] for name, label in sample.labels_by_set.items()}
+                label = None if sample.label is None else names[""][sample.label]
+                in_sets = sample.labels_by_set
+                if in_sets is None:
+                    labels = None
+                else:
+                    labels = {which: names[which][n] for which, n in in_sets.items()}
+                yield Item(number, shard, sample, member, label, labels, facts.sha256), facts
 
 
 def _clash(sources: Sequence[m.ShardSet], first: Item, second: Item) -> str:
@@ -215,71 +210,50 @@ def _clash(sources: Sequence[m.ShardSet], first: Item, second: Item) -> str:
         for item in (first, second)
     ]
     return (
-        f"the key '{first.key}' is in {places[0]} and in {places[1]}: keys must stay unique. Name "
-        "no source twice; where the videos are different ones, make one set of shards again with "
-        "--videos a folder further up, so that its keys begin with another name."
+        f"the key '{first.key}' is in {places[0]} and in {places[1]}: keys must stay unique. Give "
+        "each source once; if the videos differ, make one set of shards again with --videos a "
+        "folder further up, so that its keys begin with another name."
     )
 
 
 def merged(pool: Pool, folder: Path) -> Part:
-    """Everything, with what the sources left out."""
-    rejects = [reject for shards in pool.sources for reject in _rejects(shards)]
-    return Part(folder, _split(pool), pool.labels, pool.items, tuple(rejects), pool.label_sets)
-
-
-def _rejects(shards: m.ShardSet) -> Iterator[m.Reject]:
-    path = shards.folder / m.REJECTS
-    try:
-        for line in path.read_bytes().splitlines():
-            yield m.Reject.model_validate_json(line)
-    except OSError as error:
-        raise UserError(f"cannot read {path} ({error.strerror}); copy it again.") from None
-    except ValidationError:
-        raise UserError(f"{path} has lines that are no rejects; copy it again.") from None
+    """All samples and rejects of the sources."""
+    rejects = [reject for shards in pool.sources for reject in m.read_rejects(shards.folder)]
+    return replace(pool.part(folder, pool.items), rejects=tuple(rejects))
 
 
 def split(pool: Pool, share: Fraction, folder: Path, names: tuple[str, str]) -> list[Part]:
     """Two folders below `folder`: `share` of the samples, and the rest.
 
-    Of each label the first gets its share, give or take one sample. Both keep all labels, so a
-    label has the same number in both. Where samples have groups, each is whole on one side, and the
-    share is approximated. Errors: `UserError` when one would be empty.
+    The first gets its share of each label, to within one sample. Both keep all labels, so a label
+    has the same number in both. Groups stay whole, which makes the share approximate. Errors:
+    `UserError` if one side would be empty.
     """
-    in_first = _grouped(pool, share) if _has_groups(pool) else _by_label(pool, share)
+    in_first = _by_group(pool, share) if pool.has_groups else _by_label(pool, share)
     sides = [
-        tuple(item for item in pool.items if (item.key in in_first) == first)
-        for first in (True, False)
+        [item for item in pool.items if (item.key in in_first) == one] for one in (True, False)
     ]
     groups = [{item.group for item in side} for side in sides]
     if not all(sides):
-        among = ""
-        if _has_groups(pool):
-            count = len(groups[0] | groups[1])
-            among = f" in {count:,} group" + "s" * (count > 1)
+        count = len(groups[0] | groups[1])
+        among = f" in {count:,} group" + "s" * (count > 1) if pool.has_groups else ""
         raise UserError(
             f"--split_share {float(share):g} of {len(pool.items)} samples{among} leaves "
             f"'{names[0] if sides[1] else names[1]}' without any. Choose another share"
             + (", or other groups." if among else ".")
         )
     return [
-        Part(
-            folder / name,
-            name,
-            pool.labels,
-            side,
-            label_sets=pool.label_sets,
-            num_groups=len(own) if _has_groups(pool) else None,
+        replace(
+            pool.part(folder / name, side),
+            split=name,
+            num_groups=len(of_side) if pool.has_groups else None,
         )
-        for name, side, own in zip(names, sides, groups, strict=True)
+        for name, side, of_side in zip(names, sides, groups, strict=True)
     ]
 
 
-def _has_groups(pool: Pool) -> bool:
-    return any(item.group is not None for item in pool.items)
-
-
-def _grouped(pool: Pool, share: Fraction) -> set[str]:
-    """Keys of the first side, whole groups of them."""
+def _by_group(pool: Pool, share: Fraction) -> set[str]:
+    """Keys of the first side: whole groups."""
     members: dict[str, list[str | None]] = defaultdict(list)
     for item in pool.items:
         members[item.group or ""].append(item.label_name)
@@ -288,11 +262,10 @@ def _grouped(pool: Pool, share: Fraction) -> set[str]:
 
 
 def _by_label(pool: Pool, share: Fraction) -> set[str]:
-    """Keys of the first side, the share of every label."""
-    numbers: dict[str | None, int] = {None: -1}
-    numbers.update((name, number) for number, name in enumerate(pool.labels or ()))
+    """Keys of the first side: the share of every label."""
+    numbers: dict[str | None, int] = {None: -1, **label_numbers(pool.labels or ())}
     by_label = sorted(pool.items, key=lambda item: numbers[item.label_name])
-    # Counting on from label to label gives the share of each, and of the whole to the sample.
+    # One count over all labels gives the exact share of the whole, and nearly that of each.
     return {
         item.key
         for place, item in enumerate(by_label)
@@ -300,59 +273,50 @@ def _by_label(pool: Pool, share: Fraction) -> set[str]:
     }
 
 
-def with_labels(pool: Pool, wanted: Sequence[str], folder: Path) -> Part:
-    """The samples of these labels, which alone keep numbers, in the order of the old ones."""
-    _require_known("--labels", wanted, pool.labels or (), "labels of the sources")
-    chosen = set(wanted)
-    labels = tuple(name for name in pool.labels or () if name in chosen)
-    return _subset(pool, lambda item: item.label_name in chosen, folder, labels)
+def with_labels(pool: Pool, names: Sequence[str], folder: Path) -> Part:
+    """The samples of these labels. Only these keep numbers, in their former order."""
+    _require_known("--labels", names, pool.labels or (), "labels of the sources")
+    chosen = set(names)
+    part = _subset(pool, lambda item: item.label_name in chosen, folder)
+    return replace(part, labels=tuple(name for name in pool.labels or () if name in chosen))
 
 
-def with_keys(pool: Pool, wanted: Sequence[str], folder: Path) -> Part:
+def with_keys(pool: Pool, keys: Sequence[str], folder: Path) -> Part:
     """The samples of these keys. All labels stay."""
-    _require_known("--keys", wanted, [item.key for item in pool.items], "keys of the sources")
-    chosen = set(wanted)
-    return _subset(pool, lambda item: item.key in chosen, folder, pool.labels)
+    _require_known("--keys", keys, [item.key for item in pool.items], "keys of the sources")
+    chosen = set(keys)
+    return _subset(pool, lambda item: item.key in chosen, folder)
 
 
 def first_samples(pool: Pool, count: int, folder: Path) -> Part:
-    """So many samples, drawn by the seed: a larger count holds those of a smaller one as well."""
-    items = pool.items[:count]
-    return Part(folder, _split(pool), pool.labels, items, label_sets=pool.label_sets)
+    """`count` samples chosen by the seed; a larger count adds to those of a smaller one."""
+    return pool.part(folder, pool.items[:count])
 
 
-def _subset(
-    pool: Pool, wanted: Callable[[Item], bool], folder: Path, labels: tuple[str, ...] | None
-) -> Part:
-    items = tuple(item for item in pool.items if wanted(item))
-    if not items:
-        raise UserError("the sources have no sample of that kind; nothing was written.")
-    return Part(folder, _split(pool), labels, items, label_sets=pool.label_sets)
+def _subset(pool: Pool, is_chosen: Callable[[Item], bool], folder: Path) -> Part:
+    part = pool.part(folder, filter(is_chosen, pool.items))
+    if not part.items:
+        raise UserError("the sources have no such sample; nothing was written.")
+    return part
 
 
-def _require_known(option: str, wanted: Iterable[str], known: Iterable[str], what: str) -> None:
-    names = list(known)
-    unknown = sorted(set(wanted) - set(names))
+def _require_known(option: str, names: Iterable[str], known: Sequence[str], what: str) -> None:
+    unknown = sorted(set(names) - set(known))
     if unknown:
         more = f" and {len(unknown) - _SHOWN} more" * (len(unknown) > _SHOWN)
         raise UserError(
             f"{option}: {', '.join(map(repr, unknown[:_SHOWN]))}{more} not among the "
-            f"{len(names)} {what}, such as {', '.join(map(repr, names[:_SHOWN])) or 'none'}."
+            f"{len(known)} {what}, such as {', '.join(map(repr, known[:_SHOWN])) or 'none'}."
         )
 
 
 def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m.Manifest:
-    """Write what is missing of the part's shards, then its manifest.
+    """Write the missing shards of a part, then its manifest.
 
-    how: what was chosen, in words; kept in the manifest's settings. Errors: `UserError` when
-    another process writes to the folder, or it has other shards, the disk is too small, or a
-    source is damaged.
+    how: the choice in words, for the manifest's settings. Errors: `UserError` if another process
+    writes to the folder, the folder has other shards, the disk is too small, or a source is
+    damaged.
     """
-    with lock(part.folder):
-        return _write_part(pool, part, how, samples_per_shard)
-
-
-def _write_part(pool: Pool, part: Part, how: str, samples_per_shard: int) -> m.Manifest:
     settings = _settings(pool, how, samples_per_shard)
     dataset = _joined(shards.manifest.dataset for shards in pool.sources) or ""
     indices, _ = write_missing(
@@ -376,7 +340,7 @@ def _write_part(pool: Pool, part: Part, how: str, samples_per_shard: int) -> m.M
 
 
 def _settings(pool: Pool, how: str, samples_per_shard: int) -> dict[str, str | int | None]:
-    """What all sources were made with, and how these shards came from them."""
+    """The settings that all sources share, and how these shards were made from them."""
     first, *others = (shards.manifest.settings for shards in pool.sources)
     common = {
         name: value
@@ -389,13 +353,13 @@ def _settings(pool: Pool, how: str, samples_per_shard: int) -> dict[str, str | i
         "samples_per_shard": samples_per_shard,
         "seed": pool.seed,
         "resharded": how,
-        # The hashes of the manifests, which name data sets in checkpoints and results.
+        # Hashes of the manifests, which identify data sets in checkpoints and results.
         "sources": " ".join(shards.hash for shards in pool.sources),
     }
 
 
 def _inputs_hash(part: Part, settings: dict[str, str | int | None]) -> str:
-    """Hash of all that decides the shards: settings, with the sources in them, and samples."""
+    """Hash of all that determines the shards: settings, which name the sources, and samples."""
     content = {
         "version": m.VERSION,
         "settings": settings,
@@ -420,9 +384,8 @@ def _samples(pool: Pool, part: Part, items: Iterable[Item]) -> Iterator[tuple[st
 
 def _read(shards: m.ShardSet, item: Item) -> tuple[bytes, dict[str, Any]]:
     """Video and facts of a sample, checked against each other and the index."""
-    _, offset, size, _ = item.facts
     video = shards.read_bytes(item.shard, item.video.offset, item.video.bytes)
-    text = shards.read_bytes(item.shard, offset, size)
+    text = shards.read_bytes(item.shard, item.facts.offset, item.facts.bytes)
     try:
         facts = parse_facts(text, item.video)
         if facts.label_name != item.label_name:
@@ -433,13 +396,9 @@ def _read(shards: m.ShardSet, item: Item) -> tuple[bytes, dict[str, Any]]:
     except DamagedError as error:
         path = shards.folder / shards.manifest.shards[item.shard].name
         raise explained(path, error) from None
-    # Parsed anew: the order of the facts stays as it was.
+    # Not from `facts`: the order of the keys stays.
     raw: dict[str, Any] = json.loads(text)
     return video, raw
-
-
-def _split(pool: Pool) -> str | None:
-    return _joined(shards.manifest.split for shards in pool.sources)
 
 
 def _joined(names: Iterable[str | None]) -> str | None:
