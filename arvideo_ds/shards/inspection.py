@@ -1,25 +1,25 @@
-"""What a set of shards holds: counts and distributions from the facts, and a few of its videos."""
+"""The contents of shards: counts and distributions from the facts, and a few of their videos."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import av
 import numpy as np
-from pydantic import ValidationError
 from tqdm import tqdm
 
 from arvideo_ds.decoding.decoders import decode
 from arvideo_ds.decoding.processes import Failed, killable_map
 from arvideo_ds.errors import UserError
 from arvideo_ds.randomness import split_generator
-from arvideo_ds.shards.manifest import REJECTS, IndexedSample, Reject, ShardSet
-from arvideo_ds.shards.members import Facts, read_facts
+from arvideo_ds.shards.manifest import IndexedSample, ShardSet, read_rejects
+from arvideo_ds.shards.members import read_facts
+from arvideo_ds.shards.video_files import read_at
 
-# Pixels of the longer side of a frame on the contact sheet; two per pixel of the sheet or so.
+# Pixels of a frame's longer side on the contact sheet, about two per pixel of the sheet.
 _FRAME_SIDE = 480
 _FRAME_TIMEOUT_S = 60.0
 # Labels shown at either end, and values of a short list.
@@ -48,7 +48,7 @@ class Inspection:
     label_counts: dict[str, int]
     num_unlabelled: int
     rejects: dict[str, int]
-    # Of the videos that have any, how many packets the decoder reported errors in.
+    # Packets with decoder errors, for each video that has any.
     decoder_errors: tuple[int, ...] = ()
 
     @property
@@ -59,10 +59,19 @@ class Inspection:
     def short_side(self) -> np.ndarray:
         return np.minimum(self.width, self.height)
 
+    @property
+    def name(self) -> str:
+        return self.dataset + (f", split {self.split}" if self.split else "")
+
+    @property
+    def most_frequent_labels(self) -> list[tuple[str, int]]:
+        """All labels with their counts, the largest first."""
+        return sorted(self.label_counts.items(), key=lambda item: (-item[1], item[0]))
+
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """The middle frame of a video, h w 3 (uint8), or why there is none."""
+    """The middle frame of a video, h w 3 (uint8), or the reason for its absence."""
 
     key: str
     label: str | None
@@ -71,26 +80,27 @@ class Thumbnail:
 
 
 def inspect_shards(folder: Path) -> Inspection:
-    """Read the facts of every sample.
-
-    Errors: `UserError` without shards, or where one is damaged.
-    """
+    """Read the facts of every sample. Errors: `UserError` for missing or damaged shards."""
     shards = ShardSet(folder)
     shards.require_own()
     shards.check_sizes()
     if not shards.num_samples:
-        raise UserError(f"the shards in {folder} hold no samples.")
+        raise UserError(f"the shards in {folder} contain no samples.")
     manifest = shards.manifest
     rows: list[tuple[float, ...]] = []
     decoder_errors: list[int] = []
     codecs, labels = Counter[str](), Counter[int | None]()
-    for fact in tqdm(_all_facts(shards), total=shards.num_samples, unit="video", desc="facts"):
-        rows.append((fact.num_frames, fact.duration_s, fact.fps, fact.width, fact.height))
-        codecs[fact.codec] += 1
-        if fact.decoder_errors:
-            decoder_errors.append(fact.decoder_errors)
-        labels[fact.label] += 1
+    with tqdm(total=shards.num_samples, unit="video", desc="facts") as bar:
+        for number, shard in enumerate(manifest.shards):
+            for fact in read_facts(folder / shard.name, shards.index(number).samples):
+                rows.append((fact.num_frames, fact.duration_s, fact.fps, fact.width, fact.height))
+                codecs[fact.codec] += 1
+                labels[fact.label] += 1
+                if fact.decoder_errors:
+                    decoder_errors.append(fact.decoder_errors)
+                bar.update()
     num_frames, duration_s, fps, width, height = np.array(rows).T
+    rejects = Counter(reject.reason for reject in read_rejects(folder))
     return Inspection(
         dataset=manifest.dataset,
         split=manifest.split,
@@ -104,63 +114,40 @@ def inspect_shards(folder: Path) -> Inspection:
         codecs=dict(codecs.most_common()),
         label_counts={name: labels[n] for n, name in enumerate(manifest.labels or ())},
         num_unlabelled=labels[None],
-        rejects=_rejects_by_reason(folder / REJECTS),
+        rejects=dict(rejects.most_common()),
         decoder_errors=tuple(decoder_errors),
     )
 
 
-def _all_facts(shards: ShardSet) -> Iterator[Facts]:
-    for number, shard in enumerate(shards.manifest.shards):
-        yield from read_facts(shards.folder / shard.name, shards.index(number).samples)
-
-
-def _rejects_by_reason(path: Path) -> dict[str, int]:
-    try:
-        lines = path.read_bytes().splitlines()
-        reasons = Counter(Reject.model_validate_json(line).reason for line in lines)
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}.") from None
-    except ValidationError:
-        raise UserError(f"{path} has lines that are no rejects; copy it again.") from None
-    return dict(reasons.most_common())
-
-
-def table(found: Inspection, *, clip_frames: int) -> list[tuple[str, str]]:
-    """Rows of a name and a value, for people; videos shorter than a clip are counted."""
-    name = found.dataset + (f", split {found.split}" if found.split else "")
-    size = found.shard_bytes
+def table(inspection: Inspection, *, clip_frames: int) -> Iterator[tuple[str, str]]:
+    """Rows of a name and a value; counts the videos that are shorter than a clip."""
+    size, num_frames, errors = (
+        inspection.shard_bytes,
+        inspection.num_frames,
+        inspection.decoder_errors,
+    )
+    hours = inspection.duration_s.sum() / 3600
     readable = f"{size / _GIB:,.2f} GiB" if size >= _GIB else f"{size / _MIB:,.1f} MiB"
-    sizes = Counter(zip(found.width.tolist(), found.height.tolist(), strict=True))
-    rows = [
-        ("data set", name),
-        ("samples", f"{found.num_samples:,}"),
-        ("shards", f"{found.num_shards:,}, {readable}"),
-        ("length", f"{found.duration_s.sum() / 3600:,.2f} h, {found.num_frames.sum():,} frames"),
-        ("frames", _spread(found.num_frames)),
-        *_short_row(found, clip_frames),
-        ("seconds", _spread(found.duration_s)),
-        ("short side", _spread(found.short_side)),
-        ("sizes", _commonest({f"{w} x {h}": n for (w, h), n in sizes.most_common()})),
-        ("fps", _commonest({f"{v:g}": n for v, n in Counter(found.fps.tolist()).most_common()})),
-        ("codecs", _commonest(found.codecs)),
-        *_damage_row(found),
-        *_label_rows(found),
-    ]
-    left_out = f"{sum(found.rejects.values()):,}"
-    if found.rejects:
-        left_out += ": " + ", ".join(f"{reason} {n:,}" for reason, n in found.rejects.items())
-    return [*rows, ("left out", left_out)]
-
-
-def _short_row(found: Inspection, clip_frames: int) -> Iterator[tuple[str, str]]:
-    if count := int((found.num_frames < clip_frames).sum()):
+    yield "data set", inspection.name
+    yield "samples", f"{inspection.num_samples:,}"
+    yield "shards", f"{inspection.num_shards:,}, {readable}"
+    yield "length", f"{hours:,.2f} h, {num_frames.sum():,} frames"
+    yield "frames", _spread(num_frames)
+    if count := int((num_frames < clip_frames).sum()):
         yield "short", f"{count:,} have fewer than {clip_frames} frames: their last is repeated"
-
-
-def _damage_row(found: Inspection) -> Iterator[tuple[str, str]]:
-    if errors := found.decoder_errors:
+    yield "seconds", _spread(inspection.duration_s)
+    yield "short side", _spread(inspection.short_side)
+    sizes = zip(inspection.width.tolist(), inspection.height.tolist(), strict=True)
+    yield "sizes", _most_frequent(f"{width} x {height}" for width, height in sizes)
+    yield "fps", _most_frequent(f"{value:g}" for value in inspection.fps.tolist())
+    yield "codecs", _most_frequent(inspection.codecs)
+    if errors:
         videos = f"{len(errors):,} video" + "s" * (len(errors) > 1)
         yield "decoder errors", f"in {videos}, up to {max(errors):,} packets"
+    yield from _label_rows(inspection)
+    reasons = ", ".join(f"{reason} {n:,}" for reason, n in inspection.rejects.items())
+    total = f"{sum(inspection.rejects.values()):,}"
+    yield "rejected", f"{total}: {reasons}" if reasons else total
 
 
 def _spread(values: np.ndarray) -> str:
@@ -172,25 +159,25 @@ def _spread(values: np.ndarray) -> str:
 
 
 def rounded(value: float) -> str:
-    """A value for people: at most two decimals."""
+    """A value with at most two decimals."""
     return f"{round(float(value), 2):,g}"
 
 
-def _commonest(counts: dict[str, int]) -> str:
-    """The commonest values with their counts; `counts` is sorted."""
-    shown = [f"{value} ({count:,})" for value, count in list(counts.items())[:_SHOWN]]
-    more = len(counts) - len(shown)
-    return ", ".join(shown) + (f" and {more:,} more" if more else "")
+def _most_frequent(values: Iterable[str] | Mapping[str, int]) -> str:
+    """The most frequent values with their counts."""
+    counts = Counter(values).most_common()
+    shown = ", ".join(f"{value} ({count:,})" for value, count in counts[:_SHOWN])
+    return shown + (f" and {len(counts) - _SHOWN:,} more" if len(counts) > _SHOWN else "")
 
 
-def _label_rows(found: Inspection) -> Iterator[tuple[str, str]]:
-    if not found.label_counts:
+def _label_rows(inspection: Inspection) -> Iterator[tuple[str, str]]:
+    counts, unlabelled = inspection.most_frequent_labels, inspection.num_unlabelled
+    if not counts:
         yield "labels", "none"
         return
-    counts = sorted(found.label_counts.items(), key=lambda item: (-item[1], item[0]))
-    unlabelled = f"; {found.num_unlabelled:,} samples have none" if found.num_unlabelled else ""
     spread = _spread(np.array([count for _, count in counts]))
-    yield "labels", f"{len(counts):,}; samples of each: {spread}{unlabelled}"
+    without = f"; {unlabelled:,} samples have none" if unlabelled else ""
+    yield "labels", f"{len(counts):,}; samples of each: {spread}{without}"
     for place, (label, count) in enumerate(counts):
         if place == _SHOWN and len(counts) > 2 * _SHOWN:
             yield "", f"{'...':>8}"
@@ -199,39 +186,32 @@ def _label_rows(found: Inspection) -> Iterator[tuple[str, str]]:
 
 
 def thumbnails(folder: Path, count: int, *, seed: int, workers: int) -> list[Thumbnail]:
-    """Middle frames of up to `count` videos, drawn by `seed` from all shards."""
+    """Middle frames of up to `count` videos, which `seed` chooses from all shards."""
     shards = ShardSet(folder)
-    chosen = list(_draw(shards, count, seed))
-    calls = [
-        (shards.folder / shards.manifest.shards[number].name, sample) for number, sample in chosen
-    ]
-    frames = killable_map(middle_frame, calls, workers=workers, timeout_s=_FRAME_TIMEOUT_S)
-    bar = tqdm(frames, total=len(chosen), unit="video", desc="frames")
-    labels, found = shards.manifest.labels or (), []
-    for (_, sample), frame in zip(chosen, bar, strict=True):
-        label = None if sample.label is None else labels[sample.label]
-        if isinstance(frame, Failed):  # it is shown as such
-            problem = f"{frame.reason}: {frame.message}"
-            found.append(Thumbnail(sample.key, label, None, problem))
-        else:
-            found.append(Thumbnail(sample.key, label, frame))
-    return found
-
-
-def _draw(shards: ShardSet, count: int, seed: int) -> Iterator[tuple[int, IndexedSample]]:
-    """Pairs of a shard's number and a sample, random over all samples."""
     ends = np.cumsum(shards.samples_of_shards)
+    calls = []
     for place in split_generator(seed).permutation(shards.num_samples)[:count]:
         number = int(np.searchsorted(ends, place, side="right"))
-        yield number, shards.index(number).samples[place - int(ends[number])]
+        sample = shards.index(number).samples[place - int(ends[number])]
+        calls.append((folder / shards.manifest.shards[number].name, sample))
+    frames = killable_map(middle_frame, calls, workers=workers, timeout_s=_FRAME_TIMEOUT_S)
+    bar = tqdm(frames, total=len(calls), unit="video", desc="frames")
+    labels, thumbs = shards.manifest.labels or (), []
+    for (_, sample), frame in zip(calls, bar, strict=True):
+        label = None if sample.label is None else labels[sample.label]
+        if isinstance(frame, Failed):
+            problem = f"{frame.reason}: {frame.message}"
+            thumbs.append(Thumbnail(sample.key, label, None, problem))
+        else:
+            thumbs.append(Thumbnail(sample.key, label, frame))
+    return thumbs
 
 
 def middle_frame(path: Path, sample: IndexedSample) -> np.ndarray:
-    """The frame at half the length, h w 3 (uint8), made smaller where it is large."""
+    """The frame at half the length, h w 3 (uint8); large frames are scaled down."""
     with path.open("rb") as file:
-        file.seek(sample.offset)
-        data = file.read(sample.bytes)
-    # PyAV: it is always there, and exact.
+        data = read_at(file.fileno(), sample.bytes, sample.offset)
+    # PyAV is always installed, and exact.
     frame = decode("pyav", data, np.array([sample.num_frames // 2]))[0]
     scale = _FRAME_SIDE / max(frame.shape)
     if scale >= 1:
@@ -242,7 +222,7 @@ def middle_frame(path: Path, sample: IndexedSample) -> np.ndarray:
 
 
 def format_rows(rows: Iterable[tuple[str, str]]) -> str:
-    """Rows as lines, values aligned."""
+    """Rows as lines with aligned values."""
     listed = list(rows)
     width = max(len(name) for name, _ in listed)
     return "\n".join(f"{name:<{width}}  {value}" for name, value in listed)

@@ -1,4 +1,4 @@
-"""Pictures of a set of shards: histograms of its facts, and a contact sheet of its videos."""
+"""Histograms of the facts of shards, and a contact sheet of their videos."""
 
 from __future__ import annotations
 
@@ -15,40 +15,38 @@ from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 from arvideo_ds.shards.inspection import Inspection, Thumbnail, rounded
 
 _BLUE, _ORANGE, _GRAY = "#3b6ea8", "#d9730d", "#6b6b6b"
-# A histogram of so few values is a bar for each.
+# Up to this number of different values, a histogram has one bar for each.
 _FEW_VALUES, _MOST_BINS = 10, 40
-# Up to so many classes have their names written.
+# Up to this number of classes, the plot shows their names.
 _NAMED_CLASSES = 40
 _COLUMNS, _BOX_INCHES = 6, 1.9
-# Characters that fit: of a label below a frame, and of a class or a key.
+# Characters that fit below a frame, and in the name of a class or a key.
 _LABEL_LINE, _LONGEST_NAME = 30, 36
 
 
-def draw_histograms(found: Inspection) -> Figure:
+def draw_histograms(inspection: Inspection) -> Figure:
     """Length in frames and seconds, short side, frame rate, and samples per class."""
-    named = len(found.label_counts) if len(found.label_counts) <= _NAMED_CLASSES else 0
-    lower = max(3.0, 0.9 + 0.21 * named)
+    num_labels = len(inspection.label_counts)
+    lower = max(3.0, 0.9 + 0.21 * (num_labels if num_labels <= _NAMED_CLASSES else 0))
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
     figure = Figure(figsize=(11, 3.4 + lower), layout=layout)
     grid = figure.add_gridspec(2, 3, height_ratios=(3.0, lower))
-    top = [figure.add_subplot(grid[0, column]) for column in range(3)]
-    _draw_values(top[0], found.num_frames, "frames")
-    _draw_values(top[1], found.duration_s, "seconds")
-    _draw_values(top[2], found.short_side, "short side, pixels")
-    _draw_values(figure.add_subplot(grid[1, 0]), found.fps, "frames per second")
-    _draw_classes(figure.add_subplot(grid[1, 1:]), found.label_counts)
-    title = f"{_name(found)}: {found.num_samples:,} videos"
-    title += f", {found.duration_s.sum() / 3600:,.2f} h"
+    for place, values, name in (
+        (grid[0, 0], inspection.num_frames, "frames"),
+        (grid[0, 1], inspection.duration_s, "seconds"),
+        (grid[0, 2], inspection.short_side, "short side, pixels"),
+        (grid[1, 0], inspection.fps, "frames per second"),
+    ):
+        _draw_values(figure.add_subplot(place), values, name)
+    _draw_classes(figure.add_subplot(grid[1, 1:]), inspection.most_frequent_labels)
+    title = f"{inspection.name}: {inspection.num_samples:,} videos"
+    title += f", {inspection.duration_s.sum() / 3600:,.2f} h"
     figure.suptitle(title, fontsize=12, parse_math=False)
     return figure
 
 
-def _name(found: Inspection) -> str:
-    return found.dataset + (f", split {found.split}" if found.split else "")
-
-
 def _draw_values(axis: Axes, values: np.ndarray, name: str) -> None:
-    """Number of videos over a value: a bar per value where these are few, else a histogram."""
+    """Number of videos over a value: a bar per value if there are few, else a histogram."""
     _plain(axis)
     distinct, counts = np.unique(values, return_counts=True)
     if len(distinct) <= _FEW_VALUES:
@@ -71,19 +69,18 @@ def _draw_values(axis: Axes, values: np.ndarray, name: str) -> None:
 
 
 def _bins(values: np.ndarray) -> list[float]:
-    """Edges of equally wide bins; for whole numbers each bin holds equally many of these."""
+    """Edges of equally wide bins; for integers each bin has equally many of them."""
     low, high = float(values.min()), float(values.max())
     count = min(_MOST_BINS, max(10, round(2 * math.sqrt(len(values)))))
     if np.issubdtype(values.dtype, np.integer):
         width = max(1, math.ceil((high - low + 1) / count))
-        return [float(edge) for edge in np.arange(low - 0.5, high + width + 0.5, width)]
-    return [float(edge) for edge in np.linspace(low, high, count + 1)]
+        return list(np.arange(low - 0.5, high + width + 0.5, width))
+    return list(np.linspace(low, high, count + 1))
 
 
-def _draw_classes(axis: Axes, label_counts: dict[str, int]) -> None:
-    """Samples per class, most first; names where they can be read."""
+def _draw_classes(axis: Axes, counts: list[tuple[str, int]]) -> None:
+    """Samples per class, largest first; with names if there are few."""
     _plain(axis)
-    counts = sorted(label_counts.items(), key=lambda item: (-item[1], item[0]))
     if not counts:
         axis.set_axis_off()
         axis.text(0.5, 0.5, "no labels", ha="center", transform=axis.transAxes, color=_GRAY)
@@ -108,15 +105,9 @@ def _draw_classes(axis: Axes, label_counts: dict[str, int]) -> None:
     axis.set_ylabel("videos per class")
     ends = f"most: {_shortened(counts[0][0])} ({heights[0]:,})"
     ends += f"\nfewest: {_shortened(counts[-1][0])} ({heights[-1]:,})"
-    axis.text(
-        *(0.98, 0.96, ends),
-        transform=axis.transAxes,
-        ha="right",
-        va="top",
-        fontsize=8,
-        parse_math=False,
-        bbox={"facecolor": "white", "alpha": 0.8, "edgecolor": "none"},
-    )
+    box = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none"}
+    text = axis.text(0.98, 0.96, ends, transform=axis.transAxes, fontsize=8, bbox=box)
+    text.set(ha="right", va="top", parse_math=False)
 
 
 def _count(axis: Axis) -> None:
@@ -130,13 +121,16 @@ def _plain(axis: Axes) -> None:
     axis.set_axisbelow(True)
 
 
-def draw_contact_sheet(thumbnails: list[Thumbnail], found: Inspection) -> Figure:
+def draw_contact_sheet(thumbnails: list[Thumbnail], inspection: Inspection) -> Figure:
     """One frame per video in equal boxes, with label and key below."""
     columns = min(_COLUMNS, len(thumbnails))
     rows = math.ceil(len(thumbnails) / columns)
-    aspect = _box_aspect(thumbnails)
+    frames = [t.frame for t in thumbnails if t.frame is not None]
+    # Width by height of the boxes: the median of the frames, within reason.
+    aspects = [frame.shape[1] / frame.shape[0] for frame in frames]
+    aspect = float(np.clip(np.median(aspects or [1.0]), 0.75, 1.8))
     box_height = _BOX_INCHES / aspect
-    # In inches: boxes a little apart, text below each, the title above all.
+    # In inches: small gaps between boxes, text below each, the title above all.
     column_width, row_height = _BOX_INCHES + 0.12, box_height + 0.62
     width, height = columns * column_width + 0.28, rows * row_height + 0.5
     figure = Figure(figsize=(width, height))
@@ -145,22 +139,10 @@ def draw_contact_sheet(thumbnails: list[Thumbnail], found: Inspection) -> Figure
         left, bottom = 0.2 + column * column_width, height - 0.5 - row * row_height - box_height
         box = (left / width, bottom / height, _BOX_INCHES / width, box_height / height)
         _draw_thumbnail(figure.add_axes(box), thumbnail, aspect)
-    figure.text(
-        *(0.5, 1 - 0.25 / height),
-        f"{_name(found)}: middle frames of {len(thumbnails):,} of {found.num_samples:,} videos",
-        ha="center",
-        va="center",
-        fontsize=11,
-        parse_math=False,
-    )
+    title = f"middle frames of {len(thumbnails):,} of {inspection.num_samples:,} videos"
+    text = figure.text(0.5, 1 - 0.25 / height, f"{inspection.name}: {title}", fontsize=11)
+    text.set(ha="center", va="center", parse_math=False)
     return figure
-
-
-def _box_aspect(thumbnails: list[Thumbnail]) -> float:
-    """Width by height of the boxes: that of the middlemost frame, within reason."""
-    frames = [t.frame for t in thumbnails if t.frame is not None]
-    aspects = [frame.shape[1] / frame.shape[0] for frame in frames]
-    return float(np.clip(np.median(aspects or [1.0]), 0.75, 1.8))
 
 
 def _draw_thumbnail(axis: Axes, thumbnail: Thumbnail, aspect: float) -> None:
@@ -170,38 +152,23 @@ def _draw_thumbnail(axis: Axes, thumbnail: Thumbnail, aspect: float) -> None:
     axis.spines[:].set_visible(False)
     if thumbnail.frame is None:
         message = textwrap.fill(f"does not decode: {thumbnail.problem}", 26)
-        axis.text(
-            *(0.5, 0.5, message),
-            transform=axis.transAxes,
-            ha="center",
-            va="center",
-            fontsize=6,
-            parse_math=False,
-        )
+        text = axis.text(0.5, 0.5, message, transform=axis.transAxes, fontsize=6)
+        text.set(ha="center", va="center", parse_math=False)
     else:
         height, width = thumbnail.frame.shape[:2]
-        # The frame fills the box, centred, without being stretched.
+        # The frame fits into the box, centred, undistorted.
         half = max(width / 2, height / 2 * aspect)
         axis.imshow(thumbnail.frame, extent=(-width / 2, width / 2, -height / 2, height / 2))
         axis.set_xlim(-half, half)
         axis.set_ylim(-half / aspect, half / aspect)
     label = textwrap.wrap(thumbnail.label or "no label", _LABEL_LINE, max_lines=2, placeholder="…")
-    # One text under the other, in points below the box.
-    down = -4.0
+    down = -4.0  # in points below the box
     lines = [(line, 8, "black") for line in label] + [(_shortened(thumbnail.key), 6, _GRAY)]
-    for text, size, color in lines:
-        axis.annotate(
-            text,
-            (0.5, 0),
-            (0, down),
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha="center",
-            va="top",
-            fontsize=size,
-            color=color,
-            parse_math=False,
+    for line, size, color in lines:
+        text = axis.annotate(
+            line, (0.5, 0), (0, down), xycoords="axes fraction", textcoords="offset points"
         )
+        text.set(ha="center", va="top", fontsize=size, color=color, parse_math=False)
         down -= 1.4 * size
 
 

@@ -96,7 +96,7 @@ def test_rejects_are_counted_by_reason(folder: Path) -> None:
     rejects = [Reject(source_path="a.mp4", reason=reason, message="") for reason in reasons]
     (folder / REJECTS).write_text("".join(r.model_dump_json() + "\n" for r in rejects))
     rows = dict(table(inspect_shards(folder), clip_frames=8))
-    assert rows["left out"] == "3: empty 2, truncated 1"
+    assert rows["rejected"] == "3: empty 2, truncated 1"
 
 
 def test_the_table_counts_everything_and_shows_both_ends_of_the_labels() -> None:
