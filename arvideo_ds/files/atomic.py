@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process that writes them dies."""
+"""Atomic writes: a file is complete or absent, even if its writer dies."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from typing import Any
 
 from arvideo_ds.errors import UserError
 
-# Suffix of files that are not complete; whoever writes to a folder may delete them.
+# Suffix of incomplete files; the next writer to the folder may delete them.
 PARTIAL = ".partial"
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A path beside `path`; what the block writes there is synced to disk and renamed to `path`.
+    """A path beside `path`; the file that the block writes there is synced and renamed to `path`.
 
-    After an error in the block, `path` is as before and the partial file is deleted.
+    After an error, `path` is unchanged and the partial file is deleted.
     """
     partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial
-        _sync(partial)
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
         partial.replace(path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -38,7 +39,7 @@ def replacing(path: Path) -> Iterator[Path]:
 def explained_when_full(
     folder: Path, goes_on: str = "after the last complete shard"
 ) -> Iterator[None]:
-    """A disk that fills up while writing becomes a `UserError`. goes_on: where the command does."""
+    """Turn a full disk into a `UserError`. goes_on: where the same command goes on."""
     try:
         yield
     except OSError as error:
@@ -60,22 +61,14 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON with an indent of 1; numbers that are not finite become null."""
+    """Write JSON with an indent of 1, and null for NaN and infinity."""
     write_text(path, json.dumps(finite(value), indent=1) + "\n")
 
 
 def finite(value: Any) -> Any:
-    """The value with None for numbers that are not finite, at any depth."""
+    """The value with None for NaN and infinity, at any depth."""
     if isinstance(value, Mapping):
         return {key: finite(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [finite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,8 +1,4 @@
-"""SHA-256 of files and facts: what was written is what is read. Needs no torch.
-
-SHA-256 as of the shards' manifest, so that `sha256sum` checks any file by hand; processors of the
-last years have instructions for it.
-"""
+"""SHA-256 of files and of facts, as `sha256sum` computes it. Needs no torch."""
 
 from __future__ import annotations
 
@@ -34,13 +30,13 @@ def sha256_of_file(file: BinaryIO) -> str:
 
 
 def sha256_of_facts(facts: Mapping[str, Any]) -> str:
-    """SHA-256 of what JSON keeps of some facts, whatever their order."""
+    """SHA-256 of facts as JSON, independent of their order."""
     plain = json.loads(json.dumps(facts))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
 
 def changed_files(folder: Path, expected: Mapping[str, str], names: Iterable[str]) -> list[str]:
-    """Those of the named files that cannot be read or have another SHA-256 than expected."""
+    """The names of files that cannot be read or have another SHA-256 than expected."""
 
     def changed(name: str) -> bool:
         try:
@@ -49,8 +45,7 @@ def changed_files(folder: Path, expected: Mapping[str, str], names: Iterable[str
             return True
 
     names = list(names)
-    # Hashing releases the interpreter; this process may be one of several on the machine.
+    # Hashing releases the interpreter lock; other processes of the machine need cores too.
     threads = max(1, min(_THREADS, len(available_cores()), len(names)))
     with ThreadPoolExecutor(threads) as pool:
-        verdicts = list(pool.map(changed, names))
-    return [name for name, verdict in zip(names, verdicts, strict=True) if verdict]
+        return [name for name, bad in zip(names, pool.map(changed, names), strict=True) if bad]

@@ -1,7 +1,7 @@
-"""Files of JSON objects, one a line, that a program appends to while it may be killed.
+"""JSON Lines files that survive the death of their writer.
 
-Each file has one writer (ranks have a file each), which appends whole lines. What a crash left
-torn is skipped by the reader with a note, and ended by the next append.
+Each file has one writer, which appends whole lines. After a crash, the reader skips an incomplete
+line with a note, and the next append ends it.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from pathlib import Path
 from typing import Any
 
 _LISTED = 5
-# What this process has noted of each file, so that it is noted once.
-_noted: dict[Path, list[int]] = {}
+# The lines of each file that this process has reported.
+_reported: dict[Path, list[int]] = {}
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file, none where there is no file.
+    """The objects of a file, none for a missing file.
 
-    Lines that hold none (cut short, garbled) are skipped; rank 0 prints their number and places.
+    Skips lines without an object (incomplete, damaged); rank 0 prints their number and places.
     """
     if not path.is_file():
         return []
-    objects, torn = [], []
+    objects, damaged = [], []
     for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
         if not line:
             continue
@@ -36,13 +36,13 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(value, dict):
             objects.append(value)
         else:
-            torn.append(number)
-    _note(path, torn)
+            damaged.append(number)
+    _report(path, damaged)
     return objects
 
 
 def append_json_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
-    """Append each object with one write; a torn last line is ended first."""
+    """Append each object with one write; first end an incomplete last line."""
     file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
     try:
         end = os.fstat(file).st_size
@@ -54,14 +54,10 @@ def append_json_lines(path: Path, objects: Iterable[Mapping[str, Any]]) -> None:
         os.close(file)
 
 
-def _note(path: Path, torn: list[int]) -> None:
-    if not torn or _noted.get(path) == torn or os.environ.get("RANK", "0") != "0":
+def _report(path: Path, damaged: list[int]) -> None:
+    if not damaged or _reported.get(path) == damaged or os.environ.get("RANK", "0") != "0":
         return
-    _noted[path] = torn
-    listed = ", ".join(map(str, torn[:_LISTED])) + (", ..." if len(torn) > _LISTED else "")
-    print(
-        f"note: {path}: {len(torn)} line(s) hold no JSON object, as a crash leaves them; skipped: "
-        f"line {listed}",
-        file=sys.stderr,
-        flush=True,
-    )
+    _reported[path] = damaged
+    listed = ", ".join(map(str, damaged[:_LISTED])) + (", ..." if len(damaged) > _LISTED else "")
+    note = f"note: {path}: {len(damaged)} line(s) without a JSON object skipped (after a crash)"
+    print(f"{note}: line {listed}", file=sys.stderr, flush=True)

@@ -1,9 +1,8 @@
-"""One writer per folder: an exclusive lock that ends with the process that has it.
+"""One writer per folder: an exclusive lock that ends with its process.
 
-The lock is `flock` on the file `.lock` in the folder, which stays there, empty while nobody writes.
-(Deleting it would let two processes lock two files of one name.) On NFS, Linux turns `flock` into a
-lock of the file server, so it also holds between machines. While the lock is held, the file says
-which process has it.
+The lock is `flock` on the file `.lock` in the folder, which names the process that has the lock.
+The file stays: after a deletion, two processes could lock two files of one name. On NFS, Linux
+turns `flock` into a lock of the file server, so it also works between machines.
 """
 
 from __future__ import annotations
@@ -14,7 +13,6 @@ import os
 import socket
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import IO
 
 from arvideo_ds.errors import UserError
@@ -24,46 +22,19 @@ _STALE_LOCK_S = 120
 _POLL_S = 1.0
 
 
-class FolderLock:
-    """A held lock. Use it in a `with` statement, or call `close`."""
+def lock(folder: Path, part: str = "", *, wait: bool = False) -> contextlib.ExitStack:
+    """Make the folder and lock it, or a part of it, until `close` or the end of a `with` block.
 
-    def __init__(self, file: IO[str]) -> None:
-        self._file = file
-        self._write(f"process {os.getpid()} on {socket.gethostname()}")
-
-    def close(self) -> None:
-        if not self._file.closed:
-            self._write("")
-            self._file.close()
-
-    def _write(self, owner: str) -> None:
-        # The text is only for messages: a full disk must not stop a run here.
-        with contextlib.suppress(OSError):
-            self._file.seek(0)
-            self._file.truncate()
-            self._file.write(owner)
-            self._file.flush()
-
-    def __enter__(self) -> FolderLock:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-
-def lock(folder: Path, part: str = "", *, wait: bool = False) -> FolderLock:
-    """Make the folder and lock it, or a part of it, until the returned lock is closed.
-
-    wait: wait for another process to finish instead of refusing. Errors: `UserError` if another
-    process has the lock, or nothing can be written there.
+    wait: wait for another process instead of raising. Errors: `UserError` if another process has
+    the lock, or the folder is not writable.
     """
-    file = _open(folder, f"{LOCK}{part}")
-    # A file server may hold the lock of a lost node for a while after Slurm started the job anew.
+    make_folder(folder)
+    try:
+        # Not "w", which would delete the name of the process that has the lock.
+        file = (folder / f"{LOCK}{part}").open("a+")
+    except OSError as error:
+        raise _not_writable(folder, error) from None
+    # After Slurm requeued a job, a file server may keep the lock of a lost node for a while.
     limit = time.monotonic() + (_STALE_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
     while not _try_lock(file, folder):
         if not wait and time.monotonic() > limit:
@@ -75,11 +46,15 @@ def lock(folder: Path, part: str = "", *, wait: bool = False) -> FolderLock:
                 "it, or choose another folder (--output)."
             )
         time.sleep(_POLL_S)
-    return FolderLock(file)
+    _write_owner(file, f"process {os.getpid()} on {socket.gethostname()}")
+    held = contextlib.ExitStack()
+    held.callback(file.close)
+    held.callback(_write_owner, file, "")
+    return held
 
 
 def make_folder(folder: Path) -> None:
-    """Errors: `UserError` where the folder is not there and cannot be made."""
+    """Make the folder if it is missing. Errors: `UserError`."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileExistsError:
@@ -88,19 +63,19 @@ def make_folder(folder: Path) -> None:
         raise _not_writable(folder, error) from None
 
 
-def _open(folder: Path, name: str) -> IO[str]:
-    make_folder(folder)
-    try:
-        # Not "w": that would delete the name of the process that has the lock.
-        return (folder / name).open("a+")
-    except OSError as error:
-        raise _not_writable(folder, error) from None
-
-
 def _not_writable(folder: Path, error: OSError) -> UserError:
     return UserError(
         f"cannot write to {folder} ({error.strerror}); choose another folder (--output)."
     )
+
+
+def _write_owner(file: IO[str], owner: str) -> None:
+    # Only messages use the text: a full disk must not stop a run here.
+    with contextlib.suppress(OSError):
+        file.seek(0)
+        file.truncate()
+        file.write(owner)
+        file.flush()
 
 
 def _try_lock(file: IO[str], folder: Path) -> bool:

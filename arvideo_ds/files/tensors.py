@@ -1,7 +1,7 @@
-"""Final weights as safetensors that know the hash of their own tensors.
+"""Final weights as safetensors with the hash of their tensors.
 
-The header's metadata holds a SHA-256 over names, types, shapes and values. It goes with the file
-wherever that is copied, and every reader of this package compares it.
+The header's metadata has a SHA-256 over names, types, shapes and values, which every reader of this
+package compares.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ _HASH = "sha256"
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors (CPU or device, none sharing memory) with their hash."""
-    # One entry: safetensors writes several in random order, and equal weights are equal files.
+    # One entry: safetensors writes several in random order, but equal weights must be equal files.
     save_file(dict(tensors), path, metadata={_HASH: _hash_of(tensors)})
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors by name, on the CPU; compared with the file's hash where it holds one.
+    """Tensors by name, on the CPU, compared with the file's hash if it has one.
 
-    Errors: `UserError` where they differ; those of safetensors and of the file system.
+    Errors: `UserError` if they differ; those of safetensors and of the file system.
     """
     tensors = load_file(path)
     with safe_open(path, framework="pt") as file:
@@ -37,8 +37,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if expected is not None and expected != _hash_of(tensors):
         raise UserError(
             f"{path} is damaged: its tensors do not match the SHA-256 in its header. Copy it "
-            "again; in a run's own folder, give the training command again: it writes the last "
-            "weights and their average anew from the last checkpoint."
+            "again; in a run's own folder, repeat the training command, which writes the last "
+            "weights and their average again from the last checkpoint."
         )
     return tensors
 

@@ -1,20 +1,20 @@
-"""The folder of a run: what it was, how it went, and that only one process writes there.
+"""The folder of a run: its files, its recipe and its results.
 
 <output>/
-  recipe.yaml        the whole recipe, overrides applied
-  run.json           plan, DeepSpeed configuration, versions, commit, manifest hash; the run that it
-                     continues (lineage.py), the loss of predicting the mean (baseline.py)
-  metrics.jsonl      one object a logged step
+  recipe.yaml        the whole recipe with overrides
+  run.json           plan, DeepSpeed configuration, versions, commit, manifest hash; the parent run
+                     (lineage.py), the loss of predicting the mean (baseline.py)
+  metrics.jsonl      one object per logged step
   quarantine-rank-00003.jsonl   videos that did not decode on this rank
-  not_applied-rank-00003.jsonl  steps that were refused, with this rank's videos (guard.py)
-  heartbeats/        where each rank stands (heartbeat.py)
+  not_applied-rank-00003.jsonl  refused steps, with this rank's videos (guard.py)
+  heartbeats/        the current phase of each rank (heartbeat.py)
   failures/          what ended each rank (failure.py)
   checkpoints/       see engine/checkpoints.py
-  model.safetensors  fp32 weights of the finished run, all of the model
-  ema.safetensors    their moving average, where ema_decay asks for it
-  best.safetensors   the weights that validated best (fine-tuning, detection, tokenizer)
-  labels.json        names of the classes, by label set where there are heads (fine-tuning)
-  summary.json       the outcome
+  model.safetensors  fp32 weights of the finished run, the whole model
+  ema.safetensors    their moving average, with ema_decay
+  best.safetensors   the weights with the best validation (fine-tuning, detection, tokenizer)
+  labels.json        class names, by label set for several heads (fine-tuning)
+  summary.json       the results
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ CHECKPOINTS = "checkpoints"
 METRICS = "metrics.jsonl"
 MODEL, EMA_MODEL, BEST_MODEL = "model.safetensors", "ema.safetensors", "best.safetensors"
 LABELS = "labels.json"
-# What --weights calls them, and why a run may not have them.
+# The choices of --weights, and why a run may not have them.
 WEIGHTS = {"best": BEST_MODEL, "last": MODEL, "ema": EMA_MODEL}
 _WHY_NONE = {
-    "best": "it is written where the run had evaluation.shards",
-    "last": "the run is not finished, or its weights were moved. Go on with the run first",
-    "ema": "it is written where the run had an ema_decay",
+    "best": "only a run with evaluation.shards writes it",
+    "last": "the run is not finished, or its weights were moved. Continue the run first",
+    "ema": "only a run with an ema_decay writes it",
 }
-# A file for each rank: appends of several nodes to one file may tear each other's lines.
+# One file per rank: appends of several nodes to one file may mix their lines.
 QUARANTINE = "quarantine"
 RECIPE, FACTS = "recipe.yaml", "run.json"
 SUMMARY = "summary.json"
-# Of the plan: they decide the schedule, and follow from the recipe.
+# Keys of the plan that determine the schedule and follow from the recipe.
 _RATES = ("lr", "warmup_lr", "min_lr")
-# By what the folders of the project's commands are known.
+# The file that identifies the output of each command.
 _MARKS = {
     RECIPE: "a run",
     "manifest.json": "shards",
@@ -60,8 +60,7 @@ _MARKS = {
     "parity.json": "an export",
 }
 
-# Settings that may differ between a run and its continuation: beyond rounding, none of them
-# changes a number.
+# Settings that may change when a run continues: they change no number beyond rounding.
 _FREE = frozenset(
     """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
     data.max_skipped_share data.shards data.scores data.num_videos train.micro_batch train.log_every
@@ -74,8 +73,7 @@ _FREE = frozenset(
     probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity wandb.group
     wandb.tags""".split()
 )
-# Settings in which a run may differ from the one that it resumes (--resume), beside those: for how
-# long and how fast the same model is trained on, and by what it is judged.
+# Settings that may also differ from the parent of --resume: length, speed and evaluation.
 _FREE_OF_PARENT = ("train.epochs", "train.max_steps", "train.precision", "optim.", "probe.")
 
 
@@ -84,18 +82,18 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 
 
 def require_own(folder: Path, mark: str) -> None:
-    """Refuse a file, and another command's folder. mark: the file that one's own are known by."""
+    """Errors: `UserError` for a file, or the output of a command without the file `mark`."""
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--output {folder} is a file; give a folder.")
     for name, what in _MARKS.items():
         if name != mark and (folder / name).is_file():
-            raise UserError(f"--output {folder} holds {what} ({name}); choose another folder.")
+            raise UserError(f"--output {folder} contains {what} ({name}); choose another folder.")
 
 
 def choose_weights(folder: Path, name: str | None = None) -> str:
-    """Which of `WEIGHTS` a run is used with: the one asked for, else best where there, else last.
+    """A key of `WEIGHTS`: `name`, else best if the run has it, else last.
 
-    Errors: `UserError` where the run does not have it.
+    Errors: `UserError` if the run does not have the file.
     """
     name = name or ("best" if (folder / BEST_MODEL).is_file() else "last")
     if not (folder / WEIGHTS[name]).is_file():
@@ -104,7 +102,7 @@ def choose_weights(folder: Path, name: str | None = None) -> str:
 
 
 def read_recipe(folder: Path, kind: type[AnyRecipe]) -> AnyRecipe:
-    """The recipe of a run; kind: its class or a base. Errors: `UserError` where it is another."""
+    """The recipe of a run; kind: its class or a base. Errors: `UserError` for another kind."""
     path = folder / RECIPE
     names = [recipe.run_name for recipe in RECIPES.values() if issubclass(recipe, kind)]
     expected = "a run" if len(names) == len(RECIPES) else " or ".join(names)
@@ -116,36 +114,33 @@ def read_recipe(folder: Path, kind: type[AnyRecipe]) -> AnyRecipe:
     tree = read_yaml(path)
     task = str(tree.get("task", "pretrain")) if isinstance(tree, dict) else ""
     if task in RECIPES and not issubclass(RECIPES[task], kind):
-        found = RECIPES[task]
+        actual = RECIPES[task]
         raise UserError(
-            f"expected {expected}, but {folder} is {found.run_name}; such runs are tested with "
-            f"`arvideo {found.tested_by}`."
+            f"expected {expected}, but {folder} is {actual.run_name}; such runs are tested with "
+            f"`arvideo {actual.tested_by}`."
         )
     return validate(tree, str(path), kind)
 
 
 def require_same_mathematics(folder: Path, recipe: Recipe) -> None:
-    """Refuse to go on with another recipe than the folder's, where that would change numbers."""
+    """Errors: `UserError` if the folder has a run whose recipe gives other numbers."""
     if not (folder / RECIPE).is_file():
         return
-    changed = _changed(read_recipe(folder, Recipe), recipe)
-    if changed:
+    if changed := _changed(read_recipe(folder, Recipe), recipe):
         raise UserError(
-            f"{folder} holds a run with other settings ({_listed(changed)}). Go on with the "
-            "settings it was started with, or start another run with another --output."
+            f"{folder} contains a run with other settings ({_listed(changed)}). Continue with the "
+            "original settings, or start another run with another --output."
         )
 
 
 def require_resumable(parent: Path, recipe: Recipe) -> None:
-    """Refuse to go on from another run whose model, objective, clips or order were others.
+    """Errors: `UserError` if the parent run has another model, objective, clips or order.
 
-    Its weights would be read with other positions or targets, and its step would be another place
-    in the data. Errors: `UserError` that names both values.
+    Its weights would have other positions or targets, and its step another place in the data.
     """
-    changed = _changed(read_recipe(parent, type(recipe)), recipe)
     changed = {
         key: values
-        for key, values in changed.items()
+        for key, values in _changed(read_recipe(parent, type(recipe)), recipe).items()
         # Another optimiser cannot read this one's moments.
         if key == "optim.name" or not key.startswith(_FREE_OF_PARENT)
     }
@@ -162,13 +157,19 @@ def require_resumable(parent: Path, recipe: Recipe) -> None:
 
 
 def _changed(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
-    """Settings that change numbers and differ, with both values."""
+    """Both values of every setting that differs and changes numbers."""
     was, is_now = _flat(before), _flat(now)
     return {
         key: (was.get(key), value)
         for key, value in is_now.items()
         if key not in _FREE and was.get(key) != value
     }
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    sections = recipe.model_dump(mode="json", exclude={"task"})
+    flat = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
+    return {"task": recipe.task, **flat}
 
 
 def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
@@ -178,11 +179,10 @@ def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
 
 
 def left_out(folder: Path) -> dict[str, str]:
-    """Keys of videos on which data workers hung or died in earlier starts, and which of the two."""
-    lines = read_of_ranks(folder, QUARANTINE)
+    """Keys of videos on which data workers hung or crashed in earlier starts -> hang or crash."""
     return {
         line["key"]: line["kind"]
-        for line in lines
+        for line in read_of_ranks(folder, QUARANTINE)
         if line.get("kind") in ("hang", "crash") and "key" in line
     }
 
@@ -193,7 +193,7 @@ def append_of_rank(folder: Path, name: str, rank: int, lines: Iterable[Mapping[s
 
 
 def read_of_ranks(folder: Path, name: str) -> list[dict[str, Any]]:
-    """The lines of all ranks, also of the one file that runs had before."""
+    """The lines of all ranks, also from the only file of earlier versions."""
     paths = [folder / f"{name}.jsonl", *sorted(folder.glob(f"{name}-rank-*.jsonl"))]
     return [line for path in paths for line in read_json_lines(path)]
 
@@ -204,45 +204,45 @@ def write_facts(folder: Path, facts: Mapping[str, Any]) -> None:
 
 
 def read_facts(folder: Path) -> dict[str, Any]:
-    """What run.json says; nothing where there is none."""
-    path = folder / FACTS
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    """The content of run.json, empty without the file."""
+    return _read_json(folder / FACTS)
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """summary.json. Errors: `UserError` where the run has none yet."""
-    path = folder / SUMMARY
-    if not path.is_file():
+    """summary.json. Errors: `UserError` if there is none yet."""
+    if not (folder / SUMMARY).is_file():
         raise UserError(
-            f"there is no {path}: it is written when the run finishes or is interrupted. Continue "
-            "the run first."
+            f"there is no {folder / SUMMARY}: it is written when the run finishes or is "
+            "interrupted. Continue the run first."
         )
-    return dict(json.loads(path.read_text()))
+    return _read_json(folder / SUMMARY)
 
 
 def update_summary(folder: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Add facts to summary.json and return the whole."""
-    path = folder / SUMMARY
-    summary = json.loads(path.read_text()) if path.is_file() else {}
-    summary.update(facts)
-    write_json(path, summary)
-    return dict(summary)
+    summary = _read_json(folder / SUMMARY) | dict(facts)
+    write_json(folder / SUMMARY, summary)
+    return summary
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def has_checkpoints(folder: Path) -> bool:
-    """Whether the run has saved, be it sound or not (engine/checkpoints.py)."""
+    """Whether the run has any checkpoint, complete or not (engine/checkpoints.py)."""
     return any((folder / CHECKPOINTS).glob("step-*"))
 
 
 def read_metrics(folder: Path) -> list[dict[str, float]]:
-    """The logged steps; lines that a crash left torn are skipped (json_lines.py)."""
+    """The logged steps without damaged lines (json_lines.py)."""
     return [line for line in read_json_lines(folder / METRICS) if "step" in line]
 
 
 def require_same_rates(checkpoint: Path, before: Any, plan: RunPlan) -> None:
-    """Refuse to continue a checkpoint whose plan had other learning rates from the same recipe.
+    """Errors: `UserError` if the checkpoint's plan has other learning rates from the same recipe.
 
-    Version 0.1 first scaled base_lr by clips, and not warmup_lr and min_lr. Errors: `UserError`.
+    Version 0.1 first scaled base_lr by clips, and not warmup_lr and min_lr.
     """
     was = before if isinstance(before, Mapping) else {}
     changed = [k for k in _RATES if k in was and not math.isclose(was[k], getattr(plan, k))]
@@ -258,9 +258,3 @@ def require_same_rates(checkpoint: Path, before: Any, plan: RunPlan) -> None:
             f"videos per step. Start another run with the former rates (a pretraining run can "
             f"start from this one with --resume RUN --output NEW): {keys}."
         )
-
-
-def _flat(recipe: Recipe) -> dict[str, Any]:
-    sections = recipe.model_dump(mode="json", exclude={"task"})
-    flat = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
-    return {"task": recipe.task, **flat}

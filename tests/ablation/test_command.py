@@ -98,7 +98,7 @@ def test_a_grid_goes_on_where_it_was_interrupted_and_tells_what_failed(
 
     other = run(*command, "optim.base_lr=1e-3")
     assert other.returncode == 2
-    assert "holds a run with other settings (optim.base_lr was 0.016, is 0.001)" in other.stderr
+    assert "contains a run with other settings (optim.base_lr was 0.016, is 0.001)" in other.stderr
 
 
 @pytest.mark.slow

@@ -13,14 +13,14 @@ from arvideo_ds.runs import run_folder
 
 
 def test_the_best_weights_are_used_where_there_are_any(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="Go on with the run first"):
+    with pytest.raises(UserError, match="Continue the run first"):
         run_folder.choose_weights(tmp_path)
     (tmp_path / "model.safetensors").touch()
     assert run_folder.choose_weights(tmp_path) == "last"
     (tmp_path / "best.safetensors").touch()
     assert run_folder.choose_weights(tmp_path) == "best"
     assert run_folder.choose_weights(tmp_path, "last") == "last"
-    with pytest.raises(UserError, match="had an ema_decay"):
+    with pytest.raises(UserError, match="with an ema_decay"):
         run_folder.choose_weights(tmp_path, "ema")
 
 
@@ -29,7 +29,7 @@ def test_nobody_writes_among_another_command_s_files(mark: str, tmp_path: Path) 
     (tmp_path / "recipe.yaml").touch()
     run_folder.require_own(tmp_path, "recipe.yaml")
     (tmp_path / mark).touch()
-    with pytest.raises(UserError, match=rf"holds .*\({mark}\); choose another folder"):
+    with pytest.raises(UserError, match=rf"contains .*\({mark}\); choose another folder"):
         run_folder.require_own(tmp_path, "recipe.yaml")
 
 
