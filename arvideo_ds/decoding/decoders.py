@@ -1,8 +1,8 @@
-"""Frames of a video by their numbers, from bytes, through whichever decoder this machine has.
+"""Frames of a video by their numbers, from bytes, by any decoder that works on this machine.
 
-A decoder is a function (bytes, frame numbers) -> uint8 array F H W 3. All of them return the same
-frames for the same numbers, up to the rounding of colours; a contract test holds them to it. Each
-call opens, reads and closes: cached readers are what makes workers grow.
+A decoder is a function (bytes, frame numbers) -> uint8 array F H W 3. All return the same frames
+for the same numbers, up to the rounding of colours. Each call opens, reads and closes: cached
+readers would make the memory of workers grow.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Decoder = Callable[[bytes, np.ndarray], np.ndarray]
 
 
 class DecodeError(Exception):
-    """A video that does not decode; the loader skips and counts it by `kind`."""
+    """A video does not decode; the loader skips it and counts it by `kind`."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(kind, message)
@@ -49,24 +49,24 @@ def decode_decord(data: bytes, frames: np.ndarray) -> np.ndarray:
 
 
 def decode_pyav(data: bytes, frames: np.ndarray) -> np.ndarray:
-    """From the key frame before the first frame wanted where times number the frames, as in
-    transcoded videos; else from the start: exact on any file, slow on long ones."""
-    wanted = set(frames.tolist())
+    """From the key frame before the first number where time stamps identify the frames, as in
+    transcoded videos; else from the start: exact for any file, slow for long ones."""
+    numbers = set(frames.tolist())
     with _open_pyav(data) as (container, stream):
-        found = _after_key_frame(container, stream, wanted)
-    if len(found) < len(wanted):
+        pictures = _after_key_frame(container, stream, numbers)
+    if len(pictures) < len(numbers):
         with _open_pyav(data) as (container, stream):
-            found = _chosen(enumerate(decodable_frames(container, stream)), wanted)
-    missing = sorted(wanted - found.keys())
+            pictures = _select(enumerate(decodable_frames(container, stream)), numbers)
+    missing = sorted(numbers - pictures.keys())
     if missing:
         raise DecodeError("short", f"frame {missing[0]} is not there")
-    return np.stack([found[number] for number in frames.tolist()])
+    return np.stack([pictures[number] for number in frames.tolist()])
 
 
 def _after_key_frame(
-    container: av.container.InputContainer, stream: av.VideoStream, wanted: set[int]
+    container: av.container.InputContainer, stream: av.VideoStream, numbers: set[int]
 ) -> dict[int, np.ndarray]:
-    """The wanted frames, or fewer where the times of the packets do not number the frames."""
+    """The frames of these numbers; fewer where time stamps do not identify frames."""
     # With B-frames, pictures after a key frame may need some from before it.
     if stream.codec_context.name != "h264" or stream.codec_context.has_b_frames:
         return {}
@@ -77,29 +77,29 @@ def _after_key_frame(
                 return {}
             times.append(packet.pts)
     times.sort()
-    if max(wanted) >= len(times) or len(set(np.diff(times))) > 1:
+    if max(numbers) >= len(times) or len(set(np.diff(times))) > 1:
         return {}
-    numbers = {time: number for number, time in enumerate(times)}
+    number_at = {time: number for number, time in enumerate(times)}
     try:
-        container.seek(times[min(wanted)], stream=stream, backward=True)
+        container.seek(times[min(numbers)], stream=stream, backward=True)
     except av.error.FFmpegError:
         return {}
     decoded = decodable_frames(container, stream)
-    numbered = ((numbers[frame.pts], frame) for frame in decoded if frame.pts in numbers)
-    return _chosen(numbered, wanted)
+    numbered = ((number_at[frame.pts], frame) for frame in decoded if frame.pts in number_at)
+    return _select(numbered, numbers)
 
 
-def _chosen(
-    numbered: Iterable[tuple[int, av.VideoFrame]], wanted: set[int]
+def _select(
+    numbered: Iterable[tuple[int, av.VideoFrame]], numbers: set[int]
 ) -> dict[int, np.ndarray]:
-    """The wanted ones of numbered frames; reads no further than the last of them."""
-    found: dict[int, np.ndarray] = {}
+    """Pictures of these numbers; reads no further than the last of them."""
+    pictures: dict[int, np.ndarray] = {}
     for number, frame in numbered:
-        if number in wanted:
-            found[number] = frame.to_ndarray(format="rgb24")
-        if len(found) == len(wanted) or number > max(wanted):
+        if number in numbers:
+            pictures[number] = frame.to_ndarray(format="rgb24")
+        if len(pictures) == len(numbers) or number > max(numbers):
             break
-    return found
+    return pictures
 
 
 @contextlib.contextmanager
@@ -127,7 +127,7 @@ def _count_pyav(data: bytes) -> int:
         return sum(1 for _ in decodable_frames(container, stream))
 
 
-# In order of preference. decord is the last: unmaintained since 2022, with FFmpeg 4.1 inside.
+# In order of preference; decord is unmaintained since 2022 and contains FFmpeg 4.1.
 DECODERS: dict[str, Decoder] = {
     "torchcodec": decode_torchcodec,
     "pyav": decode_pyav,
@@ -138,30 +138,34 @@ _COUNTERS: dict[str, Callable[[bytes], int]] = {
     "pyav": _count_pyav,
     "decord": _count_decord,
 }
-# Those that must read a video before it becomes a sample, where they work.
+# Where they work, these must read a video before it becomes a sample.
 _DECISIVE = ("torchcodec", "pyav")
 HOW_TO_GET_TORCHCODEC = (
     "torchcodec, the fastest decoder, needs FFmpeg's libraries: apt-get install ffmpeg, or conda "
     "install -c conda-forge ffmpeg"
 )
-# decord begins its messages with the time and a path: the same fault must read the same.
+# decord's messages begin with the time and a path: equal errors must have equal messages.
 _LOG_PREFIX = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")
 
 
 def available_decoders() -> dict[str, str]:
-    """Name -> empty text if it works here, else the first line of why not."""
+    """Name -> first line of the error that the decoder fails with here; empty if it works."""
     return {name: _load_problem(name) for name in DECODERS}
 
 
+def usable_decoders() -> list[str]:
+    return [name for name, problem in available_decoders().items() if not problem]
+
+
 def decisive_decoders() -> tuple[str, ...]:
-    """Those that work here and must read a video before it becomes a sample."""
+    """Decoders that work here and must read a video before it becomes a sample."""
     return tuple(name for name in _DECISIVE if not _load_problem(name))
 
 
 def choose_decoder(name: str) -> str:
-    """The decoder asked for, or for "auto" the first that works.
+    """The decoder of this name, or for "auto" the first that works.
 
-    Errors: `UserError` when it does not work; the message has its reason and the ones that do.
+    Errors: `UserError` with the reason why it does not work, and those that do.
     """
     if name == "auto":
         return first_usable([usable_decoders()])
@@ -174,14 +178,10 @@ def choose_decoder(name: str) -> str:
     return name
 
 
-def usable_decoders() -> list[str]:
-    return [name for name, problem in available_decoders().items() if not problem]
-
-
 def first_usable(usable: Sequence[Sequence[str]]) -> str:
-    """The decoder that "auto" takes where each of several machines can use these.
+    """The preferred decoder of those that all ranks can use; `usable`: the names by rank.
 
-    The first rank says once how to get a faster one. Errors: `UserError` where they share none.
+    The first rank prints once how to get a faster one. Errors: `UserError` if they share none.
     """
     shared = [name for name in DECODERS if all(name in names for names in usable)]
     if not shared:
@@ -193,23 +193,23 @@ def first_usable(usable: Sequence[Sequence[str]]) -> str:
 
 @functools.lru_cache
 def _note(text: str) -> None:
-    """Print a line once, and not on every rank and in every worker."""
+    """Print a line once, on the first rank and not in workers."""
     if os.environ.get("RANK", "0") == "0" and multiprocessing.parent_process() is None:
         print(text, file=sys.stderr, flush=True)
 
 
 def decode(name: str, data: bytes, frames: np.ndarray) -> np.ndarray:
-    """Frames F H W 3, uint8. Errors: `DecodeError`, whatever the library raised."""
+    """Frames F H W 3, uint8. Errors: `DecodeError`, whatever the library raises."""
     return _translated(DECODERS[name], data, frames)
 
 
 def count_frames(name: str, data: bytes) -> int:
-    """Frames that this decoder says there are. Errors: `DecodeError`."""
+    """The decoder's number of frames. Errors: `DecodeError`."""
     return _translated(_COUNTERS[name], data)
 
 
 def load_decoders(names: Iterable[str]) -> None:
-    """Import and try decoders now: it takes seconds."""
+    """Import and try decoders, which takes seconds."""
     for name in names:
         _load_problem(name)
 
@@ -219,25 +219,22 @@ def _translated(function: Callable[..., Any], *arguments: Any) -> Any:
         return function(*arguments)
     except DecodeError:
         raise
-    except Exception as error:  # each library has its own
-        first_line = str(error).strip().partition("\n")[0]
-        message = f"{function.__name__}: {_LOG_PREFIX.sub('', first_line)}"
+    except Exception as error:  # each library raises its own
+        message = f"{function.__name__}: {_LOG_PREFIX.sub('', _first_line(error))}"
         raise DecodeError(type(error).__name__, message) from None
 
 
 @functools.lru_cache
 def _load_problem(name: str) -> str:
-    """Decode a real video of three frames: libraries import lazily, so importing proves little."""
+    """Decode a video of three frames: libraries import lazily, so importing proves little."""
+    blank = av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8)).reformat(format="yuv420p")
     try:
-        DECODERS[name](_tiny_video(), np.array([0, 2]))
-    except (
-        Exception
-    ) as error:  # each library fails in its own way where FFmpeg or a wheel is missing
-        return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+        video = encode([blank] * 3, rate=Fraction(3), settings=TranscodeSettings())
+        DECODERS[name](video, np.array([0, 2]))
+    except Exception as error:  # each library raises its own where FFmpeg or a wheel is missing
+        return f"{type(error).__name__}: {_first_line(error)}"
     return ""
 
 
-def _tiny_video() -> bytes:
-    blank = (av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8)) for _ in range(3))
-    frames = (frame.reformat(format="yuv420p") for frame in blank)
-    return encode(frames, rate=Fraction(3), settings=TranscodeSettings())
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]

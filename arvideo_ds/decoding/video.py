@@ -19,16 +19,16 @@ import av.logging
 # Start and stop of a part of a video in seconds, counted from its first frame.
 Part = tuple[float, float]
 
-# Where the header counts no frames, duration x rate promises some, roughly.
+# Without a frame count in the header, expect at least this share of duration x rate.
 _ROUGH_PROMISE = 0.75
-# A part may reach beyond the video's end by this share of its frames, or by one: annotated times
-# are rounded. The sample then ends with the video.
+# Annotated times are rounded: a part may exceed the video by this share of its frames, or by one.
+# The sample then ends with the video.
 _BEYOND_END = 0.1
-# The largest frames that are decoded, unless the user says otherwise: 8K.
+# Default limit of a frame: 8K.
 MAX_PIXELS = 8192 * 4320
 _FFMPEG_MOST = 2**31 - 1
 
-# FFmpeg filters that undo a rotation of so many quarter turns (counter-clockwise).
+# FFmpeg filters that undo 0 to 3 counter-clockwise quarter turns.
 _TURNS: list[list[tuple[str, str | None]]] = [
     [],
     [("transpose", "cclock")],
@@ -47,7 +47,7 @@ class RejectedError(Exception):
 
 @dataclass(frozen=True)
 class TranscodeSettings:
-    """H.264 made for fast random access. Lengths in pixels, `gop` in frames; 0 keeps the size."""
+    """H.264 with fast random access. short_side in pixels (0 keeps the size), gop in frames."""
 
     short_side: int = 256
     gop: int = 8
@@ -55,35 +55,32 @@ class TranscodeSettings:
     preset: str = "veryfast"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class VideoInfo:
-    """What decoding the whole file showed; `num_frames` counts frames that decode."""
+    """Properties of a decoded video (or part); `num_frames` counts the frames that decode."""
 
-    num_frames: int
+    num_frames: int = 0
     promised_frames: int
     fps: float
-    width: int
-    height: int
-    duration_s: float
+    width: int = 0
+    height: int = 0
+    duration_s: float = 0.0
     codec: str
-    rotation: int
-    # What the header says, of the whole video; infinite where it says nothing.
-    length_s: float = math.inf
+    rotation: int = 0
+    # Of the whole video by its header; infinite where the header has none.
+    length_s: float
     sizes: set[tuple[int, int]] = field(default_factory=set)
     packets: int = 0
-    # Those (about one per frame) that the decoder refused, or reported errors in. Decoders conceal
+    # Packets (about one per frame) that the decoder refused or reported errors in. Decoders conceal
     # such damage; pictures after it stay wrong up to the next key frame.
     damaged_packets: int = 0
-    # Packets that an edit list keeps from being shown.
+    # Packets that an edit list hides.
     hidden_packets: int = 0
 
 
 def probe(source: BinaryIO, part: Part | None = None, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-    """Decode every frame (of the part) and say what was there.
-
-    Errors: `RejectedError` when nothing decodes, frames have more than `max_pixels`, or the part
-    lies beyond the video's end.
-    """
+    """Decode every frame (of the part). Errors: `RejectedError`, as `read_frames` and
+    `require_frames`."""
     with read_frames(source, part, max_pixels=max_pixels) as (info, frames):
         for _ in frames:
             pass
@@ -99,29 +96,26 @@ def read_frames(
     upright: bool = False,
     max_pixels: int = MAX_PIXELS,
 ) -> Iterator[tuple[VideoInfo, Iterator[av.VideoFrame]]]:
-    """Every frame (of the part) that decodes, one at a time, and the facts, which grow with them.
+    """Every frame (of the part) that decodes, and the info, which each frame updates.
 
-    The file is read as it goes and never held whole. upright: frames as they are to be shown
-    (rotation and pixel aspect undone), not as they are stored. max_pixels: of a frame, refused
-    before decoding where the header says the size. Errors: `RejectedError`.
+    The file is streamed. upright: undo rotation and pixel aspect. max_pixels: limit of a frame,
+    checked before decoding where the header has the size. Errors: `RejectedError`.
     """
     with _open(source) as container:
         stream = _video_stream(container, max_pixels)
         rate = _rate(stream)
-        promised = stream.frames or _rough_promise(container, float(rate))
+        length_s = container.duration / av.time_base if container.duration else 0.0
+        promised = stream.frames or math.floor(_ROUGH_PROMISE * length_s * float(rate))
+        if stream.duration and stream.time_base:
+            length_s = float(stream.duration * stream.time_base)
         info = VideoInfo(
-            num_frames=0,
             promised_frames=promised if part is None else int((part[1] - part[0]) * rate),
             fps=round(float(rate), 4),
-            width=0,
-            height=0,
-            duration_s=0.0,
             codec=stream.codec_context.name,
-            rotation=0,
-            length_s=_length_s(container, stream),
+            length_s=length_s or math.inf,
         )
         frames = _counted(_frames(container, stream, part, info), info, max_pixels)
-        aspect = stream.sample_aspect_ratio
+        aspect = stream.sample_aspect_ratio or Fraction(1)
         yield info, _shown(frames, aspect, max_pixels) if upright else frames
 
 
@@ -139,27 +133,17 @@ def _counted(
 
 
 def require_frames(info: VideoInfo, part: Part | None = None) -> None:
-    """Errors: `RejectedError` when nothing decoded, or the part lies beyond the video's end."""
-    if part is not None and part[1] > info.length_s:
-        _require_within(part, info)
+    """Errors: `RejectedError` where no frame decoded, or the part exceeds the video."""
+    where = ""
+    if part is not None:
+        where = f" from {part[0]:g} to {part[1]:g} s"
+        if part[1] > info.length_s:
+            _require_within(part, info)
     if not info.num_frames:
-        where = "" if part is None else f" from {part[0]:g} to {part[1]:g} s"
         raise RejectedError("no_frames", f"the file opens but not one frame decodes{where}")
 
 
-def _rough_promise(container: av.container.InputContainer, fps: float) -> int:
-    duration_s = (container.duration or 0) / av.time_base
-    return math.floor(_ROUGH_PROMISE * duration_s * fps)
-
-
-def _length_s(container: av.container.InputContainer, stream: av.VideoStream) -> float:
-    if stream.duration and stream.time_base:
-        return float(stream.duration * stream.time_base)
-    return container.duration / av.time_base if container.duration else math.inf
-
-
 def _require_within(part: Part, info: VideoInfo) -> None:
-    """A part that stops after the video's end; hardly after it, no frame behind is promised."""
     lost = info.promised_frames - info.num_frames
     if lost > max(1, _BEYOND_END * info.promised_frames):
         where = f"the part is {part[0]:g} to {part[1]:g} s of a video of {info.length_s:.2f} s"
@@ -176,7 +160,7 @@ def transcode(
 ) -> bytes:
     """H.264/MP4: upright, square pixels, even sizes, 8-bit 4:2:0, short closed GOPs, no audio.
 
-    Errors: `RejectedError`, also where frames have more than `max_pixels`, before or after.
+    Errors: `RejectedError`, also for frames of more than `max_pixels` before or after scaling.
     """
     with _open(source) as container:
         stream = _video_stream(container, max_pixels)
@@ -189,7 +173,7 @@ def transcode(
 def encode(
     frames: Iterable[av.VideoFrame], *, rate: Fraction, settings: TranscodeSettings
 ) -> bytes:
-    """Encode frames of one even size as H.264/MP4; the same frames give the same bytes."""
+    """Frames of one even size as H.264/MP4; deterministic to the byte."""
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
         stream: Any = None
@@ -200,7 +184,7 @@ def encode(
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.thread_count = 1
                 stream.codec_context.time_base = 1 / rate
-            # One frame after another at the nominal rate: indices are what training samples by.
+            # Times follow the frame numbers at the nominal rate: training samples by numbers.
             frame.pts, frame.time_base = index, 1 / rate
             output.mux(stream.encode(frame))
         if stream is None:
@@ -216,7 +200,7 @@ def _x264_options(settings: TranscodeSettings) -> dict[str, str]:
         "crf": str(settings.crf),
         "g": str(settings.gop),
         "bf": "0",
-        # Looking ahead makes x264's output vary from run to run on small frames.
+        # With lookahead, x264's output is not deterministic on small frames.
         "rc-lookahead": "0",
         "mbtree": "0",
         "flags": "+cgop+bitexact",
@@ -224,12 +208,8 @@ def _x264_options(settings: TranscodeSettings) -> dict[str, str]:
 
 
 def open_video(source: BinaryIO) -> av.container.InputContainer:
-    """Open a file object to read; every reader of the project opens through this.
-
-    Errors: PyAV's own.
-    """
-    # No protocols: a crafted playlist cannot reach other files or hosts. Titles and other texts
-    # need not be UTF-8 for the pictures to be sound.
+    """Open a file object to read; the only call of `av.open` for reading. Errors: PyAV's."""
+    # No protocols: a crafted playlist cannot reach other files or hosts. Titles need not be UTF-8.
     return av.open(source, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
 
 
@@ -237,12 +217,9 @@ def _open(source: BinaryIO) -> av.container.InputContainer:
     try:
         return open_video(source)
     except (av.error.FFmpegError, ValueError, EOFError) as error:
-        raise RejectedError("cannot_open", _tool_message(error)) from None
-
-
-def _tool_message(error: Exception) -> str:
-    # Without the path that PyAV adds: rejects must not depend on where the videos lie.
-    return str(getattr(error, "strerror", None) or error)
+        # Without the path that PyAV adds: rejects must not depend on the folder of the videos.
+        message = str(getattr(error, "strerror", None) or error)
+        raise RejectedError("cannot_open", message) from None
 
 
 def _rate(stream: av.VideoStream) -> Fraction:
@@ -258,9 +235,7 @@ def _require_size(width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _video_stream(
-    container: av.container.InputContainer, max_pixels: int = MAX_PIXELS
-) -> av.VideoStream:
+def _video_stream(container: av.container.InputContainer, max_pixels: int) -> av.VideoStream:
     pictures = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & pictures]
     if not streams:
@@ -269,7 +244,7 @@ def _video_stream(
     if stream.codec_context is None:
         raise RejectedError("no_decoder", "no decoder for the video stream")
     _require_size(stream.codec_context.width, stream.codec_context.height, max_pixels)
-    # For what the header hides. Twice, because decoders round sizes up to whole blocks.
+    # For frames larger than the header says. Twice, since decoders round up to whole blocks.
     stream.codec_context.options = {"max_pixels": str(min(2 * max_pixels, _FFMPEG_MOST))}
     stream.codec_context.thread_count = 1
     return stream
@@ -281,11 +256,10 @@ def _frames(
     part: Part | None,
     info: VideoInfo | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Every frame (of the part) that decodes, in order of time."""
     if part is None:
         yield from decodable_frames(container, stream, info)
         return
-    seek_before(container, stream, part[0])
+    _seek_before(container, stream, part[0])
     for frame in decodable_frames(container, stream, info):
         time = _time(frame, stream)
         if time >= part[1]:
@@ -293,7 +267,7 @@ def _frames(
         if time >= part[0]:
             yield frame
         elif info is not None:
-            # What is wrong before the part is not the part's.
+            # Damage before the part does not count.
             info.damaged_packets = 0
 
 
@@ -302,15 +276,12 @@ def decodable_frames(
     stream: av.VideoStream,
     info: VideoInfo | None = None,
 ) -> Iterator[av.VideoFrame]:
-    """Every frame that decodes; damaged packets are counted and passed over.
-
-    Errors: `MemoryError`.
-    """
+    """Every frame that decodes; `info` counts packets. Errors: `MemoryError`."""
     packets = container.demux(stream)
     while True:
         frames: list[av.VideoFrame] = []
-        # Not around the `yield`: messages of an encoder at the other end are not this video's.
-        with _error_messages(listen=info is not None) as messages:
+        # Not around the `yield`: messages of an encoder in the caller are not this video's.
+        with _error_messages() if info else contextlib.nullcontext() as messages:
             try:
                 packet = next(packets)
                 if info is not None and packet.size:
@@ -330,11 +301,8 @@ def decodable_frames(
 
 
 @contextlib.contextmanager
-def _error_messages(*, listen: bool) -> Iterator[list[Any]]:
-    """What FFmpeg logs as errors in this thread; the list is complete at the end."""
-    if not listen:
-        yield []
-        return
+def _error_messages() -> Iterator[list[Any]]:
+    """FFmpeg's error messages in this thread; the list is complete at the end."""
     level, skip_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
     av.logging.set_level(av.logging.ERROR)
     av.logging.set_skip_repeated(False)
@@ -346,22 +314,21 @@ def _error_messages(*, listen: bool) -> Iterator[list[Any]]:
         av.logging.set_level(level)
 
 
-def seek_before(
+def _seek_before(
     container: av.container.InputContainer, stream: av.VideoStream, second: float
 ) -> None:
-    """Go to a key frame at or before `second`; to the start where the file cannot say where."""
+    """Seek to a key frame at or before `second`, or to the start where that fails."""
     assert stream.time_base is not None
+    start = stream.start_time or 0
     try:
-        container.seek(
-            (stream.start_time or 0) + int(second / stream.time_base), stream=stream, backward=True
-        )
+        container.seek(start + int(second / stream.time_base), stream=stream, backward=True)
         first = next(decodable_frames(container, stream), None)
         if first is not None and _time(first, stream) <= second:
             container.seek(first.pts or 0, stream=stream, backward=True)
             return
     except av.error.FFmpegError:
         pass
-    container.seek(stream.start_time or 0, stream=stream, backward=True)
+    container.seek(start, stream=stream, backward=True)
 
 
 def _time(frame: av.VideoFrame, stream: av.VideoStream) -> float:
@@ -371,22 +338,22 @@ def _time(frame: av.VideoFrame, stream: av.VideoStream) -> float:
 
 
 def _shown(
-    frames: Iterator[av.VideoFrame], aspect: Fraction | None, max_pixels: int
+    frames: Iterator[av.VideoFrame], aspect: Fraction, max_pixels: int
 ) -> Iterator[av.VideoFrame]:
-    """Frames as they are to be shown; those that are stored so already pass untouched."""
+    """Frames upright with square pixels; untouched if they already are."""
     first = next(frames, None)
     if first is None:
         return iter(())
     frames = itertools.chain([first], frames)
-    if not first.rotation % 360 and (aspect or 1) == 1:
+    if not first.rotation % 360 and aspect == 1:
         return frames
-    return _upright(frames, aspect or Fraction(1), 0, max_pixels)
+    return _upright(frames, aspect, 0, max_pixels)
 
 
 def _upright(
     frames: Iterator[av.VideoFrame], pixel_aspect: Fraction, short_side: int, max_pixels: int
 ) -> Iterator[av.VideoFrame]:
-    """Frames rotated as they are to be shown, square-pixelled, scaled, all of one even size."""
+    """Frames upright, with square pixels, scaled to one even size."""
     size: tuple[int, int] | None = None
     graph: Any = None
     shape: tuple[Any, ...] = ()
@@ -401,15 +368,12 @@ def _upright(
 
 
 def _target_size(frame: av.VideoFrame, pixel_aspect: Fraction, short_side: int) -> tuple[int, int]:
-    width, height = float(frame.width * pixel_aspect), float(frame.height)
+    sides = [float(frame.width * pixel_aspect), float(frame.height)]
     if frame.rotation % 180:
-        width, height = height, width
-    scale = short_side / min(width, height) if short_side else 1.0
-    return _even(width * scale), _even(height * scale)
-
-
-def _even(length: float) -> int:
-    return max(2, 2 * round(length / 2))
+        sides.reverse()
+    scale = short_side / min(sides) if short_side else 1.0
+    width, height = (max(2, 2 * round(side * scale / 2)) for side in sides)
+    return width, height
 
 
 def _graph(frame: av.VideoFrame, size: tuple[int, int]) -> av.filter.Graph:
