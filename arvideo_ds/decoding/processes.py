@@ -1,7 +1,7 @@
-"""Work in processes that can be killed: a decoder that hangs or crashes takes nothing with it.
+"""Run functions in processes that can be killed, so that a hang or crash costs one task only.
 
-A thread of this process feeds each of the others and waits for it. Whatever does not answer in time
-or dies has failed; its process is killed and replaced, and the next task goes on.
+Each process has a thread here that feeds it and waits for it. A process that does not answer in
+time or dies is replaced; its task has failed, and the others continue.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import queue
 import signal
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -26,23 +24,23 @@ from arvideo_ds.errors import UserError
 
 # Processes are replaced after so many tasks: native decoders leak.
 _TASKS_PER_PROCESS = 200
-# Calls of `killable_map` that wait or run at any time, per process.
+# Calls of `killable_map` per process that run or wait for an earlier result.
 _AHEAD = 4
 # How often a process may die before it is ready for its first task.
-_MOST_STILLBORN = 3
+_MAX_START_FAILURES = 3
 _JOIN_S = 0.1
 
 
 @dataclass(frozen=True)
 class Finished:
-    """The end of a task that is done."""
+    """The end of a completed task."""
 
 
 @dataclass(frozen=True)
 class Failed:
     """The end of a task that raised, hung or crashed: a reason to count by, and a message.
 
-    rejected: true of the video (`RejectedError`), and so of every other try.
+    rejected: the video itself is at fault (`RejectedError`), so a second try fails too.
     """
 
     reason: str
@@ -58,20 +56,22 @@ def killable_map(
     timeout_s: float | None,
     prepare: Callable[[], object] | None = None,
 ) -> Iterator[Any]:
-    """The result of each call, or why it has `Failed`, in their order, a bounded number ahead.
+    """The result of each call, or why it has `Failed`, in order, computed a few calls ahead.
 
-    A call that takes longer than `timeout_s` is killed; `prepare`, called once in each process, is
-    outside of it. Errors: `UserError` where processes do not start.
+    timeout_s: longest time of a call. prepare: called once in each process, outside the timeout.
+    Errors: `UserError` where processes do not start.
     """
-    waiting: deque[Future[Any]] = deque()
-    with contextlib.closing(_Crew(partial(_call, function), workers, timeout_s, prepare)) as crew:
-        for call in arguments:
-            waiting.append(Future())
-            crew.begin(call, partial(_set_first, waiting[-1]))
-            if len(waiting) >= _AHEAD * workers:
-                yield _checked(waiting.popleft().result())
-        while waiting:
-            yield _checked(waiting.popleft().result())
+    results: dict[int, Any] = {}
+    first = 0
+    task = partial(_call, function)
+    with contextlib.closing(_Pool(task, workers, timeout_s, prepare)) as pool:
+        calls = enumerate(arguments)
+        for (number, _), item in pool.items(calls, lambda: _AHEAD * workers - len(results)):
+            if number >= first and not isinstance(item, Finished):
+                results.setdefault(number, item)
+            while first in results:
+                yield results.pop(first)
+                first += 1
 
 
 def stream_all(
@@ -84,62 +84,37 @@ def stream_all(
 ) -> Iterator[tuple[Any, Any]]:
     """(task, item) for every item of every task, then (task, `Finished` or `Failed`).
 
-    A task's items come in order; with several workers, tasks come mixed. A process waits where its
-    items are not taken, so that few are held. timeout_s: longest time between two items. stop: once
-    true no task is begun, those under way are finished. With workers 0 everything happens in this
-    process and nothing can be killed. Errors: `UserError`, from a task or where processes do not
-    start.
+    A task's items come in order; with several workers, tasks are interleaved. A process waits until
+    its items are taken, which bounds memory. timeout_s: longest time between two items. stop: once
+    true no task is started, running ones finish. With workers 0 everything runs in this process and
+    nothing can be killed. Errors: `UserError`, from a task or where processes do not start.
     """
-    upcoming = iter(tasks)
-    if not workers:
-        while not stop() and (task := next(upcoming, None)) is not None:
-            for item in _items(function, task):
-                yield task, _checked(item)
+    if workers:
+        with contextlib.closing(_Pool(function, workers, timeout_s, most_items=workers)) as pool:
+            yield from pool.items(tasks, lambda: 0 if stop() else workers)
         return
-    items: queue.Queue[tuple[Any, Any]] = queue.Queue(workers)
-    with contextlib.closing(_Crew(function, workers, timeout_s)) as crew:
-        running = 0
-        while True:
-            while running < workers and not stop() and (task := next(upcoming, None)) is not None:
-                crew.begin(task, partial(_put, items, crew, task))
-                running += 1
-            if not running:
-                return
-            task, item = items.get()
+    upcoming = iter(tasks)
+    while not stop() and (task := next(upcoming, None)) is not None:
+        for item in _items(function, task):
             yield task, _checked(item)
-            running -= isinstance(item, Finished | Failed)
 
 
-def _call(function: Callable[..., Any], arguments: tuple[Any, ...]) -> Iterator[Any]:
+def _call(function: Callable[..., Any], arguments: tuple[int, tuple[Any, ...]]) -> Iterator[Any]:
     try:
-        yield function(*arguments)
-    except UserError as error:  # which concerns this call alone
+        yield function(*arguments[1])
+    except UserError as error:  # concerns this call only
         raise RejectedError("error", str(error)) from None
 
 
-def _set_first(future: Future[Any], item: Any) -> None:
-    """The result of a call, or its failure, is the first item; the second says that it is done."""
-    if not future.done():
-        future.set_result(item)
-
-
-def _put(items: queue.Queue[tuple[Any, Any]], crew: _Crew, task: Any, item: Any) -> None:
-    taken = False
-    while not (taken or crew.closed):
-        with contextlib.suppress(queue.Full):
-            items.put((task, item), timeout=_JOIN_S)
-            taken = True
-
-
 def _checked(item: Any) -> Any:
-    """An item; errors that end everything are raised."""
     if isinstance(item, Exception):
         raise item
     return item
 
 
-class _Crew:
-    """The processes, and the tasks that wait for one."""
+class _Pool:
+    """Processes, the tasks that wait for one, and their items; at most `most_items` (0: no limit)
+    wait to be taken."""
 
     def __init__(
         self,
@@ -147,21 +122,40 @@ class _Crew:
         workers: int,
         timeout_s: float | None,
         prepare: Callable[[], object] | None = None,
+        *,
+        most_items: int = 0,
     ) -> None:
         self.closed = False
         self.lock = threading.Lock()
         self.timeout_s = timeout_s
         self.arguments = function, prepare
         self.tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._items: queue.Queue[tuple[Any, Any]] = queue.Queue(most_items)
         self._workers = [_Worker(self) for _ in range(workers)]
-        # Where an error ends the program in the middle of a map: else it would wait for processes
-        # that ignore SIGTERM.
+        # If an error ends the program in the middle, it would otherwise wait for processes that
+        # ignore SIGTERM.
         atexit.register(self.close)
 
-    def begin(self, task: Any, take: Callable[[Any], None]) -> None:
-        """Work on a task as soon as a process is free; `take`, called in a thread, gets its items:
-        the function's, and then `Finished`, `Failed` or an exception that ends everything."""
-        self.tasks.put((task, take))
+    def items(self, tasks: Iterable[Any], limit: Callable[[], int]) -> Iterator[tuple[Any, Any]]:
+        """(task, item) as of `stream_all`; starts tasks while fewer than `limit()` run."""
+        upcoming = iter(tasks)
+        running = 0
+        while True:
+            while running < limit() and (task := next(upcoming, None)) is not None:
+                self.tasks.put(task)
+                running += 1
+            if not running:
+                return
+            task, item = self._items.get()
+            yield task, _checked(item)
+            running -= isinstance(item, Finished | Failed)
+
+    def put(self, task: Any, item: Any) -> None:
+        """Called in threads: wait until the item fits, or the pool is closed."""
+        while not self.closed:
+            with contextlib.suppress(queue.Full):
+                self._items.put((task, item), timeout=_JOIN_S)
+                return
 
     def close(self) -> None:
         """Kill every process and end the threads."""
@@ -176,25 +170,24 @@ class _Crew:
 
 
 class _Worker(threading.Thread):
-    """A process, and the thread of this one that feeds it and waits for it."""
+    """A process and the thread that feeds it and waits for it."""
 
-    def __init__(self, crew: _Crew) -> None:
+    def __init__(self, pool: _Pool) -> None:
         super().__init__(daemon=True)
-        self._crew = crew
+        self._pool = pool
         self._process: Any = None
         self._num_tasks = 0
         self._pipe: Connection
         self.start()
 
     def run(self) -> None:
-        while (begun := self._crew.tasks.get()) is not None and not self._crew.closed:
-            task, take = begun
+        while (task := self._pool.tasks.get()) is not None and not self._pool.closed:
             try:
                 self._require_process()
                 for item in self._answers(task):
-                    take(item)
+                    self._pool.put(task, item)
             except Exception as error:
-                take(error)
+                self._pool.put(task, error)
         self._end()
 
     def kill(self) -> None:
@@ -202,18 +195,16 @@ class _Worker(threading.Thread):
             process.kill()
 
     def _answers(self, task: Any) -> Iterator[Any]:
-        """What the process sends of a task."""
-        timeout_s, item = self._crew.timeout_s, None
+        timeout_s, item = self._pool.timeout_s, None
         try:
             self._pipe.send(task)
             while not isinstance(item, Finished | Failed | Exception):
-                if not self._pipe.poll(timeout_s):
-                    self._end()
-                    item = Failed(
-                        "timeout", f"no result within {timeout_s:g} s; its process was killed"
-                    )
-                else:
+                if self._pipe.poll(timeout_s):
                     item = self._pipe.recv()
+                else:
+                    self._end()
+                    message = f"no result within {timeout_s:g} s; its process was killed"
+                    item = Failed("timeout", message)
                 yield item
         except (EOFError, OSError):
             yield Failed("crash", f"the decoder's process died (exit code {self._end()})")
@@ -224,7 +215,7 @@ class _Worker(threading.Thread):
             self._end()
         self._num_tasks += 1
         code: int | None = None
-        for _ in range(_MOST_STILLBORN):
+        for _ in range(_MAX_START_FAILURES):
             if self._process is not None:
                 return
             self._start()
@@ -242,17 +233,16 @@ class _Worker(threading.Thread):
         # spawn: a forked child would inherit locks of this process's threads.
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
-        with self._crew.lock:
-            if not self._crew.closed:
-                process = context.Process(
-                    target=_serve, args=(theirs, *self._crew.arguments), daemon=True
-                )
+        with self._pool.lock:
+            if not self._pool.closed:
+                arguments = theirs, *self._pool.arguments
+                process = context.Process(target=_serve, args=arguments, daemon=True)
                 process.start()
                 self._process = process
         theirs.close()
 
     def _end(self) -> int | None:
-        """Make sure that the process ends; how it ended by itself, None if it did not."""
+        """End the process; its exit code, None if it had to be killed."""
         process, self._process = self._process, None
         if process is None:
             return None
@@ -269,16 +259,16 @@ def _serve(
     function: Callable[[Any], Iterator[Any]],
     prepare: Callable[[], object] | None,
 ) -> None:
-    """The life of a process: tasks in, items out, until the pipe ends."""
-    # Signals go to whole process groups; the main process decides what they mean.
+    """The main loop of a process: receive tasks, send items, until the pipe closes."""
+    # Signals reach whole process groups; only the main process handles them.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     if prepare is not None:
         prepare()
     if torch := sys.modules.get("torch"):
-        # One thread each: the processes themselves are the parallelism.
+        # The processes are the parallelism.
         torch.set_num_threads(1)
-    with contextlib.suppress(EOFError, OSError):  # nobody listens any more
+    with contextlib.suppress(EOFError, OSError):  # the pipe was closed
         pipe.send(Finished())  # ready
         while True:
             for item in _items(function, pipe.recv()):
@@ -292,7 +282,7 @@ def _items(function: Callable[[Any], Iterator[Any]], task: Any) -> Iterator[Any]
         yield error
     except RejectedError as error:
         yield Failed(error.reason, error.message, rejected=True)
-    except Exception as error:  # a decoder's own bug must not stop the other videos
+    except Exception as error:  # one video must not stop the others
         yield Failed("error", f"{type(error).__name__}: {error}")
     else:
         yield Finished()
