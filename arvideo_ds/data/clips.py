@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -12,7 +13,6 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from arvideo_ds.config import Recipe
-from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.augment import Augment
 from arvideo_ds.data.order import Place, SampleOrder
 from arvideo_ds.data.sampling import aligned_frames, train_frames, view_frames
@@ -35,13 +35,13 @@ from arvideo_ds.shards.datasets import never_flipped, sampled_uniformly
 from arvideo_ds.shards.manifest import AlteredError, IndexedSample, ShardSet, UnreachableError
 
 NO_LABEL = -1
-# Items of its stream by which a shard behind a URL is fetched before it is read.
+# A shard behind a URL is fetched so many items of its stream before it is read.
 _AHEAD = 32
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """A video that did not decode while training."""
+    """A video that did not decode."""
 
     key: str
     kind: str
@@ -49,23 +49,23 @@ class Skipped:
 
 
 class TokenValues(Protocol):
-    """Values of the tokens of a video or of a part of it, on a grid t h w."""
+    """Values of the tokens of a video, or of a part of it, on a grid t h w."""
 
     def over(self, first: int, times: int) -> TokenValues:
-        """From time `first` on; may reach beyond the video's end."""
+        """`times` rows from time `first`; may exceed the video's end."""
 
     def within(self, row: int, column: int, height: int, width: int) -> TokenValues:
         """A box of tokens."""
 
     def flat(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Scores N float32 and, where there are any, codes N int64, along (time, row, column)."""
+        """Scores N float32 and codes N int64, if any, along (time, row, column)."""
 
 
 class ScoreReader(Protocol):
-    """What data.scores has of the tokens of every video of the shards (long_video/)."""
+    """The stored scores of data.scores (long_video/)."""
 
     def read(self, shard: int, key: str) -> TokenValues | None:
-        """Values of a whole video; None where it has none. Errors: `AlteredError`."""
+        """Values of a whole video, None if it has none. Errors: `AlteredError`."""
 
     def nothing(self, grid: Triple) -> TokenValues:
         """Zeros for a clip that did not decode."""
@@ -75,8 +75,8 @@ class ScoreReader(Protocol):
 class VideoClips:
     """K clips of one video, each F h w 3, uint8, with the model's key of each.
 
-    label: its number, -1 where there is none; where the recipe has heads, the number of each.
-    scores: of each clip's tokens, where the recipe has data.scores.
+    label: its number, -1 if it has none; with heads, the number for each head. scores: of each
+    clip's tokens, with data.scores.
     """
 
     clips: list[Tensor]
@@ -86,11 +86,40 @@ class VideoClips:
     scores: list[TokenValues] | None = field(default=None, kw_only=True)
 
 
-class TrainClips(Dataset[VideoClips]):
+class _Clips(Dataset[VideoClips]):
+    """What clips for training and for tests share."""
+
+    def __init__(self, shards: ShardSet, recipe: Recipe) -> None:
+        require_protocol(shards, recipe)
+        self.shards, self.data, self.heads = shards, recipe.data, recipe.heads
+        self.patch, self.grid = recipe.patch, recipe.geometry.grid
+        self.decoder = choose_decoder(recipe.data.decoder)
+
+    def _frames(self, shard: int, sample: IndexedSample, numbers: np.ndarray) -> np.ndarray:
+        """Frames F H W 3 of these numbers. Errors: `DecodeError`, also for a shard that was altered
+        or is unreachable."""
+        with _decode_errors():
+            return decode(self.decoder, self.shards.read(shard, sample), numbers)
+
+    def _label(self, sample: IndexedSample) -> int | tuple[int, ...]:
+        if self.heads is None:
+            return NO_LABEL if sample.label is None else sample.label
+        labels = sample.labels_by_set or {}
+        return tuple(labels.get(name, NO_LABEL) for name in self.heads)
+
+    def _black(self, sample: IndexedSample, keys: list[int], error: DecodeError) -> VideoClips:
+        """The clips of a video that did not decode."""
+        clips = [torch.zeros(self.data.frames, *self.data.size, 3, dtype=torch.uint8)] * len(keys)
+        skipped = Skipped(sample.key, error.kind, error.message)
+        return VideoClips(clips, keys, self._label(sample), skipped)
+
+
+class TrainClips(_Clips):
     """Run position -> augmented clips of one video; all draws are functions of the position.
 
-    scores: of the tokens of these shards, where the recipe has data.scores. A clip's frames and
-    place are then those of stored tokens, whose scores come along.
+    left_out: keys of videos that are not decoded, with the kind of their earlier failure. scores:
+    of these shards, with data.scores; frames and crops are then aligned with the stored tokens.
+    Errors: `UserError`, as `require_protocol`.
     """
 
     def __init__(
@@ -102,18 +131,13 @@ class TrainClips(Dataset[VideoClips]):
         left_out: Mapping[str, str] | None = None,
         scores: ScoreReader | None = None,
     ) -> None:
+        super().__init__(shards, recipe)
         data = recipe.data
         if (scores is None) != (data.scores is None):
             raise ValueError(f"data.scores={data.scores} must come with its reader")
-        require_protocol(shards, recipe)
-        self.shards, self.data, self.seed = shards, data, recipe.train.seed
-        self.patch, self.grid = recipe.patch, recipe.geometry.grid
-        self.scores = scores
-        self.heads = recipe.heads
-        # Keys of videos that are not even tried, and why.
+        self.seed, self.scores = recipe.train.seed, scores
         self.left_out = dict(left_out or {})
         self.watch = Watch(num_workers)
-        self.decoder = choose_decoder(data.decoder)
         self.augment = Augment(data)
         self.order = SampleOrder(
             shards.samples_of_shards,
@@ -124,16 +148,19 @@ class TrainClips(Dataset[VideoClips]):
 
     def __getitem__(self, run_position: int) -> VideoClips:
         with self.watch.on(run_position):
-            self._fetch_ahead(run_position)
-            return self._clips(run_position)
+            if self.shards.is_remote:
+                # The shard that this stream, and so this rank, reads a little later.
+                later = run_position + _AHEAD * self.data.num_streams
+                self.shards.fetch_ahead(self.order.place(later).shard)
+            return self._clips(self.order.place(run_position))
 
     def sample(self, run_position: int) -> tuple[Place, IndexedSample]:
-        """Where a position lands, and the video there."""
+        """Place and video of a run position. Errors: `UnreachableError`."""
         place = self.order.place(run_position)
         return place, self._sample(place)
 
     def key_at(self, run_position: int) -> str:
-        """Key of the video there; where its index is out of reach, its shard and number in it."""
+        """Key of the video there; if its index is unreachable, its shard and number in it."""
         place = self.order.place(run_position)
         try:
             return self._sample(place).key
@@ -144,102 +171,94 @@ class TrainClips(Dataset[VideoClips]):
         return self.shards.index(place.shard).samples[place.member]
 
     def _unknown(self, place: Place) -> IndexedSample:
-        """Stands for a video of whose index nothing could be read."""
-        name = self.shards.manifest.shards[place.shard].name
+        """Placeholder for a video whose index is unreachable."""
+        key = f"{self.shards.manifest.shards[place.shard].name}#{place.member}"
         return IndexedSample(
-            key=f"{name}#{place.member}",
-            suffix="",
-            offset=0,
-            bytes=0,
-            crc32=0,
-            num_frames=1,
-            label=None,
+            key=key, suffix="", offset=0, bytes=0, crc32=0, num_frames=1, label=None
         )
 
-    def _fetch_ahead(self, run_position: int) -> None:
-        """The shard that the same stream, and so the same rank, reads a little later."""
-        if self.shards.is_remote:
-            later = run_position + _AHEAD * self.data.num_streams
-            self.shards.fetch_ahead(self.order.place(later).shard)
-
-    def _clips(self, run_position: int) -> VideoClips:
-        data, place = self.data, self.order.place(run_position)
+    def _clips(self, place: Place) -> VideoClips:
         keys = [
             draw_key(self.seed, place.epoch, place.position, repeat)
-            for repeat in range(data.repeats)
+            for repeat in range(self.data.repeats)
         ]
+        sample = None
         try:
-            sample = self._sample(place)
-        except UnreachableError as error:
-            return self._undecoded(self._unknown(place), keys, unreachable(error))
+            with _decode_errors():
+                sample = self._sample(place)
+                if sample.key in self.left_out:
+                    raise DecodeError(self.left_out[sample.key], "excluded after a failure")
+                return self._decoded(place, sample, keys)
+        except DecodeError as error:
+            return self._black(sample or self._unknown(place), keys, error)
+
+    def _decoded(self, place: Place, sample: IndexedSample, keys: list[int]) -> VideoClips:
+        """Errors: `DecodeError`, and those that `decode_errors` translates."""
+        data, patch = self.data, self.patch
         # The K clips share one decode: the same frames, different crops (VideoMAE V2).
         generator = clip_generator(self.seed, place.epoch, place.position, 0)
-        wanted = self._wanted(sample.num_frames, generator)
-        try:
-            if sample.key in self.left_out:
-                raise DecodeError(self.left_out[sample.key], "left out: see an earlier start")
-            frames = decoded(self.shards, self.decoder, place.shard, sample, wanted)
-            scores = self._scores(place.shard, sample, int(wanted[0]))
-        except DecodeError as error:
-            return self._undecoded(sample, keys, error)
+        num_frames, frames, stride = sample.num_frames, data.frames, data.stride
+        if self.scores is None:
+            numbers = train_frames(num_frames, frames, stride, data.sampling, generator)
+        else:
+            numbers = aligned_frames(num_frames, frames, stride, patch[0], generator.random())
+        pictures = self._frames(place.shard, sample, numbers)
         if data.crop == "grid":
-            frames = fit_to_grid(frames, data.size, self.patch[1:])
-        height, width = frames.shape[1:3]
-        clips, crops = [], []
-        for repeat in range(data.repeats):
-            generator = clip_generator(self.seed, place.epoch, place.position, 1 + repeat)
-            crop = random_crop(height, width, data, generator, self.patch[1:])
-            flip = data.flip and bool(generator.integers(2))
-            clip = cut(frames, crop, data.size, flip=flip)
-            clips.append(self.augment(clip, int(generator.integers(2**63))))
-            crops.append(crop)
-        own = None if scores is None else [self._of_crop(scores, crop) for crop in crops]
-        return VideoClips(clips, keys, _label(sample, self.heads), scores=own)
+            pictures = fit_to_grid(pictures, data.size, patch[1:])
+        made = [self._cropped(pictures, place, repeat) for repeat in range(data.repeats)]
+        scores = None
+        if self.scores is not None:
+            video = self.scores.read(place.shard, sample.key)
+            if video is None:
+                raise DecodeError("unscored", "it was not readable when the shards were scored")
+            times, rows, columns = self.grid
+            clip = video.over(int(numbers[0]) // (stride * patch[0]), times)
+            scores = [
+                clip.within(crop.top // patch[1], crop.left // patch[2], rows, columns)
+                for _, crop, *_ in made
+            ]
+        return VideoClips([clip for clip, *_ in made], keys, self._label(sample), scores=scores)
 
-    def _wanted(self, num_frames: int, generator: np.random.Generator) -> np.ndarray:
+    def _cropped(
+        self, frames: np.ndarray, place: Place, repeat: int
+    ) -> tuple[Tensor, Crop, bool, np.random.Generator]:
+        """A clip, its crop, whether it is flipped, and the generator for further draws."""
         data = self.data
+        generator = clip_generator(self.seed, place.epoch, place.position, 1 + repeat)
+        crop = self._random_crop(frames.shape[1], frames.shape[2], generator)
+        flip = data.flip and bool(generator.integers(2))
+        clip = cut(frames, crop, data.size, flip=flip)
+        return self.augment(clip, int(generator.integers(2**63))), crop, flip, generator
+
+    def _random_crop(self, height: int, width: int, generator: np.random.Generator) -> Crop:
+        data = self.data
+        if data.crop == "grid":
+            return grid_crop(height, width, data.size, self.patch[1:], generator)
+        if data.crop == "random_resized":
+            return random_resized_crop(height, width, data.crop_area, generator)
+        if data.crop == "short_side":
+            return short_side_crop(height, width, data.size, data.short_side, generator)
+        return multi_scale_crop(height, width, data.size, data.crop_scales, generator)
+
+    def _black(self, sample: IndexedSample, keys: list[int], error: DecodeError) -> VideoClips:
+        clips = super()._black(sample, keys, error)
         if self.scores is None:
-            return train_frames(num_frames, data.frames, data.stride, data.sampling, generator)
-        start = generator.random()
-        return aligned_frames(num_frames, data.frames, data.stride, self.patch[0], start)
-
-    def _scores(self, shard: int, sample: IndexedSample, first_frame: int) -> TokenValues | None:
-        """Scores of the clip's times, of the whole picture. Errors: `DecodeError`."""
-        if self.scores is None:
-            return None
-        try:
-            video = self.scores.read(shard, sample.key)
-        except AlteredError as error:
-            raise DecodeError("altered", str(error)) from None
-        if video is None:
-            raise DecodeError("unscored", "it was not readable when the shards were scored")
-        return video.over(first_frame // (self.data.stride * self.patch[0]), self.grid[0])
-
-    def _of_crop(self, scores: TokenValues, crop: Crop) -> TokenValues:
-        (_, rows, columns), (_, high, wide) = self.grid, self.patch
-        return scores.within(crop.top // high, crop.left // wide, rows, columns)
-
-    def _undecoded(self, sample: IndexedSample, keys: list[int], error: DecodeError) -> VideoClips:
-        black = [black_clip(self.data)] * len(keys)
-        scores = None if self.scores is None else [self.scores.nothing(self.grid)] * len(keys)
-        skipped = _skipped(sample, error)
-        return VideoClips(black, keys, _label(sample, self.heads), skipped, scores=scores)
+            return clips
+        return replace(clips, scores=[self.scores.nothing(self.grid)] * len(keys))
 
 
-class EvaluationClips(Dataset[VideoClips]):
+class EvaluationClips(_Clips):
     """Sample number -> its test views; every sample once, in the order of the shards.
 
-    views: temporal x spatial; (1, 1) is the central clip. `VideoClips.keys` are the sample number,
-    once for each view, temporal views outermost.
+    views: temporal x spatial; (1, 1) is the central clip. `VideoClips.keys` repeat the sample
+    number for each view, temporal views outermost. Errors: `UserError`, as `require_protocol`.
     """
 
     def __init__(
         self, shards: ShardSet, recipe: Recipe, *, views: tuple[int, int] = (1, 1)
     ) -> None:
-        require_protocol(shards, recipe)
-        self.shards, self.data, self.views = shards, recipe.data, views
-        self.heads = recipe.heads
-        self.decoder = choose_decoder(recipe.data.decoder)
+        super().__init__(shards, recipe)
+        self.views = views
         self.places = [
             (number, member)
             for number, shard in enumerate(shards.manifest.shards)
@@ -254,15 +273,14 @@ class EvaluationClips(Dataset[VideoClips]):
         sample = self.shards.index(shard).samples[member]
         data, (temporal, spatial) = self.data, self.views
         keys = [number] * (temporal * spatial)
-        wanted = [
+        numbers = [
             view_frames(sample.num_frames, data.frames, data.stride, data.sampling, view, temporal)
             for view in range(temporal)
         ]
         try:
-            frames = decoded(self.shards, self.decoder, shard, sample, np.concatenate(wanted))
+            frames = self._frames(shard, sample, np.concatenate(numbers))
         except DecodeError as error:
-            black, label = [black_clip(data)] * len(keys), _label(sample, self.heads)
-            return VideoClips(black, keys, label, _skipped(sample, error))
+            return self._black(sample, keys, error)
         height, width = frames.shape[1:3]
         crops = [view_crop(height, width, data.size, view, spatial) for view in range(spatial)]
         clips = [
@@ -270,92 +288,52 @@ class EvaluationClips(Dataset[VideoClips]):
             for clip in np.split(frames, temporal)
             for crop in crops
         ]
-        return VideoClips(clips, keys, _label(sample, self.heads))
+        return VideoClips(clips, keys, self._label(sample))
 
 
-def decoded(
-    shards: ShardSet, decoder: str, shard: int, sample: IndexedSample, wanted: np.ndarray
-) -> np.ndarray:
-    """Frames F H W 3 of a video. Errors: `DecodeError`, also where the shard was altered, or is
-    out of reach."""
+@contextmanager
+def _decode_errors() -> Iterator[None]:
+    """A video that is altered or unreachable counts as one that does not decode."""
     try:
-        return decode(decoder, shards.read(shard, sample), wanted)
+        yield
     except UnreachableError as error:
-        raise unreachable(error) from None
+        raise DecodeError("unreachable", str(error)) from None
     except AlteredError as error:
         raise DecodeError("altered", str(error)) from None
 
 
-def unreachable(error: UnreachableError) -> DecodeError:
-    """While training, a video out of reach is one that does not decode."""
-    return DecodeError("unreachable", str(error))
-
-
 def require_protocol(shards: ShardSet, recipe: Recipe) -> None:
-    """Errors: `UserError` where the settings break what the data set's labels mean.
+    """Errors: `UserError` where the settings contradict the labels of the data set.
 
-    The rules of one data set hold for all shards that it was merged into. Flips are refused for
+    The rules of a data set also hold for shards that it was merged into. Flips are refused for
     every task; uniform sampling is required where labels are learnt.
     """
     data = recipe.data
-    if data.flip and (found := never_flipped(shards.manifest)):
+    names = never_flipped(shards.manifest)
+    if data.flip and names:
         raise UserError(
-            f"data.flip=true, but {shards.name} {_holds(shards, found)}, whose labels tell left "
+            f"data.flip=true, but {shards.name} {_contains(shards, names)}, whose labels tell left "
             "from right. Set data.flip: false."
         )
-    found = sampled_uniformly(shards.manifest)
-    if recipe.learns_labels and data.sampling != "uniform" and found:
+    names = sampled_uniformly(shards.manifest)
+    if recipe.learns_labels and data.sampling != "uniform" and names:
         raise UserError(
-            f"data.sampling={data.sampling}, but {shards.name} {_holds(shards, found)}, whose "
+            f"data.sampling={data.sampling}, but {shards.name} {_contains(shards, names)}, whose "
             "labels need the whole video. Set data.sampling: uniform."
         )
 
 
 def for_labels(shards: ShardSet, recipe: Recipe) -> Recipe:
-    """The recipe with which an encoder is judged by the labels of these shards.
+    """The recipe for probes on these shards: sampled as their labels need.
 
     Pretraining may sample a data set differently from what its labels need; a probe may not.
     """
     if recipe.learns_labels or not sampled_uniformly(shards.manifest):
         return recipe
-    return recipe.model_copy(
-        update={"data": recipe.data.model_copy(update={"sampling": "uniform"})}
-    )
+    data = recipe.data.model_copy(update={"sampling": "uniform"})
+    return recipe.model_copy(update={"data": data})
 
 
-def _holds(shards: ShardSet, found: Iterable[str]) -> str:
-    name = " and ".join(sorted(found))
+def _contains(shards: ShardSet, names: Iterable[str]) -> str:
+    name = " and ".join(sorted(names))
     return f"is {name}" if shards.manifest.dataset == name else f"has samples of {name}"
-
-
-def random_crop(
-    height: int,
-    width: int,
-    data: DataSettings,
-    generator: np.random.Generator,
-    patch: tuple[int, int] = (1, 1),
-) -> Crop:
-    """The training crop of a frame, as data.crop says; patch: rows and columns of "grid"."""
-    if data.crop == "grid":
-        return grid_crop(height, width, data.size, patch, generator)
-    if data.crop == "random_resized":
-        return random_resized_crop(height, width, data.crop_area, generator)
-    if data.crop == "short_side":
-        return short_side_crop(height, width, data.size, data.short_side, generator)
-    return multi_scale_crop(height, width, data.size, data.crop_scales, generator)
-
-
-def black_clip(data: DataSettings) -> Tensor:
-    """What stands for a clip that did not decode."""
-    return torch.zeros(data.frames, *data.size, 3, dtype=torch.uint8)
-
-
-def _label(sample: IndexedSample, heads: tuple[str, ...] | None) -> int | tuple[int, ...]:
-    if heads is None:
-        return NO_LABEL if sample.label is None else sample.label
-    known = sample.labels_by_set or {}
-    return tuple(known.get(name, NO_LABEL) for name in heads)
-
-
-def _skipped(sample: IndexedSample, error: DecodeError) -> Skipped:
-    return Skipped(sample.key, error.kind, error.message)

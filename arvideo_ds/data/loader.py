@@ -1,7 +1,7 @@
 """Clips in batches, made by worker processes that are watched and replaced.
 
-PyTorch's DataLoader keeps the order, whatever the number of workers; all that is ours is which
-position comes when (order.py), what a position is (clips.py), and what to do when a worker is lost.
+PyTorch's DataLoader keeps the order for any number of workers. This module decides which positions
+come (order.py), what a position is (clips.py), and what happens when a worker is lost.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
+from typing_extensions import Self
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.config.schema import DataSettings
@@ -35,23 +36,25 @@ from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet
 
 _MAX_AUTO_WORKERS = 8
-# How often the trainer looks after its workers while it waits for them.
+# How often the trainer checks its workers while it waits for them.
 _POLL_S = 5
-# Losses of workers without a batch in between that end the run.
-_MOST_IN_A_ROW = 3
+# So many lost workers without a batch in between end the run.
+_MAX_LOST_IN_A_ROW = 3
 
 
 @dataclass
 class Batch:
     """Clips B F h w 3 (uint8), keys B (int64), labels B (int64, -1 = none), valid B (bool).
 
-    Where the recipe has heads, labels are B x heads. A clip whose video did not decode is black and
-    not valid: shapes stay fixed, the loss leaves it out. `num_skipped` counts those clips,
-    `skipped` names their videos. `first_key` is the key of the first clip, which the host knows
-    without asking the device. With data.scores come scores B N (float32) and, where a tokenizer
-    made them, codes B N (int64) of the clips' tokens along (time, row, column); 0 where a clip is
-    not valid.
+    With heads, labels are B x heads. The clip of a video that did not decode is black and not
+    valid: shapes stay fixed, the loss ignores it. num_skipped: number of such clips; skipped: their
+    videos. first_key: key of the first clip, on the host. With data.scores, scores B N (float32)
+    and, from a tokenizer, codes B N (int64) of the clips' tokens along (time, row, column); 0 where
+    a clip is not valid.
     """
+
+    # Tensors that stay on the host.
+    on_host: ClassVar[tuple[str, ...]] = ()
 
     clips: Tensor
     keys: Tensor
@@ -63,35 +66,74 @@ class Batch:
     scores: Tensor | None = None
     codes: Tensor | None = None
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on a device; the copy overlaps when the memory is pinned."""
+    def to(self, device: torch.device) -> Self:
+        """The same batch on a device; the copy is asynchronous from pinned memory."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
-    def pin_memory(self) -> Batch:
+    def pin_memory(self) -> Self:
         return self._map(lambda tensor: tensor.pin_memory())
 
-    def _map(self, change: Any) -> Batch:
-        names = ("clips", "keys", "labels", "valid", "scores", "codes")
-        tensors = {name: getattr(self, name) for name in names}
-        changed = {name: change(tensor) for name, tensor in tensors.items() if tensor is not None}
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed: dict[str, Any] = {
+            name: change(value)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor) and name not in self.on_host
+        }
         return dataclasses.replace(self, **changed)
 
 
 class WorkerLostError(Exception):
-    """A data worker hangs or died; `worker` is its number, None where nobody can say which."""
+    """A data worker hangs or died; `worker` is its number, None if unknown."""
 
     def __init__(self, kind: str, worker: int | None) -> None:
         super().__init__(kind, worker)
         self.kind, self.worker = kind, worker
 
 
+def collate(videos: list[VideoClips]) -> Batch:
+    """Clips of several videos as one batch; the clips of a video stay together."""
+    counts = torch.tensor([len(video.keys) for video in videos])
+    clips = [clip for video in videos for clip in video.clips]
+    valid = torch.tensor([video.skipped is None for video in videos]).repeat_interleave(counts)
+    scores, codes = _scores(videos)
+    return Batch(
+        clips=torch.stack(clips, out=_shared(len(clips), clips[0])),
+        keys=torch.tensor([key for video in videos for key in video.keys]),
+        labels=torch.tensor([video.label for video in videos]).repeat_interleave(counts, dim=0),
+        valid=valid,
+        num_skipped=int((~valid).sum()),
+        skipped=[video.skipped for video in videos if video.skipped is not None],
+        first_key=videos[0].keys[0],
+        scores=scores,
+        codes=codes,
+    )
+
+
+def _scores(videos: list[VideoClips]) -> tuple[Tensor | None, Tensor | None]:
+    """B N float32 and B N int64; None where the clips have none."""
+    flat = [scores.flat() for video in videos for scores in video.scores or ()]
+    if not flat:
+        return None, None
+    scores, codes = zip(*flat, strict=True)
+    stacked = None if codes[0] is None else torch.from_numpy(np.stack(codes))
+    return torch.from_numpy(np.stack(scores)), stacked
+
+
+def _shared(count: int, clip: Tensor) -> Tensor | None:
+    """In a worker, memory shared with the trainer, so that the batch is not copied."""
+    if get_worker_info() is None:
+        return None
+    storage = torch.UntypedStorage._new_shared(count * clip.nbytes, device=clip.device)
+    return clip.new(storage).resize_(count, *clip.shape)
+
+
 class TrainLoader:
     """Micro-batches of one rank from a step to the end of the run.
 
-    A worker that hangs for data.timeout_s or dies is named with the video it was on, all workers
-    are replaced, and the order goes on where it was. A video that hung, or on which a worker died
-    twice, is left out as one that does not decode; `left_out` are those of earlier starts.
-    clips and together: what a position is and what makes a batch, where a task has its own.
+    When a worker hangs for data.timeout_s or dies, its video is reported, all workers are replaced,
+    and the order continues. A video that hung, or on which a worker died twice, is then skipped as
+    one that does not decode. left_out: such videos of earlier starts. clips and together: data set
+    and collate function of a task.
     """
 
     def __init__(
@@ -105,19 +147,18 @@ class TrainLoader:
         num_workers: int,
         pin_memory: bool,
         left_out: Mapping[str, str] | None = None,
-        clips: Callable[..., TrainClips] | None = None,
-        together: Callable[..., Batch] | None = None,
+        clips: Callable[..., TrainClips] = TrainClips,
+        together: Callable[..., Batch] = collate,
     ) -> None:
         self._timeout_s = recipe.data.timeout_s
-        make_clips = clips or TrainClips
-        self._dataset = make_clips(shards, recipe, num_workers=num_workers, left_out=left_out)
+        self._dataset = clips(shards, recipe, num_workers=num_workers, left_out=left_out)
         self._crashes: Counter[str | None] = Counter()
         self.decoder = self._dataset.decoder
         self._positions = partial(rank_positions, plan, rank=rank, first_step=first_step)
         batch_bytes = plan.micro_batch * math.prod(recipe.geometry.clip) * 3
         self._options: dict[str, Any] = {
             "num_workers": num_workers,
-            "collate_fn": partial(_together, together or collate),
+            "collate_fn": partial(_collate_or_error, together),
             "pin_memory": pin_memory,
             "timeout": min(_POLL_S, self._timeout_s) if num_workers else 0,
             "prefetch_factor": _prefetch(recipe.data, num_workers, batch_bytes),
@@ -143,26 +184,25 @@ class TrainLoader:
         return self._dataset.key_at(run_position)
 
     def workers_resident_gib(self) -> float:
-        """Memory of the workers now, pages they share counted in each."""
+        """Memory of the workers now; shared pages count in each."""
         return sum(resident_bytes(worker.pid) for worker in self._workers) / 2**30
 
     def _batches(self, delivered: int) -> Generator[Batch, None, None]:
-        # torch takes any iterable of lists here, though its types ask for a Sampler.
+        # torch accepts any iterable of lists, though its types require a Sampler.
         positions: Any = itertools.islice(self._positions(), delivered, None)
         handler = signal.getsignal(signal.SIGCHLD)
-        batches: Any = iter(
-            DataLoader(_UserErrorsAsItems(self._dataset), batch_sampler=positions, **self._options)
-        )
+        dataset = _UserErrorsAsItems(self._dataset)
+        batches: Any = iter(DataLoader(dataset, batch_sampler=positions, **self._options))
         if threading.current_thread() is threading.main_thread():
-            # torch would raise a worker's death wherever the trainer is just then.
+            # torch's handler would raise a worker's death at any place of the trainer's code.
             signal.signal(signal.SIGCHLD, handler)
         self._workers = list(getattr(batches, "_workers", []))
         try:
             while (batch := self._next(batches)) is not None:
                 yield batch
         finally:
-            # Stopped by torch's own hand, then for certain: workers ignore SIGTERM, and one may
-            # hang in native code. They hold no state worth saving.
+            # After torch's own shutdown, kill: workers ignore SIGTERM, and one may hang in native
+            # code. They have no state to save.
             if self._workers:
                 batches._shutdown_workers()
             for worker in self._workers:
@@ -172,7 +212,7 @@ class TrainLoader:
         limit = time.monotonic() + self._timeout_s
         while True:
             try:
-                return raised(next(batches, None))
+                return _checked(next(batches, None))
             except RuntimeError as error:
                 dead = [n for n, worker in enumerate(self._workers) if not worker.is_alive()]
                 if dead:
@@ -183,15 +223,15 @@ class TrainLoader:
                     raise WorkerLostError("hang", self._dataset.watch.longest()) from error
 
     def _replace(self, lost: WorkerLostError, in_a_row: int) -> None:
-        """Say what happened, and leave the video out that did it.
+        """Report the loss and exclude the video that caused it.
 
-        Errors: `UserError` when it happens again and again with no batch in between.
+        Errors: `UserError` after several losses without a batch in between.
         """
         position = None if lost.worker is None else self._dataset.watch.position(lost.worker)
         key = None if position is None else self.video_at(position)
         did = "died" if lost.kind == "crash" else f"hung for data.timeout_s={self._timeout_s} s"
         what = f"data worker {lost.worker} {did} on {f'video {key}' if key else 'no known video'}"
-        if in_a_row >= _MOST_IN_A_ROW:
+        if in_a_row >= _MAX_LOST_IN_A_ROW:
             raise UserError(
                 f"{what}, the {in_a_row}th such loss without a batch in between (decoder "
                 f"{self.decoder}). Memory may be short, or the disk hangs. Try fewer data.workers, "
@@ -207,7 +247,7 @@ class TrainLoader:
 
 
 def evaluation_batches(num_samples: int, batch_size: int) -> list[list[int]]:
-    """All sample numbers in order, so many at a time; the last batch may be smaller."""
+    """All sample numbers in order, `batch_size` at a time; the last batch may be smaller."""
     numbers = list(range(num_samples))
     return [numbers[start : start + batch_size] for start in range(0, num_samples, batch_size)]
 
@@ -220,7 +260,7 @@ def evaluation_loader(
     views: tuple[int, int] = (1, 1),
     num_workers: int,
 ) -> DataLoader[VideoClips]:
-    """The given batches of sample numbers; `Batch.keys` are the sample numbers, once a view."""
+    """Batches of `EvaluationClips`; `Batch.keys` are the sample numbers, one per view."""
     clips = EvaluationClips(shards, recipe, views=views)
     return loader_of(clips, recipe, batches, num_workers=num_workers, together=collate)
 
@@ -233,23 +273,22 @@ def loader_of(
     num_workers: int,
     together: Callable[..., Batch],
 ) -> DataLoader[Any]:
-    """The given batches of a data set's samples, in their order."""
-    # torch takes any iterable of lists here, though its types ask for a Sampler.
+    """The given batches of a data set, in their order. Errors while iterating: `UserError`."""
+    # torch accepts any iterable of lists, though its types require a Sampler.
     sampler: Any = batches
     return _Loader(
         _UserErrorsAsItems(clips),
         batch_sampler=sampler,
         num_workers=num_workers,
-        collate_fn=partial(_together, together),
-        # A decoder that hangs ends the evaluation instead of holding it up for ever.
+        collate_fn=partial(_collate_or_error, together),
+        # A decoder that hangs ends the evaluation.
         timeout=recipe.data.timeout_s if num_workers else 0,
         worker_init_fn=_start_worker,
     )
 
 
 class _UserErrorsAsItems(Dataset[Any]):
-    """A data set whose `UserError` is what it gives: torch wraps what a worker raises in the text
-    of a traceback."""
+    """Returns a `UserError` as an item: torch would hide its message in a worker's traceback."""
 
     def __init__(self, clips: Dataset[Any]) -> None:
         self._clips = clips
@@ -261,13 +300,12 @@ class _UserErrorsAsItems(Dataset[Any]):
             return error
 
 
-def _together(collate_clips: Callable[..., Batch], clips: list[Any]) -> Batch | UserError:
+def _collate_or_error(together: Callable[..., Batch], clips: list[Any]) -> Batch | UserError:
     errors = [each for each in clips if isinstance(each, UserError)]
-    return errors[0] if errors else collate_clips(clips)
+    return errors[0] if errors else together(clips)
 
 
-def raised(batch: Any) -> Any:
-    """A batch; a `UserError` of a worker is raised."""
+def _checked(batch: Any) -> Any:
     if isinstance(batch, UserError):
         raise batch
     return batch
@@ -275,49 +313,11 @@ def raised(batch: Any) -> Any:
 
 class _Loader(DataLoader[Any]):
     def __iter__(self) -> Any:
-        return map(raised, super().__iter__())
-
-
-def collate(videos: list[VideoClips]) -> Batch:
-    """Clips of several videos as one batch; the clips of a video stay together."""
-    counts = torch.tensor([len(video.keys) for video in videos])
-    clips = [clip for video in videos for clip in video.clips]
-    valid = torch.tensor([video.skipped is None for video in videos]).repeat_interleave(counts)
-    scores, codes = _scores(videos)
-    return Batch(
-        clips=torch.stack(clips, out=_shared(len(clips), clips[0])),
-        keys=torch.tensor([key for video in videos for key in video.keys]),
-        labels=torch.tensor([video.label for video in videos]).repeat_interleave(counts, dim=0),
-        valid=valid,
-        num_skipped=int((~valid).sum()),
-        skipped=[video.skipped for video in videos if video.skipped is not None],
-        first_key=videos[0].keys[0],
-        scores=scores,
-        codes=codes,
-    )
-
-
-def _scores(videos: list[VideoClips]) -> tuple[Tensor | None, Tensor | None]:
-    """B N float32 and B N int64, or None where the clips come without."""
-    flat = [scores.flat() for video in videos for scores in video.scores or ()]
-    if not flat:
-        return None, None
-    scores, codes = zip(*flat, strict=True)
-    with_codes = codes[0] is not None
-    stacked = torch.from_numpy(np.stack(codes)) if with_codes else None
-    return torch.from_numpy(np.stack(scores)), stacked
-
-
-def _shared(count: int, clip: Tensor) -> Tensor | None:
-    """In a worker, memory that the trainer sees too: the batch is written once and not copied."""
-    if get_worker_info() is None:
-        return None
-    storage = torch.UntypedStorage._new_shared(count * clip.nbytes, device=clip.device)
-    return clip.new(storage).resize_(count, *clip.shape)
+        return map(_checked, super().__iter__())
 
 
 def _prefetch(data: DataSettings, num_workers: int, batch_bytes: int) -> int | None:
-    """Batches ahead per worker: data.prefetch, as far as data.prefetch_mib allows, at least one."""
+    """Batches ahead per worker: data.prefetch, limited by data.prefetch_mib, at least one."""
     if not num_workers:
         return None
     allowed = int(data.prefetch_mib * 2**20 / (num_workers * batch_bytes))
@@ -325,16 +325,16 @@ def _prefetch(data: DataSettings, num_workers: int, batch_bytes: int) -> int | N
 
 
 def worker_count(recipe: Recipe, *, cores: int) -> int:
-    """data.workers, or as many as this rank has cores, at most 8."""
+    """data.workers; for "auto" the cores of this rank, at most 8."""
     if recipe.data.workers != "auto":
         return recipe.data.workers
     return max(1, min(_MAX_AUTO_WORKERS, cores))
 
 
 def _start_worker(_worker: int) -> None:
-    # One thread each: the workers themselves are the parallelism.
+    # The workers are the parallelism.
     torch.set_num_threads(1)
-    # Signals go to whole process groups. The trainer decides what they mean; a worker that died
-    # of one would take the last batches before the final checkpoint with it.
+    # Signals reach whole process groups. Only the trainer handles them; a worker that died of one
+    # would lose the last batches before the final checkpoint.
     for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2"):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
