@@ -95,7 +95,7 @@ class _Clips(Dataset[VideoClips]):
         self.patch, self.grid = recipe.patch, recipe.geometry.grid
         self.decoder = choose_decoder(recipe.data.decoder)
 
-    def _frames(self, shard: int, sample: IndexedSample, numbers: np.ndarray) -> np.ndarray:
+    def frames(self, shard: int, sample: IndexedSample, numbers: np.ndarray) -> np.ndarray:
         """Frames F H W 3 of these numbers. Errors: `DecodeError`, also for a shard that was altered
         or is unreachable."""
         with _decode_errors():
@@ -202,7 +202,7 @@ class TrainClips(_Clips):
             numbers = train_frames(num_frames, frames, stride, data.sampling, generator)
         else:
             numbers = aligned_frames(num_frames, frames, stride, patch[0], generator.random())
-        pictures = self._frames(place.shard, sample, numbers)
+        pictures = self.frames(place.shard, sample, numbers)
         if data.crop == "grid":
             pictures = fit_to_grid(pictures, data.size, patch[1:])
         made = [self._cropped(pictures, place, repeat) for repeat in range(data.repeats)]
@@ -278,7 +278,7 @@ class EvaluationClips(_Clips):
             for view in range(temporal)
         ]
         try:
-            frames = self._frames(shard, sample, np.concatenate(numbers))
+            frames = self.frames(shard, sample, np.concatenate(numbers))
         except DecodeError as error:
             return self._black(sample, keys, error)
         height, width = frames.shape[1:3]

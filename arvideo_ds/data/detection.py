@@ -91,7 +91,7 @@ class TrainKeyframes(TrainClips):
     def _decoded(self, place: Place, sample: IndexedSample, keys: list[int]) -> KeyframeClips:
         known, data = self.boxes(place.shard, place.member), self.data
         numbers = keyframe_frames(sample.num_frames, data.frames, data.stride, known.frame)
-        frames = self._frames(place.shard, sample, numbers)
+        frames = self.frames(place.shard, sample, numbers)
         clips, boxes = [], []
         for repeat in range(data.repeats):
             clip, crop, flip, generator = self._cropped(frames, place, repeat)
@@ -125,7 +125,7 @@ class EvaluationKeyframes(EvaluationClips):
         """Boxes of a keyframe and its picture H W 3. Errors: `DecodeError`."""
         shard, member = self.places[number]
         sample, known = self.shards.index(shard).samples[member], self.boxes(shard, member)
-        return known, self._frames(shard, sample, np.array([known.frame]))[0]
+        return known, self.frames(shard, sample, np.array([known.frame]))[0]
 
     def __getitem__(self, number: int) -> KeyframeClips:
         shard, member = self.places[number]
@@ -133,7 +133,7 @@ class EvaluationKeyframes(EvaluationClips):
         data, keys = self.data, [number] * self.settings.crops
         numbers = keyframe_frames(sample.num_frames, data.frames, data.stride, known.frame)
         try:
-            frames = self._frames(shard, sample, numbers)
+            frames = self.frames(shard, sample, numbers)
         except DecodeError as error:
             return _without_boxes(self._black(sample, keys, error), known)
         short_side = self.settings.short_side

@@ -216,17 +216,17 @@ def test_what_is_measured_is_not_measured_again(
 def test_clips_that_do_not_decode_are_left_out_and_counted(
     encoder: Encoder, clips: Clips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    decoded = data_clips.decoded
+    frames = data_clips.EvaluationClips.frames
 
     def some(*arguments: Any) -> Any:
-        if arguments[3].key == broken:
+        if arguments[2].key == broken:
             raise DecodeError("test", "broken")
-        return decoded(*arguments)
+        return frames(*arguments)
 
     whole, _ = measured_spectra(encoder, clips, CPU, tmp_path / "whole", name="")
     place = data_clips.EvaluationClips(clips.shards, clips.recipe).places[7]
     broken = clips.shards.index(place[0]).samples[place[1]].key
-    monkeypatch.setattr(data_clips, "decoded", some)
+    monkeypatch.setattr(data_clips.EvaluationClips, "frames", some)
     found, skipped = measured_spectra(encoder, clips, CPU, tmp_path / "some", name="")
     assert skipped == 1
     torch.testing.assert_close(found, whole[[0, 2, 3]], rtol=0, atol=0)

@@ -97,19 +97,19 @@ def test_what_is_not_there_counts_as_missed_and_is_said(
 def test_videos_that_do_not_decode_count_as_missed(
     ava_recipe: MakeRecipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from arvideo_ds.data import detection
+    from arvideo_ds.data.detection import EvaluationKeyframes
     from arvideo_ds.decoding.decoders import DecodeError
 
     judge = judge_of(ava_recipe())
     bad = judge.shards.index(0).samples[2].key
 
-    def decoded(*arguments: object) -> np.ndarray:
-        if arguments[3].key == bad:  # type: ignore[attr-defined]
+    def frames(*arguments: object) -> np.ndarray:
+        if arguments[2].key == bad:  # type: ignore[attr-defined]
             raise DecodeError("broken", "it is")
         return real(*arguments)  # type: ignore[arg-type]
 
-    real = detection.decoded
-    monkeypatch.setattr(detection, "decoded", decoded)
+    real = EvaluationKeyframes.frames
+    monkeypatch.setattr(EvaluationKeyframes, "frames", frames)
     found = found_by(judge)
     report = judge.report(found)
     assert (report.keyframes, report.unreadable, report.missed) == (15, 1, 1)
