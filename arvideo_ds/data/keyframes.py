@@ -1,17 +1,16 @@
-"""The boxes of AVA's keyframes: of the annotations, which samples refer to, and of a detector.
+"""Boxes of AVA's keyframes: of the annotations, to which samples refer, and of a person detector.
 
-A sample of AVA says which lines of which annotations file are its own (datasets/ava.py); detected
-boxes are found by film and second.
+A sample of AVA lists its lines of the annotations file (datasets/ava.py); detected boxes are looked
+up by film and second.
 """
 
 from __future__ import annotations
 
 import csv
-import dataclasses
 import functools
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,16 +26,17 @@ from arvideo_ds.shards.members import Facts, read_facts
 
 # Film and second.
 Keyframe = tuple[str, int]
-# Parsed facts of so many shards are kept; a window of the order spans few.
+# Parsed facts of so many shards are cached; a window of the order spans few.
 _OPEN_SHARDS = 64
 _FORMAT = "video_id,second,x1,y1,x2,y2,score (or with a column before the score, which is not read)"
 
 
 @dataclass(frozen=True)
 class Annotations:
-    """An annotations file, line by line: line i + 1 is boxes[i] (x1 y1 x2 y2, 0..1), actions[i].
+    """An annotations file by line: line i + 1 is boxes[i] (x1 y1 x2 y2, 0..1), actions[i].
 
-    Lines that are no row have action 0; `bad_rows` counts those of them that are not empty.
+    keyframes: indices of their lines. Lines without a valid row have action 0; `bad_rows` counts
+    those that are not empty.
     """
 
     path: Path
@@ -47,8 +47,8 @@ class Annotations:
     bad_rows: int
 
 
-class Place(NamedTuple):
-    """What a sample says of itself: its keyframe, the number of that frame, its lines."""
+class SampleKeyframe(NamedTuple):
+    """From a sample's facts: its keyframe, the number of that frame, its annotated lines."""
 
     keyframe: Keyframe
     frame: int
@@ -57,8 +57,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class KeyframeBoxes:
-    """Boxes n 4 (shares of the frame), targets n A (bool): which actions each holds, and scores n:
-    how sure the person detector was of each; 1 for boxes of the annotations."""
+    """Boxes n 4 (shares of the frame), targets n A (bool; the actions in each), and scores n of the
+    person detector; 1 for annotated boxes."""
 
     keyframe: Keyframe
     frame: int
@@ -75,15 +75,12 @@ class Detected:
     scores: np.ndarray
 
 
-_NOBODY = Detected(np.zeros((0, 4)), np.zeros(0))
-
-
 class BoxSource:
     """Shard and place in it -> the boxes of that keyframe.
 
-    annotations: of the file that the shards were made from. detections: as of `read_detections`.
-    truth: whether boxes of the annotations are among them. Errors: `UserError` where the shards
-    were made from another file, or an action is above `num_actions`.
+    annotations: the file that the shards were made from. detections: as of `read_detections`.
+    truth: include annotated boxes beside detected ones. Errors: `UserError` where the shards were
+    made from another file, or an action is above `num_actions`.
     """
 
     def __init__(
@@ -105,61 +102,56 @@ class BoxSource:
         self._shards, self._annotations = shards, annotations
         self._detections, self._truth = detections, truth
         self._num_actions, self._match_iou = num_actions, match_iou
-        self.places(0)  # another file is an error at the start, not in a worker
+        self.places(0)  # raise errors at the start, not in a worker
 
     def __call__(self, shard: int, member: int) -> KeyframeBoxes:
-        place = self.places(shard)[member]
-        boxes, targets = self._annotated(place.lines)
-        truth = KeyframeBoxes(place.keyframe, place.frame, boxes, targets, np.ones(len(boxes)))
-        if self._detections is None:
-            return truth
-        found = self._detections.get(place.keyframe, _NOBODY)
-        matched = self._matched(found.boxes, boxes, targets)
-        detected = dataclasses.replace(
-            truth, boxes=found.boxes, targets=matched, scores=found.scores
-        )
-        return _together(truth, detected) if self._truth else detected
+        keyframe, frame, lines = self.places(shard)[member]
+        # Rows of one box and one action each -> boxes with all their actions.
+        boxes, box_of = np.unique(self._annotations.boxes[lines], axis=0, return_inverse=True)
+        targets = np.zeros((len(boxes), self._num_actions), dtype=bool)
+        targets[box_of.reshape(-1), self._annotations.actions[lines] - 1] = True
+        parts = [(boxes, targets, np.ones(len(boxes)))]
+        if self._detections is not None:
+            empty = Detected(np.zeros((0, 4)), np.zeros(0))
+            found = self._detections.get(keyframe, empty)
+            matched = self._matched(found.boxes, boxes, targets)
+            detected = (found.boxes, matched, found.scores)
+            parts = [*parts, detected] if self._truth else [detected]
+        return KeyframeBoxes(keyframe, frame, *map(np.concatenate, zip(*parts, strict=True)))
 
     def nothing(self) -> KeyframeBoxes:
-        """Stands for the boxes of a keyframe that cannot be read."""
+        """No boxes, for a keyframe that cannot be read."""
         boxes, targets = np.zeros((0, 4)), np.zeros((0, self._num_actions), dtype=bool)
         return KeyframeBoxes(("", 0), 0, boxes, targets, np.zeros(0))
 
     @functools.lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019  lives as long as its reader
-    def places(self, shard: int) -> list[Place]:
-        """What the samples of a shard say of themselves."""
+    def places(self, shard: int) -> list[SampleKeyframe]:
+        """The keyframes of a shard's samples."""
         path = self._shards.path(shard)
         facts = read_facts(path, self._shards.index(shard).samples)
         return [self._place(path, fact) for fact in facts]
 
-    def _place(self, path: Path, facts: Facts) -> Place:
-        said: dict[str, Any] = facts.model_extra or {}
-        if not said.get("boxes"):
+    def _place(self, path: Path, facts: Facts) -> SampleKeyframe:
+        ava: dict[str, Any] = facts.model_extra or {}
+        if not ava.get("boxes"):
             raise UserError(
                 f"{path}: {facts.video_id} has no boxes; detection needs shards of "
                 "arvideo shards --dataset ava."
             )
-        if said["boxes"]["sha256"] != self._annotations.sha256:
+        if ava["boxes"]["sha256"] != self._annotations.sha256:
             raise UserError(
-                f"{path} was made from another {said['boxes']['file']} than "
+                f"{path} was made from another {ava['boxes']['file']} than "
                 f"{self._annotations.path}: their contents differ. Give the file that the shards "
                 "were made from, or make them again."
             )
-        start, stop = said["part"]
-        middle = said.get("keyframe_s", (stop - start) / 2)
+        start, stop = ava["part"]
+        middle = ava.get("keyframe_s", (stop - start) / 2)
         frame = min(round(middle * facts.fps), facts.num_frames - 1)
         film = facts.video_id.rpartition("_")[0]
-        return Place((film, said["second"]), frame, np.array(said["boxes"]["lines"]) - 1)
-
-    def _annotated(self, lines: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows of one box and an action each -> boxes with all their actions."""
-        boxes, box_of = np.unique(self._annotations.boxes[lines], axis=0, return_inverse=True)
-        targets = np.zeros((len(boxes), self._num_actions), dtype=bool)
-        targets[box_of.reshape(-1), self._annotations.actions[lines] - 1] = True
-        return boxes, targets
+        return SampleKeyframe((film, ava["second"]), frame, np.array(ava["boxes"]["lines"]) - 1)
 
     def _matched(self, found: np.ndarray, boxes: np.ndarray, targets: np.ndarray) -> np.ndarray:
-        """Actions of detected boxes, as `detect.match_iou` says."""
+        """Actions of detected boxes: those of the box that overlaps by `match_iou` or more."""
         if not len(boxes) or not len(found):
             return np.zeros((len(found), self._num_actions), dtype=bool)
         best, iou = best_match(found, boxes)
@@ -167,9 +159,9 @@ class BoxSource:
 
 
 def read_annotations(path: str | None, key: str) -> Annotations:
-    """An annotations file of AVA; `key` is the setting that names it.
+    """An annotations file of AVA; `key` is its setting, for errors. Wrong rows are counted.
 
-    Errors: `UserError` where there is none, or not one row is right. Wrong rows are counted.
+    Errors: `UserError` if `path` is None or has no valid row.
     """
     if path is None:
         raise UserError(
@@ -192,28 +184,45 @@ def read_annotations(path: str | None, key: str) -> Annotations:
     if not keyframes:
         raise UserError(f"{key}={path} has no row of AVA's annotations among its {count} lines.")
     digest = hashlib.sha256(Path(path).read_bytes()).hexdigest()
-    places = {keyframe: np.array(own) for keyframe, own in keyframes.items()}
-    return Annotations(Path(path), digest, boxes, actions, places, bad_rows)
+    indices = {keyframe: np.array(own) for keyframe, own in keyframes.items()}
+    return Annotations(Path(path), digest, boxes, actions, indices, bad_rows)
 
 
 def read_detections(path: str, key: str, min_score: float) -> dict[Keyframe, Detected]:
     """Boxes of a person detector with at least `min_score`, by keyframe, best first.
 
-    The CSV that is commonly used for AVA, without header: `_FORMAT`. Boxes are cut off at 0 and 1;
-    one that is listed several times (for its actions, say) counts once, with its best score.
-    Errors: `UserError` that names the line, and where no box is left.
+    The usual CSV of AVA without header: `_FORMAT`. Boxes are clipped to 0..1; a box that is listed
+    several times (for several actions) counts once, with its best score. Errors: `UserError` that
+    names the line, or if no box remains.
     """
-    found: dict[Keyframe, dict[tuple[float, ...], float]] = defaultdict(dict)
+    best: dict[Keyframe, dict[tuple[float, ...], float]] = defaultdict(dict)
     for number, text in text_lines(Path(path)):
         try:
             keyframe, box, score = _detection(text)
         except ValueError as error:
             raise UserError(f"{key}={path}, line {number}: {error}; expected {_FORMAT}.") from None
         if score >= min_score:
-            found[keyframe][box] = max(score, found[keyframe].get(box, 0.0))
-    if not found:
+            best[keyframe][box] = max(score, best[keyframe].get(box, 0.0))
+    if not best:
         raise UserError(f"{key}={path} has no box with a score of {min_score} or more.")
-    return {keyframe: _best_first(boxes) for keyframe, boxes in found.items()}
+    detections = {}
+    for keyframe, scores in best.items():
+        boxes = sorted(scores, key=lambda box: -scores[box])
+        detections[keyframe] = Detected(np.array(boxes), np.array([scores[box] for box in boxes]))
+    return detections
+
+
+def _detection(text: str) -> tuple[Keyframe, tuple[float, ...], float]:
+    fields = next(csv.reader([text]))
+    if len(fields) not in (7, 8):
+        raise ValueError(f"{len(fields)} fields")
+    *sides, score = map(float, (*fields[2:6], fields[-1]))
+    if not np.isfinite((*sides, score)).all():
+        raise ValueError(f"box {fields[2:6]} or score '{fields[-1]}' is not finite")
+    box = tuple(min(1.0, max(0.0, side)) for side in sides)
+    if not (box[0] < box[2] and box[1] < box[3]):
+        raise ValueError(f"box {fields[2:6]} is empty within 0..1")
+    return (fields[0], int(fields[1])), box, score
 
 
 def read_excluded(path: str | None) -> set[Keyframe]:
@@ -225,37 +234,3 @@ def read_excluded(path: str | None) -> set[Keyframe]:
         except ValueError as error:
             raise UserError(f"{path}, line {number}: {error}.") from None
     return excluded
-
-
-def _together(one: KeyframeBoxes, other: KeyframeBoxes) -> KeyframeBoxes:
-    """The boxes of both, which are of one keyframe."""
-    return dataclasses.replace(
-        one,
-        boxes=np.concatenate([one.boxes, other.boxes]),
-        targets=np.concatenate([one.targets, other.targets]),
-        scores=np.concatenate([one.scores, other.scores]),
-    )
-
-
-def _best_first(scores: Mapping[tuple[float, ...], float]) -> Detected:
-    boxes = sorted(scores, key=lambda box: -scores[box])
-    return Detected(np.array(boxes), np.array([scores[box] for box in boxes]))
-
-
-def _detection(text: str) -> tuple[Keyframe, tuple[float, ...], float]:
-    fields = next(csv.reader([text]))
-    if len(fields) not in (7, 8):
-        raise ValueError(f"{len(fields)} fields")
-    box = tuple(min(1.0, max(0.0, number)) for number in _numbers(fields[2:6]))
-    (score,) = _numbers(fields[-1:])
-    if not (box[0] < box[2] and box[1] < box[3]):
-        raise ValueError(f"box {fields[2:6]} is empty within 0..1")
-    return (fields[0], int(fields[1])), box, score
-
-
-def _numbers(fields: list[str]) -> Iterator[float]:
-    for field in fields:
-        number = float(field)
-        if not np.isfinite(number):
-            raise ValueError(f"'{field}' is no finite number")
-        yield number

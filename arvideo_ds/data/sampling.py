@@ -10,9 +10,9 @@ def train_frames(
 ) -> np.ndarray:
     """Frame numbers of a random clip: int64, `frames` of them, ascending.
 
-    dense: every `stride`-th frame from a uniform start. uniform: the video is cut into `frames`
-    equal segments, one uniform frame of each (TSN). A video too short for the stride is sampled
-    with the largest stride that fits; one with fewer frames than asked repeats its last frame.
+    dense: every `stride`-th frame from a uniform start. uniform: one uniform frame of each of
+    `frames` equal segments (TSN). A video too short for the stride takes the largest that fits; one
+    with fewer than `frames` frames repeats its last.
     """
     if sampling == "uniform":
         return segment_frames(num_frames, frames, generator.random(frames))
@@ -24,9 +24,9 @@ def aligned_frames(
 ) -> np.ndarray:
     """Frame numbers of a clip whose tokens are tokens of the whole video; `start` in 0..1.
 
-    The video is its frames 0, stride, 2 stride, ...; a clip is `frames` of them in a row and begins
-    at a multiple of `tubelet`, so at frame number stride x tubelet x (the token's time). A video
-    with fewer of them repeats its last one; the stride stays.
+    Of the video's frames 0, stride, 2 stride, ... the clip has `frames` in a row, from a multiple
+    of `tubelet`: frame number stride x tubelet x (the token's time). A shorter video repeats its
+    last one; the stride stays.
     """
     sampled = -(-num_frames // stride)
     starts = max(0, sampled - frames) // tubelet + 1
@@ -37,7 +37,7 @@ def aligned_frames(
 def window_frames(num_frames: int, stride: int, window: int) -> np.ndarray:
     """Frame numbers of every window of a video, int64, W x `window`.
 
-    Frames 0, stride, 2 stride, ... in windows that touch; the last repeats its last frame.
+    Frames 0, stride, 2 stride, ... in adjacent windows; the last repeats its last frame.
     """
     sampled = -(-num_frames // stride)
     places = np.arange(-(-sampled // window) * window)
@@ -47,10 +47,10 @@ def window_frames(num_frames: int, stride: int, window: int) -> np.ndarray:
 def view_frames(
     num_frames: int, frames: int, stride: int, sampling: str, view: int = 0, views: int = 1
 ) -> np.ndarray:
-    """Frame numbers of one of several temporal views of a test; a single view is the central clip.
+    """Frame numbers of one of several temporal test views; a single view is the central clip.
 
-    dense: clips evenly spaced from the first to the last that fits. uniform: the same place of
-    every segment, another one for each view. Source: VideoMAE's tests.
+    dense: clips evenly spaced from the first to the last that fits. uniform: the same place in each
+    segment, which differs between views. Source: VideoMAE's tests.
     """
     if sampling == "uniform":
         return segment_frames(num_frames, frames, np.full(frames, (view + 0.5) / views))
@@ -58,17 +58,17 @@ def view_frames(
 
 
 def keyframe_frames(num_frames: int, frames: int, stride: int, keyframe: int) -> np.ndarray:
-    """Frame numbers of the clip around a keyframe, which is its frame number `frames // 2`.
+    """Frame numbers of the clip whose frame `frames // 2` is the keyframe.
 
-    Places before the first or after the last frame of the video repeat that frame. Source:
-    SlowFast's and VideoMAE's clips of AVA.
+    Beyond the video's ends, the first or last frame is repeated. Source: SlowFast's and VideoMAE's
+    clips of AVA.
     """
     places = keyframe + stride * (np.arange(frames) - frames // 2)
     return places.clip(0, num_frames - 1)
 
 
 def dense_frames(num_frames: int, frames: int, stride: int, start: float) -> np.ndarray:
-    """`start` in 0..1 says where, among all starts that fit; 1 is the last."""
+    """`start` in 0..1 is the place among all starts that fit; 1 is the last."""
     fitting = max(1, (num_frames - 1) // max(1, frames - 1))
     stride = min(stride, fitting)
     span = (frames - 1) * stride + 1
@@ -78,6 +78,6 @@ def dense_frames(num_frames: int, frames: int, stride: int, start: float) -> np.
 
 
 def segment_frames(num_frames: int, frames: int, places: np.ndarray) -> np.ndarray:
-    """`places` in [0, 1) say where in each segment."""
+    """`places` in [0, 1) are the places within the segments."""
     edges = np.arange(frames) + places
     return np.minimum((edges * num_frames / frames).astype(np.int64), num_frames - 1)

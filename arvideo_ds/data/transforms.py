@@ -14,9 +14,9 @@ from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
-# Places of a smaller crop: along each axis the start, a quarter, the middle, ... of the free room.
+# Steps of a smaller crop's place along each axis.
 _QUARTERS = 4
-# Of a random resized crop: tries to fit it in, and the largest ratio of its sides.
+# Random resized crop: number of tries, and largest ratio of the sides.
 _TRIES, _MOST_ASPECT = 10, 4 / 3
 
 
@@ -35,10 +35,10 @@ def multi_scale_crop(
     scales: Sequence[float],
     generator: np.random.Generator,
 ) -> Crop:
-    """A random crop out of the largest box of the clip's aspect, sides scaled by `scales`.
+    """The largest box of the clip's aspect with its sides scaled by `scales`, at a random place.
 
-    Height and width take scales that differ by at most one step; the place is uniform over a 5x5
-    grid of starts. Source: TSN's multi-scale cropping, as VideoMAE uses it.
+    The scales of height and width differ by at most one step; the place is uniform over a 5x5 grid.
+    Source: TSN's multi-scale cropping, as in VideoMAE.
     """
     box_height, box_width = _largest_box(height, width, size)
     first = int(generator.integers(len(scales)))
@@ -58,10 +58,10 @@ def multi_scale_crop(
 def random_resized_crop(
     height: int, width: int, area: tuple[float, float], generator: np.random.Generator
 ) -> Crop:
-    """A box of a uniform share of the area and an aspect of 3:4 to 4:3, log-uniform.
+    """A box of a uniform share of the area and a log-uniform aspect from 3:4 to 4:3.
 
-    The central crop of a fitting aspect where ten tries do not fit. Source: Inception's crop, as
-    torchvision's RandomResizedCrop has it.
+    The central crop if ten tries do not fit. Source: Inception's crop, as torchvision's
+    RandomResizedCrop.
     """
     for _ in range(_TRIES):
         pixels = height * width * generator.uniform(*area)
@@ -83,10 +83,10 @@ def short_side_crop(
     short_side: int,
     generator: np.random.Generator,
 ) -> Crop:
-    """A box that has the clip's size once the frame's shorter side is `short_side` pixels.
+    """The clip's box in a frame scaled to a shorter side of `short_side` pixels.
 
-    Its place is uniform over the pixels of the frame as it came. Source: VideoMAE's action
-    detection (data/transforms.py, short side 256, boxes of 224).
+    Its place is uniform over the pixels of the unscaled frame. Source: VideoMAE's action detection
+    (data/transforms.py, short side 256, boxes of 224).
     """
     scale = min(height, width) / short_side
     rows, columns = (max(1, round(side * scale)) for side in size)
@@ -102,22 +102,19 @@ def grid_crop(
     patch: tuple[int, int],
     generator: np.random.Generator,
 ) -> Crop:
-    """A box of the clip's size at a multiple of the patch, uniform over the places.
-
-    Frames are those of `fit_to_grid`: the box is cut and not resized.
-    """
+    """A box of the clip's size at a uniform multiple of the patch, in frames of `fit_to_grid`."""
     top, left = (
-        step * int(generator.integers((side - own) // step + 1))
-        for side, own, step in zip((height, width), size, patch, strict=True)
+        step * int(generator.integers((side - length) // step + 1))
+        for side, length, step in zip((height, width), size, patch, strict=True)
     )
     return Crop(top, left, *size)
 
 
 def fit_to_grid(frames: np.ndarray, size: tuple[int, int], patch: tuple[int, int]) -> np.ndarray:
-    """Frames F H W 3 -> F h' w' 3 (uint8): the clip's box fits in with one side its own.
+    """Frames F H W 3 -> F h' w' 3 (uint8), the smallest that contain the clip's box.
 
-    The aspect stays; the side that is longer than the clip's is cut on both ends down to a multiple
-    of the patch. So all clips of a video are cut from the same tokens.
+    The aspect is kept; the longer side is cut at both ends to a multiple of the patch. So all clips
+    of a video have the same tokens.
     """
     (height, width), (rows, columns) = frames.shape[1:3], size
     scale = max(rows / height, columns / width)
@@ -125,17 +122,15 @@ def fit_to_grid(frames: np.ndarray, size: tuple[int, int], patch: tuple[int, int
     pixels = torch.from_numpy(frames).permute(0, 3, 1, 2)
     pixels = F.resize(pixels, list(fitted), antialias=True).permute(0, 2, 3, 1)
     kept = [side // step * step for side, step in zip(fitted, patch, strict=True)]
-    top, left = ((side - own) // 2 for side, own in zip(fitted, kept, strict=True))
+    top, left = ((side - length) // 2 for side, length in zip(fitted, kept, strict=True))
     return pixels[:, top : top + kept[0], left : left + kept[1]].contiguous().numpy()
 
 
 def view_crop(
     height: int, width: int, size: tuple[int, int], view: int = 0, views: int = 1
 ) -> Crop:
-    """The largest box of the clip's aspect, at one of several places along the free side.
-
-    Places run from one end to the other; a single view is the centre.
-    """
+    """The largest box of the clip's aspect, at place `view` of `views` from one end of the longer
+    side to the other; a single view is the centre."""
     box_height, box_width = (max(1, round(side)) for side in _largest_box(height, width, size))
     share = view / (views - 1) if views > 1 else 0.5
     top, left = int(share * (height - box_height)), int(share * (width - box_width))
@@ -145,19 +140,17 @@ def view_crop(
 def whole_frame(
     height: int, width: int, short_side: int, patch: tuple[int, int]
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Size of a frame whose shorter side is `short_side`, the aspect kept, and rows and columns
-    that are missing to the next multiple of the patch."""
+    """Size of a frame scaled to a shorter side of `short_side`, and the rows and columns to add for
+    a multiple of the patch."""
     scale = short_side / min(height, width)
-    # The longer side is rounded down, as the official code does.
+    # Rounded down as in the official code.
     rows, columns = (max(short_side, int(side * scale)) for side in (height, width))
     return (rows, columns), (-rows % patch[0], -columns % patch[1])
 
 
 def fill_up(clip: Tensor, missing: tuple[int, int]) -> Tensor:
-    """Clip F h w 3 with `missing` rows below and columns at the right of ImageNet's mean colour.
-
-    That colour is zero to the encoder.
-    """
+    """Clip F h w 3 with `missing` rows below and columns at the right of ImageNet's mean colour,
+    which the encoder normalises to zero."""
     frames, rows, columns, _ = clip.shape
     mean = torch.tensor([round(255 * value) for value in IMAGENET_DEFAULT_MEAN], dtype=torch.uint8)
     filled = mean.expand(frames, rows + missing[0], columns + missing[1], 3).clone()

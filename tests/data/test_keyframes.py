@@ -69,7 +69,7 @@ def test_detected_boxes_end_with_the_frame(tmp_path: Path) -> None:
         ("film,0902,0.1,0.2,0.3,0.4,12,0.9,1", "9 fields"),
         ("film,soon,0.1,0.2,0.3,0.4,0.9", "'soon'"),
         ("film,0902,0.1,0.2,0.3,much,0.9", "'much'"),
-        ("film,0902,0.1,0.2,0.3,0.4,nan", "no finite number"),
+        ("film,0902,0.1,0.2,0.3,0.4,nan", "is not finite"),
         ("film,0902,0.3,0.2,0.1,0.4,0.9", "is empty"),
         ("film,0902,1.1,0.2,1.3,0.4,0.9", "is empty"),
     ],
