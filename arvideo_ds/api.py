@@ -1,4 +1,4 @@
-"""Trained models in Python: `import arvideo_ds` offers what is public here, and imports it late.
+"""Trained models in Python; `import arvideo_ds` exports this module lazily.
 
 B clips, T H W frames and pixels, N tokens on a grid t h w, D width, W windows of a video.
 """
@@ -26,10 +26,7 @@ from arvideo_ds.shards.manifest import ClassNames
 
 
 class VideoModel(nn.Module):
-    """A trained model and the clips that it sees.
-
-    recipe: of its run. clip_shape: T H W of a clip; frames are `recipe.data.stride` apart.
-    """
+    """A trained model. recipe: of its run. clip_shape: T H W, frames `recipe.data.stride` apart."""
 
     def __init__(self, recipe: EncoderRecipe) -> None:
         super().__init__()
@@ -41,7 +38,7 @@ class VideoModel(nn.Module):
         return central_clip(Path(video), self.recipe.data)
 
     def check_clips(self, clips: Tensor) -> None:
-        """Errors: `UserError` for clips that are not B T H W 3 in this model's shape."""
+        """Errors: `UserError` for clips that are not B T H W 3 of `clip_shape`."""
         expected = (*self.clip_shape, 3)
         if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
             raise UserError(
@@ -61,16 +58,15 @@ class VideoEncoder(VideoModel):
     def forward(self, clips: Tensor) -> Tensor:
         """Tokens B N D of clips B T H W 3, uint8 or floating 0..1, ordered by time, row, column.
 
-        Errors: `UserError` for clips of another shape.
+        Errors: `UserError` for another shape.
         """
         self.check_clips(clips)
         return encode_clips(self.encoder, clips, self.recipe.patch)
 
 
 class VideoClassifier(VideoModel):
-    """A fine-tuned classifier. labels: class names in the order of its logits, by label set where
-    it has several.
-    """
+    """A fine-tuned classifier. labels: class names in the order of its logits; by label set if it
+    has several."""
 
     def __init__(self, classifier: Classifier, labels: ClassNames, recipe: EncoderRecipe) -> None:
         super().__init__(recipe)
@@ -85,7 +81,7 @@ class VideoClassifier(VideoModel):
     def predict(self, video: str | Path, top: int = 5) -> list[tuple[str, float]]:
         """The likeliest labels of a video file's central clip with their probabilities, best first.
 
-        Errors: `UserError` for a file that cannot be decoded.
+        Errors: `UserError` for a file that does not decode.
         """
         return top_labels(self.classifier, self.labels, self.clip(video), top)
 
@@ -93,9 +89,9 @@ class VideoClassifier(VideoModel):
 def load_encoder(run: str | Path, weights: str | None = None) -> VideoEncoder:
     """The encoder of a finished run, or of its export with --format encoder.
 
-    run: the folder. weights: "best", "last" or "ema"; default: best where the run has it. Returns
-    it on the CPU, in evaluation mode. A fine-tuned encoder whose tokens were averaged has no last
-    norm. Errors: `UserError` where recipe or weights are missing or do not fit.
+    run: the folder. weights: "best", "last" or "ema"; default: best if the run has it. The encoder
+    is on the CPU, in evaluation mode; one fine-tuned on averaged tokens has no last norm. Errors:
+    `UserError` if recipe or weights are missing or do not fit.
     """
     folder = Path(run)
     recipe = run_folder.read_recipe(folder, EncoderRecipe)
@@ -126,13 +122,13 @@ def encode(
     hop: int | None = None,
     batch: int = 16,
 ) -> Tensor:
-    """Features of a video, float32 on the CPU; those that `arvideo features` writes.
+    """Features of a video as in `arvideo features`, float32 on the CPU.
 
-    video: a file of any length, which becomes W windows of the encoder's clips; or clips
-    W T H W 3, uint8 or floating 0..1. features: "clip", the mean of each window's tokens, W D;
-    "time", a mean for each time, W t D; "token", all, W N D. hop: frames between windows; default:
-    windows that touch. batch: windows per forward pass. Runs where the encoder is. Errors:
-    `UserError` for other values, clips of another shape, and a file that cannot be decoded.
+    video: a file of any length, as W windows of the encoder's clips; or clips W T H W 3, uint8 or
+    floating 0..1. features: "clip", the mean of each window's tokens, W D; "time", a mean per time,
+    W t D; "token", all tokens, W N D. hop: frames between windows; default: adjacent windows.
+    batch: windows per forward pass, on the encoder's device. Errors: `UserError` for other values,
+    clips of another shape, and a file that does not decode.
     """
     if features not in FEATURES:
         raise UserError(f"features={features!r} must be one of: {', '.join(FEATURES)}.")

@@ -1,4 +1,4 @@
-"""What the command lines of all commands share: one parser, options, checks of their values."""
+"""Shared parts of the command lines: the parser, options, checks of their values."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ import argparse
 import inspect
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.registry import PLUGINS
+from arvideo_ds.registry import PLUGINS, listed_plugins
 
 T = TypeVar("T")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Takes `-` and `_` alike in the names of long options; help shows them as they were added.
+    """Accepts `-` for `_` and `_` for `-` in long options, but not in values or after `--`.
 
-    Values stay untouched: those after `=`, those in an argument of their own, and all after `--`.
-    Every command takes `--plugin FILE`, which is the same as a FILE in ARVIDEO_PLUGINS.
+    Every command takes `--plugin FILE`, the same as a FILE in ARVIDEO_PLUGINS.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -38,7 +37,7 @@ class CommandParser(argparse.ArgumentParser):
         text = f"{description}; default %(default)s"
         self.add_argument(f"--{name}", type=type(default), default=default, help=text)
 
-    # `parse_intermixed_args` calls the first of the two up to Python 3.11, the second from 3.12 on.
+    # `parse_intermixed_args` calls the first up to Python 3.11, the second from 3.12 on.
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super().parse_known_args(self._spelled(args), namespace)
 
@@ -53,52 +52,45 @@ class CommandParser(argparse.ArgumentParser):
         return spelled
 
     def _as_added(self, argument: str) -> str:
-        """The argument with its option's name, or an abbreviation of it, as it was added."""
+        """The argument with its option, which may be abbreviated, spelled as it was added."""
         name, equals, value = argument.partition("=")
         if not name.startswith("--"):
             return argument
-        known = {option[: len(name)] for option in self._option_strings()}
-        alike = {option for option in known if _unified(option) == _unified(name)}
+        options = (option for action in self._actions for option in action.option_strings)
+        starts = {option[: len(name)] for option in options if option.startswith("--")}
+        alike = {start for start in starts if start.replace("-", "_") == name.replace("-", "_")}
         return argument if name in alike or len(alike) != 1 else alike.pop() + equals + value
-
-    def _option_strings(self) -> Iterator[str]:
-        for action in self._actions:
-            yield from action.option_strings
-
-
-def _unified(option: str) -> str:
-    return option[:2] + option[2:].replace("-", "_")
 
 
 def export_plugins(args: Sequence[str]) -> None:
-    """Before other arguments are read, or added: choices and options may come from plugins."""
+    """Add `--plugin` to ARVIDEO_PLUGINS, before plugins' choices and options are needed."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--plugin", action="append", default=[])
-    plugins = [item for item in os.environ.get(PLUGINS, "").split(os.pathsep) if item]
+    plugins = listed_plugins()
     for plugin in early.parse_known_args(args)[0].plugin:
-        # Processes with another working folder load it as well.
+        # Absolute: processes with another working folder load it as well.
         plugins.append(str(Path(plugin).absolute()) if plugin.endswith(".py") else plugin)
     if plugins:
         os.environ[PLUGINS] = os.pathsep.join(dict.fromkeys(plugins))
 
 
 def deepspeed_configs() -> dict[str, Path]:
-    """The DeepSpeed JSON files of this project by name, such as "zero2"."""
+    """The project's DeepSpeed JSON files by name, such as "zero2"."""
     package = Path(__file__).parent
-    # A wheel has a copy inside the package (setup.py); a checkout has the folder beside it.
+    # A wheel has a copy in the package (setup.py), a checkout has the folder beside it.
     folders = (package / "ds_configs", package.parent / "ds_configs")
     folder = next((folder for folder in folders if folder.is_dir()), folders[0])
     return {path.stem: path for path in sorted(folder.glob("*.json"))}
 
 
 def find_deepspeed_config(name_or_path: str) -> Path:
-    """A file, or one of ours by name. Whether it exists is checked where it is read."""
+    """A file, or one of `deepspeed_configs` by name; it may not exist."""
     path = Path(name_or_path)
     return path if path.is_file() else deepspeed_configs().get(name_or_path, path)
 
 
 def add_deepspeed(parser: argparse.ArgumentParser, default: str | Path) -> None:
-    """The options that `deepspeed.add_config_arguments` gives to scripts, without its import."""
+    """The options of `deepspeed.add_config_arguments`, without its import."""
     parser.add_argument(
         "--deepspeed_config",
         type=find_deepspeed_config,
@@ -106,7 +98,7 @@ def add_deepspeed(parser: argparse.ArgumentParser, default: str | Path) -> None:
         metavar="NAME|PATH",
         help=f"one of: {', '.join(deepspeed_configs())}; or a JSON file",
     )
-    # Else argparse would take it as an abbreviation of the other.
+    # Otherwise argparse would take it as an abbreviation.
     parser.add_argument(
         "--deepspeed", action="store_true", help="for other launch scripts; changes nothing here"
     )
@@ -118,12 +110,12 @@ def add_rank(parser: argparse.ArgumentParser) -> None:
 
 
 def add_overrides(parser: argparse.ArgumentParser) -> None:
-    """Settings of a recipe; read them by `parse_intermixed_args`, so that options may follow."""
+    """Settings of a recipe; with `parse_intermixed_args`, options may follow them."""
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
 
 
 def add_weights(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
-    """Which weights of a run are used; `None` chooses (runs/run_folder.py)."""
+    """Which weights of a run to use; None: `run_folder.choose_weights` decides."""
     parser.add_argument(
         "--weights", choices=names, help="default: best where the run has it, else last"
     )
@@ -139,7 +131,7 @@ def from_arguments(function: Callable[..., T], args: argparse.Namespace, **more:
 
 
 def require_at_least(least: int, args: argparse.Namespace, *names: str) -> None:
-    """Errors: `UserError` for an option that was given and is below `least`."""
+    """Errors: `UserError` for an option that is set and below `least`."""
     for name in names:
         value = getattr(args, name)
         if value is not None and value < least:
@@ -147,7 +139,7 @@ def require_at_least(least: int, args: argparse.Namespace, *names: str) -> None:
 
 
 def require_positive(args: argparse.Namespace, *names: str) -> None:
-    """Errors: `UserError` for an option that was given and is not above 0."""
+    """Errors: `UserError` for an option that is set and not above 0."""
     for name in names:
         value = getattr(args, name)
         if value is not None and not value > 0:

@@ -1,4 +1,4 @@
-"""Errors that are meant for people, and how a command ends because of one."""
+"""Errors for users, and the exit codes of commands."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from collections.abc import Callable, Iterator
 
 EXIT_OK = 0
 EXIT_USER_ERROR = 2
-# Done, and more was left out than --max_reject_share allows.
+# Done, but more videos were rejected than --max_reject_share allows.
 EXIT_MANY_REJECTS = 3
-# Interrupted: the same command goes on, or begins again where nothing is kept. Scripts that requeue
-# check for exactly this code (EX_TEMPFAIL).
+# Interrupted: the same command resumes, or restarts where nothing was saved. Scripts that requeue
+# check for this code (EX_TEMPFAIL).
 EXIT_INTERRUPTED = 75
-# Standard output was closed by its reader, such as `head`: 128 + SIGPIPE, as shells report it.
+# The reader of standard output, such as `head`, closed it: 128 + SIGPIPE, as in shells.
 EXIT_PIPE_CLOSED = 141
 
 
 class UserError(Exception):
-    """Something the user can put right.
+    """A mistake that the user can fix.
 
-    The message is one paragraph that says what is wrong, where it stands and how to fix it.
-    Commands print it without a traceback and exit with `EXIT_USER_ERROR`.
+    The message is one paragraph: what is wrong, where, and how to fix it. Commands print it without
+    a traceback and exit with `EXIT_USER_ERROR`.
     """
 
 
 @contextlib.contextmanager
 def needs_extra(extra: str) -> Iterator[None]:
-    """Around imports of packages that an extra of setup.py brings. Errors: `UserError`."""
+    """Around imports of packages of an extra of setup.py. Errors: `UserError`."""
     try:
         yield
     except ImportError as error:
@@ -43,17 +43,17 @@ def how_to_install(extra: str) -> str:
 
 
 def command(main: Callable[[], int | None]) -> Callable[[], int]:
-    """Make `main` a command, whose expected ends have an exit code and no traceback.
+    """Make `main` a command that ends with an exit code and no traceback on expected errors.
 
-    `UserError`: one paragraph on stderr, `EXIT_USER_ERROR`. Ctrl-C, where `main` does not handle
-    it: `EXIT_INTERRUPTED`. A reader of standard output that has left: `EXIT_PIPE_CLOSED`.
+    `UserError`: one paragraph on stderr, `EXIT_USER_ERROR`. Ctrl-C that `main` does not handle:
+    `EXIT_INTERRUPTED`. Standard output closed by its reader: `EXIT_PIPE_CLOSED`.
     """
 
     @functools.wraps(main)
     def run() -> int:
         try:
             code = main() or EXIT_OK
-            # Here, not at the interpreter's end, where an error could no longer be handled.
+            # At the interpreter's end, an error could no longer be handled.
             sys.stdout.flush()
             return code
         except UserError as error:
@@ -65,7 +65,7 @@ def command(main: Callable[[], int | None]) -> Callable[[], int]:
         except BrokenPipeError:
             if not _reader_left():
                 raise
-            # What is still in the buffer goes nowhere, without another error.
+            # Discard the buffer without another error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return EXIT_PIPE_CLOSED
 
@@ -73,7 +73,7 @@ def command(main: Callable[[], int | None]) -> Callable[[], int]:
 
 
 def _reader_left() -> bool:
-    """Whether standard output is a pipe that nobody reads any more."""
+    """Whether standard output is a pipe without a reader."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)

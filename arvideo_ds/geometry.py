@@ -23,8 +23,8 @@ _AXES = ("frames", "height", "width")
 class Geometry:
     """Shape of a clip, of its cubes (`patch`) and of its clusters (`cluster`, in tokens).
 
-    Errors: `UserError` when a cube does not divide the clip or a cluster the token grid; the
-    message names the axis, both numbers and the settings that hold them.
+    Errors: `UserError` when a cube does not divide the clip or a cluster the token grid, with the
+    axis, both numbers and their settings.
     """
 
     clip: Triple
@@ -61,12 +61,12 @@ class Geometry:
 
     @property
     def cube_pixels(self) -> int:
-        """Pixel positions of a cube, colour channels not counted."""
+        """Pixel positions of a cube, without colour channels."""
         return math.prod(self.patch)
 
     @property
     def cube_values(self) -> int:
-        """P, the numbers that one token stands for."""
+        """P, the values of one cube."""
         return self.cube_pixels * CHANNELS
 
     @property
@@ -86,7 +86,7 @@ class Geometry:
 
 
 def num_kept(share: float, size: int) -> int:
-    """How many of `size` tokens a share keeps: rounded half up, never none."""
+    """Number of tokens in a share of `size`: rounded half up, at least 1."""
     return max(1, math.floor(share * size + 0.5))
 
 

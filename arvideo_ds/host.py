@@ -1,7 +1,7 @@
-"""Cores and memory of this host, on Linux and where it differs on macOS.
+"""Cores and memory of this host, on Linux and macOS.
 
-The one module that reads /proc, core masks and resource usage. What a system does not tell is None,
-or 0 where it only adds to a sum; nothing here raises for that.
+The only module that reads /proc, core masks and resource usage. What a system does not provide is
+None, or 0 where it is added to a sum, and never an error.
 """
 
 from __future__ import annotations
@@ -31,39 +31,37 @@ def bind_to_cores(cores: Iterable[int]) -> None:
 
 
 def resident_bytes(pid: int) -> int:
-    """Memory of a process, pages that it shares included; 0 where it has ended or is not known."""
-    pages = _read(_PROC / str(pid) / "statm").split()
+    """Memory of a process with its shared pages (RSS); 0 if it has ended or is unknown."""
+    pages = read_text(_PROC / str(pid) / "statm").split()
     return int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0
 
 
 def proportional_bytes(pid: int) -> int:
-    """Memory of a process, shared pages by its share of them (PSS); 0 where it is not known."""
-    kib = _field(_PROC / str(pid) / "smaps_rollup", "Pss")
-    return int(kib.split()[0]) * 1024 if kib else 0
+    """Memory of a process with its share of shared pages (PSS); 0 if unknown."""
+    return _field_bytes(_PROC / str(pid) / "smaps_rollup", "Pss") or 0
 
 
 def peak_resident_bytes() -> int:
-    """Most memory that this process held so far."""
+    """Peak memory of this process (RSS)."""
     # macOS counts bytes, Linux KiB.
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def available_memory() -> int | None:
-    """Bytes that new programs can have; None where the system does not tell."""
-    kib = _field(_PROC / "meminfo", "MemAvailable")
-    return int(kib.split()[0]) * 1024 if kib else None
+    """Bytes available to new programs; None if unknown."""
+    return _field_bytes(_PROC / "meminfo", "MemAvailable")
 
 
 def limit_memory(gib: float) -> None:
-    """Let this process allocate so many GiB more than now; then allocations fail.
+    """Let allocations fail beyond so many GiB more than now: a `MemoryError` in most libraries.
 
-    That is a `MemoryError` in most libraries. Where the system has no such limit, nothing happens.
+    Without such a limit in the system, nothing happens.
     """
-    allocated_kib = _field(_PROC / "self" / "status", "VmData")
-    if allocated_kib is None:
+    allocated = _field_bytes(_PROC / "self" / "status", "VmData")
+    if allocated is None:
         return
-    limit = 1024 * int(allocated_kib.split()[0]) + int(gib * 2**30)
+    limit = allocated + int(gib * 2**30)
     with contextlib.suppress(OSError, ValueError):
         _, most = resource.getrlimit(resource.RLIMIT_DATA)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
@@ -75,12 +73,19 @@ def cpu_name() -> str:
 
 def _field(path: Path, name: str) -> str | None:
     """Value of the first line `name: value`."""
-    lines = (line.partition(":") for line in _read(path).splitlines())
+    lines = (line.partition(":") for line in read_text(path).splitlines())
     return next((value.strip() for key, _, value in lines if key.strip() == name), None)
 
 
-def _read(path: Path) -> str:
+def _field_bytes(path: Path, name: str) -> int | None:
+    """The same of a field in KiB."""
+    kib = _field(path, name)
+    return int(kib.split()[0]) * 1024 if kib else None
+
+
+def read_text(path: Path) -> str:
+    """The stripped text of a file; empty where it cannot be read."""
     try:
-        return path.read_text()
+        return path.read_text().strip()
     except OSError:
         return ""

@@ -1,15 +1,15 @@
-"""Every random draw of the project is a function of numbers, never of hidden state.
+"""Random draws as functions of numbers, without hidden state.
 
-A clip is named by (seed, epoch, position, repeat). Its frames, crop and flip come from
-`clip_generator`; its cluster order, kept tokens and targets are expanded on the device from
-`draw_key`. So a resumed run, another number of workers or of ranks draws the same numbers.
+A clip is identified by (seed, epoch, position, repeat). `clip_generator` draws its frames, crop and
+flip; the device expands `draw_key` to its cluster order, kept tokens and targets. So resumed runs
+and other numbers of workers or ranks draw the same.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-# One constant per purpose, so that streams which share the other numbers stay independent.
+# One constant per purpose: streams that share the other numbers are independent.
 _CLIP, _DRAW, _SHARDS, _WINDOW, _SPLIT, _PICK = range(6)
 
 
@@ -18,12 +18,12 @@ def _generator(*numbers: int) -> np.random.Generator:
 
 
 def clip_generator(seed: int, epoch: int, position: int, repeat: int) -> np.random.Generator:
-    """Draws of the data room for one clip: frame indices, crop, flip."""
+    """Frame numbers, crop, flip and augmentation of one clip."""
     return _generator(_CLIP, seed, epoch, position, repeat)
 
 
 def draw_key(seed: int, epoch: int, position: int, repeat: int) -> int:
-    """A non-negative 63-bit number from which the model expands one clip's own draws."""
+    """A non-negative 63-bit number from which the model expands the draws of one clip."""
     sequence = np.random.SeedSequence((_DRAW, seed, epoch, position, repeat))
     return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -39,10 +39,10 @@ def window_generator(seed: int, epoch: int, stream: int, window: int) -> np.rand
 
 
 def split_generator(seed: int) -> np.random.Generator:
-    """The order in which source videos are dealt into shards."""
+    """The order in which source videos are assigned to shards."""
     return _generator(_SPLIT, seed)
 
 
 def pick_generator(seed: int, shard: int) -> np.random.Generator:
-    """Which videos of a shard a tool looks at, to check or to show them."""
+    """Which videos of a shard a tool checks or shows."""
     return _generator(_PICK, seed, shard)

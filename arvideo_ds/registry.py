@@ -1,9 +1,9 @@
 """Named choices of one kind (objectives, probes, readers, ...) and plugins that add some.
 
-A plugin is a Python file, or an importable module, that calls `register` while it is imported. The
-environment variable ARVIDEO_PLUGINS lists plugins, separated like the entries of PATH, so that
-ranks, data workers and Slurm jobs load the same ones. Recipes and run folders cannot name plugins:
-reading somebody else's run never runs their code.
+A plugin is a Python file or module that calls `register` while it is imported. The environment
+variable ARVIDEO_PLUGINS lists plugins, separated as in PATH, so that ranks, data workers and Slurm
+jobs load the same ones. Recipes and run folders cannot name plugins: reading a run never runs its
+author's code.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Generic, TypeVar
 
 from arvideo_ds.errors import UserError
@@ -29,8 +28,8 @@ T = TypeVar("T")
 class Registry(Mapping[str, T], Generic[T]):
     """Entries by name, in the order of their registration.
 
-    kind: what an entry is, for errors. entries: objects, or "module:attribute" of objects that are
-    imported at first use, so that a table costs no import of torch.
+    kind: what an entry is, for errors. entries: objects, or "module:attribute" of objects to import
+    at first use.
     """
 
     def __init__(self, kind: str, entries: Mapping[str, T | str]) -> None:
@@ -38,7 +37,7 @@ class Registry(Mapping[str, T], Generic[T]):
         self._entries: dict[str, T | str] = dict(entries)
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator that adds an entry. Errors: `UserError` where the name is taken."""
+        """Decorator that adds an entry. Errors: `UserError` if the name exists."""
 
         def add(entry: T) -> T:
             if name in self._entries:
@@ -62,18 +61,15 @@ class Registry(Mapping[str, T], Generic[T]):
         return iter(self._entries)
 
     def __len__(self) -> int:
-        return len(list(iter(self)))
+        return sum(1 for _ in self)
 
     def choose(self, name: str, *, key: str) -> T:
-        """The entry of this name. key: the setting or option that gave it, for errors.
-
-        Errors: as `check`.
-        """
+        """The entry of this name. key: its setting or option, for errors. Errors: as `check`."""
         self.check(name, key=key)
         return self[name]
 
     def check(self, name: str, *, key: str) -> None:
-        """Refuse an unknown name, importing no entry. Errors: `UserError` that lists the names."""
+        """Errors: `UserError` that lists the names if this one is unknown. Imports no entry."""
         names = list(self)
         if name in names:
             return
@@ -85,40 +81,39 @@ class Registry(Mapping[str, T], Generic[T]):
         )
 
 
+def listed_plugins() -> list[str]:
+    """The entries of ARVIDEO_PLUGINS."""
+    return [item for item in os.environ.get(PLUGINS, "").split(os.pathsep) if item]
+
+
 def load_plugins() -> list[str]:
-    """Import what ARVIDEO_PLUGINS lists, each once per process; returns the list.
+    """Import the listed plugins, each once per process; returns the list.
 
     Errors: `UserError` for a plugin that does not exist or fails while it is imported.
     """
-    plugins = [item for item in os.environ.get(PLUGINS, "").split(os.pathsep) if item]
+    plugins = listed_plugins()
     for plugin in plugins:
-        _load(plugin)
+        try:
+            if plugin.endswith(".py"):
+                _import_file(Path(plugin).absolute())
+            else:
+                importlib.import_module(plugin)
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(
+                f"{PLUGINS}: {plugin} cannot be imported ({type(error).__name__}: {error})."
+            ) from error
     return plugins
 
 
-def _load(plugin: str) -> None:
-    path = Path(plugin).absolute()
-    is_file = plugin.endswith(".py")
+def _import_file(path: Path) -> None:
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:8]
-    name = f"arvideo_plugin_{path.stem}_{digest}" if is_file else plugin
+    name = f"arvideo_plugin_{path.stem}_{digest}"
     if name in sys.modules:
         return
-    if is_file and not path.is_file():
+    if not path.is_file():
         raise UserError(f"{PLUGINS}: there is no file {path}.")
-    try:
-        if is_file:
-            _import_file(name, path)
-        else:
-            importlib.import_module(name)
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"{PLUGINS}: {plugin} cannot be imported ({type(error).__name__}: {error})."
-        ) from error
-
-
-def _import_file(name: str, path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None and spec.loader is not None, "the name ends in .py"
     module = importlib.util.module_from_spec(spec)
@@ -128,4 +123,3 @@ def _import_file(name: str, path: Path) -> ModuleType:
     except BaseException:
         del sys.modules[name]
         raise
-    return module

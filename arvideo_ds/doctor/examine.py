@@ -1,4 +1,4 @@
-"""Everything that is looked at: by one process, and by all ranks together."""
+"""All checks: of one process, and of all ranks together."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 def examine(folder: Path) -> list[Finding]:
-    """What one process can see by itself."""
+    """Checks of one process; `folder` is that of the runs."""
     versions = software.installed()
     findings = [
         *software.check_packages(versions),
         *software.check_declared(versions),
-        *software.check_pairs(versions),
+        *software.check_torchcodec(versions),
         software.check_compilers(),
     ]
     try:
@@ -32,21 +32,22 @@ def examine(folder: Path) -> list[Finding]:
 
 
 def measure(world: World, findings: list[Finding]) -> list[Finding]:
-    """Speed of every rank and of all together; other hosts add what is not ok. Collective."""
+    """Add the speed of every rank and of all together, and what is not ok on other hosts.
+    Collective."""
     import torch.distributed as dist
 
     from arvideo_ds.doctor import speed
 
-    gpus = speed.check_gpus()
-    here = (socket.gethostname(), world.local_rank, [*findings, gpus])
+    findings = [*findings, speed.check_gpus()]
+    here = socket.gethostname()
     everywhere: list[Any] = [None] * world.size
-    dist.all_gather_object(everywhere, (*here, speed.matmul_gflops(world.device)))
-    report = [*findings, gpus]
-    # One process speaks for its host.
-    for host, local_rank, found, _ in everywhere[1:]:
-        report += of_other_hosts(host, found) if local_rank == 0 and host != here[0] else []
-    report.append(speed.check_matmul([gflops for *_, gflops in everywhere], world.device))
+    speed_here = speed.matmul_gflops(world.device)
+    dist.all_gather_object(everywhere, (here, world.local_rank, findings, speed_here))
+    # One process per host.
+    for host, local_rank, others, _ in everywhere[1:]:
+        findings += of_other_hosts(host, others) if local_rank == 0 and host != here else []
+    findings.append(speed.check_matmul([gflops for *_, gflops in everywhere], world.device))
     if world.size > 1:
-        report.append(speed.check_all_reduce(world.device))
+        findings.append(speed.check_all_reduce(world.device))
     dist.destroy_process_group()
-    return report
+    return findings

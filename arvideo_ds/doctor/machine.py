@@ -14,14 +14,14 @@ import time
 from pathlib import Path
 
 from arvideo_ds.doctor.report import Finding
-from arvideo_ds.host import available_cores, available_memory
+from arvideo_ds.host import available_cores, available_memory, read_text
 
 _GIB = 2**30
-# One rank of the demo, the smallest run there is, takes 1.0 GiB (memory/peak_gib).
+# One rank of the demo takes 1.0 GiB (memory/peak_gib).
 _LEAST_MEMORY = 2 * _GIB
-# Docker's default; no batch of a real recipe fits.
+# Docker's default, too small for a batch of a real recipe.
 _LEAST_SHM = 64 * 2**20
-# data.prefetch_mib of one rank, at its default.
+# Default of data.prefetch_mib, per rank.
 _GOOD_SHM = 4 * _GIB
 _GOOD_FILES = 4096
 _GOOD_DISK = 10 * _GIB
@@ -30,43 +30,41 @@ _SHM = Path("/dev/shm")
 _CGROUPS = Path("/sys/fs/cgroup")
 
 
-def check_cores(seen: int, quota: float | None) -> Finding:
-    """`seen` cores in the affinity mask, `quota` cores' worth of time (cgroup), if limited."""
-    says = f"{seen} core(s)" + ("" if quota is None else f", time limit of {quota:g}")
-    if quota is not None and quota < seen:
+def check_cores(cores: int, quota: float | None) -> Finding:
+    """cores: in the affinity mask. quota: cores' worth of time (cgroup), None without a limit."""
+    says = f"{cores} core(s)" + ("" if quota is None else f", time limit of {quota:g}")
+    if quota is not None and quota < cores:
         fix = f"threads beyond the limit are stopped, not run: data.workers={max(1, int(quota))}"
         return Finding("cores", "warning", says, fix)
     return Finding("cores", "ok", says)
 
 
 def check_memory(available: int | None, limit: int | None) -> Finding:
-    """Bytes: free for new programs on the host, and the most that this job may take (cgroup)."""
+    """Bytes available on the host, and the limit of this job (cgroup)."""
     if available is None:
         return Finding("memory", "ok", "this system does not tell how much is available")
-    usable = available if limit is None else min(available, limit)
-    says = f"{available / _GIB:.1f} GiB available" + (
-        "" if limit is None else f", limit of {limit / _GIB:.1f} GiB"
-    )
-    if usable < _LEAST_MEMORY:
+    says = f"{available / _GIB:.1f} GiB available"
+    if limit is not None:
+        says += f", limit of {limit / _GIB:.1f} GiB"
+        available = min(available, limit)
+    if available < _LEAST_MEMORY:
         return Finding("memory", "problem", says, "ask for more (Slurm: --mem or --mem-per-gpu)")
     return Finding("memory", "ok", says)
 
 
 def check_shm(free: int | None) -> Finding:
-    """Bytes free; None where the system has no /dev/shm and torch shares memory in other ways."""
+    """Bytes free; None without /dev/shm, where torch shares memory in other ways."""
     if free is None:
         return Finding("/dev/shm", "ok", "not used on this system")
     says = f"{free / _GIB:.2f} GiB free in /dev/shm, where batches wait for the trainer"
+    if free >= _GOOD_SHM:
+        return Finding("/dev/shm", "ok", says)
     fix = "containers: --shm-size=16g or --ipc=host; else lower data.prefetch_mib"
-    if free <= _LEAST_SHM:
-        return Finding("/dev/shm", "problem", says, fix)
-    if free < _GOOD_SHM:
-        return Finding("/dev/shm", "warning", says, fix)
-    return Finding("/dev/shm", "ok", says)
+    return Finding("/dev/shm", "problem" if free <= _LEAST_SHM else "warning", says, fix)
 
 
 def check_open_files(soft: int, hard: int) -> Finding:
-    """Limits as of getrlimit: negative means none."""
+    """Limits of getrlimit: negative means none."""
     if 0 <= soft < _GOOD_FILES:
         more = _GOOD_FILES if hard < 0 else min(hard, _GOOD_FILES)
         return Finding("open files", "warning", f"{soft} allowed", f"ulimit -n {more}")
@@ -74,7 +72,7 @@ def check_open_files(soft: int, hard: int) -> Finding:
 
 
 def check_host_name(host: str, address: str | None, interfaces: list[str]) -> Finding:
-    """`address` that the host's own name resolves to: where other nodes would look for it."""
+    """address: what the host's own name resolves to, where other nodes connect to."""
     among = f"interfaces: {', '.join(interfaces)}"
     fix = "name the network: export GLOO_SOCKET_IFNAME=NAME NCCL_SOCKET_IFNAME=NAME"
     if address is None:
@@ -99,17 +97,16 @@ def check_disk(folder: Path) -> Finding:
         probe.replace(renamed)
         elapsed_s = time.perf_counter() - started
     except OSError as error:
+        says = f"{folder}: write, flock, fsync or rename failed: {error}"
         fix = "choose another --output, on a disk that is mounted with locks"
-        return Finding(
-            "disk", "problem", f"{folder}: write, flock, fsync or rename failed: {error}", fix
-        )
+        return Finding("disk", "problem", says, fix)
     finally:
-        for left in (probe, renamed):
+        for path in (probe, renamed):
             with contextlib.suppress(OSError):
-                left.unlink()
+                path.unlink()
     free = shutil.disk_usage(folder).free
-    took = f"write, flock, fsync and rename in {elapsed_s * 1e3:.0f} ms"
-    says = f"{folder}: {free / _GIB:.0f} GiB free; {took}"
+    says = f"{folder}: {free / _GIB:.0f} GiB free; "
+    says += f"write, flock, fsync and rename in {elapsed_s * 1e3:.0f} ms"
     if free < _GOOD_DISK:
         return Finding("disk", "warning", says, "three checkpoints of ViT-B take about 4 GiB")
     if elapsed_s > _SLOW_FSYNC_S:
@@ -118,14 +115,12 @@ def check_disk(folder: Path) -> Finding:
 
 
 def cgroup_cores(root: Path = _CGROUPS) -> float | None:
-    """Cores' worth of time that the cgroup allows, in version 2 or 1; None without a limit."""
+    """Cores' worth of time that the cgroup (version 1 or 2) allows; None without a limit."""
     for group in _groups(root, "cpu"):
-        both = _read(group / "cpu.max").split() or [
-            _read(group / "cpu.cfs_quota_us"),
-            _read(group / "cpu.cfs_period_us"),
-        ]
-        if len(both) == 2 and all(part.isdigit() for part in both):
-            return int(both[0]) / int(both[1])
+        parts = read_text(group / "cpu.max").split()
+        parts = parts or [read_text(group / f"cpu.cfs_{part}_us") for part in ("quota", "period")]
+        if len(parts) == 2 and all(part.isdigit() for part in parts):
+            return int(parts[0]) / int(parts[1])
     return None
 
 
@@ -134,7 +129,7 @@ def cgroup_memory(root: Path = _CGROUPS) -> int | None:
     limits = [
         int(text)
         for group in _groups(root, "memory")
-        for text in (_read(group / "memory.max"), _read(group / "memory.limit_in_bytes"))
+        for text in (read_text(group / "memory.max"), read_text(group / "memory.limit_in_bytes"))
         # Version 1 writes "no limit" as nearly 2^63.
         if text.isdigit() and int(text) < 2**60
     ]
@@ -144,7 +139,7 @@ def cgroup_memory(root: Path = _CGROUPS) -> int | None:
 def _groups(root: Path, controller: str, own: Path = Path("/proc/self/cgroup")) -> list[Path]:
     """This process's groups and their parents, innermost first."""
     groups = []
-    for line in _read(own).splitlines():
+    for line in read_text(own).splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers not in ("", controller) and controller not in controllers.split(","):
             continue
@@ -154,34 +149,19 @@ def _groups(root: Path, controller: str, own: Path = Path("/proc/self/cgroup")) 
     return groups
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text().strip()
-    except OSError:
-        return ""
-
-
 def examine(folder: Path) -> list[Finding]:
-    """All of the above on this host."""
-    host = socket.gethostname()
+    """All of these checks on this host; `folder` is that of the runs."""
+    host, address = socket.gethostname(), None
+    with contextlib.suppress(OSError):
+        address = socket.gethostbyname(host)
+    free_shm = 0 if sys.platform == "linux" else None
+    if _SHM.is_dir():
+        free_shm = shutil.disk_usage(_SHM).free
     return [
         check_cores(len(available_cores()), cgroup_cores()),
         check_memory(available_memory(), cgroup_memory()),
-        check_shm(_free_shm()),
+        check_shm(free_shm),
         check_open_files(*resource.getrlimit(resource.RLIMIT_NOFILE)),
-        check_host_name(host, _address(host), [name for _, name in socket.if_nameindex()]),
+        check_host_name(host, address, [name for _, name in socket.if_nameindex()]),
         check_disk(folder),
     ]
-
-
-def _free_shm() -> int | None:
-    if _SHM.is_dir():
-        return shutil.disk_usage(_SHM).free
-    return 0 if sys.platform == "linux" else None
-
-
-def _address(host: str) -> str | None:
-    try:
-        return socket.gethostbyname(host)
-    except OSError:
-        return None

@@ -1,4 +1,4 @@
-"""What a check found, and the report of all findings."""
+"""The result of a check, and the report of all results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Level = Literal["ok", "warning", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; `fix` says what to do where it is not ok."""
+    """One line of the report; fix: what to do where it is not ok."""
 
     about: str
     level: Level
@@ -24,7 +24,7 @@ def exit_code(findings: Sequence[Finding]) -> int:
 
 
 def render(findings: Sequence[Finding]) -> str:
-    """The report for people: a line each, the fix below what is not ok, the sum at the end."""
+    """The printed report: a line each, the fix below, the counts at the end."""
     width = max(len(finding.about) for finding in findings)
     lines = []
     for finding in findings:
@@ -37,7 +37,7 @@ def render(findings: Sequence[Finding]) -> str:
 
 
 def of_other_hosts(host: str, findings: Sequence[Finding]) -> list[Finding]:
-    """What another host adds to the report of the first: whatever is not ok there."""
+    """Findings of another host for the report of the first: those that are not ok."""
     return [
         Finding(f"{host}: {finding.about}", finding.level, finding.says, finding.fix)
         for finding in findings

@@ -1,4 +1,4 @@
-"""The device, a matrix product on it, and an all-reduce over the ranks; needs torch."""
+"""The device, a matrix product on it, and an all-reduce over the ranks."""
 
 from __future__ import annotations
 
@@ -16,25 +16,24 @@ _MESSAGE_MIB = {"cpu": 16, "cuda": 256}
 
 
 def check_gpus() -> Finding:
-    """What torch sees, against what the machine has."""
+    """The GPUs that torch sees, compared with those of the machine."""
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         properties = torch.cuda.get_device_properties(0)
         says = f"{count} x {properties.name}, {properties.total_memory / 2**30:.0f} GiB"
         return Finding("GPUs", "ok", f"{says}; torch built for CUDA {torch.version.cuda}")
     if shutil.which("nvidia-smi"):
-        return Finding(
-            "GPUs",
-            "problem",
-            f"nvidia-smi is there, but torch {torch.__version__} sees no GPU",
+        says = f"nvidia-smi is there, but torch {torch.__version__} sees no GPU"
+        fix = (
             "compare the driver's CUDA version (nvidia-smi) with torch's "
-            f"({torch.version.cuda}); in a Slurm job ask for GPUs; in a container pass them on",
+            f"({torch.version.cuda}); in a Slurm job ask for GPUs; in a container pass them on"
         )
+        return Finding("GPUs", "problem", says, fix)
     return Finding("GPUs", "ok", "none; everything runs on the CPU")
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype | None = None) -> float:
-    """Billions of operations a second, best of ten; by default fp32 on a CPU, bf16 on a GPU."""
+    """GFLOP/s of a matrix product, best of ten; by default fp32 on a CPU, bf16 on a GPU."""
     side = _SIDE[device.type]
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     matrix = torch.ones(side, side, dtype=dtype, device=device)
@@ -48,7 +47,7 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype | None = None) -> flo
 
 
 def check_matmul(gflops: list[float], device: torch.device) -> Finding:
-    """`gflops` of every rank: one that is much slower holds up all others."""
+    """gflops: of every rank; a much slower one delays all others."""
     slowest, fastest = min(gflops), max(gflops)
     says = f"{slowest:.0f} GFLOP/s on {device.type}"
     if len(gflops) > 1:
@@ -60,10 +59,9 @@ def check_matmul(gflops: list[float], device: torch.device) -> Finding:
 
 
 def check_all_reduce(device: torch.device) -> Finding:
-    """Time a sum over all ranks and look at the result. Collective.
+    """Time a sum over all n ranks and check the result. Collective.
 
-    The bus bandwidth is 2 (n - 1) / n x bytes / time, which a ring of n ranks moves over each
-    link. Source: nccl-tests, PERFORMANCE.md.
+    Bus bandwidth: 2 (n - 1) / n x bytes / time. Source: nccl-tests, PERFORMANCE.md.
     """
     size = dist.get_world_size()
     message = torch.empty(_MESSAGE_MIB[device.type] * 2**20 // 4, device=device)

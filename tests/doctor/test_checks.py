@@ -70,9 +70,9 @@ def test_what_a_package_declares_is_checked_against_what_is_there() -> None:
     ],
 )
 def test_pairs_that_do_not_work_are_known(torchcodec: str, torch: str, bad: bool) -> None:
-    found = software.check_pairs({"torchcodec": torchcodec, "torch": torch})
+    found = software.check_torchcodec({"torchcodec": torchcodec, "torch": torch})
     assert levels(found) == ["warning"] * bad
-    assert software.check_pairs({"torch": torch}) == []
+    assert software.check_torchcodec({"torch": torch}) == []
 
 
 def test_missing_packages_are_a_problem_unless_they_are_optional() -> None:
