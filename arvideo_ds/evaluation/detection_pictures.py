@@ -1,16 +1,11 @@
-"""Pictures of detections: keyframes with their boxes, what was found in each, and what is true."""
+"""Pictures of detections: keyframes with their detected boxes and those of the ground truth."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -18,78 +13,71 @@ from matplotlib.patches import Rectangle
 from arvideo_ds.data.detection import EvaluationKeyframes
 from arvideo_ds.data.keyframes import Keyframe
 from arvideo_ds.decoding.decoders import DecodeError
-from arvideo_ds.evaluation.detection import Found, Judge, Scored
-from arvideo_ds.evaluation.detection_map import Rows
+from arvideo_ds.evaluation.detection import DetectionEvaluator, Detections, ScoredBoxes
+from arvideo_ds.evaluation.detection_map import ActionRows
 
-_FOUND, _TRUE = "#ff8c1a", "#27c46b"
+_DETECTED, _TRUE = "#ff8c1a", "#27c46b"
 _TOP = 3
 _INCHES = 4.2
 
 
 @dataclass(frozen=True)
-class Pictured:
-    """A keyframe: its picture H W 3 (uint8), what was found there and what is true."""
+class KeyframePicture:
+    """A keyframe: its picture H W 3 (uint8), its detections and its ground truth."""
 
     keyframe: Keyframe
     picture: np.ndarray
-    found: Scored
-    truth: Rows | None
+    detected: ScoredBoxes
+    truth: ActionRows | None
 
 
-def pick_keyframes(judge: Judge, found: Found, count: int) -> list[Pictured]:
+def pick_keyframes(
+    evaluator: DetectionEvaluator, detections: Detections, count: int
+) -> list[KeyframePicture]:
     """Keyframes with boxes, evenly from all that decode, at most `count`."""
-    clips = EvaluationKeyframes(judge.shards, judge.recipe, judge.boxes)
-    chosen: list[Pictured] = []
+    clips = EvaluationKeyframes(evaluator.shards, evaluator.recipe, evaluator.boxes)
+    chosen: list[KeyframePicture] = []
     step = max(1, len(clips) // max(1, count))
     for number in range(0, len(clips), step):
         try:
             known, picture = clips.keyframe(number)
         except DecodeError:  # the report already counts it
             continue
-        scored = found.scored.get(known.keyframe)
+        scored = detections.by_keyframe.get(known.keyframe)
         if scored is not None and len(scored.boxes) and len(chosen) < count:
-            truth = judge.truth.get(known.keyframe)
-            chosen.append(Pictured(known.keyframe, picture, scored, truth))
+            truth = evaluator.truth.get(known.keyframe)
+            chosen.append(KeyframePicture(known.keyframe, picture, scored, truth))
     return chosen
 
 
-def draw_detections(pictured: list[Pictured], actions: Mapping[int, str]) -> Figure:
-    """Keyframes beside each other: found boxes with their three best actions, true ones dashed."""
-    columns = min(3, max(1, len(pictured)))
-    lines = max(1, -(-len(pictured) // columns))
-    figure, axes = plt.subplots(
-        lines,
-        columns,
-        figsize=(_INCHES * columns, 0.75 * _INCHES * lines),
-        squeeze=False,
-        layout="constrained",
-    )
+def draw_detections(pictures: list[KeyframePicture], actions: Mapping[int, str]) -> Figure:
+    """Keyframes side by side: detected boxes with their three best actions, true ones dashed."""
+    columns = min(3, max(1, len(pictures)))
+    lines = max(1, -(-len(pictures) // columns))
+    figure = Figure(figsize=(_INCHES * columns, 0.75 * _INCHES * lines), layout="constrained")
+    axes = figure.subplots(lines, columns, squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()
-    for axis, own in zip(axes.flat, pictured, strict=False):
-        _draw(axis, own, actions)
+    for axis, picture in zip(axes.flat, pictures, strict=False):
+        _draw(axis, picture, actions)
     return figure
 
 
-def _draw(axis: Axes, own: Pictured, actions: Mapping[int, str]) -> None:
-    height, width = own.picture.shape[:2]
+def _draw(axis: Axes, drawn: KeyframePicture, actions: Mapping[int, str]) -> None:
+    height, width = drawn.picture.shape[:2]
     sides = np.array([width, height, width, height])
-    axis.imshow(own.picture)
-    truth = own.truth
-    for box in np.unique(truth.boxes, axis=0) if truth is not None else ():
-        labels = [actions.get(a, f"action {a}") for a in _actions_of(truth, box)]
-        _box(axis, box * sides, "\n".join(labels), _TRUE, below=True)
-    for box, scores in zip(own.found.boxes, own.found.scores, strict=True):
+    axis.imshow(drawn.picture)
+    if drawn.truth is not None:
+        for box in np.unique(drawn.truth.boxes, axis=0):
+            numbers = drawn.truth.actions[(drawn.truth.boxes == box).all(axis=1)].tolist()
+            text = "\n".join(actions.get(a, f"action {a}") for a in sorted(numbers))
+            _box(axis, box * sides, text, _TRUE, below=True)
+    for box, scores in zip(drawn.detected.boxes, drawn.detected.scores, strict=True):
         best = sorted(actions, key=lambda action: -scores[action - 1])[:_TOP]
         text = "\n".join(f"{actions[a]} {scores[a - 1]:.2f}" for a in best)
-        _box(axis, box * sides, text, _FOUND, below=False)
-    film, second = own.keyframe
+        _box(axis, box * sides, text, _DETECTED, below=False)
+    film, second = drawn.keyframe
     axis.set_title(f"{film} {second:04d}", fontsize=8)
-
-
-def _actions_of(truth: Rows | None, box: np.ndarray) -> list[int]:
-    assert truth is not None
-    return sorted(truth.actions[(truth.boxes == box).all(axis=1)].tolist())
 
 
 def _box(axis: Axes, box: np.ndarray, text: str, colour: str, *, below: bool) -> None:

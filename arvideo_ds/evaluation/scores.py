@@ -1,11 +1,11 @@
-"""Every video once, over all ranks: what a model says of it, averaged over its test views."""
+"""Predictions of a model for every video once, over all ranks, averaged over its test views."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -17,8 +17,8 @@ from arvideo_ds.data.clips import Skipped, for_labels
 from arvideo_ds.data.loader import Batch, evaluation_batches, evaluation_loader
 from arvideo_ds.shards.manifest import ShardSet, by_set
 
-# Of a video: its values, its label (of each head), whether it decoded.
-Row = tuple[Tensor, int | list[int], bool]
+Key = TypeVar("Key")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,35 @@ class Outputs:
 
 
 @dataclass(frozen=True)
-class Scores:
-    """`Outputs` that are class probabilities, V x classes."""
+class Scores(Outputs):
+    """`Outputs` whose values are class probabilities, V x classes."""
 
-    probabilities: Tensor
-    labels: Tensor
-    valid: Tensor
-    skipped: list[Skipped]
+    @property
+    def probabilities(self) -> Tensor:
+        return self.values
+
+    def _usable(self) -> tuple[Tensor, Tensor]:
+        """Probabilities and labels of the readable, labelled videos."""
+        usable = self.valid & (self.labels >= 0)
+        return self.values[usable], self.labels[usable]
 
     def accuracy(self, top: int = 1) -> float:
         """Share of the readable, labelled videos whose label is among the `top` best classes."""
-        usable = self.valid & (self.labels >= 0)
-        best = self.probabilities[usable].topk(min(top, self.probabilities.shape[1]), dim=1).indices
-        hits = (best == self.labels[usable, None]).any(dim=1)
-        return float(hits.double().mean()) if len(hits) else math.nan
+        probabilities, labels = self._usable()
+        best = probabilities.topk(min(top, probabilities.shape[1]), dim=1).indices
+        return _share((best == labels[:, None]).any(dim=1))
 
     def loss(self) -> float:
         """Mean negative logarithm of the label's probability."""
-        usable = self.valid & (self.labels >= 0)
-        right = self.probabilities[usable].gather(1, self.labels[usable, None])
+        probabilities, labels = self._usable()
+        right = probabilities.gather(1, labels[:, None])
         return float(-right.clamp(min=1e-12).log().mean()) if len(right) else math.nan
 
     def confusion(self) -> Tensor:
         """Counts classes x classes; rows are labels, columns predictions."""
-        usable = self.valid & (self.labels >= 0)
-        classes = self.probabilities.shape[1]
-        pairs = self.labels[usable] * classes + self.probabilities[usable].argmax(1)
+        probabilities, labels = self._usable()
+        classes = probabilities.shape[1]
+        pairs = labels * classes + probabilities.argmax(1)
         return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
 
 
@@ -69,9 +72,9 @@ class Scores:
 class JointScores:
     """`Scores` of the same videos in each of several label sets, by the set's name.
 
-    A combination of classes, one of each set, scores the product of their probabilities. Views are
-    averaged in each set before. Source: EPIC-KITCHENS-100 (arXiv 2006.13256), action recognition:
-    an action's score is that of its verb times that of its noun.
+    A combination has a class of each set; its score is the product of their probabilities. Views
+    are averaged in each set first. Source: EPIC-KITCHENS-100 (arXiv 2006.13256), action
+    recognition: an action's score is that of its verb times that of its noun.
     """
 
     sets: dict[str, Scores]
@@ -90,17 +93,24 @@ class JointScores:
         return next(iter(self.sets.values())).skipped
 
     def accuracy(self, top: int = 1) -> float:
-        """Share of the readable videos with all labels that stand among the `top` best together."""
+        """Share of the readable, fully labelled videos whose labels are among the `top` best
+        combinations."""
         labels = self.labels
         usable = self.valid & (labels >= 0).all(dim=1)
         probabilities = [scores.probabilities[usable] for scores in self.sets.values()]
         _, best = best_combinations(probabilities, top)
-        hits = (best == labels[usable, None]).all(dim=2).any(dim=1)
-        return float(hits.double().mean()) if len(hits) else math.nan
+        return _share((best == labels[usable, None]).all(dim=2).any(dim=1))
 
     def loss(self) -> float:
         """Sum of the sets' losses: negative logarithm of the labels' joint probability."""
         return sum(scores.loss() for scores in self.sets.values())
+
+
+AnyScores = Scores | JointScores
+
+
+def _share(hits: Tensor) -> float:
+    return float(hits.double().mean()) if len(hits) else math.nan
 
 
 def best_combinations(probabilities: Sequence[Tensor], top: int) -> tuple[Tensor, Tensor]:
@@ -110,17 +120,14 @@ def best_combinations(probabilities: Sequence[Tensor], top: int) -> tuple[Tensor
     m is `top`, or all combinations where there are fewer.
     """
     scores, classes = probabilities[0].new_ones(len(probabilities[0]), 1), list[Tensor]()
-    for own in probabilities:
-        # No better one is lost: the best combinations consist of what is best in each set.
-        best = own.topk(min(top, own.shape[1]), dim=1)
+    for of_set in probabilities:
+        # Only the best classes of each set can be in the best combinations.
+        best = of_set.topk(min(top, of_set.shape[1]), dim=1)
         products = (scores[:, :, None] * best.values[:, None]).flatten(1)
         scores, places = products.topk(min(top, products.shape[1]), dim=1)
         before, last = places // best.indices.shape[1], places % best.indices.shape[1]
         classes = [part.gather(1, before) for part in classes] + [best.indices.gather(1, last)]
     return scores, torch.stack(classes, dim=2)
-
-
-AnyScores = Scores | JointScores
 
 
 def score_videos(
@@ -141,8 +148,14 @@ def score_videos(
     """
     names = None if recipe.heads is None else by_set(shards.manifest.class_names(recipe.heads))
     counts = None if names is None else [len(classes) for classes in names.values()]
-    found = outputs_of(
-        lambda loaded: _probabilities(predict(loaded).float(), counts),
+
+    def probabilities(loaded: Batch) -> Tensor:
+        logits = predict(loaded).float()
+        by_head = logits.split(counts or logits.shape[1], dim=1)
+        return torch.cat([of_set.softmax(dim=1) for of_set in by_head], dim=1)
+
+    outputs = outputs_of(
+        probabilities,
         shards,
         recipe,
         views=views,
@@ -152,20 +165,15 @@ def score_videos(
         progress=progress,
     )
     if names is None or counts is None:
-        return Scores(found.values, found.labels, found.valid, found.skipped)
-    rest = found.valid, found.skipped
-    parts = zip(found.values.split(counts, dim=1), found.labels.unbind(1), strict=True)
-    sets = [
-        Scores(values.clone(memory_format=torch.contiguous_format), labels, *rest)
-        for values, labels in parts
-    ]
-    return JointScores(dict(zip(names, sets, strict=True)))
-
-
-def _probabilities(logits: Tensor, counts: list[int] | None) -> Tensor:
-    if counts is None:
-        return logits.softmax(dim=1)
-    return torch.cat([own.softmax(dim=1) for own in logits.split(counts, dim=1)], dim=1)
+        return Scores(**vars(outputs))
+    parts = zip(names, outputs.values.split(counts, dim=1), outputs.labels.unbind(1), strict=True)
+    return JointScores(
+        {
+            # A copy: safetensors refuses tensors that share memory.
+            name: Scores(values.clone(), labels, outputs.valid, outputs.skipped)
+            for name, values, labels in parts
+        }
+    )
 
 
 def outputs_of(
@@ -180,55 +188,62 @@ def outputs_of(
     progress: str | None = None,
     videos: int | None = None,
 ) -> Outputs:
-    """Compute something of all videos, or of the first `videos`; every rank gets the whole.
-    Collective.
+    """Compute values for all videos, or for the first `videos`, as `over_ranks`. Collective.
 
-    compute: values (clips x K) of a batch, averaged over the views of a video. Batches are cut
-    before they are assigned to ranks, so a video's values do not depend on the number of ranks, and
-    all ranks compute equally often (ZeRO-3 gathers weights within).
+    compute: values (clips x K) of a batch, averaged over the views of a video. batch: clips.
     """
-    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     num_views = math.prod(views)
     count = min(shards.num_samples, shards.num_samples if videos is None else videos)
-    batches = evaluation_batches(count, max(1, batch // num_views))
-    mine = batches[rank::size]
-    # A rank whose share is shorter predicts the first batch once more, and forgets it.
-    dealt = mine + [batches[0]] * (math.ceil(len(batches) / size) - len(mine))
-    sampled = for_labels(shards, recipe)
-    loader = evaluation_loader(shards, sampled, dealt, views=views, num_workers=num_workers)
-    rows: dict[int, Row] = {}
-    skipped: list[Skipped] = []
-    shown = tqdm(loader, desc=progress, unit="batch", disable=progress is None or rank > 0)
-    for number, loaded in enumerate(shown):
-        moved = loaded.to(device)
-        values = compute(moved).float().unflatten(0, (-1, num_views))
-        if number < len(mine):
-            rows.update(_rows(loaded, values.mean(1).cpu(), num_views))
-            skipped += loaded.skipped
-    return _together(rows, skipped, count)
 
+    def rows(loaded: Batch) -> Mapping[int, Any]:
+        values = compute(loaded.to(device)).float().unflatten(0, (-1, num_views)).mean(1).cpu()
+        keys, labels, valid = (
+            column[::num_views].tolist() for column in (loaded.keys, loaded.labels, loaded.valid)
+        )
+        values[~loaded.valid[::num_views]] = 0
+        return dict(zip(keys, zip(values, labels, valid, strict=True), strict=True))
 
-def _rows(batch: Batch, means: Tensor, views: int) -> Iterator[tuple[int, Row]]:
-    """Of each video of a batch its number, values, label, and whether it decoded."""
-    keys, labels = batch.keys[::views].tolist(), batch.labels[::views].tolist()
-    for number, mean, label, valid in zip(
-        keys, means, labels, batch.valid[::views].tolist(), strict=True
-    ):
-        yield number, (mean if valid else torch.zeros_like(mean), label, valid)
-
-
-def _together(rows: dict[int, Row], skipped: list[Skipped], num_samples: int) -> Outputs:
-    shares: list[Any] = [(rows, skipped)]
-    if dist.is_initialized():
-        shares = [None] * dist.get_world_size()
-        dist.all_gather_object(shares, (rows, skipped))
-    merged = {number: row for share, _ in shares for number, row in share.items()}
-    if sorted(merged) != list(range(num_samples)):
-        raise AssertionError(f"{len(merged)} of {num_samples} videos were seen")
-    values, labels, valid = zip(*(merged[n] for n in range(num_samples)), strict=True)
-    return Outputs(
-        torch.stack(values),
-        torch.tensor(labels),
-        torch.tensor(valid),
-        [video for _, share in shares for video in share],
+    by_number, skipped = over_ranks(
+        evaluation_batches(count, max(1, batch // num_views)),
+        lambda batches: evaluation_loader(
+            shards, for_labels(shards, recipe), batches, views=views, num_workers=num_workers
+        ),
+        rows,
+        progress=progress,
     )
+    if sorted(by_number) != list(range(count)):
+        raise AssertionError(f"{len(by_number)} of {count} videos were scored")
+    values, labels, valid = zip(*(by_number[n] for n in range(count)), strict=True)
+    return Outputs(torch.stack(values), torch.tensor(labels), torch.tensor(valid), skipped)
+
+
+def over_ranks(
+    batches: list[list[int]],
+    load: Callable[[list[list[int]]], Iterable[Any]],
+    compute: Callable[[Any], Mapping[Key, Result]],
+    *,
+    progress: str | None,
+) -> tuple[dict[Key, Result], list[Skipped]]:
+    """Compute results for batches of sample numbers; every rank gets all of them. Collective.
+
+    load: the batches of one rank. The ranks share the given batches, so no result depends on the
+    number of ranks. All ranks compute equally often (ZeRO-3 gathers weights within): a rank with
+    fewer batches repeats the first one and discards its results.
+    """
+    rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    mine = batches[rank::size]
+    padded = mine + [batches[0]] * (math.ceil(len(batches) / size) - len(mine))
+    results: dict[Key, Result] = {}
+    skipped: list[Skipped] = []
+    hidden = progress is None or rank > 0
+    for number, batch in enumerate(tqdm(load(padded), progress, unit="batch", disable=hidden)):
+        computed = compute(batch)
+        if number < len(mine):
+            results |= computed
+            skipped += batch.skipped
+    shares: list[Any] = [(results, skipped)]
+    if dist.is_initialized():
+        shares = [None] * size
+        dist.all_gather_object(shares, (results, skipped))
+    merged = {key: result for share, _ in shares for key, result in share.items()}
+    return merged, [video for _, share in shares for video in share]

@@ -15,21 +15,21 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.actions import AVA_ACTIONS, read_actions
 from arvideo_ds.evaluation.detection_map import (
     MOST_ROWS,
-    Rows,
+    ActionRows,
     average_precision,
-    judged,
+    match_rows,
     mean_average_precision,
 )
 
-Table = dict[Keyframe, Rows]
+Table = dict[Keyframe, ActionRows]
 SIT, STAND, CRAWL = 11, 12, 2  # the last is not evaluated
 BOX, SHIFTED, OTHER = (0.0, 0.0, 0.4, 0.4), (0.2, 0.0, 0.6, 0.4), (0.5, 0.5, 0.9, 0.9)
 
 
-def rows(*listed: tuple[tuple[float, ...], int, float]) -> Rows:
+def rows(*listed: tuple[tuple[float, ...], int, float]) -> ActionRows:
     """Rows of (box, action, score)."""
     boxes, actions, scores = zip(*listed, strict=True)
-    return Rows(np.array(boxes), np.array(actions), np.array(scores, dtype=float))
+    return ActionRows(np.array(boxes), np.array(actions), np.array(scores, dtype=float))
 
 
 def random_table(seed: int, keyframes: int = 12, most: int = 6) -> Table:
@@ -40,7 +40,7 @@ def random_table(seed: int, keyframes: int = 12, most: int = 6) -> Table:
         corners = generator.uniform(0, 0.5, (count, 2))
         boxes = np.concatenate([corners, corners + generator.uniform(0.2, 0.5, (count, 2))], 1)
         actions = generator.choice([SIT, STAND, 80, CRAWL], count)
-        table["film", 902 + second] = Rows(boxes.round(3), actions, np.ones(count))
+        table["film", 902 + second] = ActionRows(boxes.round(3), actions, np.ones(count))
     return table
 
 
@@ -53,14 +53,14 @@ def shaken(truth: Table, seed: int, by: float) -> Table:
         boxes = boxes + generator.uniform(-by, by, boxes.shape)
         actions = np.repeat(own.actions, 3)
         actions = np.where(generator.random(len(actions)) < 0.2, SIT, actions)
-        found[keyframe] = Rows(boxes, actions, generator.random(len(boxes)).round(2))
+        found[keyframe] = ActionRows(boxes, actions, generator.random(len(boxes)).round(2))
     return found
 
 
 def precisions_of(
     truth: Table, found: Table, *, most_rows: int | None = MOST_ROWS, **options: Any
 ) -> dict[int, float]:
-    return judged(truth, found, AVA_ACTIONS, **options).average_precisions(most_rows)
+    return match_rows(truth, found, AVA_ACTIONS, **options).average_precisions(most_rows)
 
 
 def mean_ap(truth: Table, found: Table, **options: Any) -> float:
@@ -78,7 +78,7 @@ def test_boxes_moved_below_half_of_the_union_are_all_wrong() -> None:
 
     assert mean_ap(table(BOX), table(SHIFTED)) == 0.0  # IoU 1/3
     truth = random_table(1)
-    away = {k: Rows(r.boxes + 2, r.actions, r.scores) for k, r in truth.items()}
+    away = {k: ActionRows(r.boxes + 2, r.actions, r.scores) for k, r in truth.items()}
     assert mean_ap(truth, away) == 0.0
 
 
@@ -143,7 +143,7 @@ def official(truth: Table, found: Table, action: int) -> float:
     )
 
 
-def _columns(own: Rows | None) -> tuple[list[np.ndarray], list[int]]:
+def _columns(own: ActionRows | None) -> tuple[list[np.ndarray], list[int]]:
     return ([], []) if own is None else (list(own.boxes), own.actions.tolist())
 
 
@@ -205,7 +205,7 @@ def test_the_cap_costs_what_stands_behind_fifty_better_rows_and_both_numbers_com
         one: rows(*wrong, (BOX, SIT, 0.8)),
         other: rows((BOX, SIT, 0.7), (BOX, STAND, 0.1)),
     }
-    held = judged(truth, found, AVA_ACTIONS)
+    held = match_rows(truth, found, AVA_ACTIONS)
     capped, uncapped = held.average_precisions(50), held.average_precisions()
     assert (capped[SIT], uncapped[SIT]) == pytest.approx((1 / 2, 1))
     assert (capped[STAND], uncapped[STAND]) == pytest.approx((1 / 51, 1 / 51))

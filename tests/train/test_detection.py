@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from arvideo_ds.config import DetectRecipe, load_recipe
-from arvideo_ds.evaluation.detection import Judge
+from arvideo_ds.evaluation.detection import DetectionEvaluator
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.tasks.detect import Detect
 from tests.ava_set import AvaSet, make_ava
@@ -59,12 +59,12 @@ def test_it_learns_and_frame_map_rises(tmp_path: Path) -> None:
     test = make_ava(tmp_path, "val", seconds=22, seed=1)
     path = write_recipe(tmp_path, train, test, max_steps=220, log_every=20)
     recipe = load_recipe(str(path), (), DetectRecipe)
-    judge = Judge(ShardSet(test.shards), recipe)
+    evaluator = DetectionEvaluator(ShardSet(test.shards), recipe)
     torch.manual_seed(0)
     untrained = Detect(recipe).eval()
     with torch.inference_mode():
-        found = judge.find(untrained, num_workers=0, device=torch.device("cpu"))
-    before = judge.report(found).mean
+        found = evaluator.detect(untrained, num_workers=0, device=torch.device("cpu"))
+    before = evaluator.report(found).mean
     start = (DETECT, f"--recipe={path}", f"--output={tmp_path / 'run'}")
     done = run_script(*start, timeout=900)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]

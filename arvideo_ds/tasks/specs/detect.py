@@ -54,12 +54,12 @@ class Detection(Transfer):
 
     def validation(self, shards: ShardSet) -> Any:
         """Frame mAP on every keyframe, with ActivityNet's cap and without."""
-        from arvideo_ds.evaluation.detection import Judge
+        from arvideo_ds.evaluation.detection import DetectionEvaluator
 
-        judge = Judge(shards, self.recipe)
+        evaluator = DetectionEvaluator(shards, self.recipe)
 
         def measure(predict: Any, **options: Any) -> dict[str, float]:
-            report = judge.report(judge.find(predict, **options))
+            report = evaluator.report(evaluator.detect(predict, **options))
             return {
                 **{name: 100 * mean for name, mean in report.means().items()},
                 "keyframes": report.keyframes,
