@@ -32,7 +32,14 @@ setup(
     packages=find_packages(include=["arvideo_ds", "arvideo_ds.*"]),
     cmdclass={"build_py": BuildWithConfigs},
     entry_points={"console_scripts": ["arvideo = arvideo_ds.cli:main"]},
-    package_data={"arvideo_ds": ["recipes/*.yaml", "recipes/*/*.yaml", "py.typed"]},
+    package_data={
+        "arvideo_ds": [
+            "recipes/*.yaml",
+            "recipes/*/*.yaml",
+            "evaluation/ava_actions.pbtxt",
+            "py.typed",
+        ]
+    },
     install_requires=[
         "torch>=2.11",
         "torchvision",  # crops and resizes uint8 clips; timm needs it as well

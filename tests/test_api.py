@@ -176,6 +176,7 @@ def test_a_wheel_works_away_from_the_checkout(
 
     arvideo = target / "bin" / "arvideo"
     assert "pretrain " in start(arvideo, "--help")
+    assert (target / "arvideo_ds" / "evaluation" / "ava_actions.pbtxt").is_file()
     options = ("--recipe", "pretrain_vit_b_k400", "--deepspeed_config", "zero3")
     planned = json.loads(start(arvideo, "pretrain", "--dry_run", *options))
     assert planned["deepspeed"]["zero_optimization"]["stage"] == 3

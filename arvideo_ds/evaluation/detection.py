@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,6 @@ from arvideo_ds.data.keyframes import (
 )
 from arvideo_ds.data.loader import evaluation_batches, loader_of, worker_count
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.actions import read_actions
 from arvideo_ds.evaluation.detection_map import (
     LEAST_IOU,
     MOST_ROWS,
@@ -38,6 +38,10 @@ from arvideo_ds.evaluation.scores import over_ranks
 from arvideo_ds.host import available_cores
 from arvideo_ds.models.detector import Detector
 from arvideo_ds.shards.manifest import ShardSet
+
+AVA_ACTIONS = Path(__file__).with_name("ava_actions.pbtxt")
+_ACTION_NAME = re.compile(r'\bname:\s*"([^"]*)"')
+_ACTION_NUMBER = re.compile(r"\b(?:label_)?id:\s*(\d+)")
 
 
 @dataclass(frozen=True)
@@ -259,9 +263,29 @@ def write_official_csv(path: Path, detections: Detections, actions: Mapping[int,
                 file.write(f"{film},{second:04d},{corners},{action},{score:.6f}\n")
 
 
+def read_actions(path: Path) -> dict[int, str]:
+    """Number -> name of the actions in a label map (.pbtxt).
+
+    Errors: `UserError` where the file cannot be read, or an item lacks its name or number.
+    """
+    try:
+        items = path.read_text(encoding="utf-8").split("{")[1:]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read the action list {path}: {error}.") from None
+    pairs = [(_ACTION_NUMBER.search(item), _ACTION_NAME.search(item)) for item in items]
+    actions = {int(number[1]): name[1] for number, name in pairs if number and name}
+    if not actions or len(actions) != len(items):
+        raise UserError(
+            f"the action list {path} has {len(items)} items, {len(actions)} of them with a name "
+            "and a number of their own. Give a label map such as "
+            "ava_action_list_v2.2_for_activitynet_2019.pbtxt."
+        )
+    return actions
+
+
 def _evaluated_actions(recipe: DetectRecipe) -> dict[int, str]:
     path = recipe.evaluation.action_list
-    actions = read_actions(None if path is None else Path(path))
+    actions = read_actions(AVA_ACTIONS if path is None else Path(path))
     if max(actions) > recipe.detect.num_actions:
         raise UserError(
             f"{path or 'AVA'} evaluates action {max(actions)}, above detect.num_actions="

@@ -12,7 +12,7 @@ import pytest
 
 from arvideo_ds.data.keyframes import Keyframe
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.actions import AVA_ACTIONS, read_actions
+from arvideo_ds.evaluation.detection import AVA_ACTIONS, read_actions
 from arvideo_ds.evaluation.detection_map import (
     MOST_ROWS,
     ActionRows,
@@ -21,6 +21,7 @@ from arvideo_ds.evaluation.detection_map import (
     mean_average_precision,
 )
 
+EVALUATED = read_actions(AVA_ACTIONS)
 Table = dict[Keyframe, ActionRows]
 SIT, STAND, CRAWL = 11, 12, 2  # the last is not evaluated
 BOX, SHIFTED, OTHER = (0.0, 0.0, 0.4, 0.4), (0.2, 0.0, 0.6, 0.4), (0.5, 0.5, 0.9, 0.9)
@@ -60,7 +61,7 @@ def shaken(truth: Table, seed: int, by: float) -> Table:
 def precisions_of(
     truth: Table, found: Table, *, most_rows: int | None = MOST_ROWS, **options: Any
 ) -> dict[int, float]:
-    return match_rows(truth, found, AVA_ACTIONS, **options).average_precisions(most_rows)
+    return match_rows(truth, found, EVALUATED, **options).average_precisions(most_rows)
 
 
 def mean_ap(truth: Table, found: Table, **options: Any) -> float:
@@ -205,7 +206,7 @@ def test_the_cap_costs_what_stands_behind_fifty_better_rows_and_both_numbers_com
         one: rows(*wrong, (BOX, SIT, 0.8)),
         other: rows((BOX, SIT, 0.7), (BOX, STAND, 0.1)),
     }
-    held = match_rows(truth, found, AVA_ACTIONS)
+    held = match_rows(truth, found, EVALUATED)
     capped, uncapped = held.average_precisions(50), held.average_precisions()
     assert (capped[SIT], uncapped[SIT]) == pytest.approx((1 / 2, 1))
     assert (capped[STAND], uncapped[STAND]) == pytest.approx((1 / 51, 1 / 51))
@@ -217,7 +218,7 @@ def test_the_cap_costs_what_stands_behind_fifty_better_rows_and_both_numbers_com
 def test_a_cap_is_as_if_only_the_best_rows_had_been_given(seed: int) -> None:
     truth = random_table(seed)
     found = shaken(truth, seed, 0.08)
-    evaluated = {k: own.pick(np.isin(own.actions, list(AVA_ACTIONS))) for k, own in found.items()}
+    evaluated = {k: own.pick(np.isin(own.actions, list(EVALUATED))) for k, own in found.items()}
     best = {k: own.pick(np.argsort(-own.scores, kind="stable")[:4]) for k, own in evaluated.items()}
     capped = precisions_of(truth, found, most_rows=4)
     assert capped == pytest.approx(precisions_of(truth, best, most_rows=None), nan_ok=True)
@@ -238,8 +239,8 @@ def test_nothing_found_is_zero_and_nothing_to_find_is_no_number() -> None:
 
 def test_the_60_actions_are_those_of_the_genuine_list(real_videos: Path) -> None:
     path = real_videos / "annotations" / "ava" / "ava_action_list_v2.1_for_activitynet_2018.pbtxt"
-    assert read_actions(path) == read_actions(None) == AVA_ACTIONS
-    assert len(AVA_ACTIONS) == 60
+    assert read_actions(path) == EVALUATED
+    assert len(EVALUATED) == 60
 
 
 def test_an_action_list_is_read_whole_or_refused(tmp_path: Path) -> None:
