@@ -1,18 +1,13 @@
-"""Pictures of a run: the loss curve, and a clip predicted cluster by cluster."""
+"""Figures of a run: loss, probes, a confusion matrix, and a clip predicted cluster by cluster."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import matplotlib
-
-matplotlib.use("Agg")
-
 import numpy as np
 import torch
 from einops import rearrange
-from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from torch import Tensor
 
@@ -22,21 +17,23 @@ from arvideo_ds.geometry import CHANNELS
 from arvideo_ds.models.cubes import from_cubes, pick, target_statistics, to_cubes, unit_pixels
 from arvideo_ds.models.objective import Objective
 
-# Grey of tokens that are not there.
+# Grey of missing tokens.
 BLANK = 0.82
 _MAX_STEPS, _MAX_COLUMNS = 8, 8
 _OUTLINE = (1.0, 0.35, 0.0)
+# With more classes, names or counts would be unreadable.
+_MOST_NAMED, _MOST_COUNTED = 60, 20
 
-# Label; T H W (3) of 0..1; what is outlined of it, T H W, if anything.
-Row = tuple[str, np.ndarray, np.ndarray | None]
+# Label; frames T H W (3) of 0..1; mask T H W of the pixels to outline.
+FrameRow = tuple[str, np.ndarray, np.ndarray | None]
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """One clip, in pictures T H W 3 of 0..1: as it is, what the encoder kept, and after each step.
+    """Pictures T H W 3 (0..1) of one clip: original, tokens that the encoder kept, each step.
 
     `after_step[i]` shows what was given and all that was predicted up to that step; `newest[i]` is
-    True (T H W) on what came last. VideoMAE has one step.
+    True (T H W) on the pixels predicted last. VideoMAE has one step.
     """
 
     original: np.ndarray
@@ -49,8 +46,8 @@ class Prediction:
 def predict_clip(model: Objective, clip: Tensor, key: int, recipe: PretrainRecipe) -> Prediction:
     """Predict tokens of a clip T H W 3 (uint8) as `key` draws them, step by step.
 
-    ARVideo must predict all of a cluster (target_ratio 1). Normalised targets are shown with the
-    true mean and contrast of their cube, which the model does not predict.
+    ARVideo must predict whole clusters (target_ratio 1). Normalised targets are shown with the true
+    mean and contrast of their cube, which the model does not predict.
     """
     cubes = to_cubes(clip[None], model.patch)
     draw = model.draw(torch.tensor([key]))
@@ -83,26 +80,23 @@ def predict_clip(model: Objective, clip: Tensor, key: int, recipe: PretrainRecip
 
 def draw_prediction(prediction: Prediction, title: str) -> Figure:
     """Rows: original, kept tokens, then steps of the order; columns: frames."""
-    rows: list[Row]
+    rows: list[FrameRow]
     rows = [("original", prediction.original, None), ("kept tokens", prediction.kept, None)]
-    rows += [
-        (_step_name(step, prediction), prediction.after_step[step], prediction.newest[step])
-        for step in _evenly(len(prediction.after_step), _MAX_STEPS)
-    ]
+    num_steps = len(prediction.after_step)
+    for step in _evenly(num_steps, _MAX_STEPS):
+        # ARVideo's first step is given.
+        name = f"step {step + 2}" if num_steps > 1 else "predicted"
+        rows.append((name, prediction.after_step[step], prediction.newest[step]))
     return draw_rows(rows, title)
 
 
-def draw_rows(rows: Sequence[Row], title: str) -> Figure:
-    """Clips of one shape below each other; columns: frames, at most eight."""
+def draw_rows(rows: Sequence[FrameRow], title: str) -> Figure:
+    """One row per clip, all of one shape; columns: frames, at most eight."""
     num_frames, height, width = rows[0][1].shape[:3]
     frames = _evenly(num_frames, _MAX_COLUMNS)
-    figure, axes = plt.subplots(
-        len(rows),
-        len(frames),
-        figsize=(1.1 * len(frames) * width / height + 0.9, 1.1 * len(rows) + 0.4),
-        squeeze=False,
-        layout="constrained",
-    )
+    size = (1.1 * len(frames) * width / height + 0.9, 1.1 * len(rows) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(rows), len(frames), squeeze=False)
     for row, (label, pictures, outlined) in zip(axes, rows, strict=True):
         row[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
         for axis, frame in zip(row, frames, strict=True):
@@ -117,11 +111,6 @@ def draw_rows(rows: Sequence[Row], title: str) -> Figure:
     return figure
 
 
-def _step_name(step: int, prediction: Prediction) -> str:
-    # ARVideo's first step is given.
-    return f"step {step + 2}" if len(prediction.after_step) > 1 else "predicted"
-
-
 def draw_loss(
     metrics: list[dict[str, float]],
     *,
@@ -130,10 +119,11 @@ def draw_loss(
 ) -> Figure:
     """Loss and learning rate over the steps.
 
-    baseline: the loss of predicting the mean. joins: steps at which another run continues, with
-    the name of the run before.
+    baseline: the loss of predicting the mean. joins: steps at which the next run resumed, with the
+    name of the run before.
     """
-    figure, axis = plt.subplots(figsize=(7, 3), layout="constrained")
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axis = figure.subplots()
     steps = [m["step"] for m in metrics]
     axis.plot(steps, [m["loss/pretrain"] for m in metrics], color="tab:blue")
     axis.set_xlabel("step")
@@ -153,20 +143,21 @@ def draw_loss(
 
 
 def draw_probes(summary: dict[str, float]) -> Figure:
-    """Accuracies of the probes that were made: trained encoder, untrained one, and chance.
+    """Accuracies of each probe: trained encoder, untrained one, and chance.
 
-    One whose plugin is not loaded has its name for a label.
+    A probe whose plugin is not loaded is labelled by its name.
     """
     names = probe_names(summary)
     labels = [PROBES[name].label if name in PROBES else name for name in names]
-    figure, axis = plt.subplots(figsize=(1 + 2 * len(names), 3), layout="constrained")
-    for offset, (prefix, label, color) in enumerate(
-        (("untrained_", "untrained", "tab:gray"), ("", "pretrained", "tab:blue"))
+    figure = Figure(figsize=(1 + 2 * len(names), 3), layout="constrained")
+    axis = figure.subplots()
+    for prefix, label, color, offset in (
+        ("untrained_", "untrained", "tab:gray", 0.0),
+        ("", "pretrained", "tab:blue", 0.4),
     ):
         heights = [100 * summary[f"{prefix}{name}_accuracy"] for name in names]
-        bars = axis.bar(
-            [i + 0.4 * offset for i in range(len(names))], heights, 0.38, label=label, color=color
-        )
+        places = [i + offset for i in range(len(names))]
+        bars = axis.bar(places, heights, 0.38, label=label, color=color)
         axis.bar_label(bars, fmt="%.1f", fontsize=8)
     chance = 100 * summary["probe_chance_accuracy"]
     axis.axhline(chance, color="black", linestyle=":", linewidth=1, label=f"chance {chance:g}")
@@ -174,6 +165,28 @@ def draw_probes(summary: dict[str, float]) -> Figure:
     axis.set_ylabel("accuracy, %")
     axis.set_ylim(0, 108)
     axis.legend(fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3, frameon=False)
+    return figure
+
+
+def draw_confusion(confusion: Tensor, labels: list[str]) -> Figure:
+    """Rows: labels, columns: predictions; shades are shares of the row. confusion: counts C x C."""
+    counts = np.asarray(confusion)
+    shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
+    side = float(np.clip(0.35 * len(labels) + 2, 4, 14))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axis.set_xlabel("predicted")
+    axis.set_ylabel("label")
+    if len(labels) <= _MOST_NAMED:
+        axis.set_xticks(range(len(labels)), labels, rotation=90, fontsize=8)
+        axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    if len(labels) <= _MOST_COUNTED:
+        for row, column in np.argwhere(counts):
+            shade = "white" if shares[row, column] > 0.5 else "black"
+            axis.text(
+                column, row, counts[row, column], ha="center", va="center", color=shade, fontsize=8
+            )
     return figure
 
 

@@ -8,13 +8,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from matplotlib import pyplot as plt
 from safetensors.torch import save_file
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.loader import worker_count
 from arvideo_ds.engine.world import find_world, start_world
-from arvideo_ds.evaluation.confusion import draw_confusion
+from arvideo_ds.evaluation.pictures import draw_confusion
 from arvideo_ds.evaluation.pretrained import load_classifier
 from arvideo_ds.evaluation.scores import AnyScores, JointScores, Scores, score_videos
 from arvideo_ds.files.atomic import write_json
@@ -123,7 +122,6 @@ def _write(folder: Path, scores: AnyScores, labels: ClassNames, result: dict[str
         tensors[_joined("probabilities", name)] = own.probabilities
         figure = draw_confusion(own.confusion(), by_set(labels)[name])
         figure.savefig(target / f"{_joined(stem, name)}.png", dpi=110)
-        plt.close(figure)
     save_file(tensors, target / f"{stem}.safetensors")
     brief = {key: result[key] for key in ("top1", "top5", "views", "weights", "manifest")}
     alone = result.get("label_sets", {})

@@ -12,7 +12,7 @@ from torch import Tensor
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch
-from arvideo_ds.evaluation.confusion import draw_confusion
+from arvideo_ds.evaluation.pictures import draw_confusion
 from arvideo_ds.evaluation.scores import JointScores, Scores, best_combinations, score_videos
 from arvideo_ds.shards.manifest import ShardSet
 
