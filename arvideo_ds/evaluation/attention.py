@@ -1,13 +1,11 @@
-"""Rank of the attention maps, layer by layer: how many patterns a head really tells apart.
+"""Rank of the attention maps, layer by layer.
 
-A map is softmax(q k' / sqrt(d)), one per head and clip, taken under full attention on the whole
-clip, as the encoder is used afterwards. Its rank is at most its number of tokens; a head that looks
-at the same places from everywhere has rank 1.
+A map is softmax(q k' / sqrt(d)), one per head and clip, under full attention on the whole clip. Its
+rank is at most its number of tokens; a head whose tokens all attend alike has rank 1.
 
 rank: singular values above a threshold x the largest. Neither ARVideo, which plots the rank, nor
-Linformer, which it follows, says where it counts a singular value as zero, and a softmax of real
-numbers is of full rank if nothing is; so the threshold is stated with every number, and the
-effective rank, which needs none, stands beside it.
+Linformer, which it follows, reports a threshold, and a softmax of real numbers nearly always has
+full rank. So every rank is reported with its threshold, beside the effective rank, which has none.
 
 B clips, L layers, h heads, N tokens, d width of a head, D of the encoder.
 Source: ARVideo (arXiv 2405.15160), section 4.2 and Figure 3; Linformer (arXiv 2006.04768),
@@ -36,14 +34,14 @@ from arvideo_ds.geometry import Triple
 from arvideo_ds.models.encoder import Encoder, encode_clips
 from arvideo_ds.shards.manifest import ShardSet
 
-# What decides which pixels the encoders see; the rest of `data` is training's.
+# The settings of `data` that decide which pixels the encoders see.
 _CLIP_SETTINGS = {"frames", "size", "stride", "sampling"}
 
 
 def attention_map(attention: Any, x: Tensor) -> Tensor:
-    """What a timm `Attention` without a mask weighs its values by: from x B N D, B h N N, float64.
+    """The map B h N N (float64) of a timm `Attention` without a mask, from x B N D.
 
-    The block's own attention is fused and never holds this matrix.
+    The block's own attention is fused and never computes this matrix.
     """
     q, k, _ = rearrange(
         attention.qkv(x), "b n (three h d) -> three b h n d", three=3, h=attention.num_heads
@@ -57,7 +55,7 @@ def attention_map(attention: Any, x: Tensor) -> Tensor:
 def attention_spectra(encoder: Encoder, clips: Tensor, patch: Triple) -> Tensor:
     """Singular values of every map, the largest first: clips B T H W 3 -> B L h N, float64.
 
-    Each layer's maps are reduced as soon as they are there: the most held is B h N N.
+    One layer's maps, B h N N, are in memory at a time.
     """
     spectra: list[Tensor] = []
 
@@ -74,7 +72,7 @@ def attention_spectra(encoder: Encoder, clips: Tensor, patch: Triple) -> Tensor:
 
 
 def _attentions(encoder: Encoder) -> list[Any]:
-    # nn.ModuleList does not say what it holds.
+    # The items of an nn.ModuleList have no type.
     blocks: Any = encoder.blocks
     return [block.attn for block in blocks]
 
@@ -95,7 +93,7 @@ def effective_rank(spectra: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one measure: mean and deviation over clips and heads, L each, and means of heads, L h."""
+    """Mean and deviation of a measure over clips and heads, L each, and means of heads, L h."""
 
     mean: list[float]
     deviation: list[float]
@@ -114,7 +112,7 @@ def statistics(values: Tensor) -> Statistics:
 
 @dataclass(frozen=True)
 class Clips:
-    """The central clips of some samples of shards, cut as one recipe says."""
+    """The central clips of the samples `numbers` of shards, cropped as one recipe says."""
 
     shards: ShardSet
     numbers: list[int]
@@ -123,7 +121,7 @@ class Clips:
 
 
 def evenly(total: int, count: int) -> list[int]:
-    """`count` of the sample numbers 0..total-1, evenly spread: shards often lie sorted by class."""
+    """`count` of the sample numbers 0..total-1, evenly spread: shards are often sorted by class."""
     return [number * total // count for number in range(count)]
 
 
@@ -132,8 +130,8 @@ def measured_spectra(
 ) -> tuple[Tensor, int]:
     """Spectra of all clips that decode, clips L h N, float32, and how many did not.
 
-    What is measured is kept in `cache`, a file a clip below the hash of encoder and clips: a second
-    call goes on, and another threshold needs no second pass. Errors: `UserError` if none decodes.
+    `cache` keeps a file per clip below the hash of encoder and clips, which later calls read.
+    Errors: `UserError` if no clip decodes.
     """
     folder = cache / _identity(encoder, clips)
     folder.mkdir(parents=True, exist_ok=True)
@@ -142,21 +140,20 @@ def measured_spectra(
     encoder = encoder.to(device).eval()
     workers = min(clips.num_workers, len(missing))
     loader = evaluation_loader(clips.shards, clips.recipe, missing, num_workers=workers)
-    progress = tqdm(total=len(files), initial=len(files) - len(missing), desc=name, unit="clip")
-    with progress:
-        for batch in loader:
-            if bool(batch.valid):
-                moved = batch.to(device)
-                spectra = attention_spectra(encoder, moved.clips, clips.recipe.patch)
-                _save(files[int(batch.keys)], spectra[0].float().cpu().numpy())
-            progress.update()
-    held = [_load(file) for file in files.values() if file.exists()]
-    if not held:
+    done = len(files) - len(missing)
+    for batch in tqdm(loader, name, total=len(files), initial=done, unit="clip"):
+        if bool(batch.valid):
+            moved = batch.to(device)
+            spectra = attention_spectra(encoder, moved.clips, clips.recipe.patch)
+            with replacing(files[int(batch.keys)]) as partial, partial.open("wb") as file:
+                np.save(file, spectra[0].float().cpu().numpy())
+    measured = [_load(file) for file in files.values() if file.exists()]
+    if not measured:
         raise UserError(
             f"none of the {len(files)} clips of {clips.shards.name} decoded: "
             "`arvideo verify` says why."
         )
-    return torch.stack(held), len(files) - len(held)
+    return torch.stack(measured), len(files) - len(measured)
 
 
 def _load(path: Path) -> Tensor:
@@ -168,19 +165,14 @@ def _load(path: Path) -> Tensor:
         ) from None
 
 
-def _save(path: Path, values: np.ndarray) -> None:
-    with replacing(path) as partial, partial.open("wb") as file:
-        np.save(file, values)
-
-
 def _identity(encoder: Encoder, clips: Clips) -> str:
-    """Hash of all that decides the spectra of a sample number."""
-    found = hashlib.sha256(clips.shards.hash.encode())
+    """Hash of everything that decides the spectra of a sample number."""
+    digest = hashlib.sha256(clips.shards.hash.encode())
     settings = clips.recipe.data.model_dump(mode="json", include=_CLIP_SETTINGS)
     heads = [attention.num_heads for attention in _attentions(encoder)]
-    found.update(json.dumps([settings, clips.recipe.patch, heads]).encode())
-    # Positions are no part of the state: they are recomputed from the recipe.
+    digest.update(json.dumps([settings, clips.recipe.patch, heads]).encode())
+    # Positions are not in the state: they are recomputed from the recipe.
     for name, value in {**encoder.state_dict(), "positions": encoder.positions}.items():
-        found.update(name.encode())
-        found.update(value.detach().cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]

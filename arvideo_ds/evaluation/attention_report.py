@@ -1,7 +1,7 @@
-"""Encoders compared by the rank of their attention maps (ARVideo, Figure 3): open, measure, report.
+"""Encoders compared by the rank of their attention maps (ARVideo, Figure 3).
 
-An encoder is the folder of a finished run or of an export, untrained:RUN for the weights that a
-pretraining run began with, or any file of weights that --init-from takes.
+An encoder is the folder of a finished run or of an export, untrained:RUN for the initial weights of
+a pretraining run, or any file of weights that --init-from takes.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from arvideo_ds.config import EncoderRecipe, PretrainRecipe, load_recipe
@@ -32,13 +35,12 @@ from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.models.layouts import load_encoder
 from arvideo_ds.runs import run_folder
 
-EFFECTIVE = "effective rank"
 _UNTRAINED = "untrained:"
 
 
 @dataclass(frozen=True)
-class Opened:
-    """An encoder with the recipe that it is read by."""
+class NamedEncoder:
+    """An encoder, its name in the report, where it came from, and its recipe."""
 
     name: str
     source: str
@@ -46,66 +48,66 @@ class Opened:
     encoder: Encoder
 
 
-def open_encoders(sources: Sequence[str], recipe_name: str | None) -> list[Opened]:
-    """Each source with its recipe, or the fallback's. Errors: `UserError` where there is none."""
-    folders = [Path(source.removeprefix(_UNTRAINED)) for source in sources]
-    own = [_recipe_beside(source, folder) for source, folder in zip(sources, folders, strict=True)]
+def open_encoders(sources: Sequence[str], recipe_name: str | None) -> list[NamedEncoder]:
+    """Open each source by its own recipe, or by the fallback: `recipe_name`, else the first recipe.
+
+    Errors: `UserError` where a source has neither, is given twice or cannot be loaded.
+    """
+    recipes = [_recipe_beside(source) for source in sources]
     fallback: EncoderRecipe | None = (
-        load_recipe(recipe_name) if recipe_name else next((r for r in own if r is not None), None)
+        load_recipe(recipe_name) if recipe_name else next(filter(None, recipes), None)
     )
     opened = []
-    for source, name, beside in zip(sources, names_of(sources), own, strict=True):
+    for source, name, beside in zip(sources, _names(sources), recipes, strict=True):
         recipe = beside or fallback
         if recipe is None:
             raise UserError(
-                f"{source} has no recipe.yaml beside it, and no other encoder has one: say what "
-                "it is by --recipe, such as --recipe pretrain_vit_b_k400."
+                f"{source} has no recipe.yaml beside it, and no other encoder has one. Give the "
+                "recipe with --recipe, such as --recipe pretrain_vit_b_k400."
             )
-        opened.append(Opened(name, source, recipe, open_encoder(source, recipe)))
+        opened.append(NamedEncoder(name, source, recipe, _open(source, recipe)))
     return opened
 
 
-def _recipe_beside(source: str, folder: Path) -> EncoderRecipe | None:
-    if not (folder / run_folder.RECIPE).is_file():
+def _folder(source: str) -> Path:
+    return Path(source.removeprefix(_UNTRAINED))
+
+
+def _recipe_beside(source: str) -> EncoderRecipe | None:
+    if not (_folder(source) / run_folder.RECIPE).is_file():
         return None
+    kind = PretrainRecipe if source.startswith(_UNTRAINED) else EncoderRecipe
+    return run_folder.read_recipe(_folder(source), kind)
+
+
+def _open(source: str, recipe: EncoderRecipe) -> Encoder:
     if source.startswith(_UNTRAINED):
-        return run_folder.read_recipe(folder, PretrainRecipe)
-    return run_folder.read_recipe(folder, EncoderRecipe)
+        return untrained(run_folder.read_recipe(_folder(source), PretrainRecipe)).encoder
+    encoder = build_encoder(recipe.encoder)
+    print(load_encoder(encoder, source, patch=recipe.patch), file=sys.stderr)
+    return encoder
 
 
-def open_encoder(source: str, recipe: EncoderRecipe) -> Encoder:
-    if not source.startswith(_UNTRAINED):
-        encoder = build_encoder(recipe.encoder)
-        print(load_encoder(encoder, source, patch=recipe.patch), file=sys.stderr)
-        return encoder
-    folder = Path(source.removeprefix(_UNTRAINED))
-    return untrained(run_folder.read_recipe(folder, PretrainRecipe)).encoder
-
-
-def names_of(sources: Sequence[str]) -> list[str]:
-    """The last part of each path, or all of it where that would be the same twice."""
-    short = [
-        ("untrained " if source.startswith(_UNTRAINED) else "")
-        + Path(source.removeprefix(_UNTRAINED)).resolve().name
-        for source in sources
-    ]
+def _names(sources: Sequence[str]) -> list[str]:
+    """The last part of each path, or the whole source where two would have the same name."""
     for source, times in Counter(sources).items():
         if times > 1:
             raise UserError(f"{source} is given {times} times; give each encoder once.")
+    short = [
+        "untrained " * source.startswith(_UNTRAINED) + _folder(source).resolve().name
+        for source in sources
+    ]
     return [
         name if short.count(name) == 1 else source
         for name, source in zip(short, sources, strict=True)
     ]
 
 
-def require_same_clips(encoders: Sequence[Opened]) -> None:
+def require_same_clips(encoders: Sequence[NamedEncoder]) -> None:
     """Errors: `UserError` where clips or patches differ."""
     first = encoders[0]
     for other in encoders[1:]:
-        if (other.recipe.geometry.clip, other.recipe.patch) != (
-            first.recipe.geometry.clip,
-            first.recipe.patch,
-        ):
+        if _shape(other.recipe) != _shape(first.recipe):
             raise UserError(
                 f"{other.source} sees clips of {_shape(other.recipe)}, {first.source} of "
                 f"{_shape(first.recipe)}: a map's rank is at most its number of tokens, so ranks "
@@ -119,72 +121,93 @@ def _shape(recipe: EncoderRecipe) -> str:
     return f"{clip} in cubes of {patch} ({recipe.geometry.num_tokens} tokens)"
 
 
-def measure(encoders: Sequence[Opened], clips: Clips, cache: Path) -> dict[str, Tensor]:
+def measure(encoders: Sequence[NamedEncoder], clips: Clips, cache: Path) -> dict[str, Tensor]:
     """Spectra of each encoder by its name, clips L h N."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measured = {}
-    for opened in encoders:
-        spectra, skipped = measured_spectra(
-            opened.encoder, clips, device, cache, name=f"attention of {opened.name}"
+    for named in encoders:
+        measured[named.name], skipped = measured_spectra(
+            named.encoder, clips, device, cache, name=f"attention of {named.name}"
         )
-        measured[opened.name] = spectra
         if skipped:
-            print(f"{skipped} clips did not decode and are left out", file=sys.stderr)
+            print(f"{skipped} clips did not decode and are skipped", file=sys.stderr)
     return measured
 
 
 def write_report(
     output: Path,
-    encoders: Sequence[Opened],
+    encoders: Sequence[NamedEncoder],
     clips: Clips,
     measured: dict[str, Tensor],
     thresholds: Sequence[float],
 ) -> None:
     """Write attention_rank.json and .png to `output`, and print the table."""
-    # Only now: it takes a second to load.
-    from arvideo_ds.evaluation.attention_pictures import draw_ranks
-
-    panels = {
+    tokens = clips.recipe.geometry.num_tokens
+    values = {
         f"rank (singular values > {threshold:g} x largest)": {
-            name: statistics(rank(spectra, threshold)) for name, spectra in measured.items()
+            name: rank(spectra, threshold) for name, spectra in measured.items()
         }
         for threshold in thresholds
     }
-    panels[EFFECTIVE] = {
-        name: statistics(effective_rank(spectra)) for name, spectra in measured.items()
+    values["effective rank"] = {name: effective_rank(spectra) for name, spectra in measured.items()}
+    panels = {
+        title: {name: statistics(ranks) for name, ranks in rows.items()}
+        for title, rows in values.items()
     }
     document = {
         "shards": clips.shards.name,
         "manifest": clips.shards.hash,
         "clips": {name: len(spectra) for name, spectra in measured.items()},
-        "tokens": clips.recipe.geometry.num_tokens,
+        "tokens": tokens,
         "thresholds": list(thresholds),
-        "encoders": {opened.name: opened.source for opened in encoders},
+        "encoders": {named.name: named.source for named in encoders},
         "measures": {
-            title: {name: dataclasses.asdict(found) for name, found in rows.items()}
+            title: {name: dataclasses.asdict(row) for name, row in rows.items()}
             for title, rows in panels.items()
         },
     }
     path = output / "attention_rank.json"
     write_json(path, document)
-    figure = draw_ranks(panels, clips.recipe.geometry.num_tokens)
-    figure.savefig(path.with_suffix(".png"), dpi=130)
+    draw_ranks(panels, tokens).savefig(path.with_suffix(".png"), dpi=130)
     count = min(len(spectra) for spectra in measured.values())
-    print(f"{count} clips of {clips.shards.name}, {clips.recipe.geometry.num_tokens} tokens each")
+    print(f"{count} clips of {clips.shards.name}, {tokens} tokens each")
     for title, rows in panels.items():
-        print("\n" + "\n".join(table(title, rows)))
+        print("\n" + "\n".join(_table(title, rows)))
     print(f"\n{path}, {path.with_suffix('.png')}")
 
 
-def table(title: str, rows: dict[str, Statistics]) -> list[str]:
+def _table(title: str, rows: Mapping[str, Statistics]) -> list[str]:
     """Markdown: a row for each encoder, a column for each layer; mean and deviation."""
-    depth = max(len(found.mean) for found in rows.values())
+    depth = max(len(row.mean) for row in rows.values())
     layers = " | ".join(f"layer {number}" for number in range(1, depth + 1))
     lines = [f"| {title} | {layers} |", "|---" * (depth + 1) + "|"]
-    for name, found in rows.items():
-        cells = [
-            f"{mean:.1f} ± {deviation:.1f}"
-            for mean, deviation in zip(found.mean, found.deviation, strict=True)
-        ]
+    for name, row in rows.items():
+        cells = [f"{m:.1f} ± {d:.1f}" for m, d in zip(row.mean, row.deviation, strict=True)]
         lines.append(f"| {name} | {' | '.join(cells + [''] * (depth - len(cells)))} |")
     return lines
+
+
+def draw_ranks(panels: Mapping[str, Mapping[str, Statistics]], num_tokens: int) -> Figure:
+    """A panel for each measure with a line for each encoder: mean and one standard deviation.
+
+    panels: title -> encoder -> its statistics. num_tokens: the upper bound of a rank.
+    """
+    figure = Figure(figsize=(4.6 * len(panels), 3.8), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axis, (title, encoders) in zip(axes, panels.items(), strict=True):
+        for name, row in encoders.items():
+            mean, deviation = np.array(row.mean), np.array(row.deviation)
+            layers = 1 + np.arange(len(mean))
+            (line,) = axis.plot(layers, mean, marker="o", markersize=4, label=name)
+            axis.fill_between(
+                layers, mean - deviation, mean + deviation, color=line.get_color(), alpha=0.15
+            )
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel("layer")
+        axis.set_ylim(bottom=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel(f"of {num_tokens} tokens")
+    axes[0].legend(frameon=False, fontsize=9)
+    figure.supxlabel("mean and one standard deviation over heads and clips", fontsize=9)
+    return figure

@@ -33,7 +33,7 @@ from arvideo_ds.evaluation.attention import (
     rank,
     statistics,
 )
-from arvideo_ds.evaluation.attention_pictures import draw_ranks
+from arvideo_ds.evaluation.attention_report import draw_ranks
 from arvideo_ds.evaluation.pretrained import untrained
 from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.runs import run_folder
