@@ -1,13 +1,12 @@
 """Features of videos of any length: windows -> the frozen encoder -> one file per video.
 
-The same command goes on after the videos that are done; those that were left out are tried again.
-A batch holds windows of one video, so a file depends on its video and the settings alone, not on
-when a run was cut off or which other videos there are.
+The same command resumes after the finished videos and tries rejected ones again. A batch has
+windows of one video, so a file depends on its video and the settings alone, not on interruptions or
+on other videos.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -38,7 +37,6 @@ from arvideo_ds.version import git_commit
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _VERSION = 1
 
-
 # Tokens B (t s) D of windows -> B D, B (t s) D, B t D.
 FEATURES: dict[str, Callable[[Tensor, int], Tensor]] = {
     "clip": mean,
@@ -49,10 +47,10 @@ FEATURES: dict[str, Callable[[Tensor, int], Tensor]] = {
 
 @dataclass(frozen=True)
 class ExtractionJob:
-    """What `extract_features` is to do.
+    """Options of `extract_features`.
 
     hop: frames between windows, None for windows that touch. batch: windows per forward pass.
-    workers: processes that decode. timeout_s: longest time for one batch of one video.
+    workers: decoding processes. timeout_s: longest time for one batch of one video.
     """
 
     listing: VideoList
@@ -68,7 +66,7 @@ class ExtractionJob:
 
 @dataclass(frozen=True)
 class ExtractionReport:
-    """Counts over all runs in the folder; `new` videos were done in this one."""
+    """Counts over all runs in the folder; `new` are the videos of this run."""
 
     videos: int
     new: int
@@ -88,29 +86,40 @@ def extract_features(
 ) -> ExtractionReport:
     """Write the features of every video of the job that is not done yet.
 
-    stop: once true, the videos under way are finished and no other is begun. Errors: `UserError`
-    when the folder holds features of other settings, the disk or the GPU's memory is full, or no
-    video is usable.
+    stop: once it returns True, started videos are finished and no other is started. Errors:
+    `UserError` when the folder contains features of other settings, the disk or the GPU's memory is
+    full, or no video is usable.
     """
     require_format(job.format)
     shape = window_shape(recipe, job.hop)
     encoder = load_encoder(recipe, weights).to(device)
+    videos, rejects = job.listing.videos, job.listing.rejects
     config = _config(recipe, weights, job, shape)
-    listing = job.listing
-    folder = FeatureFolder(job.output, config, listing.videos, listing.rejects, kind=job.format)
-    pending = [video for video in listing.videos if video.key not in folder.done]
-    with _explained(job, shape), folder:
-        items = _decoded(shape, job, pending, stop)
-        encode = functools.partial(_encode, encoder, recipe, job, device)
-        ended = _collect(folder, items, encode, total=len(listing.videos))
+    folder = FeatureFolder(job.output, config, videos, rejects, kind=job.format)
+    pending = [video for video in videos if video.key not in folder.done]
+    items = stream_all(
+        functools.partial(_clips, shape, job.batch),
+        pending,
+        workers=min(job.workers, len(pending)),
+        timeout_s=job.timeout_s,
+        stop=stop,
+    )
+    encode = functools.partial(_encode, encoder, recipe, job, device)
+    try:
+        with explained_when_full(job.output, "with the videos that are not done"), folder:
+            ended = _collect(folder, items, encode, total=len(videos))
+    except torch.OutOfMemoryError:
+        raise UserError(
+            f"the GPU's memory is too small for --batch {job.batch} windows of {shape.frames} "
+            "frames; halve --batch."
+        ) from None
     return _report(folder, job, new=pending, interrupted=ended < len(pending))
 
 
 def load_encoder(recipe: EncoderRecipe, weights: Path) -> Encoder:
     """The encoder of a run. Errors: `UserError` when the weights are missing or do not fit.
 
-    A fine-tuned one has no last norm where the mean was classified: what was pooled there were the
-    plain tokens.
+    A fine-tuned encoder that classified the mean of its tokens has no last norm.
     """
     if recipe.learns_labels:
         return load_classifier(recipe, weights.parent, weights.name)[0].encoder
@@ -134,7 +143,7 @@ def window_shape(recipe: EncoderRecipe, hop: int | None) -> WindowShape:
 def _config(
     recipe: EncoderRecipe, weights: Path, job: ExtractionJob, shape: WindowShape
 ) -> dict[str, Any]:
-    """Contents of config.json; `settings` decide the features, and a folder has one set of them."""
+    """Contents of config.json; `settings` decide the features and are the same for all videos."""
     settings = {
         "version": _VERSION,
         "input": job.listing.identity,
@@ -147,20 +156,8 @@ def _config(
     return {"settings": settings, "commit": git_commit(), "recipe": recipe.model_dump(mode="json")}
 
 
-def _decoded(
-    shape: WindowShape, job: ExtractionJob, videos: list[Video], stop: Callable[[], bool]
-) -> Iterator[tuple[Video, Any]]:
-    return stream_all(
-        functools.partial(_clips, shape, job.batch),
-        videos,
-        workers=min(job.workers, len(videos)),
-        timeout_s=job.timeout_s,
-        stop=stop,
-    )
-
-
 def _clips(shape: WindowShape, batch: int, video: Video) -> Iterator[np.ndarray | Windows]:
-    """What a decoding process does with a video."""
+    """Decode a video; runs in a decoding process."""
     with video.open() as source:
         yield from read_windows(source, video.part, shape, batch=batch)
 
@@ -175,8 +172,8 @@ def _encode(
 ) -> Tensor:
     """Clips B F h w 3 -> features B ..., float32."""
     moved = torch.from_numpy(clips).to(device)
-    kind = PRECISIONS[job.precision]
-    with torch.autocast(device.type, dtype=kind, enabled=kind != torch.float32):
+    dtype = PRECISIONS[job.precision]
+    with torch.autocast(device.type, dtype=dtype, enabled=dtype != torch.float32):
         tokens = encode_clips(encoder, moved, recipe.patch)
     return FEATURES[job.features](tokens.float(), recipe.data.frames // recipe.patch[0])
 
@@ -188,11 +185,12 @@ def _collect(
     *,
     total: int,
 ) -> int:
-    """Encode and write what the decoders give; how many videos came to an end."""
+    """Encode and write what the decoders deliver; returns the number of finished or rejected
+    videos."""
     ended = windows = 0
-    done = len(folder.done)
-    # miniters=0: one long video shows its windows as they come.
-    with tqdm(desc="features", unit="video", total=total, initial=done, miniters=0) as bar:
+    # miniters=0: a long video updates its windows as they come.
+    initial = len(folder.done)
+    with tqdm(desc="features", unit="video", total=total, initial=initial, miniters=0) as bar:
         for video, item in items:
             if isinstance(item, np.ndarray):
                 folder.append(video, encode(item))
@@ -203,7 +201,7 @@ def _collect(
                 folder.finish(video, item)
             elif isinstance(item, Failed):
                 folder.reject(video, item.reason, item.message)
-                tqdm.write(f"left out: {video.key!r}: {item.reason} ({item.message})")
+                tqdm.write(f"rejected: {video.key!r}: {item.reason} ({item.message})")
             if isinstance(item, Finished | Failed):
                 ended += 1
                 bar.update()
@@ -213,12 +211,12 @@ def _collect(
 def _report(
     folder: FeatureFolder, job: ExtractionJob, *, new: list[Video], interrupted: bool
 ) -> ExtractionReport:
-    reasons = Counter(reject.reason for reject in folder.rejects)
+    reasons = dict(Counter(reject.reason for reject in folder.rejects).most_common())
     if not folder.done and not interrupted:
-        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         raise UserError(
-            f"none of the {len(job.listing.videos)} videos is usable ({listed}); the reasons stand "
-            f"in {job.output / REJECTS}."
+            f"none of the {len(job.listing.videos)} videos is usable ({listed}); see "
+            f"{job.output / REJECTS} for the reasons."
         )
     lines = folder.done.values()
     return ExtractionReport(
@@ -226,19 +224,6 @@ def _report(
         new=sum(video.key in folder.done for video in new),
         windows=sum(line["windows"] for line in lines),
         seconds=sum(line["frames"] / line["fps"] for line in lines),
-        rejects=dict(reasons.most_common()),
+        rejects=reasons,
         interrupted=interrupted,
     )
-
-
-@contextlib.contextmanager
-def _explained(job: ExtractionJob, shape: WindowShape) -> Iterator[None]:
-    """A full disk and a full GPU become `UserError`s."""
-    try:
-        with explained_when_full(job.output, "with the videos that are not done"):
-            yield
-    except torch.OutOfMemoryError:
-        raise UserError(
-            f"the GPU's memory is too small for --batch {job.batch} windows of {shape.frames} "
-            "frames; halve --batch."
-        ) from None

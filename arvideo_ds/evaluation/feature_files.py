@@ -1,9 +1,9 @@
-"""Features of one video in one file: npz, safetensors or parquet, written as they come.
+"""Features of one video in one file: npz, safetensors or parquet, written batch by batch.
 
 Arrays of a file, W windows: `features` W ..., float32; `start_frame` and `stop_frame` W, int64;
-`start_s` and `stop_s` W, float64. In parquet a row is a window, `features` flat (its shape stands
-in the table's metadata). Equal content gives equal bytes. npz and safetensors are laid out here
-because their libraries want the whole array in memory, which all tokens of a long video exceed.
+`start_s` and `stop_s` W, float64. In parquet a row is a window and `features` is flat (its shape is
+in the table's metadata). Equal content gives equal bytes. npz and safetensors are written here
+because their libraries need the whole array in memory; the tokens of a long video exceed it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Arrays = dict[str, np.ndarray]
 
 
 class FeatureFile:
-    """One video's features on their way to `path`: `append` them, then `finish` or `discard`."""
+    """Writer of one video's features to `path`: `append` them, then `finish` or `discard`."""
 
     def __init__(self, path: Path, kind: str) -> None:
         self._path, self._write = path, WRITERS[kind]
@@ -50,10 +50,8 @@ class FeatureFile:
         self._shape = (self._shape[0] + len(values), *values.shape[1:])
 
     def finish(self, windows: Arrays) -> tuple[int, ...]:
-        """Write the file with the arrays of its W windows; it is there whole or not at all.
-
-        Returns the shape of the features.
-        """
+        """Write the whole file atomically, with the arrays of its W windows; returns the features'
+        shape."""
         self._spool.seek(0)
         with replacing(self._path) as partial, partial.open("wb") as file:
             self._write(file, windows, self._spool, self._shape)
@@ -61,13 +59,13 @@ class FeatureFile:
         return self._shape
 
     def discard(self) -> None:
-        """Forget what was appended."""
+        """Delete the appended features."""
         self._spool.close()
         self._spool_path.unlink(missing_ok=True)
 
 
 def file_name(key: str, kind: str) -> str:
-    """A safe name in one folder; two keys never share one: a.mp4 -> a.mp4.npz."""
+    """A safe file name, unique for each key: a.mp4 -> a.mp4.npz."""
     stem, dot, suffix = key.rpartition(".")
     if dot and f".{suffix.lower()}" in VIDEO_SUFFIXES:
         return f"{safe_key(stem)}.{suffix}.{kind}"
@@ -82,7 +80,7 @@ def require_format(kind: str) -> None:
 
 
 def _write_npz(file: IO[bytes], windows: Arrays, spool: IO[bytes], shape: tuple[int, ...]) -> None:
-    # ZipInfo's own date, always the same; np.load opens it as any other.
+    # ZipInfo's default date: equal content gives equal bytes.
     with zipfile.ZipFile(file, "w") as archive:
         with archive.open(zipfile.ZipInfo("features.npy"), "w", force_zip64=True) as member:
             header = {"descr": "<f4", "fortran_order": False, "shape": shape}
@@ -98,11 +96,11 @@ def _write_safetensors(
 ) -> None:
     header, end = {}, 0
     kinds = {name: (values.dtype.str, values.shape) for name, values in windows.items()}
-    # Wider types first: every array lies aligned.
+    # Wider types first, so that every array is aligned.
     for name, (kind, lengths) in {**kinds, "features": ("<f4", shape)}.items():
         begin, end = end, end + math.prod(lengths) * np.dtype(kind).itemsize
-        entry = {"dtype": _SAFETENSORS_TYPES[kind], "shape": lengths, "data_offsets": (begin, end)}
-        header[name] = entry
+        dtype = _SAFETENSORS_TYPES[kind]
+        header[name] = {"dtype": dtype, "shape": lengths, "data_offsets": (begin, end)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
     file.write(len(text).to_bytes(8, "little") + text)

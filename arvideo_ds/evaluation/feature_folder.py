@@ -1,13 +1,13 @@
-"""The folder of extracted features: what is done, what was left out, and by which settings.
+"""The folder of extracted features.
 
 <output>/
   config.json       settings, recipe, hash of the weights, commit
-  index.jsonl       a line a video that is done: key, path, label, windows, frames, fps, shape, file
-  rejects.jsonl     every video left out, with the reason
-  features/         a file a video (feature_files.py)
+  index.jsonl       a line per finished video: key, path, label, windows, frames, fps, shape, file
+  rejects.jsonl     every rejected video, with the reason
+  features/         a file per video (feature_files.py)
 
-The line in the index is written last and says that the video is done. Once a run is through, index
-and rejects are in the order of their keys, so the same videos and settings give the same files.
+The line in the index is written last and marks the video as done. At the end of a run, index and
+rejects are sorted by key, so the same videos and settings give the same files.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from torch import Tensor
 from arvideo_ds.data.windows import Windows
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import FeatureFile, file_name
-from arvideo_ds.files.atomic import PARTIAL, write_bytes
-from arvideo_ds.files.json_lines import read_json_lines
+from arvideo_ds.files.atomic import PARTIAL, write_json, write_text
+from arvideo_ds.files.json_lines import append_json_lines, read_json_lines
 from arvideo_ds.shards.inputs import Video
 from arvideo_ds.shards.manifest import REJECTS, Reject
 
@@ -34,9 +34,9 @@ _RANGES = ("start_frame", "stop_frame", "start_s", "stop_s")
 
 
 class FeatureFolder:
-    """Features on their way into the folder; entered while they are written.
+    """Writer of features; a context manager.
 
-    done: lines of the index by key. rejects: what was left out in this run. Errors: `UserError`
+    done: lines of the index by key. rejects: videos rejected in this run. Errors: `UserError`
     where the folder was made with other `config["settings"]`.
     """
 
@@ -54,14 +54,18 @@ class FeatureFolder:
         _require_same(folder / CONFIG, config)
         for leftover in (folder / FEATURES).glob(f"*{PARTIAL}"):
             leftover.unlink()
-        self.done = _read_index(folder, {video.key: video.num_bytes for video in videos})
+        sizes = {video.key: video.num_bytes for video in videos}
+        # Videos that changed or whose file is missing are done again.
+        self.done: dict[str, dict[str, Any]] = {
+            line["key"]: line
+            for line in read_json_lines(folder / INDEX)
+            if sizes.get(line["key"]) == line["video_bytes"] and (folder / line["file"]).exists()
+        }
         self.rejects = list(rejects)
         self._open: dict[str, FeatureFile] = {}
 
     def __enter__(self) -> FeatureFolder:
         self._write_lists()
-        self._index = (self._folder / INDEX).open("a", encoding="utf-8")
-        self._rejects_file = (self._folder / REJECTS).open("a", encoding="utf-8")
         return self
 
     def __exit__(
@@ -70,24 +74,22 @@ class FeatureFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._index.close()
-        self._rejects_file.close()
         for file in self._open.values():
             file.discard()
         if error is None:
             self._write_lists()
 
     def append(self, video: Video, features: Tensor) -> None:
-        """Features of the video's next windows."""
+        """Add the features of the video's next windows."""
         if video.key not in self._open:
             self._open[video.key] = FeatureFile(self._path(video), self._kind)
         self._open[video.key].append(features)
 
     def finish(self, video: Video, windows: Windows) -> None:
-        """The video is through: its file is completed, then it counts as done."""
+        """Complete the video's file, then mark the video as done."""
         arrays: dict[str, np.ndarray] = {name: getattr(windows, name) for name in _RANGES}
         shape = self._open.pop(video.key).finish(arrays)
-        line = {
+        self.done[video.key] = {
             "key": video.key,
             "path": video.path,
             "label": video.label,
@@ -98,18 +100,14 @@ class FeatureFolder:
             "file": self._path(video).relative_to(self._folder).as_posix(),
             "video_bytes": video.num_bytes,
         }
-        self.done[video.key] = line
-        self._index.write(_line(line))
-        self._index.flush()
+        append_json_lines(self._folder / INDEX, [self.done[video.key]])
 
     def reject(self, video: Video, reason: str, message: str) -> None:
-        """The video is left out, whatever was appended of it."""
+        """Reject the video and discard the features it has so far."""
         if video.key in self._open:
             self._open.pop(video.key).discard()
-        reject = Reject(source_path=video.key, reason=reason, message=message)
-        self.rejects.append(reject)
-        self._rejects_file.write(_line(reject.model_dump()))
-        self._rejects_file.flush()
+        self.rejects.append(Reject(source_path=video.key, reason=reason, message=message))
+        append_json_lines(self._folder / REJECTS, [self.rejects[-1].model_dump()])
 
     def _path(self, video: Video) -> Path:
         return self._folder / FEATURES / file_name(video.key, self._kind)
@@ -118,34 +116,22 @@ class FeatureFolder:
         done = [self.done[key] for key in sorted(self.done)]
         rejects = sorted(self.rejects, key=lambda reject: reject.source_path)
         for name, lines in ((INDEX, done), (REJECTS, [r.model_dump() for r in rejects])):
-            write_bytes(self._folder / name, "".join(map(_line, lines)).encode())
+            # ASCII: names of files need not be valid text.
+            text = "".join(json.dumps(line) + "\n" for line in lines)
+            write_text(self._folder / name, text)
 
 
 def _require_same(path: Path, config: Mapping[str, Any]) -> None:
-    """Write config.json, or compare its settings where there is one."""
-    text = json.dumps(config, indent=1) + "\n"
+    """Write config.json, or compare its settings if it exists."""
     if not path.exists():
-        write_bytes(path, text.encode())
+        write_json(path, config)
         return
-    before, now = (json.loads(said)["settings"] for said in (path.read_text(), text))
+    before = json.loads(path.read_text())["settings"]
+    now = json.loads(json.dumps(config["settings"]))
     changed = [key for key in now if before.get(key) != now[key]]
     if changed:
         listed = "; ".join(f"{key} was {before.get(key)!r}, is {now[key]!r}" for key in changed)
         raise UserError(
-            f"{path.parent} holds features made with other settings ({listed}). Choose another "
-            "--output, or the settings it was begun with."
+            f"{path.parent} contains features made with other settings ({listed}). Choose another "
+            "--output, or the original settings."
         )
-
-
-def _read_index(folder: Path, sizes: Mapping[str, int]) -> dict[str, dict[str, Any]]:
-    """Lines of videos that are done and unchanged; torn ones are skipped (json_lines.py)."""
-    return {
-        line["key"]: line
-        for line in read_json_lines(folder / INDEX)
-        if sizes.get(line["key"]) == line["video_bytes"] and (folder / line["file"]).exists()
-    }
-
-
-def _line(facts: Mapping[str, Any]) -> str:
-    # ASCII: names of files need not be valid text.
-    return json.dumps(facts) + "\n"
