@@ -1,7 +1,7 @@
-"""Attentive probe: one cross-attention layer reads the frozen encoder's tokens, then a linear head.
+"""Attentive probe: a cross-attention layer over the frozen encoder's tokens, then a linear head.
 
-Where the mean of the tokens hides what a few of them know, this finds it. Source: the attentive
-probe of V-JEPA (Bardes et al. 2024, arXiv 2404.08471), section 4.
+It finds what a few tokens encode and their mean hides. Source: the attentive probe of V-JEPA
+(Bardes et al. 2024, arXiv 2404.08471), section 4.
 
 B clips, N tokens, D width.
 """
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from arvideo_ds.data.augment import seeded
 from arvideo_ds.data.clips import for_labels
-from arvideo_ds.data.loader import evaluation_batches, evaluation_loader
+from arvideo_ds.data.loader import evaluation_loader
 from arvideo_ds.evaluation.features import FrozenEncoder
 from arvideo_ds.evaluation.probes import Probe
 from arvideo_ds.evaluation.scores import score_videos
@@ -50,9 +50,8 @@ class AttentiveHead(nn.Module):
 class AttentiveProbe(Probe):
     """A learned query attends to all tokens; its answer is classified.
 
-    The head is trained on the central clips, one pass of decoding per epoch. Tokens are computed
-    anew in every epoch, so memory does not grow with the data. The seed of the recipe draws the
-    head and the order.
+    The head is trained on the central clips. Each epoch decodes and encodes them again, so memory
+    does not grow with the data. The recipe's seed draws the initial head and the order.
     """
 
     label = "attentive probe"
@@ -79,8 +78,7 @@ class AttentiveProbe(Probe):
             head = AttentiveHead(recipe.size.width, recipe.size.heads, num_classes)
             head = head.to(frozen.device)
             order = torch.randperm(train.num_samples)
-            numbers = evaluation_batches(train.num_samples, _BATCH)
-            batches = [order[batch].tolist() for batch in numbers] * self.epochs
+        batches = [batch.tolist() for batch in order.split(_BATCH)] * self.epochs
         optimizer = torch.optim.AdamW(head.parameters(), lr=_RATE, weight_decay=_DECAY)
         loader = evaluation_loader(
             train, for_labels(train, recipe), batches, num_workers=frozen.num_workers

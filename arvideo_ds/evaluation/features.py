@@ -37,11 +37,11 @@ class Features:
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """An encoder that is not trained any more, and labelled shards to train and test probes on.
+    """A frozen encoder, and labelled shards to train and test probes on.
 
     tokens: of a batch's clips, B (t s) D, without gradients. batch: clips per forward pass.
-    videos: so many of each set, the first ones (shards are shuffled when they are made); None =
-    all. Frames are sampled as the labels need (data/clips.py, `for_labels`).
+    videos: use the first so many of each set (shards are shuffled when they are made); None = all.
+    Frames are sampled as the labels need (data/clips.py, `for_labels`).
     """
 
     tokens: Callable[[Batch], Tensor]
@@ -56,13 +56,12 @@ class FrozenEncoder:
 
     @cached_property
     def features(self) -> tuple[Features, Features]:
-        """Of the videos of `train` and of `test`: the mean over `probe.clips` clips of each, pooled
-        as `probe.features` says. Collective.
-        """
+        """Features of the videos of `train` and of `test`: pooled as `probe.features` says, then
+        averaged over the `probe.clips` clips of a video. Collective."""
         train, test = self.videos or (None, None)
-        return self._features(self.train, train), self._features(self.test, test)
+        return self._of(self.train, train), self._of(self.test, test)
 
-    def _features(self, shards: ShardSet, videos: int | None) -> Features:
+    def _of(self, shards: ShardSet, videos: int | None) -> Features:
         times, probe = self.recipe.geometry.grid[0], self.recipe.probe
         pool = POOLINGS.choose(probe.features, key="probe.features")
         outputs = outputs_of(
@@ -88,7 +87,7 @@ def freeze(
     *,
     videos: tuple[int, int] | None = None,
 ) -> FrozenEncoder:
-    """An encoder on the GPU where there is one, with a data worker for each core."""
+    """Freeze an encoder, on the GPU where there is one, with a data worker for each core."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     encoder = encoder.to(device).eval()
 
@@ -110,7 +109,7 @@ def freeze(
 def mean(tokens: Tensor, _times: int) -> Tensor:
     """Mean of the tokens.
 
-    Tokens B (t s) D -> B D: what the published protocols classify.
+    Tokens B (t s) D -> B D, as in the published protocols.
     """
     return tokens.mean(1)
 
@@ -118,8 +117,8 @@ def mean(tokens: Tensor, _times: int) -> Tensor:
 def change(tokens: Tensor, times: int) -> Tensor:
     """Mean of the tokens of the later times less that of the earlier times.
 
-    Tokens B (t s) D -> B D. What does not move (scene, colours) is the same in both halves and
-    cancels; what moves remains. With an odd number of times the middle one is in neither half.
+    Tokens B (t s) D -> B D. What does not move (scene, colours) cancels; motion remains. The
+    middle one of an odd number of times is in neither half.
     """
     means, half = by_time(tokens, times), times // 2
     return means[:, -half:].mean(1) - means[:, :half].mean(1)
@@ -128,8 +127,8 @@ def change(tokens: Tensor, times: int) -> Tensor:
 def course(tokens: Tensor, times: int) -> Tensor:
     """Means of the tokens of 8 spans of time, each less the mean of all tokens.
 
-    Tokens B (t s) D -> B (8 D), fewer spans where there are fewer times. Where `change` knows
-    earlier from later, this knows when, and in what order.
+    Tokens B (t s) D -> B (8 D), fewer spans where there are fewer times. Unlike `change`, this
+    distinguishes when things happen and in which order.
     """
     means = by_time(tokens, times)
     spans = [span.mean(1) for span in means.tensor_split(min(_SPANS, times), dim=1)]

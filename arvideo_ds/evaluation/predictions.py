@@ -1,4 +1,4 @@
-"""Labels for any video file, by its central clip."""
+"""Predicted labels of any video file, from its central clip."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from arvideo_ds.shards.manifest import ClassNames, by_set
 
 
 def central_clip(path: Path, data: DataSettings) -> Tensor:
-    """The clip T H W 3, uint8, that a test with one view would see of the video.
+    """The clip T H W 3, uint8, of a test with one view.
 
     Errors: `UserError` for a file that is missing or does not decode.
     """
@@ -29,14 +29,14 @@ def central_clip(path: Path, data: DataSettings) -> Tensor:
     try:
         video = _upright(path.read_bytes())
         num_frames = count_frames(decoder, video)
-        wanted = view_frames(num_frames, data.frames, data.stride, data.sampling)
-        frames = decode(decoder, video, wanted)
+        indices = view_frames(num_frames, data.frames, data.stride, data.sampling)
+        frames = decode(decoder, video, indices)
     except OSError as error:  # PyAV's too
         raise UserError(f"cannot read {path}: {error.strerror or error}.") from None
     except (DecodeError, RejectedError, av.FFmpegError, StopIteration, IndexError) as error:
-        # PyAV's last argument is the file's name, of which bytes have none.
+        # PyAV's last argument is the file's name, which is empty for bytes.
         why = getattr(error, "strerror", None) or " ".join(map(str, error.args[-1:]))
-        why = why or "no frame in it"
+        why = why or "it has no frame"
         raise UserError(f"{path} does not decode as a video ({why}).") from None
     crop = view_crop(frames.shape[1], frames.shape[2], data.size)
     return cut(frames, crop, data.size, flip=False)
@@ -46,24 +46,23 @@ def central_clip(path: Path, data: DataSettings) -> Tensor:
 def top_labels(
     model: Classifier, labels: ClassNames, clip: Tensor, count: int
 ) -> list[tuple[str, float]]:
-    """The likeliest labels of a clip T H W 3 with their probabilities, best first.
+    """The most probable labels of a clip T H W 3 with their probabilities, best first.
 
-    Of several label sets combinations, such as "put cup" of a verb and a noun, with the product of
-    their probabilities.
+    With several label sets: combinations, such as "put cup" of a verb and a noun, with the product
+    of their probabilities.
     """
     device = next(model.parameters()).device
     sets = list(by_set(labels).values())
     logits = model(clip[None].to(device)).float().split([len(names) for names in sets], dim=1)
-    scores, classes = best_combinations([own.softmax(1) for own in logits], count)
-    found = zip(classes[0].tolist(), scores[0].tolist(), strict=True)
+    scores, classes = best_combinations([of_set.softmax(1) for of_set in logits], count)
     return [
-        (" ".join(names[i] for names, i in zip(sets, chosen, strict=True)), score)
-        for chosen, score in found
+        (" ".join(names[i] for names, i in zip(sets, combination, strict=True)), score)
+        for combination, score in zip(classes[0].tolist(), scores[0].tolist(), strict=True)
     ]
 
 
 def _upright(video: bytes) -> bytes:
-    """Turned and with square pixels, as making shards does it; most videos are so already."""
+    """The video rotated and with square pixels, as in shards; most are already."""
     with open_video(io.BytesIO(video)) as container:
         stream = container.streams.video[0]
         frame = next(container.decode(stream))

@@ -1,10 +1,10 @@
-"""The model of a finished run, from its recipe and weights."""
+"""Models of finished runs, from their recipes and weights."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 from safetensors import SafetensorError
@@ -25,29 +25,21 @@ AnyModel = TypeVar("AnyModel", bound=nn.Module)
 
 
 def build_objective(recipe: PretrainRecipe) -> Objective:
-    """The model of `objective.name`, freshly initialised from torch's global generator."""
+    """The model of `objective.name`, initialised from torch's global generator."""
     build = MODELS.choose(recipe.objective.name, key="objective.name")
     return build(recipe.objective, recipe.encoder, recipe.decoder)
 
 
-def load_pretrained(recipe: PretrainRecipe, weights: Path) -> Objective:
-    """The objective's model with the weights of `weights` (safetensors), in evaluation mode.
+def with_weights(model: AnyModel, weights: Path) -> AnyModel:
+    """Load a file of weights (safetensors) into a model; returns it in evaluation mode.
 
     Errors: `UserError` when the file is missing, damaged, or of another model.
-    """
-    return with_weights(build_objective(recipe), weights)
-
-
-def with_weights(model: AnyModel, weights: Path) -> AnyModel:
-    """A model of a run's recipe with the weights of a file, in evaluation mode.
-
-    Errors: as `load_pretrained`.
     """
     try:
         state = load_tensors(weights)
     except FileNotFoundError:
         raise UserError(
-            f"there is no {weights}: it is written when a run finishes. Go on with the run first."
+            f"there is no {weights}: it is written when a run finishes. Finish the run first."
         ) from None
     except SafetensorError as error:
         raise UserError(f"{weights} is damaged ({error}); train or copy it again.") from None
@@ -56,15 +48,15 @@ def with_weights(model: AnyModel, weights: Path) -> AnyModel:
 
 
 def untrained(recipe: PretrainRecipe) -> Objective:
-    """The same model as the run began with: what training has to beat."""
+    """The initial model of the run, in evaluation mode."""
     torch.manual_seed(recipe.train.seed)
     return build_objective(recipe).eval()
 
 
 def read_labels(folder: Path) -> ClassNames | None:
-    """Class names beside a model, by label set where it has several; None where it has no classes.
+    """Class names of a model, by label set where it has several; None where it has no classes.
 
-    Errors: `UserError` where the file holds no list of names, nor one for each label set.
+    Errors: `UserError` where the file is neither a list of names nor a list for each label set.
     """
     path = folder / run_folder.LABELS
     if not path.is_file():
@@ -74,29 +66,25 @@ def read_labels(folder: Path) -> ClassNames | None:
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
     lists = list(labels.values()) if isinstance(labels, dict) else [labels]
-    if not lists or not all(_is_names(names) for names in lists):
-        raise UserError(f"{path} must hold a list of class names, or one for each label set.")
-    names: ClassNames = labels
-    return names
-
-
-def _is_names(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    are_lists = bool(lists) and all(isinstance(names, list) for names in lists)
+    if not are_lists or not all(isinstance(name, str) for names in lists for name in names):
+        raise UserError(f"{path} must have a list of class names, or one for each label set.")
+    return cast(ClassNames, labels)
 
 
 def require_classifier(folder: Path) -> ClassNames:
-    """The class names of a fine-tuned run. Errors: `UserError` where it classifies nothing."""
+    """The class names of a fine-tuned run. Errors: `UserError` where it has none."""
     labels = read_labels(folder)
     if labels is None:
         raise UserError(
-            f"{folder} holds no {run_folder.LABELS}, so it classifies nothing: it is no fine-tuned "
-            "run. Give the folder of one, or of its export."
+            f"{folder} has no {run_folder.LABELS}: expected a fine-tuned run. Give the folder of "
+            "one, or of its export."
         )
     return labels
 
 
 def load_trained_encoder(recipe: EncoderRecipe, weights: Path) -> Encoder:
-    """The encoder alone of a pretraining run or of its export, whole, in evaluation mode.
+    """The complete encoder of a pretraining run or of its export, in evaluation mode.
 
     weights: the folder, or a file in it.
     """
@@ -110,8 +98,8 @@ def load_classifier(
 ) -> tuple[Classifier, ClassNames]:
     """The classifier of a fine-tuned run or of its export, in evaluation mode, and its classes.
 
-    weights: name of their file in the folder; by default that of the finished run. Errors:
-    `UserError` where there are no labels, or the weights are not the recipe's classifier.
+    weights: file name in the folder; by default that of the finished run. Errors: `UserError` where
+    there are no labels, or the weights are not the recipe's classifier.
     """
     labels = require_classifier(folder)
     count = sum(map(len, by_set(labels).values()))

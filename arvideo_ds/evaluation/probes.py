@@ -1,7 +1,6 @@
-"""Probes: what a frozen encoder knows of the labels, and the features that they read.
+"""Tables of the probes of a frozen encoder and of the features that they read; needs no torch.
 
-The tables of both; needs no torch. A file that ARVIDEO_PLUGINS names adds to them: an example is in
-docs/features.md.
+Plugins add to both: docs/features.md has an example.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Probe(ABC):
-    """Made without arguments. The first line of its docstring describes it.
+    """Constructed without arguments; described by the first line of its docstring.
 
     label: its name in tables and pictures.
     """
@@ -30,19 +29,19 @@ class Probe(ABC):
 
     @abstractmethod
     def accuracy(self, frozen: FrozenEncoder) -> float:
-        """Share of the test videos that are classified right, 0 to 1."""
+        """Share of the test videos that are classified correctly, 0 to 1."""
 
 
-# summary.json has the accuracy of each as NAME_accuracy.
+# The accuracy is NAME_accuracy in summary.json.
 PROBES: Registry[type[Probe]] = Registry(
     "probe",
     {
-        "linear_probe": "arvideo_ds.evaluation.feature_probes:LinearProbe",
-        "knn": "arvideo_ds.evaluation.feature_probes:NearestNeighbours",
+        "linear_probe": "arvideo_ds.evaluation.probing:LinearProbe",
+        "knn": "arvideo_ds.evaluation.probing:NearestNeighbours",
         "attentive_probe": "arvideo_ds.evaluation.attentive:AttentiveProbe",
     },
 )
-# These cost little once there are features.
+# Cheap once the features are computed.
 DEFAULT_PROBES = ("linear_probe", "knn")
 # Tokens B (t s) D and t -> B D', described by the first line of the docstring.
 POOLINGS: Registry[Callable[[Any, int], Any]] = Registry(
@@ -52,13 +51,13 @@ POOLINGS: Registry[Callable[[Any, int], Any]] = Registry(
 
 
 def description(entry: object) -> str:
-    """The first line of the docstring of a probe or pooling, as a part of a sentence."""
+    """The first line of the docstring of a probe or pooling, for the middle of a sentence."""
     line = (inspect.getdoc(entry) or "").partition("\n")[0].rstrip(".")
     return line[:1].lower() + line[1:]
 
 
 def probe_names(results: Mapping[str, Any]) -> list[str]:
-    """The probes of which summary.json, or a data set in it, has results."""
+    """The probes with results in summary.json, or in a data set in it."""
     names = [key.removesuffix("_accuracy") for key in results if key.endswith("_accuracy")]
     return [name for name in names if f"untrained_{name}_accuracy" in results]
 
@@ -68,7 +67,7 @@ def open_probe_shards(
 ) -> tuple[ShardSet, ShardSet]:
     """Labelled shards to train and test probes on, by default those of the recipe.
 
-    Errors: `UserError` where none are named, or where they have no labels or different ones.
+    Errors: `UserError` where the recipe names none, or as `require_probe_labels`.
     """
     train, test = train or settings.train_shards, test or settings.test_shards
     if train is None or test is None:

@@ -1,6 +1,5 @@
-"""Model soups: the mean of several fine-tuned models' weights, as good as their ensemble or better.
+"""Model soups: the mean of the weights of models fine-tuned from the same pretrained weights.
 
-They must begin with the same pretrained weights, or their mean means nothing.
 Source: Wortsman et al. 2022, arXiv 2203.05482.
 """
 
@@ -31,25 +30,25 @@ State = dict[str, Tensor]
 def write_soup(
     runs: Sequence[Path], recipes: Sequence[FinetuneRecipe], output: Path, where: str | None
 ) -> dict[str, Any]:
-    """Write the mean of fine-tuned runs as a run folder; what it consists of.
+    """Write the mean of fine-tuned runs as a run folder; returns its members and its kind.
 
     where: labelled shards to choose the members on, greedily; None: all are members. Errors:
-    `UserError` where the runs differ in what they began with, their model or their classes.
+    `UserError` where the runs differ in their pretrained weights, model or classes.
     """
     _require_alike(runs, recipes)
     loaded = [load_classifier(r, run) for r, run in zip(recipes, runs, strict=True)]
-    for run, (_, labels) in zip(runs, loaded, strict=True):
-        require_same_labels(str(runs[0]), loaded[0][1], str(run), labels)
-    states = [model.state_dict() for model, _ in loaded]
+    model, labels = loaded[0]
+    for run, (_, others) in zip(runs, loaded, strict=True):
+        require_same_labels(str(runs[0]), labels, str(run), others)
+    states = [each.state_dict() for each, _ in loaded]
     facts: dict[str, Any] = {"runs": [run.name for run in runs], "kind": "uniform"}
     if where is None:
         state = uniform_soup(states)
     else:
         shards = ShardSet(where)
         others = shards.manifest.class_names(recipes[0].heads)
-        require_same_labels(str(runs[0]), loaded[0][1], shards.name, others)
-        score = _scorer(loaded[0][0], recipes[0], shards)
-        state, members, best = greedy_soup(states, score)
+        require_same_labels(str(runs[0]), labels, shards.name, others)
+        state, members, best = greedy_soup(states, _scorer(model, recipes[0], shards))
         names = [runs[number].name for number in members]
         facts |= {"kind": "greedy", "members": names, "judged_on": where, "top1": best}
     output.mkdir(parents=True)
@@ -73,10 +72,10 @@ def uniform_soup(states: Sequence[State]) -> State:
 def greedy_soup(
     states: Sequence[State], score: Callable[[State], float]
 ) -> tuple[State, list[int], float]:
-    """From the best one on, each is added where the mean scores no worse with it.
+    """Add the states from best to worst, each if the mean's score does not fall.
 
     score: higher is better, on data that the result is not reported on. Returns the soup, the
-    numbers of its members in the order they came in, and its score.
+    numbers of its members in the order of their addition, and its score.
     """
     _require_same_shapes(states)
     alone = [score(state) for state in states]
@@ -96,37 +95,36 @@ def _require_same_shapes(states: Sequence[State]) -> None:
         if other != shapes[0]:
             names = sorted(name for name, _ in other.items() ^ shapes[0].items())
             raise UserError(
-                f"model {number} and model 1 differ in {names[0]}; a soup is of models alike."
+                f"model {number} and model 1 differ in {names[0]}; a soup needs equal models."
             )
 
 
 def _require_alike(runs: Sequence[Path], recipes: Sequence[FinetuneRecipe]) -> None:
-    """One set of pretrained weights, one encoder: else a mean of weights means nothing."""
+    """Errors: `UserError` where pretrained weights or encoders differ, or a run is given twice."""
     if len({run.resolve() for run in runs}) < len(runs):
-        raise UserError("a run is named twice; a soup has each run once.")
-    first = recipes[0]
+        raise UserError("a run is named twice; give each run once.")
+    expected = _origin(recipes[0])
     for run, recipe in zip(runs, recipes, strict=True):
-        pairs = {
-            "finetune.init_from": (_start(recipe), _start(first)),
-            "the clip": (recipe.geometry.clip, first.geometry.clip),
-            "finetune.pooling": (recipe.pooling, first.pooling),
-            # Also their order, in which the classes stand.
-            "finetune.heads": (recipe.heads, first.heads),
-            "model.positions": (recipe.model.positions, first.model.positions),
-            "the grid of the positions": (recipe.pretrained_grid, first.pretrained_grid),
-        }
-        for what, (its, other) in pairs.items():
-            if its != other:
+        for what, value in _origin(recipe).items():
+            if value != expected[what]:
                 raise UserError(
-                    f"{run} has another {what} than {runs[0]} ({its} and {other}): the mean of "
-                    "their weights means nothing."
+                    f"{run} has another {what} than {runs[0]} ({value} and {expected[what]}): the "
+                    "mean of their weights means nothing."
                 )
 
 
-def _start(recipe: FinetuneRecipe) -> str | None:
-    """However the path was written."""
-    path = recipe.finetune.init_from
-    return None if path is None else str(Path(path).resolve())
+def _origin(recipe: FinetuneRecipe) -> dict[str, object]:
+    """What the members of a soup have in common."""
+    start = recipe.finetune.init_from
+    return {
+        "finetune.init_from": None if start is None else str(Path(start).resolve()),
+        "the clip": recipe.geometry.clip,
+        "finetune.pooling": recipe.pooling,
+        # Also their order, which is that of the classes.
+        "finetune.heads": recipe.heads,
+        "model.positions": recipe.model.positions,
+        "the grid of the positions": recipe.pretrained_grid,
+    }
 
 
 def _scorer(

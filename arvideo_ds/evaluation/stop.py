@@ -1,4 +1,4 @@
-"""Signals that ask a pass over many videos to stop: those under way are finished first."""
+"""Signals that stop a pass over many videos; videos in progress are finished first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import FrameType
 
 
 class Stop:
-    """The first Ctrl-C or SIGTERM raises a flag, the second Ctrl-C ends at once."""
+    """The first Ctrl-C or SIGTERM requests a stop, the second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
         self._asked = False

@@ -10,7 +10,7 @@ from arvideo_ds.config.load import validate
 from arvideo_ds.data.clips import EvaluationClips
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation import pictures, report
-from arvideo_ds.evaluation.pretrained import load_pretrained
+from arvideo_ds.evaluation.pretrained import build_objective, with_weights
 from arvideo_ds.evaluation.probes import POOLINGS, description, probe_names
 from arvideo_ds.randomness import draw_key
 from arvideo_ds.runs import run_folder
@@ -119,7 +119,7 @@ def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: in
     # The picture wants every token predicted, whatever share the loss was taken on.
     tree = recipe.model_dump()
     tree["decoder"] |= {"target_ratio": 1.0, "target_rule": "random"}
-    model = load_pretrained(validate(tree, "recipe"), run / run_folder.MODEL)
+    model = with_weights(build_objective(validate(tree, "recipe")), run / run_folder.MODEL)
     clips = EvaluationClips(ShardSet(folder), recipe)
     figures = []
     for number in range(min(count, len(clips))):

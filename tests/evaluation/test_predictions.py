@@ -122,7 +122,7 @@ def test_a_model_that_was_not_fine_tuned_is_refused(videos: list[Path], model: P
     (model / "labels.json").unlink()
     done = run_script(ROOT / "scripts" / "predict.py", videos[0], "--model", model)
     assert done.returncode == 2 and done.stdout == ""
-    assert "holds no labels.json" in done.stderr and done.stderr.count("\n") == 1
+    assert "has no labels.json" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_of_a_verb_and_a_noun_the_likeliest_actions_are_named(

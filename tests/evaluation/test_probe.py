@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import save_file
 
 from arvideo_ds.config import PretrainRecipe
-from arvideo_ds.evaluation.feature_probes import linear_probe, nearest_neighbours
 from arvideo_ds.evaluation.features import Features, change, course, mean
 from arvideo_ds.evaluation.pretrained import untrained
 from arvideo_ds.evaluation.probes import DEFAULT_PROBES, probe_names
+from arvideo_ds.evaluation.probing import linear_probe, nearest_neighbours
 from arvideo_ds.runs import run_folder
 
 CLASSES, WIDTH = 4, 16

@@ -9,7 +9,7 @@ import pytest
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.features import freeze
-from arvideo_ds.evaluation.pretrained import load_pretrained
+from arvideo_ds.evaluation.pretrained import build_objective, with_weights
 from arvideo_ds.evaluation.probes import PROBES
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.train.settle import Options, settle
@@ -35,7 +35,9 @@ def test_it_says_what_the_probe_says_afterwards_and_changes_nothing(
     # 48 videos, 16 clips of 2 repeats: 8 videos a step, so every 3 steps.
     assert list(judged) == [3, 6]
     recipe = load_recipe(str(runs.folder / name / "recipe.yaml"))
-    encoder = load_pretrained(recipe, runs.folder / name / "model.safetensors").encoder
+    encoder = with_weights(
+        build_objective(recipe), runs.folder / name / "model.safetensors"
+    ).encoder
     frozen = freeze(
         encoder, recipe, *(ShardSet(demo_shards / split) for split in ("train", "test"))
     )
