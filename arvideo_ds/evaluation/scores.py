@@ -69,8 +69,8 @@ class Scores(Outputs):
 
 
 @dataclass(frozen=True)
-class JointScores:
-    """`Scores` of the same videos in each of several label sets, by the set's name.
+class JointScores(Outputs):
+    """`Scores` of the same videos in several label sets: `sets` by name; labels are V x sets.
 
     A combination has a class of each set; its score is the product of their probabilities. Views
     are averaged in each set first. Source: EPIC-KITCHENS-100 (arXiv 2006.13256), action
@@ -79,27 +79,13 @@ class JointScores:
 
     sets: dict[str, Scores]
 
-    @property
-    def labels(self) -> Tensor:
-        """V x sets; -1 = none."""
-        return torch.stack([scores.labels for scores in self.sets.values()], dim=1)
-
-    @property
-    def valid(self) -> Tensor:
-        return next(iter(self.sets.values())).valid
-
-    @property
-    def skipped(self) -> list[Skipped]:
-        return next(iter(self.sets.values())).skipped
-
     def accuracy(self, top: int = 1) -> float:
         """Share of the readable, fully labelled videos whose labels are among the `top` best
         combinations."""
-        labels = self.labels
-        usable = self.valid & (labels >= 0).all(dim=1)
+        usable = self.valid & (self.labels >= 0).all(dim=1)
         probabilities = [scores.probabilities[usable] for scores in self.sets.values()]
         _, best = best_combinations(probabilities, top)
-        return _share((best == labels[usable, None]).all(dim=2).any(dim=1))
+        return _share((best == self.labels[usable, None]).all(dim=2).any(dim=1))
 
     def loss(self) -> float:
         """Sum of the sets' losses: negative logarithm of the labels' joint probability."""
@@ -167,13 +153,12 @@ def score_videos(
     if names is None or counts is None:
         return Scores(**vars(outputs))
     parts = zip(names, outputs.values.split(counts, dim=1), outputs.labels.unbind(1), strict=True)
-    return JointScores(
-        {
-            # A copy: safetensors refuses tensors that share memory.
-            name: Scores(values.clone(), labels, outputs.valid, outputs.skipped)
-            for name, values, labels in parts
-        }
-    )
+    sets = {
+        # A copy: safetensors refuses tensors that share memory.
+        name: Scores(values.clone(), labels, outputs.valid, outputs.skipped)
+        for name, values, labels in parts
+    }
+    return JointScores(**vars(outputs), sets=sets)
 
 
 def outputs_of(

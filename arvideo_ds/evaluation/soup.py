@@ -46,8 +46,8 @@ def write_soup(
         state = uniform_soup(states)
     else:
         shards = ShardSet(where)
-        others = shards.manifest.class_names(recipes[0].heads)
-        require_same_labels(str(runs[0]), labels, shards.name, others)
+        classes = shards.manifest.class_names(recipes[0].heads)
+        require_same_labels(str(runs[0]), labels, shards.name, classes)
         state, members, best = greedy_soup(states, _scorer(model, recipes[0], shards))
         names = [runs[number].name for number in members]
         facts |= {"kind": "greedy", "members": names, "judged_on": where, "top1": best}

@@ -1,8 +1,7 @@
-"""Tasks: what a run does, as one specification each (specs/), and the modules that they train.
+"""Tasks: a specification for each (specs/), and the modules that they train.
 
-A module takes a batch and returns a loss. A specification is read before a run starts, so importing
-it needs no torch. Must not know the training loop. A new task is a recipe (config/), a
-specification and a module.
+A module takes a batch and returns a loss. Importing a specification needs no torch. Must not know
+the training loop. A new task is a recipe (config/), a specification and a module.
 """
 
 from arvideo_ds.tasks.task import PREFIX, TASKS, Task, task_of

@@ -15,9 +15,9 @@ from arvideo_ds.models.detector import Detector
 class Detect(nn.Module):
     """While training the loss per clip that decoded, else logits R x A of the batch's boxes.
 
-    A box's loss is the mean over the actions, a clip's the sum over its boxes: so every box weighs
-    the same, whatever micro-batch or rank its clip is in. Which branches drop out is a function of
-    the key of the micro-batch's first clip, so a resumed run draws it again.
+    A box's loss is the mean over the actions, a clip's the sum over its boxes: every box has the
+    same weight, whatever micro-batch or rank its clip is in. Drop path is a function of the key of
+    the micro-batch's first clip, so a resumed run repeats it.
     """
 
     def __init__(self, recipe: DetectRecipe) -> None:
@@ -34,7 +34,7 @@ class Detect(nn.Module):
         losses = F.binary_cross_entropy_with_logits(
             logits, batch.targets.to(logits.dtype), reduction="none"
         )
-        # A clip may have boxes and not be valid: ranks that share its tokens agree on that.
+        # A clip with boxes may be invalid: ranks that share its tokens agree on that.
         per_box = losses.mean(dim=1) * batch.valid[batch.clip_of]
         return per_box.sum() / batch.valid.sum().clamp(min=1)
 

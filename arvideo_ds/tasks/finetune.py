@@ -19,10 +19,10 @@ from arvideo_ds.models.selection import tokens_of, tube
 class Finetune(nn.Module):
     """While training the mean loss over clips that decoded, else logits B x classes.
 
-    num_classes: of the one label, or of each of the recipe's heads, whose logits follow one head
-    after another; a clip's loss is the sum of theirs. All draws (what is mixed, which branches and
-    which features before the last layer drop out) are functions of the key of the micro-batch's
-    first clip, those of tubes of each clip's own, so a resumed run makes them again.
+    num_classes: of the one label, or of each of the recipe's heads, whose logits are concatenated;
+    a clip's loss is the sum over heads. All draws (mixing, drop path, dropout) are functions of the
+    key of the micro-batch's first clip, those of tubes of each clip's own, so a resumed run repeats
+    them.
     """
 
     def __init__(self, recipe: FinetuneRecipe, *num_classes: int) -> None:
@@ -51,7 +51,7 @@ class Finetune(nn.Module):
             return self._loss(batch)
 
     def _loss(self, batch: Batch) -> Tensor:
-        # A clip without a label teaches nothing; one_hot wants a class all the same.
+        # Clips without a label have weight 0, but one_hot needs a class.
         by_head = batch.labels.view(len(batch.labels), -1)
         usable = batch.valid & (by_head >= 0).all(dim=1)
         labels = by_head.clamp(min=0).unbind(1)
@@ -63,7 +63,7 @@ class Finetune(nn.Module):
             flat = unit_pixels(batch.clips).permute(0, 1, 4, 2, 3).flatten(1, 2)
             flat, targets = self.mixup(flat, labels)
             clips = flat.unflatten(1, (-1, 3)).permute(0, 1, 3, 4, 2)
-            # timm mixes each clip with its mirror place in the batch.
+            # timm mixes clip i with clip B - 1 - i.
             weight = usable & usable.flip(0)
         logits = self.model(clips, self._seen(batch.keys)).float().split(self.num_classes, dim=1)
         pairs = zip(logits, targets, strict=True)
@@ -77,7 +77,7 @@ class Finetune(nn.Module):
     def _seen(self, keys: Tensor) -> Tensor | None:
         """Tokens B M that the encoder sees, the same places at every time; None = all.
 
-        Source: LVMAE (arXiv 2411.13683): fine-tuning drops tokens by random tubes.
+        Source: LVMAE (arXiv 2411.13683): fine-tuning drops random tubes of tokens.
         """
         if not self.drops:
             return None
@@ -98,6 +98,7 @@ class _Mixing(Mixup):
     def __call__(self, clips: Tensor, labels: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """Clips, mixed in place, and soft targets B x classes of each head."""
         share = self._mix_batch(clips)
-        pairs = zip(labels, self.classes_of_heads, strict=True)
-        smoothing = self.label_smoothing
-        return clips, [mixup_target(own, count, share, smoothing) for own, count in pairs]
+        return clips, [
+            mixup_target(of_head, count, share, self.label_smoothing)
+            for of_head, count in zip(labels, self.classes_of_heads, strict=True)
+        ]

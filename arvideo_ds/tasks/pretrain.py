@@ -30,10 +30,10 @@ class Pretrain(nn.Module):
     def baseline(self, batch: Batch) -> Tensor:
         """The loss of predicting the mean of the targets: its sum over clips, and their number, 2.
 
-        The mean is the best prediction without a look at the clip: the mean of each cube where
-        targets are normalised, which is 0; else the mean of each predicted value over the batch.
-        With normalised targets of cubes of P pixels the loss is (P - 1) / P, since the variance is
-        unbiased, and 0 in channels of one colour. Clips that did not decode do not count.
+        The best prediction without seeing the clip. The mean is 0 where targets are normalised per
+        cube, else that of each predicted value over the batch. With normalised targets of cubes of
+        P pixels the loss is (P - 1) / P, since the variance is unbiased, and 0 in channels of one
+        colour. Clips that did not decode do not count.
         """
         targets = self.model.target_values(batch.clips, batch.keys, batch.scores, batch.codes)
         valid = batch.valid.to(targets.dtype)

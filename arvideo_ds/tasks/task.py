@@ -1,4 +1,4 @@
-"""The specification of a task, and the table of all."""
+"""The base class of task specifications, and the table of tasks."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from arvideo_ds.registry import Registry
 from arvideo_ds.shards.manifest import MANIFEST, ClassNames, ShardSet
 from arvideo_ds.shards.synthetic_sets import set_of
 
-# Every module keeps its model as `model`, so its weights have this prefix in the module's state.
+# Prefix of the model's weights in the state of a trained module, whose model is its `model`.
 PREFIX = "model."
 
 
 class Task(ABC):
-    """What a run does that depends on its task, from the first check to the validation.
+    """The parts of a run that depend on its task, from the first check to the validation.
 
-    Methods that need torch import it themselves. Where a default reads `recipe.evaluation`, recipes
-    without that section override it.
+    Methods that need torch import it themselves. Recipes without the section `evaluation` override
+    the defaults that read it.
     """
 
-    # The metric under validation/ whose highest value chooses the best weights, and others that are
-    # recorded with it; None chooses none.
+    # The metric under validation/ whose highest value chooses the best weights (None: no choice),
+    # and others that are recorded with it.
     best_by: str | None = None
     recorded: tuple[str, ...] = ()
     # The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i).
     layer_decay: float = 1.0
-    # Of the moving average of the weights; None keeps none.
+    # Of the moving average of the weights; None: no average.
     ema_decay: float | None = None
 
     def __init__(self, recipe: Any) -> None:
@@ -44,11 +44,11 @@ class Task(ABC):
         return self.recipe
 
     def evaluation_shards(self) -> list[str | None]:
-        """Shards that the run reads beside those that it trains on."""
+        """Shards that the run reads besides its training shards."""
         return [self.recipe.evaluation.shards]
 
     def open_validation(self) -> ShardSet | None:
-        """The shards of the validation while training. Errors: `UserError`."""
+        """Shards of the validation during training. Errors: `UserError`."""
         return open_shards(self.recipe.evaluation.shards)
 
     @property
@@ -61,10 +61,10 @@ class Task(ABC):
         """Errors: `UserError` where recipe, plan and shards contradict each other."""
 
     def sets_to_make(self) -> list[str]:
-        """Synthetic sets whose shards a start makes where they are missing.
+        """Synthetic sets that the run reads; its start makes missing ones.
 
-        Those that the run reads, if it trains on one. None where it needs scores of its tokens,
-        which are made of the shards in between.
+        Empty where it trains on other shards, or needs token scores, which are made from the shards
+        first.
         """
         train = self.recipe.data.shards
         if self.recipe.needs_scores or set_of(train) is None:
@@ -80,63 +80,63 @@ class Task(ABC):
         where = self.recipe.evaluation.shards
         if where is not None and validation is None and not self.will_be_made(where):
             raise UserError(
-                f"evaluation.shards={where} holds no shards (no {MANIFEST}). Make them with "
-                "`arvideo shards`, or leave the key out."
+                f"evaluation.shards={where} has no shards (no {MANIFEST}). Make them with "
+                "`arvideo shards`, or remove the key."
             )
 
-    # Words of the header and of a logged step.
+    # Text in the header and in a logged step.
 
     @abstractmethod
     def model_words(self) -> str:
-        """The model, without its numbers of parameters."""
+        """The model, without its parameter counts."""
 
     @abstractmethod
     def token_words(self, plan: RunPlan) -> str:
-        """What becomes of a clip's tokens, to follow the grid: begins with its separator."""
+        """How many tokens of a clip are used; follows the token grid, begins with a separator."""
 
     @abstractmethod
     def metric_words(self, metrics: Mapping[str, Any]) -> str:
-        """What the validation measured, by names without their prefix."""
+        """The validation's metrics, named without their prefix."""
 
     # Training.
 
     @abstractmethod
     def build(self, shards: ShardSet) -> Any:
-        """The `nn.Module` that is trained, initialised from torch's global generator.
+        """The `nn.Module` to train, initialised from torch's global generator.
 
-        It takes a batch and returns the loss while training, else what the validation asks for. A
-        method `baseline`, where it has one, is measured once (train/baseline.py).
+        It takes a batch and returns the loss while training, else the input of the validation. An
+        optional method `baseline` is measured once (train/baseline.py).
         """
 
     def initialize(self, module: Any, shards: ShardSet) -> str | None:  # noqa: ARG002
-        """Load the weights to begin with, where the recipe names some; a report of it."""
+        """Load the initial weights that the recipe names; returns a report, None without any."""
         return None
 
     def clips(self) -> dict[str, Any]:
-        """`clips` and `together` of the `TrainLoader`, where they are not clips of videos alone."""
+        """Options `clips` and `together` of the `TrainLoader`; empty for plain clips of videos."""
         return {}
 
     def labels(self, shards: ShardSet) -> ClassNames | None:  # noqa: ARG002
-        """Names of the outputs, kept with the run; None where they have none."""
+        """Names of the outputs, saved with the run; None where they have none."""
         return None
 
     @abstractmethod
     def validation(self, shards: ShardSet) -> Any:
-        """What measures the model on these shards: `(predict, *, num_workers, device)` to metrics.
+        """A function `(predict, *, num_workers, device)` -> metrics of the model on these shards.
 
-        predict: a batch to the module's output, not training. Metrics by name, without their prefix
-        validation/. Collective.
+        predict: a batch -> the module's output in evaluation mode. Metrics by name, without their
+        prefix validation/. Collective.
         """
 
 
 def open_shards(where: str | None) -> ShardSet | None:
-    """The shards, where they are there already."""
+    """The shards, None where they do not exist yet."""
     if where is None or not ("://" in where or (Path(where) / MANIFEST).exists()):
         return None
     return ShardSet(where)
 
 
-# A specification for each task, by the value of `task`; recipes are in config.RECIPES.
+# By the value of `task`; their recipes are in config.RECIPES.
 TASKS: Registry[type[Task]] = Registry(
     "task",
     {
@@ -149,5 +149,4 @@ TASKS: Registry[type[Task]] = Registry(
 
 
 def task_of(recipe: Recipe) -> Task:
-    """The task of a recipe."""
     return TASKS.choose(recipe.task, key="task")(recipe)

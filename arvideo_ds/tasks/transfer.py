@@ -1,13 +1,12 @@
-"""What the tasks share that train a pretrained encoder on labels; reading it needs no torch.
+"""The base of tasks that train a pretrained encoder on labels; importing it needs no torch.
 
-Two things do not show in weights: which table of positions they were trained with, and over which
-token grid. A run's recipe says both, and a `config.json` of transformers the clip.
+Weights do not show their table of positions nor its token grid. A run's recipe has both, and a
+`config.json` of transformers the clip.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +19,6 @@ from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.tasks.task import Task
 
-_SETTLED = ("positions", "pretrained_clip")
 AnyTransfer = TypeVar("AnyTransfer", bound=TransferRecipe)
 
 
@@ -56,71 +54,62 @@ class Transfer(Task):
         return str(load_classifier_weights(module.model, source, patch=patch, same_classes=same))
 
     def same_classes(self, source: Path, shards: ShardSet) -> bool | None:  # noqa: ARG002
-        """Whether weights to begin with have the outputs of this task; None where unknown."""
+        """Whether the initial weights have the outputs of this task; None where unknown."""
         return False
-
-
-@dataclass(frozen=True)
-class Origin:
-    """Where weights come from.
-
-    clip: frames, rows and columns whose table of positions they know. recipe: their run's.
-    """
-
-    clip: Triple
-    recipe: EncoderRecipe | None = None
 
 
 def settle_transfer(recipe: AnyTransfer, folder: Path) -> AnyTransfer:
     """The recipe with the choice of positions made, so that it alone rebuilds the model.
 
-    folder: of the run; one that has started keeps its first choice, whether or not its
-    pretrained weights are still there. Errors: `UserError` where the source was trained with
-    another encoder than the recipe's, or what is to be interpolated is not known.
+    folder: of the run; a started run keeps its first choice, even without its pretrained weights.
+    Errors: `UserError` where the source was trained with another encoder than the recipe's, or the
+    positions are to be interpolated from an unknown clip.
     """
     transfer = recipe.transfer
     if (folder / run_folder.RECIPE).is_file():
-        settled = _as_started(transfer, run_folder.read_recipe(folder, type(recipe)).transfer)
+        started = run_folder.read_recipe(folder, type(recipe)).transfer
+        choices = ("positions", "pretrained_clip")
+        update = {key: getattr(started, key) for key in choices if getattr(transfer, key) is None}
     else:
-        settled = _chosen(recipe, transfer)
-    out = recipe.model_copy(update={recipe.task: settled})
-    _ = out.pretrained_grid
-    return out
+        update = _choose_positions(recipe, transfer)
+    settled = recipe.model_copy(update={recipe.task: transfer.model_copy(update=update)})
+    _ = settled.pretrained_grid  # raises the error
+    return settled
 
 
-def origin_of(source: Path) -> Origin | None:
-    """What a file beside the weights says: a run's recipe, else transformers' config.json."""
-    # Files beside a public checkpoint may be anything.
+def _choose_positions(recipe: TransferRecipe, transfer: TransferSettings) -> dict[str, Any]:
+    clip, positions = transfer.pretrained_clip, transfer.positions
+    if transfer.init_from is not None:
+        pretrained_clip, source = _origin(Path(transfer.init_from))
+        clip = clip or pretrained_clip
+        if source is not None:
+            _require_same_encoder(recipe, source, transfer.init_from)
+    if positions is None:
+        positions = "recomputed" if clip in (None, recipe.clip) else "interpolated"
+    return {
+        "positions": positions,
+        "pretrained_clip": None if positions == "recomputed" else clip,
+    }
+
+
+def _origin(source: Path) -> tuple[Triple | None, EncoderRecipe | None]:
+    """Clip (frames, rows, columns) of the position table of weights, and the recipe of their run.
+
+    From a file beside them: a run's recipe, else transformers' config.json.
+    """
     folder = source.parent if source.suffix == ".safetensors" else source
     if (folder / run_folder.RECIPE).is_file():
         recipe = run_folder.read_recipe(folder, EncoderRecipe)
-        # Its weights know the table that its own pretraining knew.
-        return Origin(recipe.pretrained_clip or recipe.clip, recipe)
+        # A fine-tuned run kept the table of its own pretraining.
+        return recipe.pretrained_clip or recipe.clip, recipe
     try:
         facts = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         size = facts["image_size"]
         rows, columns = (size, size) if isinstance(size, int) else size
-        return Origin((int(facts["num_frames"]), int(rows), int(columns)))
+        return (int(facts["num_frames"]), int(rows), int(columns)), None
+    # Files beside a public checkpoint may be anything.
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _as_started(transfer: TransferSettings, started: TransferSettings) -> TransferSettings:
-    kept = {key: getattr(started, key) for key in _SETTLED if getattr(transfer, key) is None}
-    return transfer.model_copy(update=kept)
-
-
-def _chosen(recipe: EncoderRecipe, transfer: TransferSettings) -> TransferSettings:
-    origin = None if transfer.init_from is None else origin_of(Path(transfer.init_from))
-    if origin is not None and origin.recipe is not None:
-        _require_same_encoder(recipe, origin.recipe, str(transfer.init_from))
-    clip = transfer.pretrained_clip or (origin.clip if origin else None)
-    positions = transfer.positions
-    if positions is None:
-        positions = "recomputed" if clip in (None, recipe.clip) else "interpolated"
-    if positions == "recomputed":
-        clip = None
-    return transfer.model_copy(update={"positions": positions, "pretrained_clip": clip})
+        return None, None
 
 
 def _require_same_encoder(recipe: EncoderRecipe, source: EncoderRecipe, where: str) -> None:
@@ -129,14 +118,14 @@ def _require_same_encoder(recipe: EncoderRecipe, source: EncoderRecipe, where: s
         "model.positions": (source.model.positions, recipe.model.positions),
         "model.patch": (list(source.patch), list(recipe.patch)),
     }
-    # Another size often has another patch of its own: one setting mends both.
+    # Sizes have default patches: one setting corrects both.
     if recipe.model.size != source.model.size and source.model.patch is recipe.model.patch is None:
         del pairs["model.patch"]
     wrong = {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
     if wrong:
         listed = "; ".join(f"{key} was {was}, is {now}" for key, (was, now) in wrong.items())
-        mended = " ".join(f"{key}={was}".replace(" ", "") for key, (was, _) in wrong.items())
+        correct = " ".join(f"{key}={was}".replace(" ", "") for key, (was, _) in wrong.items())
         raise UserError(
             f"{where} was trained with another encoder than the recipe's ({listed}), so its "
-            f"weights would mean nothing here. Add {mended}, or give other weights."
+            f"weights would mean nothing here. Add {correct}, or give other weights."
         )

@@ -68,11 +68,11 @@ def of_sets(
 ) -> JointScores:
     """Readable videos, but for the last, which did not decode."""
     valid = torch.tensor([True] * (len(labels) - 1) + [False])
-    sets = {
-        name: Scores(torch.tensor(values), torch.tensor(labels)[:, place], valid, [])
-        for place, (name, values) in enumerate({"verb": verbs, "noun": nouns}.items())
-    }
-    return JointScores(sets)
+    values = {"verb": torch.tensor(verbs), "noun": torch.tensor(nouns)}
+    by_set = zip(values.items(), torch.tensor(labels).unbind(1), strict=True)
+    sets = {name: Scores(of_set, column, valid, []) for (name, of_set), column in by_set}
+    whole = torch.cat(list(values.values()), dim=1)
+    return JointScores(whole, torch.tensor(labels), valid, [], sets)
 
 
 def test_an_actions_score_is_the_product_of_verb_and_noun_worked_by_hand() -> None:

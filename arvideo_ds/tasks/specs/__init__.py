@@ -1,4 +1,1 @@
-"""The specifications: one file for each task.
-
-Must not import torch at their top: they are read before a run starts.
-"""
+"""The specifications, a file for each task; importing them needs no torch."""

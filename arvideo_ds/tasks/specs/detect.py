@@ -24,7 +24,7 @@ class Detection(Transfer):
         self.best_by = recipe.evaluation.best_by
 
     def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
-        """Errors: `UserError` where files of boxes are not given or missing."""
+        """Errors: `UserError` where files of boxes are missing."""
         self.require_validation(validation)
         for section, files, opened in (
             ("detect", self.recipe.detect, shards),
@@ -60,11 +60,7 @@ class Detection(Transfer):
 
         def measure(predict: Any, **options: Any) -> dict[str, float]:
             report = evaluator.report(evaluator.detect(predict, **options))
-            return {
-                **{name: 100 * mean for name, mean in report.means().items()},
-                "keyframes": report.keyframes,
-                "boxes": report.boxes,
-                "unreadable": report.unreadable,
-            }
+            counts = {name: getattr(report, name) for name in ("keyframes", "boxes", "unreadable")}
+            return {name: 100 * mean for name, mean in report.means().items()} | counts
 
         return measure

@@ -23,7 +23,7 @@ class Finetuning(Transfer):
         if plan.micro_batch % 2 and settings.mixes:
             raise UserError(
                 f"finetune.mixup and finetune.cutmix mix the clips of a micro-batch in pairs, but "
-                f"it holds {plan.micro_batch}. Choose train.total_batch and train.micro_batch so "
+                f"it has {plan.micro_batch}. Choose train.total_batch and train.micro_batch so "
                 "that it is even, or set both to 0."
             )
         if shards is None:
@@ -37,7 +37,7 @@ class Finetuning(Transfer):
         if settings.num_classes not in (None, len(labels)):
             raise UserError(
                 f"finetune.num_classes={settings.num_classes}, but {shards.name} has {len(labels)} "
-                "classes. Leave the key out, or point data.shards at the shards that are meant."
+                "classes. Remove the key, or set data.shards to the shards with these classes."
             )
         self.require_validation(validation)
         if validation is not None:
@@ -66,7 +66,7 @@ class Finetuning(Transfer):
     def validation(self, shards: ShardSet) -> Any:
         """Top-1 and top-5 on the central clip of every video.
 
-        Where the recipe has heads, of all labels together; beside them top-1 of each.
+        Where the recipe has heads, of all labels together, and top-1 of each head.
         """
         from arvideo_ds.evaluation.scores import JointScores, score_videos
 
@@ -77,7 +77,7 @@ class Finetuning(Transfer):
             )
             sets = scores.sets if isinstance(scores, JointScores) else {}
             return {
-                **{f"top1_{name}": 100 * own.accuracy() for name, own in sets.items()},
+                **{f"top1_{name}": 100 * of_set.accuracy() for name, of_set in sets.items()},
                 "top1": 100 * scores.accuracy(),
                 "top5": 100 * scores.accuracy(5),
                 "loss": scores.loss(),

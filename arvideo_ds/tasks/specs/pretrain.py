@@ -1,4 +1,4 @@
-"""Pretraining with any objective, judged by a probe of the frozen encoder."""
+"""Pretraining with any objective, validated by a probe of the frozen encoder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from arvideo_ds.tasks.task import Task, open_shards
 
 
 class Pretraining(Task):
-    """No weights are chosen by the probe: pretraining has seen no labels, and shall not."""
+    """The probe chooses no weights: labels must not influence pretraining."""
 
     recipe: PretrainRecipe
 
@@ -29,7 +29,7 @@ class Pretraining(Task):
         return float(self.recipe.probe.every_epochs or 0)
 
     def open_validation(self) -> ShardSet | None:
-        """The test shards of the online probe. Errors: `UserError` where both do not fit."""
+        """The test shards of the online probe. Errors: `UserError` for missing or unfit shards."""
         probe = self.recipe.probe
         POOLINGS.check(probe.features, key="probe.features")
         if probe.every_epochs is None:
@@ -41,26 +41,26 @@ class Pretraining(Task):
             raise UserError(
                 f"probe.every_epochs={probe.every_epochs:g} needs labelled shards in "
                 f"probe.train_shards ({probe.train_shards}) and probe.test_shards "
-                f"({probe.test_shards}). Make them, or leave probe.every_epochs out."
+                f"({probe.test_shards}). Make them, or remove probe.every_epochs."
             )
         require_probe_labels(train, test)
         return test
 
     def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
-        """Errors: `UserError` where data.scores is not what the objective needs."""
+        """Errors: `UserError` where data.scores does not fit the objective."""
         objective, where = self.recipe.objective, self.recipe.data.scores
         if shards is None:
             return
-        if where is None:
-            if not self.recipe.needs_scores:
-                return
+        if where is None and self.recipe.needs_scores:
             raise UserError(
                 f"objective.name={objective.name} as the recipe sets it needs scores of the "
                 f"tokens. Make them: arvideo score_tokens --shards {shards.name} "
                 "--scorer tokenizer --tokenizer RUN --recipe RECIPE; then add data.crop=grid "
                 f"data.scores={shards.name}/scores/tokenizer."
             )
-        if not isinstance(objective, LvmaeSettings) or objective.targets != "latents":
+        if where is None or not isinstance(objective, LvmaeSettings):
+            return
+        if objective.targets != "latents":
             return
         scores = TokenScores(where)
         if scores.spec.levels is None:
@@ -72,8 +72,7 @@ class Pretraining(Task):
         if scores.spec.levels != objective.latent_levels:
             raise UserError(
                 f"objective.latent_levels={list(objective.latent_levels)}, but the tokenizer of "
-                f"{scores.name} has {list(scores.spec.levels)}. Set objective.latent_levels to "
-                "those."
+                f"{scores.name} has {list(scores.spec.levels)}. Set objective.latent_levels to it."
             )
 
     def model_words(self) -> str:
@@ -101,17 +100,11 @@ class Pretraining(Task):
         assert recipe.probe.train_shards is not None
         train = ShardSet(recipe.probe.train_shards)
 
-        def measure(predict: Any, *, num_workers: int, device: Any) -> dict[str, float]:
-            """Nearest-neighbour accuracy of the encoder as it is now."""
+        def measure(predict: Any, **options: Any) -> dict[str, float]:
+            """Nearest-neighbour accuracy of the current encoder."""
+            batch = recipe.train.micro_batch
             frozen = FrozenEncoder(
-                predict,
-                recipe,
-                train,
-                shards,
-                device,
-                num_workers=num_workers,
-                batch=recipe.train.micro_batch,
-                progress=False,
+                predict, recipe, train, shards, batch=batch, progress=False, **options
             )
             return {
                 "knn": 100 * PROBES["knn"]().accuracy(frozen),

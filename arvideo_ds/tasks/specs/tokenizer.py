@@ -23,7 +23,7 @@ class TokenizerTraining(Task):
         self.ema_decay = recipe.tokenizer.ema_decay
 
     def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
-        """Errors: `UserError` where shards or the perceptual loss' weights are missing."""
+        """Errors: `UserError` where shards or the weights of the perceptual loss are missing."""
         if shards is None:
             return
         self.require_validation(validation)
@@ -50,7 +50,7 @@ class TokenizerTraining(Task):
         return TrainTokenizer(self.recipe)
 
     def validation(self, shards: ShardSet) -> Any:
-        """What the reconstructions lost, and how many codes are in use."""
+        """Quality of the reconstructions, and the share of codes in use."""
         from arvideo_ds.long_video.quality import judge
 
         return lambda predict, **options: asdict(judge(predict, shards, self.recipe, **options))
