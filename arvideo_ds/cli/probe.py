@@ -52,8 +52,7 @@ def main() -> None:
     args = parser.parse_args()
     require_at_least(0, args, "attentive")
     recipe = run_folder.read_recipe(args.run, PretrainRecipe)
-    from arvideo_ds.evaluation.attentive import AttentiveProbe
-    from arvideo_ds.evaluation.probing import probe_run, side_by_side
+    from arvideo_ds.evaluation.probing import AttentiveProbe, probe_run, side_by_side
 
     probes = {
         name: PROBES.choose(name, key="--probe")() for name in (*DEFAULT_PROBES, *args.probes)

@@ -6,13 +6,13 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from arvideo_ds.config import DetectRecipe
 from arvideo_ds.data.clips import Skipped
@@ -161,21 +161,15 @@ class DetectionEvaluator:
         settings = self.recipe.evaluation
         keyframes = EvaluationKeyframes(self.shards, self.recipe, self.boxes)
 
-        def load(batches: list[list[int]]) -> DataLoader[Any]:
-            return loader_of(
-                keyframes,
-                self.recipe,
-                batches,
-                num_workers=num_workers,
-                together=collate_keyframes,
-            )
-
         def score(batch: Any) -> dict[Keyframe, ScoredBoxes]:
             scores = predict(batch.to(device)).float().sigmoid().cpu().numpy()
             if settings.person_score:
                 scores = scores * batch.person_scores.numpy()[:, None]
             return _by_keyframe(batch, scores, settings.crops)
 
+        load = partial(
+            loader_of, keyframes, self.recipe, num_workers=num_workers, together=collate_keyframes
+        )
         batches = evaluation_batches(len(keyframes), settings.keyframes)
         by_keyframe, skipped = over_ranks(batches, load, score, progress=progress)
         if len(by_keyframe) + len(skipped) != len(keyframes):

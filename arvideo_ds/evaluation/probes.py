@@ -38,7 +38,7 @@ PROBES: Registry[type[Probe]] = Registry(
     {
         "linear_probe": "arvideo_ds.evaluation.probing:LinearProbe",
         "knn": "arvideo_ds.evaluation.probing:NearestNeighbours",
-        "attentive_probe": "arvideo_ds.evaluation.attentive:AttentiveProbe",
+        "attentive_probe": "arvideo_ds.evaluation.probing:AttentiveProbe",
     },
 )
 # Cheap once the features are computed.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -120,17 +121,12 @@ def score_videos(
     predict: Callable[[Batch], Tensor],
     shards: ShardSet,
     recipe: Recipe,
-    *,
-    views: tuple[int, int],
-    batch: int,
-    num_workers: int,
-    device: torch.device,
-    progress: str | None = None,
+    **options: Any,
 ) -> AnyScores:
-    """Score all videos as `outputs_of`; views are averaged after the softmax. Collective.
+    """Score all videos; views are averaged after the softmax. Collective.
 
-    predict: logits (clips x classes) of a batch; where the recipe has heads, those of one label set
-    after another.
+    predict: logits (clips x classes) of a batch; where the recipe has heads, those of all label
+    sets, concatenated. options: as of `outputs_of`.
     """
     names = None if recipe.heads is None else by_set(shards.manifest.class_names(recipe.heads))
     counts = None if names is None else [len(classes) for classes in names.values()]
@@ -140,16 +136,7 @@ def score_videos(
         by_head = logits.split(counts or logits.shape[1], dim=1)
         return torch.cat([of_set.softmax(dim=1) for of_set in by_head], dim=1)
 
-    outputs = outputs_of(
-        probabilities,
-        shards,
-        recipe,
-        views=views,
-        batch=batch,
-        num_workers=num_workers,
-        device=device,
-        progress=progress,
-    )
+    outputs = outputs_of(probabilities, shards, recipe, **options)
     if names is None or counts is None:
         return Scores(**vars(outputs))
     parts = zip(names, outputs.values.split(counts, dim=1), outputs.labels.unbind(1), strict=True)
@@ -188,14 +175,10 @@ def outputs_of(
         values[~loaded.valid[::num_views]] = 0
         return dict(zip(keys, zip(values, labels, valid, strict=True), strict=True))
 
-    by_number, skipped = over_ranks(
-        evaluation_batches(count, max(1, batch // num_views)),
-        lambda batches: evaluation_loader(
-            shards, for_labels(shards, recipe), batches, views=views, num_workers=num_workers
-        ),
-        rows,
-        progress=progress,
-    )
+    sampled = for_labels(shards, recipe)
+    load = partial(evaluation_loader, shards, sampled, views=views, num_workers=num_workers)
+    batches = evaluation_batches(count, max(1, batch // num_views))
+    by_number, skipped = over_ranks(batches, load, rows, progress=progress)
     if sorted(by_number) != list(range(count)):
         raise AssertionError(f"{len(by_number)} of {count} videos were scored")
     values, labels, valid = zip(*(by_number[n] for n in range(count)), strict=True)

@@ -8,7 +8,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arvideo_ds.config import FinetuneRecipe
-from arvideo_ds.config.finetune import FinetuneSettings
 from arvideo_ds.data.augment import seeded
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.models.classifier import Classifier
@@ -37,7 +36,11 @@ class Finetune(nn.Module):
         )
         self.num_classes = num_classes
         self.smoothing = settings.label_smoothing
-        self.mixup = _Mixing(settings, num_classes) if settings.mixes else None
+        self.mixup = (
+            Mixup(mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix)
+            if settings.mixes
+            else None
+        )
         self.grid, self.seen_places = recipe.geometry.grid, recipe.seen_places
         self.seen_tokens = recipe.counts.encoded
         self.drops = settings.drop_tokens > 0
@@ -55,13 +58,16 @@ class Finetune(nn.Module):
         by_head = batch.labels.view(len(batch.labels), -1)
         usable = batch.valid & (by_head >= 0).all(dim=1)
         labels = by_head.clamp(min=0).unbind(1)
+        heads = list(zip(labels, self.num_classes, strict=True))
         if self.mixup is None:
             clips, weight = batch.clips, usable
-            targets = [self._smoothed(*pair) for pair in zip(labels, self.num_classes, strict=True)]
+            targets = [self._smoothed(*head) for head in heads]
         else:
             # Channels first for timm, which cuts boxes out of the last two axes.
             flat = unit_pixels(batch.clips).permute(0, 1, 4, 2, 3).flatten(1, 2)
-            flat, targets = self.mixup(flat, labels)
+            # In place; one draw for the clips and the labels of every head.
+            share = self.mixup._mix_batch(flat)
+            targets = [mixup_target(*head, share, self.smoothing) for head in heads]
             clips = flat.unflatten(1, (-1, 3)).permute(0, 1, 3, 4, 2)
             # timm mixes clip i with clip B - 1 - i.
             weight = usable & usable.flip(0)
@@ -82,23 +88,3 @@ class Finetune(nn.Module):
         if not self.drops:
             return None
         return tokens_of(tube(keys, self.grid, self.seen_places), self.seen_tokens)
-
-
-class _Mixing(Mixup):
-    """timm's mixup and cutmix; one draw mixes the clips and the labels of every head."""
-
-    def __init__(self, settings: FinetuneSettings, num_classes: tuple[int, ...]) -> None:
-        super().__init__(
-            mixup_alpha=settings.mixup,
-            cutmix_alpha=settings.cutmix,
-            label_smoothing=settings.label_smoothing,
-        )
-        self.classes_of_heads = num_classes
-
-    def __call__(self, clips: Tensor, labels: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """Clips, mixed in place, and soft targets B x classes of each head."""
-        share = self._mix_batch(clips)
-        return clips, [
-            mixup_target(of_head, count, share, self.label_smoothing)
-            for of_head, count in zip(labels, self.classes_of_heads, strict=True)
-        ]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from arvideo_ds.config import PretrainRecipe
-from arvideo_ds.evaluation.attentive import AttentiveHead, AttentiveProbe
 from arvideo_ds.evaluation.features import freeze
+from arvideo_ds.evaluation.probing import AttentiveHead, AttentiveProbe
 from arvideo_ds.models.encoder import build_encoder
 from arvideo_ds.shards.manifest import ShardSet
 
