@@ -1,7 +1,4 @@
-"""Parameter groups: what decays, and how fast each layer learns.
-
-Matrices decay; biases, norms and learned queries do not.
-"""
+"""Parameter groups: weight decay (matrices only) and learning rate by layer."""
 
 from __future__ import annotations
 
@@ -19,15 +16,16 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Groups for an optimiser: `name`, `params`, `weight_decay` and `lr_scale`; none is empty.
 
-    Vectors are excluded from decay, as in VideoMAE's official code. `lr_scale`, which the engine
-    multiplies the learning rate by, is layer_decay^(depth + 1 - layer): layer 0 embeds, layer i is
-    the encoder's i-th block, layer depth + 1 everything above (BEiT's layer-wise decay).
+    Biases, norms and learned queries do not decay, as in VideoMAE's official code. `lr_scale`, by
+    which the engine multiplies the learning rate, is layer_decay^(depth + 1 - layer): layer 0 is
+    the embedding, layer i the encoder's i-th block, layer depth + 1 the rest (BEiT's layer-wise
+    decay).
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     top = 1 + max((layer_of(name, 0) for name, _ in named), default=0)
     groups: dict[tuple[int, bool], dict[str, Any]] = {}
     for name, parameter in named:
-        # One rate for all layers: one group, as few as can be.
+        # One rate for all layers needs one group only.
         layer = top if layer_decay == 1 else layer_of(name, top)
         decays = _is_matrix(parameter)
         group = groups.setdefault(
@@ -45,12 +43,11 @@ def parameter_groups(
 
 def layer_of(name: str, top: int) -> int:
     """Layer of a parameter by its name: 0 embeds, i is the i-th block, `top` all the rest."""
-    block = _BLOCK.search(name)
-    if block:
+    if block := _BLOCK.search(name):
         return int(block.group(1)) + 1
     return 0 if _EMBEDDING.search(name) else top
 
 
 def _is_matrix(parameter: Tensor) -> bool:
-    # A learned query stands alone in its leading axes.
+    # A learned query has 1 in all leading axes.
     return parameter.ndim == 2 or parameter.shape[:-1].numel() > 1

@@ -1,7 +1,7 @@
-"""Optimisers by `optim.name`; this table imports no torch.
+"""Optimisers by `optim.name`; the table imports no torch.
 
-A builder makes a torch optimiser from parameter groups and settings. It leaves the learning rate to
-the engine, and its step must keep the rules that optim/trial.py tries at every start.
+A builder makes a torch optimiser from parameter groups and settings. The engine sets the learning
+rate. The optimiser's step must keep the rules of optim/trial.py, which every start checks.
 """
 
 from __future__ import annotations

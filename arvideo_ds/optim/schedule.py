@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 
+from arvideo_ds.planning.plan import RunPlan
 
-def learning_rate(
-    step: int, *, steps: int, warmup_steps: int, peak: float, start: float, end: float
-) -> float:
-    """Learning rate of step 0..steps-1: linear from `start` to `peak`, then a cosine to `end`."""
-    if step < warmup_steps:
-        return start + (peak - start) * step / warmup_steps
-    progress = (step - warmup_steps) / max(1, steps - 1 - warmup_steps)
-    return end + (peak - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+def learning_rate(plan: RunPlan, step: int) -> float:
+    """Rate of step 0..steps-1: linear from `warmup_lr` to `lr`, then a cosine to `min_lr`."""
+    if step < plan.warmup_steps:
+        return plan.warmup_lr + (plan.lr - plan.warmup_lr) * step / plan.warmup_steps
+    progress = (step - plan.warmup_steps) / max(1, plan.steps - 1 - plan.warmup_steps)
+    height = plan.lr - plan.min_lr
+    return plan.min_lr + height * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

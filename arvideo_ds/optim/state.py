@@ -1,7 +1,7 @@
-"""State that an optimiser keeps for a weight, as checkpoints save and restore it.
+"""The state of an optimiser that checkpoints save and restore.
 
-Saved are the moments, tensors with as many values as the weight, and the number of steps. An
-optimiser that keeps anything else is refused at the start (trial.py).
+That is the moments, tensors with as many values as the weight, and the number of steps. An
+optimiser with any other state is refused at the start (trial.py).
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ STEP = "step"
 
 
 def moments(optimizer: Optimizer, weight: Tensor) -> dict[str, Tensor]:
-    """State of a weight, value by value; empty before the first step."""
-    state = optimizer.state.get(weight, {})
+    """The moments of a weight by name; none before the first step."""
     return {
         key: value
-        for key, value in state.items()
+        for key, value in optimizer.state.get(weight, {}).items()
         if torch.is_tensor(value) and value.numel() == weight.numel() and key != STEP
     }
 
 
 def steps_applied(optimizer: Optimizer) -> int:
-    """Updates that the optimiser has counted; 0 for one that counts none."""
+    """Updates that the optimiser has counted; 0 where it counts none."""
     return max((int(state[STEP]) for state in optimizer.state.values() if STEP in state), default=0)
 
 

@@ -1,6 +1,6 @@
-"""What a training run requires of its optimiser, tried on a small weight before the start.
+"""Rules for optimisers, checked on a small weight before a run starts.
 
-A step whose gradient is not finite leaves no trace, a checkpoint continues bit for bit, and every
+A step whose gradient is not finite changes nothing, a checkpoint continues bit for bit, and every
 ZeRO stage gives the same curve.
 """
 
@@ -27,10 +27,10 @@ def skip_refused_steps(optimizer: Any) -> None:
 
 
 def refuse(optimizer: Any, refused: Tensor) -> None:
-    """Let the next step leave weights and state as they are where `refused` is 1 (else 0).
+    """Make the next step change neither weights nor state if `refused` is 1 (else 0).
 
-    As torch.amp.GradScaler does it: optimisers with `_step_supports_amp_scaling`, such as torch's
-    fused ones, obey on the device; for others the host waits for the number.
+    As in torch.amp.GradScaler, optimisers with `_step_supports_amp_scaling`, such as torch's fused
+    ones, read the number on the device; for all others the host waits for it.
     """
     setattr(optimizer, "found_inf" if _obeys_found_inf(optimizer) else "refused", refused)
 
@@ -42,7 +42,7 @@ def _obeys_found_inf(optimizer: Any) -> bool:
 def require_sound_optimizer(
     name: str, build: Build, device: torch.device, *, flattened: bool
 ) -> None:
-    """Try the rules above. flattened: whether the run gives the optimiser pieces of weights.
+    """Check the rules. flattened: whether the run gives the optimiser pieces of weights.
 
     Errors: `UserError` that states the broken rule.
     """
@@ -57,7 +57,7 @@ def require_sound_optimizer(
 
 
 class _Trial:
-    """A fresh optimiser of one weight, or of pieces of it."""
+    """A new optimiser of one weight, or of pieces of it."""
 
     def __init__(self, build: Build, pieces: Sequence[Tensor]) -> None:
         self._build = build
@@ -66,7 +66,7 @@ class _Trial:
         skip_refused_steps(self._optimizer)
 
     def steps(self, *numbers: float, rate: float = 1e-2, refused: bool = False) -> _Trial:
-        """Steps whose gradients are functions of their numbers."""
+        """Steps whose gradients are functions of the numbers."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         device, sizes = self._weights[0].device, [weight.numel() for weight in self._weights]
@@ -82,13 +82,13 @@ class _Trial:
         return self.steps(math.inf, refused=True)
 
     def started(self) -> _Trial:
-        """After what DeepSpeed's start and engine/build.py do."""
+        """Do what DeepSpeed's start and engine/build.py do."""
         self.steps(0, rate=0.0)
         self._optimizer.state.clear()
         return self
 
     def resumed(self) -> _Trial:
-        """Another optimiser with what a checkpoint saves of this one."""
+        """Continue in another optimiser with what a checkpoint saves."""
         other = _Trial(self._build, [weight.detach() for weight in self._weights])
         for old, new in zip(self._weights, other._weights, strict=True):
             saved = moments(self._optimizer, old)
@@ -108,7 +108,7 @@ _RULES: dict[str, Callable[[_Trial], _Trial]] = {
         trial.refused().steps(1).refused().steps(2, 3)
     ),
     "a step of zero gradients at learning rate 0 and `state.clear()`, with which DeepSpeed starts, "
-    "leave something behind. Keep all state in self.state, create it in step(), and multiply "
+    "change its first step. Keep all state in self.state, create it in step(), and multiply "
     "weight decay by the learning rate.": lambda trial: trial.started().steps(1, 2, 3),
     "it does not continue from a checkpoint, which holds those tensors of self.state[weight] that "
     "are as large as the weight, and 'step' as a tensor. Keep no other state.": lambda trial: (

@@ -66,7 +66,7 @@ def train(run: Run) -> Outcome:
     with closing(iter(run.loader)) as batches:
         for step in range(run.first_step, run.plan.steps):
             done = step + 1
-            lr = _schedule(run.plan, step)
+            lr = learning_rate(run.plan, step)
             run.engine.set_learning_rate(lr)
             for _ in range(run.plan.accumulation):
                 beat("data", done)
@@ -115,17 +115,6 @@ def _judge(run: Run, done: int) -> dict[str, float]:
     assert run.validation is not None
     run.heartbeat.beat("validate", done)
     return run.validation.run()
-
-
-def _schedule(plan: RunPlan, step: int) -> float:
-    return learning_rate(
-        step,
-        steps=plan.steps,
-        warmup_steps=plan.warmup_steps,
-        peak=plan.lr,
-        start=plan.warmup_lr,
-        end=plan.min_lr,
-    )
 
 
 def _next_batch(batches: Iterator[Batch], run: Run, meter: Meter) -> Batch:
