@@ -1,19 +1,18 @@
-"""Model + resolved configuration -> a DeepSpeed engine."""
+"""Model + resolved configuration -> an engine that trains it."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
-from torch import nn
+from torch import Tensor, nn
 
 from arvideo_ds.config.schema import OptimSettings
-from arvideo_ds.engine.average import Average
 from arvideo_ds.engine.resolve import (
     ACTIVATION_CHECKPOINTING,
     EVERY,
@@ -26,22 +25,44 @@ from arvideo_ds.optim.optimizers import OPTIMIZERS
 from arvideo_ds.optim.trial import refuse, require_sound_optimizer, skip_refused_steps
 
 
+class Average:
+    """average <- decay x average + (1 - decay) x weights, after every applied step.
+
+    `owners` are the tensors that contain this rank's fp32 weights; they change in place.
+    """
+
+    def __init__(self, owners: Iterable[Tensor], decay: float) -> None:
+        self._decay = decay
+        self._averages = {id(owner): (owner, owner.detach().clone()) for owner in owners}
+
+    def of(self, owner: Tensor) -> Tensor:
+        """The average of an owner, in its shape."""
+        return self._averages[id(owner)][1]
+
+    @torch.no_grad()
+    def update(self, refused: Tensor) -> None:
+        """refused: 1 where the step was not applied, which leaves the average as it is."""
+        for owner, average in self._averages.values():
+            share = (1 - self._decay) * (1 - refused.to(average, non_blocking=True))
+            average.lerp_(owner.detach().to(average), share)
+
+
 class Engine:
-    """A thin seam over DeepSpeed's engine: what the loop needs and nothing else."""
+    """The part of DeepSpeed's engine that training uses."""
 
     def __init__(
         self, engine: Any, config: dict[str, Any], group: SequenceGroup | None = None
     ) -> None:
         self.deepspeed = engine
         self.config = config
-        # The ranks that load the same clips, where several do.
-        self._group = group
         self.stage = zero_stage(config)
-        # Without ZeRO and half precision DeepSpeed measures no gradient and applies any.
-        self._guards_itself = not _flattens(config)
-        self._norm = self._refused = torch.zeros(())
         # Set by fragments.keep_average.
         self.average: Average | None = None
+        # Ranks that load the same clips.
+        self._group = group
+        # At stage 0 in fp32 DeepSpeed neither measures gradients nor skips a step.
+        self._checks_gradients = not _flattens(config)
+        self._norm = self._refused = torch.zeros(())
 
     @property
     def module(self) -> nn.Module:
@@ -50,20 +71,20 @@ class Engine:
     def forward(self, batch: Any) -> Any:
         return self.deepspeed(batch if self._group is None else self._group.agree(batch))
 
-    def backward(self, loss: torch.Tensor) -> None:
-        """Gradients of a loss; one that is not finite makes them so, and the step is refused."""
+    def backward(self, loss: Tensor) -> None:
+        """Accumulate gradients. A loss that is not finite makes them NaN: the step is refused."""
         sound = torch.where(loss.detach().isfinite(), 1.0, torch.nan).to(loss.dtype)
         # DeepSpeed divides by the accumulation steps itself.
         self.deepspeed.backward(loss * sound)
 
     def step(self) -> None:
-        """Count a micro-step; the last one of an accumulation updates the weights.
+        """End a micro-step; the last one of an accumulation updates the weights.
 
-        Gradients that are not finite on any rank leave weights and optimiser as they are, for
-        every stage and precision.
+        Gradients that are not finite on any rank change neither weights nor optimiser, at every
+        stage and in every precision.
         """
         updates = self.deepspeed.is_gradient_accumulation_boundary()
-        if self._guards_itself and updates:
+        if self._checks_gradients and updates:
             gradients = [p.grad for p in self.module.parameters() if p.grad is not None]
             self._norm = torch.nn.utils.get_total_norm(gradients)
             self._refused = (~self._norm.isfinite()).float()
@@ -72,32 +93,29 @@ class Engine:
         if self.average is not None and updates:
             self.average.update(self.refused())
 
-    def refused(self) -> torch.Tensor:
+    def refused(self) -> Tensor:
         """1 if the last step was not applied, else 0; no host sync."""
-        if self._guards_itself:
+        if self._checks_gradients:
             return self._refused
         return torch.tensor(float(self.deepspeed.optimizer.overflow), device=self._norm.device)
 
+    def gradient_norm(self) -> float | None:
+        """Norm of the last step's gradient before clipping. A host sync."""
+        norm = self._norm if self._checks_gradients else self.deepspeed.get_global_grad_norm()
+        return None if norm is None else float(norm)
+
     def set_learning_rate(self, lr: float) -> None:
-        """The schedule's rate; each group takes its `lr_scale` of it."""
+        """Set the schedule's rate, multiplied by the `lr_scale` of each group."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
 
     def evaluate(self, batch: Any) -> Any:
-        """What the module returns in evaluation mode, without gradients.
-
-        Collective at stage 3, where the weights are gathered layer by layer.
-        """
+        """The module's output in evaluation mode, without gradients. Collective at stage 3."""
         self.deepspeed.eval()
         with torch.no_grad():
             out = self.deepspeed(batch)
         self.deepspeed.train()
         return out
-
-    def gradient_norm(self) -> float | None:
-        """Norm of the last step's gradient before clipping. A host sync."""
-        norm = self._norm if self._guards_itself else self.deepspeed.get_global_grad_norm()
-        return None if norm is None else float(norm)
 
 
 def build_engine(
@@ -108,10 +126,10 @@ def build_engine(
     *,
     compiled: bool = False,
 ) -> Engine:
-    """Wrap a model; every rank calls it.
+    """Wrap a model. Collective.
 
-    groups: as of optim.parameter_groups. compiled: torch.compile each transformer layer.
-    Errors: `UserError` for an optimiser that cannot obey the guard (optim/trial.py).
+    groups: of optim.parameter_groups. compiled: torch.compile each transformer layer. Errors:
+    `UserError` for an optimiser that breaks a rule of optim/trial.py.
     """
     size = config.get(SEQUENCE_PARALLEL, 1)
     group = share_tokens(model, size) if size > 1 else None
@@ -120,7 +138,7 @@ def build_engine(
     if ACTIVATION_CHECKPOINTING in config:
         config = checkpoint_activations(model, config)
     optimizer = _optimizer(groups, config, settings)
-    # The schedule sets the rate before every step; until then nothing may move the weights.
+    # The schedule sets the rate before every step; nothing may move the weights earlier.
     for parameters in optimizer.param_groups:
         parameters["lr"] = 0.0
     # DeepSpeed's list of tested optimisers is short; optim/trial.py has tested this one.
@@ -130,24 +148,25 @@ def build_engine(
     )
     if getattr(engine.optimizer, "optimizer", engine.optimizer) is not optimizer:
         raise UserError(
-            f"optim.name={settings.name}: DeepSpeed replaces this optimiser, as it does torch's "
-            "Adagrad, by one without groups of weights. Use another, or zero_optimization.stage 0."
+            f"optim.name={settings.name}: DeepSpeed replaces this optimiser (as it does torch's "
+            "Adagrad) by one without parameter groups. Use another optimiser, or "
+            "zero_optimization.stage 0."
         )
-    # At stage 0 in half precision DeepSpeed (0.19.8) steps once on zero gradients to make Adam's
-    # state, and Adam has counted that step: its first real update would be another one.
+    # At stage 0 in half precision DeepSpeed (0.19.8) makes Adam's state by a step on zero
+    # gradients, which Adam counts.
     optimizer.state.clear()
     if zero_stage(config) == 0 and engine.world_size == 1:
-        # Alone, a rank would flatten all gradients into one tensor, reduce it with itself and copy
-        # it back: 18.6 % of a step of ViT-B on a CPU (docs/performance.md).
+        # One rank would flatten all gradients, reduce them with itself and copy them back: 18.6 %
+        # of a step of ViT-B on a CPU (docs/performance.md).
         engine.enable_backward_allreduce = False
     return Engine(engine, config, group)
 
 
 def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
-    """Make transformer layers recompute their inside in the backward pass.
+    """Make transformer layers recompute their activations in the backward pass.
 
-    Applied from outside, so model files know nothing of it; the JSON's section configures it.
-    Names of parameters stay. Returns the configuration without the key that is ours (`every`).
+    Parameters keep their names. Returns the configuration without our key `every`, which DeepSpeed
+    does not know.
     """
     section = dict(config[ACTIVATION_CHECKPOINTING])
     every = section.pop(EVERY, 1)
@@ -166,14 +185,13 @@ def _wrap_layers(model: nn.Module, every: int, wrap: Callable[[Any], Any]) -> No
 
 
 def _checkpointed(forward: Any, *arguments: Any, **named: Any) -> Any:
-    # DeepSpeed's checkpoint takes positional arguments alone.
+    # DeepSpeed's checkpoint takes positional arguments only.
     return deepspeed.checkpointing.checkpoint(functools.partial(forward, **named), *arguments)
 
 
 def _flattens(config: dict[str, Any]) -> bool:
     """Whether DeepSpeed gives the optimiser fp32 copies or pieces instead of the weights."""
-    halved = config["bf16"]["enabled"] or config["fp16"]["enabled"]
-    return bool(halved or zero_stage(config))
+    return bool(config["bf16"]["enabled"] or config["fp16"]["enabled"] or zero_stage(config))
 
 
 def _optimizer(
@@ -192,10 +210,7 @@ def _optimizer(
     build = OPTIMIZERS.choose(settings.name, key="optim.name")
     device = torch.device("cpu" if offloads else get_accelerator().current_device_name())
     require_sound_optimizer(
-        settings.name,
-        lambda trial_groups: build(trial_groups, settings),
-        device,
-        flattened=_flattens(config),
+        settings.name, lambda trial: build(trial, settings), device, flattened=_flattens(config)
     )
     optimizer = build(groups, settings)
     if not _flattens(config):  # else DeepSpeed skips such steps

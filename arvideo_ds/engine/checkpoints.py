@@ -1,16 +1,15 @@
-"""Checkpoints on disk: complete or not there, and good for any number of ranks and ZeRO stage.
+"""Checkpoints on disk: complete or absent, and valid for any number of ranks and ZeRO stage.
 
     <run>/checkpoints/
       step-00000500/           renamed to this name only when every rank has written
-        rank-00003.safetensors   what this rank held of weights and moments (saved_state.py)
-        run.json                 what was run (step, recipe, plan, versions, ...), the engine's
-                                 counters, size and SHA-256 of every file and of this text
-      .partial-step-00001000/  a save that was cut off; removed by the next one
+        rank-00003.safetensors   this rank's part of weights and moments (saved_state.py)
+        run.json                 the facts of the run (step, recipe, plan, versions, ...), the
+                                 engine's counters, size and SHA-256 of every file and of this text
+      .partial-step-00001000/  an interrupted save; removed by the next one
       latest                   name of the newest complete checkpoint, replaced atomically
 
 DeepSpeed's own files fit the same ranks and stage only, and its universal format neither stage 0
-nor a change between stages 0, 1-2 and 3 (0.19.8); so we save what its ranks hold, by parameter.
-Collective calls are marked; every rank makes them at the same step.
+nor a change between stages 0, 1-2 and 3 (0.19.8); these are by parameter.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import torch
@@ -29,7 +29,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from arvideo_ds.engine.agreement import gather_names
+from arvideo_ds.engine.agreement import gather_texts
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.fragments import (
     AVERAGE,
@@ -42,16 +42,16 @@ from arvideo_ds.engine.fragments import (
 )
 from arvideo_ds.engine.saved_state import SavedState, file_of_rank, header, key_of
 from arvideo_ds.errors import UserError
-from arvideo_ds.files.atomic import finite, write_json, write_text
+from arvideo_ds.files.atomic import finite, replacing, write_json, write_text
 from arvideo_ds.files.checksums import changed_files, sha256_of, sha256_of_facts
+from arvideo_ds.files.tensors import save_tensors
 from arvideo_ds.optim.state import steps_applied
 
 _PARTIAL, _PREFIX, _MARKER, _LATEST = ".partial-", "step-", "run.json", "latest"
 _ENGINE = "engine"
-# Hashes of the ranks' files, and of everything else that the marker says.
+# Hashes of the ranks' files, and of everything else in the marker.
 _HASHES, _OWN_HASH = "sha256", "sha256_of_this"
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-
 
 T = TypeVar("T")
 
@@ -70,27 +70,25 @@ def save_checkpoint(
 ) -> None:
     """Save after `step` optimiser steps, then keep the newest `keep` complete ones. Collective.
 
-    The run stands at position step x videos per step of the data; nothing else about the data is
-    state. Errors: `UserError` on every rank when one could not write; what was saved before stays.
+    The step also gives the position in the data. Errors: `UserError` on every rank when one could
+    not write; earlier checkpoints stay.
     """
     name = f"{_PREFIX}{step:08d}"
     final, partial = folder / name, folder / (_PARTIAL + name)
     if _complete(final) is not None:
         return
     if dist.get_rank() == 0:
-        # Makes room: what is too many already, and saves that were cut off.
+        # Makes room: surplus checkpoints, and interrupted saves.
         _prune(folder, keep)
     dist.barrier()
-    tensors = _held(engine)
+    tensors = _rank_state(engine)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
-    _agree(folder, step, lambda: _make_room(partial, num_bytes * dist.get_world_size()))
-    own_hash = _agree(folder, step, lambda: _write(partial, engine, tensors))
-    hashes = {
-        file_of_rank(partial, rank).name: sha256
-        for rank, sha256 in enumerate(gather_names(own_hash))
-    }
+    _agree(partial, step, lambda: _require_room(partial, num_bytes * dist.get_world_size()))
+    digest = _agree(partial, step, lambda: _write(partial, engine, tensors))
+    digests = enumerate(gather_texts(digest))
+    hashes = {file_of_rank(partial, rank).name: sha256 for rank, sha256 in digests}
     facts = {"step": step, **facts, _ENGINE: _counters(engine), _HASHES: hashes}
-    _agree(folder, step, lambda: _finish(partial, final, facts))
+    _agree(partial, step, lambda: _finish(partial, final, facts))
     if dist.get_rank() == 0:
         write_text(folder / _LATEST, name)
         _prune(folder, keep)
@@ -98,7 +96,7 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint of which every file is there in its full size; reads none of them."""
+    """The newest checkpoint whose files all exist in their full size; reads none of them."""
     for path in sorted(folder.glob(_PREFIX + "*"), reverse=True):
         facts = _complete(path)
         if facts is not None:
@@ -107,55 +105,50 @@ def newest_checkpoint(folder: Path) -> Checkpoint | None:
 
 
 def newest_sound_checkpoint(folder: Path, *, own: bool) -> Checkpoint | None:
-    """The newest checkpoint whose files are what was written, bit for bit. Collective.
+    """The newest checkpoint whose files have the hashes that were saved. Collective.
 
-    Each rank hashes its share of the files. Damaged ones are passed over with a note; in the run's
-    `own` folder they lose their marker, so that they count as incomplete from now on. Errors:
+    Each rank hashes its share of the files. Damaged checkpoints are skipped with a note; in the
+    run's `own` folder they lose their marker and so count as incomplete from now on. Errors:
     `UserError` on every rank when there are checkpoints and none is sound.
     """
-    found = sorted(folder.glob(_PREFIX + "*"), reverse=True)
-    # What the first rank sees: a file system may show others an older state.
-    names = gather_names("\n".join(path.name for path in found))[0].splitlines()
+    # By the first rank's list: a file system may show other ranks an older state.
+    paths = sorted(folder.glob(_PREFIX + "*"), reverse=True)
+    names = gather_texts("\n".join(path.name for path in paths))[0].splitlines()
     damaged: dict[str, str] = {}
     for name in names:
         path = folder / name
         facts = _complete(path)
         share = _damage(path, facts, rank=dist.get_rank(), size=dist.get_world_size())
-        damage = sorted({text for text in gather_names(share) if text})
+        damage = sorted({text for text in gather_texts(share) if text})
         if damage:
             damaged[name] = ", ".join(damage)
             continue
         assert facts is not None, "without a marker it is damaged"
         if dist.get_rank() == 0:
-            _tell(folder, name, facts, damaged, own=own)
+            _report(folder, name, facts, damaged, own=own)
         return Checkpoint(path, int(facts["step"]), facts)
     if damaged:
         listed = "; ".join(f"{name}: {damage}" for name, damage in damaged.items())
         raise UserError(
-            f"no checkpoint in {folder} is sound ({listed}). Copy one back from elsewhere, or "
-            f"remove {folder} to start from the first step."
+            f"no checkpoint in {folder} is sound ({listed}). Restore one from a copy, or remove "
+            f"{folder} to start from the first step."
         )
     return None
 
 
-def require_sound(path: Path) -> None:
-    """Errors: `UserError` unless every file is what was written. One process reads all of them."""
-    damage = _damage(path, _complete(path), rank=0, size=1)
-    if damage:
-        raise UserError(
-            f"checkpoint {path} is damaged ({damage}). Give the training command again: it goes on "
-            "from the newest checkpoint that is sound."
-        )
-
-
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Weights, moments, counters and loss scale from a checkpoint. Collective.
+    """Load weights, moments, counters and loss scale. Collective.
 
-    Ranks and stage may be others than those that saved. Errors: `UserError` when it is of another
+    Ranks and stage may differ from those that saved. Errors: `UserError` when it is of another
     model.
     """
-    saved = SavedState(checkpoint.path)
-    _require_same_model(engine, saved)
+    saved, shapes = SavedState(checkpoint.path), _shapes(engine)
+    if shapes != saved.shapes:
+        names = sorted(shapes.items() ^ saved.shapes.items())
+        raise UserError(
+            f"checkpoint {saved.folder} is of another model: {len(names)} parameters differ, "
+            f"among them {names[0][0]}."
+        )
     counters = checkpoint.facts[_ENGINE]
     moments = [kind for kind in saved.kinds if kind not in (WEIGHT, AVERAGE)]
     make_state(engine, moments, counters["steps_applied"])
@@ -166,53 +159,60 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     _set_counters(engine, counters)
 
 
-def _held(engine: Engine) -> dict[str, torch.Tensor]:
-    """This rank's share of the state, on the CPU."""
+def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = WEIGHT) -> None:
+    """Write the whole fp32 weights below `prefix` as safetensors, atomically; one process does it.
+
+    kind: WEIGHT, or AVERAGE for their moving average. Errors: `UserError` where the checkpoint is
+    damaged or has no such weights.
+    """
+    damage = _damage(checkpoint, _complete(checkpoint), rank=0, size=1)
+    if damage:
+        raise UserError(
+            f"checkpoint {checkpoint} is damaged ({damage}). Give the training command again: it "
+            "continues from the newest sound checkpoint."
+        )
+    weights = SavedState(checkpoint).weights(prefix, kind)
+    if not weights:
+        raise UserError(f"checkpoint {checkpoint} has no weights named {prefix}*.")
+    with replacing(path) as partial:
+        save_tensors(weights, partial)
+
+
+def _rank_state(engine: Engine) -> dict[str, torch.Tensor]:
+    """This rank's part of the state, on the CPU."""
     rank, size = dist.get_rank(), dist.get_world_size()
-    held = {}
+    tensors = {}
     for number, fragment in enumerate(fragments(engine)):
-        # At stage 0 all ranks hold the same; each writes its share.
+        # At stage 0 all ranks have the same state; each writes a share.
         if engine.stage == 0 and number % size != rank:
             continue
         for kind, values in state_of(engine, fragment).items():
-            # A copy: views share storage, and training goes on in it.
-            held[key_of(fragment.name, fragment.start, kind)] = values.float().cpu().clone()
-    return held
+            # A copy: views share storage, and training continues in it.
+            tensors[key_of(fragment.name, fragment.start, kind)] = values.float().cpu().clone()
+    return tensors
 
 
 def _shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Whole shapes; stage 3 leaves an empty stand-in in a parameter's place."""
+    """Whole shapes; stage 3 leaves an empty tensor in a parameter's place."""
     return {
         name: tuple(getattr(parameter, "ds_shape", parameter.shape))
         for name, parameter in engine.module.named_parameters()
     }
 
 
-def _require_same_model(engine: Engine, saved: SavedState) -> None:
-    now = _shapes(engine)
-    if now != saved.shapes:
-        names = sorted(now.items() ^ saved.shapes.items())
-        raise UserError(
-            f"checkpoint {saved.folder} is of another model: {len(names)} parameters differ, "
-            f"among them {names[0][0]}."
-        )
-
-
 def _counters(engine: Engine) -> dict[str, Any]:
-    scaler = _loss_scaler(engine)
+    scale = vars(_loss_scaler(engine) or SimpleNamespace())
     return {
         **{name: getattr(engine.deepspeed, name) for name in _COUNTERS},
         "steps_applied": steps_applied(base_optimizer(engine)),
-        "loss_scale": {k: v for k, v in vars(scaler).items() if isinstance(v, int | float)}
-        if scaler is not None
-        else {},
+        "loss_scale": {k: v for k, v in scale.items() if isinstance(v, int | float)},
     }
 
 
 def _set_counters(engine: Engine, counters: dict[str, Any]) -> None:
     for name in _COUNTERS:
         setattr(engine.deepspeed, name, counters[name])
-    # Another number of ranks may accumulate otherwise; a checkpoint stands between steps.
+    # Checkpoints are between steps; another number of ranks may accumulate differently.
     accumulation = engine.deepspeed.gradient_accumulation_steps()
     engine.deepspeed.micro_steps = counters["global_steps"] * accumulation
     for name, value in counters["loss_scale"].items():
@@ -227,7 +227,7 @@ def _loss_scaler(engine: Engine) -> Any:
     return getattr(optimizer, "loss_scaler", None) or optimizer.loss_scale_config
 
 
-def _make_room(partial: Path, num_bytes: int) -> None:
+def _require_room(partial: Path, num_bytes: int) -> None:
     partial.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(partial).free
     if free < num_bytes:
@@ -247,22 +247,23 @@ def _write(partial: Path, engine: Engine, tensors: dict[str, torch.Tensor]) -> s
     return digest
 
 
-def _agree(folder: Path, step: int, action: Callable[[], T]) -> T:
-    """Do it on every rank; if one of them could not, all raise. Collective."""
+def _agree(partial: Path, step: int, action: Callable[[], T]) -> T:
+    """Do it on every rank; if it fails on one, all raise. Collective."""
     text, result = "", None
     try:
         result = action()
     except (OSError, SafetensorError) as error:
         text = str(error) or type(error).__name__
-    errors = [(rank, text) for rank, text in enumerate(gather_names(text)) if text]
+    errors = [(rank, text) for rank, text in enumerate(gather_texts(text)) if text]
     if not errors:
         return result  # type: ignore[return-value]  # it is what the action returned
     rank, text = errors[0]
     if dist.get_rank() == 0:
-        shutil.rmtree(folder / f"{_PARTIAL}{_PREFIX}{step:08d}", ignore_errors=True)
-    newest = newest_checkpoint(folder)
+        shutil.rmtree(partial, ignore_errors=True)
+    newest = newest_checkpoint(partial.parent)
     raise UserError(
-        f"the checkpoint of step {step} could not be written to {folder} (rank {rank}: {text}). "
+        f"the checkpoint of step {step} could not be written to {partial.parent} (rank {rank}: "
+        f"{text}). "
         + (f"That of step {newest.step} is intact. " if newest else "")
         + "Make room there and give the same command again; train.keep_checkpoints sets how many "
         "are kept."
@@ -270,24 +271,19 @@ def _agree(folder: Path, step: int, action: Callable[[], T]) -> T:
 
 
 def _finish(partial: Path, final: Path, facts: dict[str, Any]) -> None:
-    """Give the files of all ranks their marker and name; one rank does it."""
+    """Write the marker and rename the folder; one rank does it."""
     if dist.get_rank() != 0:
         return
     if final.exists():  # a damaged one of the same step
         shutil.rmtree(final)
-    files = {
-        path.relative_to(partial).as_posix(): path.stat().st_size
-        for path in sorted(partial.rglob("*"))
-        if path.is_file()
-    }
+    files = {path.name: path.stat().st_size for path in sorted(partial.iterdir())}
     facts = finite({**facts, "files": files})
-    marker = {**facts, _OWN_HASH: sha256_of_facts(facts)}
-    write_json(partial / _MARKER, marker)
+    write_json(partial / _MARKER, {**facts, _OWN_HASH: sha256_of_facts(facts)})
     partial.rename(final)
 
 
 def _complete(path: Path) -> dict[str, Any] | None:
-    """What the marker says, if it is as it was written and every file has its size."""
+    """The marker's facts, if they are as written and every file has its size."""
     try:
         facts: dict[str, Any] = json.loads((path / _MARKER).read_text())
         own_hash = facts.pop(_OWN_HASH, None)
@@ -301,7 +297,7 @@ def _complete(path: Path) -> dict[str, Any] | None:
 
 
 def _damage(path: Path, facts: Mapping[str, Any] | None, *, rank: int, size: int) -> str:
-    """What is wrong with a rank's share of the files; of those without hashes nothing is known."""
+    """The damage in a rank's share of the files; files without hashes count as sound."""
     if facts is None:
         return f"{_MARKER} is damaged, or a file is missing or cut short"
     hashes = facts.get(_HASHES, {})
@@ -309,20 +305,19 @@ def _damage(path: Path, facts: Mapping[str, Any] | None, *, rank: int, size: int
     return ", ".join(f"{name} is not what was written" for name in changed)
 
 
-def _tell(
+def _report(
     folder: Path, name: str, facts: Mapping[str, Any], damaged: Mapping[str, str], *, own: bool
 ) -> None:
-    """Say what is passed over, and make it incomplete in the run's own folder."""
+    """Print which checkpoints are skipped; in the run's own folder make them incomplete."""
     for other, damage in damaged.items():
-        print(f"note: checkpoint {folder / other} is damaged ({damage}): passed over.", flush=True)
-        if own:
-            marker = folder / other / _MARKER
-            if marker.is_file():
-                marker.rename(marker.with_name(marker.name + ".damaged"))
+        print(f"note: checkpoint {folder / other} is damaged ({damage}): skipped.", flush=True)
+        marker = folder / other / _MARKER
+        if own and marker.is_file():
+            marker.rename(marker.with_name(marker.name + ".damaged"))
     if _HASHES not in facts:
         print(
-            f"note: checkpoint {folder / name} was saved without hashes, by an earlier version: "
-            "whether it is what was written cannot be told.",
+            f"note: checkpoint {folder / name} was saved without hashes, by an earlier version: it "
+            "cannot be verified.",
             flush=True,
         )
 

@@ -1,4 +1,4 @@
-"""Which piece of every parameter's state this rank holds, whatever the ZeRO stage.
+"""Which part of every parameter's state this rank has, whatever the ZeRO stage.
 
 DeepSpeed keeps the fp32 weights and the optimiser's moments in flat tensors, cut over the ranks
 differently for every stage. Named by parameter and range, the same values fit any stage and any
@@ -19,8 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from arvideo_ds.engine.average import Average
-from arvideo_ds.engine.build import Engine
+from arvideo_ds.engine.build import Average, Engine
 from arvideo_ds.optim import state
 
 WEIGHT, AVERAGE = "weight", "average"
@@ -33,7 +32,6 @@ class Fragment:
     name: str
     start: int
     length: int
-    numel: int
     owner: Tensor
     offset: int
 
@@ -43,8 +41,8 @@ class Fragment:
 
 
 def fragments(engine: Engine) -> Iterator[Fragment]:
-    """What this rank holds; over all ranks every parameter is covered."""
-    find = _FINDERS[engine.stage] if engine.stage else _whole
+    """This rank's fragments; those of all ranks cover every parameter."""
+    find = _FINDERS[engine.stage]
     for name, parameter in engine.module.named_parameters():
         yield from find(engine.deepspeed.optimizer, name, parameter)
 
@@ -55,34 +53,31 @@ def base_optimizer(engine: Engine) -> Any:
 
 
 def state_of(engine: Engine, fragment: Fragment) -> dict[str, Tensor]:
-    """The fragment's weight, average and moments, as views.
-
-    Moments are missing before the first step, the average where none is kept.
-    """
-    moments = {
-        key: fragment.cut(value)
-        for key, value in state.moments(base_optimizer(engine), fragment.owner).items()
-    }
-    average = engine.average
-    averaged = {} if average is None else {AVERAGE: fragment.cut(average.of(fragment.owner))}
-    return {WEIGHT: fragment.cut(fragment.owner), **averaged, **moments}
+    """The fragment's weight, average (if kept) and moments (after the first step), as views."""
+    whole = {WEIGHT: fragment.owner}
+    if engine.average is not None:
+        whole[AVERAGE] = engine.average.of(fragment.owner)
+    whole |= state.moments(base_optimizer(engine), fragment.owner)
+    return {kind: fragment.cut(values) for kind, values in whole.items()}
 
 
 def keep_average(engine: Engine, decay: float) -> None:
-    """From now on keep a moving average of the weights, beginning with what they are."""
-    owners = {id(f.owner): f.owner for f in fragments(engine)}
-    engine.average = Average(owners.values(), decay)
+    """From now on keep a moving average of the weights, which starts at their present values."""
+    engine.average = Average(_owners(engine), decay)
 
 
 def make_state(engine: Engine, moments: list[str], steps: int) -> None:
     """Give the optimiser its state, which it would make at its first step."""
     if moments:
-        owners = {id(f.owner): f.owner for f in fragments(engine)}
-        state.make_state(base_optimizer(engine), owners.values(), moments, steps)
+        state.make_state(base_optimizer(engine), _owners(engine), moments, steps)
+
+
+def _owners(engine: Engine) -> list[Tensor]:
+    return list({id(f.owner): f.owner for f in fragments(engine)}.values())
 
 
 def spread_weights(engine: Engine) -> None:
-    """After fp32 weights were written: bring them to the weights that the model computes with."""
+    """Copy the fp32 weights, after they were written, to the weights that the model uses."""
     optimizer = engine.deepspeed.optimizer
     if engine.stage == 3:
         optimizer.checkpoint_event_prologue()
@@ -98,35 +93,33 @@ def spread_weights(engine: Engine) -> None:
 
 
 def _whole(optimizer: Any, name: str, parameter: Tensor) -> Iterator[Fragment]:
-    numel = parameter.numel()
-    for half, owner, offset in _half_copies(optimizer):
-        if half is parameter:
-            yield Fragment(name, 0, numel, numel, owner, offset)
-            return
-    yield Fragment(name, 0, numel, numel, parameter, 0)
+    copies = {id(half): (owner, offset) for half, owner, offset in _half_copies(optimizer)}
+    owner, offset = copies.get(id(parameter), (parameter, 0))
+    yield Fragment(name, 0, parameter.numel(), owner, offset)
 
 
 def _half_copies(optimizer: Any) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Half-precision parameters of stage 0, with the fp32 tensor and place of each."""
+    """Half-precision parameters of stage 0, each with its fp32 tensor and its offset there."""
     for number, group in enumerate(getattr(optimizer, "fp16_groups", [])):
         if hasattr(optimizer, "fp32_groups_flat"):
-            owners, offset = [optimizer.fp32_groups_flat[number]] * len(group), 0
+            owner, offset = optimizer.fp32_groups_flat[number], 0
+            for parameter in group:
+                yield parameter, owner, offset
+                offset += parameter.numel()
         else:
-            owners, offset = optimizer.fp32_groups[number], None
-        for parameter, owner in zip(group, owners, strict=True):
-            yield parameter, owner, offset or 0
-            offset = None if offset is None else offset + parameter.numel()
+            for parameter, owner in zip(group, optimizer.fp32_groups[number], strict=True):
+                yield parameter, owner, 0
 
 
 def _flat_partition(optimizer: Any, name: str, parameter: Any) -> Iterator[Fragment]:
     mapping = parameter._hp_mapping
     if mapping is None:  # another rank's
         return
-    place, part = mapping.hp_fragment_address, mapping.lp_fragment_address
+    part = mapping.lp_fragment_address
     # The second name is that of DeepSpeed's bf16 optimiser with fp32 accumulation at stage 1.
     partitions = getattr(optimizer, "single_partition_of_fp32_groups", None)
     owner = (partitions or optimizer.fp32_groups_flat_partition)[mapping.param_group_index]
-    yield Fragment(name, part.start, part.numel, parameter.numel(), owner, place.start)
+    yield Fragment(name, part.start, part.numel, owner, mapping.hp_fragment_address.start)
 
 
 def _piece(optimizer: Any, name: str, parameter: Any) -> Iterator[Fragment]:
@@ -135,7 +128,7 @@ def _piece(optimizer: Any, name: str, parameter: Any) -> Iterator[Fragment]:
     length = min(padded, parameter.ds_numel - start)
     if length > 0:
         owner = optimizer.fp32_partitioned_groups_flat[group]
-        yield Fragment(name, start, length, parameter.ds_numel, owner, offset)
+        yield Fragment(name, start, length, owner, offset)
 
 
-_FINDERS = {1: _flat_partition, 2: _flat_partition, 3: _piece}
+_FINDERS = {0: _whole, 1: _flat_partition, 2: _flat_partition, 3: _piece}

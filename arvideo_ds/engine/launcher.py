@@ -6,8 +6,8 @@ import os
 import re
 from collections.abc import Mapping
 
-# Below the ports that Linux hands out for outgoing connections (32768 and up), ten for each job:
-# neither jobs on one node nor the restarts and steps of one job meet.
+# Below Linux's ports of outgoing connections (32768 and up), ten per job: jobs on one node, and
+# restarts and steps of one job, have different ports.
 _FIRST_PORT, _PORTS = 12_000, 20_000
 
 
@@ -15,24 +15,24 @@ def find_launcher(environment: Mapping[str, str] = os.environ) -> str:
     """ "deepspeed", "torchrun", "srun" or "python"."""
     if "WORLD_SIZE" in environment and "RANK" in environment:
         return "torchrun" if "TORCHELASTIC_RUN_ID" in environment else "deepspeed"
-    # Not SLURM_NTASKS: batch scripts and interactive shells have that of the job, too.
+    # Not SLURM_NTASKS, which batch scripts and interactive shells have as well.
     if int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         return "srun"
     return "python"
 
 
 def planned_world_size(environment: Mapping[str, str] = os.environ) -> int:
-    """Number of ranks that the launcher will give, before any process group is made."""
-    variable = {"python": None, "srun": "SLURM_STEP_NUM_TASKS"}.get(
-        find_launcher(environment), "WORLD_SIZE"
-    )
-    return 1 if variable is None else int(environment[variable])
+    """Number of ranks that the launcher starts, before any process group exists."""
+    launcher = find_launcher(environment)
+    if launcher == "python":
+        return 1
+    return int(environment["SLURM_STEP_NUM_TASKS" if launcher == "srun" else "WORLD_SIZE"])
 
 
 def slurm_ranks(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables of torch's process groups for one task of srun.
 
-    Who the task is, Slurm says; where the ranks meet, an exported MASTER_ADDR or MASTER_PORT may.
+    Ranks are Slurm's; an exported MASTER_ADDR or MASTER_PORT overrides the computed one.
     """
     node = int(environment["SLURM_NODEID"])
     return {
@@ -47,15 +47,13 @@ def slurm_ranks(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
 
 
 def tasks_per_node(listed: str) -> list[int]:
-    """ "2(x3),1" -> [2, 2, 2, 1]: what Slurm writes for nodes with different numbers of tasks."""
-    counts = []
-    for tasks, nodes in re.findall(r"(\d+)(?:\(x(\d+)\))?", listed):
-        counts += [int(tasks)] * int(nodes or 1)
-    return counts
+    """ "2(x3),1" -> [2, 2, 2, 1]: Slurm's text for nodes with different numbers of tasks."""
+    runs = re.findall(r"(\d+)(?:\(x(\d+)\))?", listed)
+    return [int(tasks) for tasks, nodes in runs for _ in range(int(nodes or 1))]
 
 
 def first_host(listed: str) -> str:
-    """ "rack[2-3]node[01-04,7],gpu5" -> "rack2node01". Containers often have no scontrol to ask."""
+    """ "rack[2-3]node[01-04,7],gpu5" -> "rack2node01". Containers often have no scontrol."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", listed)
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first.group() if first else listed)
 

@@ -1,4 +1,4 @@
-"""Peak of the bytes that tensors hold, on a GPU and on a CPU alike."""
+"""Peak memory of tensors, on a GPU or on a CPU."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 
 class Peak:
-    """While entered, watches one device: `bytes` is the most that lived at one time.
+    """Context manager; `bytes` is the most memory that tensors had at one time on a device.
 
-    On CUDA the caching allocator's own count. On a CPU every operation's results are followed
-    until they are freed, which is slow, and what lived before counts as `known`: give the tensors
-    that shall count.
+    On CUDA the caching allocator's count. On a CPU every operation's results are tracked until
+    they are freed, which is slow; of earlier tensors only those in `known` count.
     """
 
     def __init__(self, device: torch.device, known: Iterable[torch.Tensor] = ()) -> None:
@@ -43,9 +42,9 @@ class Peak:
 
 
 class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that operations made while entered, and their peak.
+    """Context manager; bytes of the storages that operations create (`now`) and their `peak`.
 
-    `known` storages count from the start; others that existed before never do.
+    known: earlier tensors that count from the start.
     """
 
     def __init__(self, known: Iterable[torch.Tensor] = ()) -> None:
@@ -62,7 +61,7 @@ class LiveBytes(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        # An operation may hand back storage that was there before: a view, or a result in place.
+        # A view and a result in place have a storage that existed before.
         before = {_address(t) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}
         result = function(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
@@ -87,5 +86,5 @@ class LiveBytes(TorchDispatchMode):
 
 
 def _address(tensor: torch.Tensor) -> int:
-    # Of the storage object, not of its memory: empty ones have none.
+    # Of the storage object, not of its memory: empty storages have none.
     return int(tensor.untyped_storage()._cdata)

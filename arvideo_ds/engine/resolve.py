@@ -1,14 +1,16 @@
 """One owner per knob: a DeepSpeed JSON file + the run plan -> the dict that DeepSpeed gets.
 
 The recipe owns what changes the mathematics (batch, precision, clipping, optimiser, schedule), the
-JSON what changes memory and speed. A key that both can hold is "auto" in our files; an equal
-value passes, another one is an error that names both places and both values.
+JSON what changes memory and speed. A key of both is "auto" in our files; an equal value passes,
+another one is an error that names both places and both values. Needs neither torch nor DeepSpeed.
 """
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +21,14 @@ from arvideo_ds.planning.plan import RunPlan
 
 AUTO = "auto"
 ACTIVATION_CHECKPOINTING = "activation_checkpointing"
-# Our one key in that section: every k-th transformer layer is recomputed. DeepSpeed never sees it.
+# Our own key in that section: every k-th transformer layer is recomputed.
 EVERY = "every"
 SEQUENCE_PARALLEL = "sequence_parallel_size"
 _CHECKPOINTING_KEYS = frozenset(
     """every partition_activations cpu_checkpointing contiguous_memory_optimization
     number_checkpoints synchronize_checkpoint_boundary profile""".split()
 )
-# DeepSpeed ignores top-level keys that it does not know; a typo there would change nothing, unsaid.
+# DeepSpeed ignores unknown top-level keys silently.
 _KNOWN_KEYS = frozenset(
     """train_batch_size train_micro_batch_size_per_gpu gradient_accumulation_steps
     gradient_clipping bf16 fp16 zero_optimization activation_checkpointing aio
@@ -40,13 +42,13 @@ _RECIPE_SECTIONS = {
     "optimizer": "optim.*",
     "scheduler": "optim.*",
     "amp": "train.precision",
-    # It would also compute in half precision what models keep in float32.
+    # It would also compute in half precision what models compute in float32.
     "torch_autocast": "train.precision",
 }
 
 
 def read_deepspeed_json(path: Path) -> dict[str, Any]:
-    """The file as a dict. Errors: `UserError` when it is missing, no JSON, or no object."""
+    """The file as a dict. Errors: `UserError` when it is missing or not one JSON object."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -60,35 +62,32 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
             f"column {error.colno}."
         ) from None
     if not isinstance(tree, dict):
-        raise UserError(f"--deepspeed_config {path} must hold one JSON object.")
+        raise UserError(f"--deepspeed_config {path} must contain one JSON object.")
     return tree
 
 
 def sequence_parallel(tree: dict[str, Any], origin: str) -> int:
-    """How many ranks share the tokens of their clips; 1: none do. Errors: `UserError`."""
-    size = tree.get(SEQUENCE_PARALLEL, 1)
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise UserError(f"{origin}: {SEQUENCE_PARALLEL}={json.dumps(size)}; it is 1 or more.")
-    return size
+    """Ranks that share the tokens of their clips; 1: no sharing. Errors: `UserError`."""
+    return _require_count(tree.get(SEQUENCE_PARALLEL, 1), SEQUENCE_PARALLEL, origin)
 
 
 def resolve(tree: dict[str, Any], recipe: Recipe, plan: RunPlan, origin: str) -> dict[str, Any]:
-    """Fill every "auto", refuse contradictions; `origin` is how errors call the JSON.
+    """Fill every "auto": the dict for `deepspeed.initialize`, which `--dry_run` prints.
 
-    Returns what `deepspeed.initialize(config=...)` is given, and what `--dry_run` prints.
+    origin: name of the JSON in errors. Errors: `UserError` for contradictions, unknown keys and
+    combinations that are known to fail.
     """
     _check_keys(tree, origin)
-    resolved = json.loads(json.dumps(tree))
+    resolved = copy.deepcopy(tree)
     for dotted, (value, owner) in _owned(recipe, plan).items():
         _fill(resolved, dotted, value, owner, origin)
     _check_stage(resolved, origin)
     _check_known_bad(resolved, recipe, origin)
-    left = [dotted for dotted, value in _leaves(resolved) if value == AUTO]
-    if left:
+    for dotted in _autos(resolved):
         raise UserError(
-            f'{origin}: "{left[0]}" is "auto", but nothing in a recipe decides it. Give a value.'
+            f'{origin}: "{dotted}" is "auto", but no recipe setting decides it. Give a value.'
         )
-    # Quiet by default: the loop prints its own line.
+    # Quiet by default: the training loop logs.
     resolved.setdefault("steps_per_print", 2**31)
     return resolved
 
@@ -98,10 +97,10 @@ def zero_stage(resolved: dict[str, Any]) -> int:
 
 
 def _owned(recipe: Recipe, plan: RunPlan) -> dict[str, tuple[Any, str]]:
-    """Key of the DeepSpeed JSON -> the run's value and the recipe key that decides it."""
+    """Key of the DeepSpeed JSON -> the run's value and the recipe's setting behind it."""
     precision = recipe.train.precision
     return {
-        # DeepSpeed too takes micro-batch x accumulation x ranks / sequence_parallel_size for it.
+        # In DeepSpeed also micro-batch x accumulation x ranks / sequence_parallel_size.
         "train_batch_size": (plan.total_batch, "train.total_batch"),
         "train_micro_batch_size_per_gpu": (plan.micro_batch, "train.micro_batch"),
         "gradient_accumulation_steps": (
@@ -135,37 +134,42 @@ def _check_keys(tree: dict[str, Any], origin: str) -> None:
                 f'{origin}: "{key}" belongs to the recipe ({_RECIPE_SECTIONS[key]}), so that one '
                 "recipe gives one curve with any JSON. Remove the section."
             )
-        if key not in _KNOWN_KEYS:
-            near = difflib.get_close_matches(key, _KNOWN_KEYS, n=1)
-            hint = f'; did you mean "{near[0]}"?' if near else ""
-            raise UserError(f'{origin}: unknown key "{key}"{hint}')
+    _require_known(tree, _KNOWN_KEYS, "", origin)
     for key in ("zero_optimization", "bf16", "fp16", ACTIVATION_CHECKPOINTING):
         if not isinstance(tree.get(key, {}), dict):
             raise UserError(f'{origin}: "{key}" must be an object.')
+    section = tree.get(ACTIVATION_CHECKPOINTING, {})
+    _require_known(section, _CHECKPOINTING_KEYS, f"{ACTIVATION_CHECKPOINTING}.", origin)
+    _require_count(section.get(EVERY, 1), f"{ACTIVATION_CHECKPOINTING}.{EVERY}", origin)
+
+
+def _require_known(keys: Collection[str], known: Collection[str], prefix: str, origin: str) -> None:
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f'; did you mean "{near[0]}"?' if near else ""
+            raise UserError(f'{origin}: unknown key "{prefix}{key}"{hint}')
+
+
+def _require_count(value: Any, key: str, origin: str) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"{origin}: {key}={json.dumps(value)}; expected 1 or more.")
+    return value
 
 
 def _check_stage(resolved: dict[str, Any], origin: str) -> None:
     zero = resolved.get("zero_optimization", {})
     stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
-        raise UserError(f"{origin}: zero_optimization.stage={stage!r}; it is 0, 1, 2 or 3.")
+        raise UserError(f"{origin}: zero_optimization.stage={stage!r}; expected 0, 1, 2 or 3.")
     if zero.get("offload_optimizer") and stage < 2:
         raise UserError(f"{origin}: offload_optimizer needs zero_optimization.stage 2 or 3.")
     if zero.get("offload_param") and stage < 3:
         raise UserError(f"{origin}: offload_param needs zero_optimization.stage 3.")
-    section = resolved.get(ACTIVATION_CHECKPOINTING, {})
-    every = section.get(EVERY, 1)
-    if not isinstance(every, int) or isinstance(every, bool) or every < 1:
-        raise UserError(f"{origin}: activation_checkpointing.every={every!r}; it is 1 or more.")
-    unknown = section.keys() - _CHECKPOINTING_KEYS
-    if unknown:
-        near = difflib.get_close_matches(min(unknown), _CHECKPOINTING_KEYS, n=1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
-        raise UserError(f'{origin}: unknown key "activation_checkpointing.{min(unknown)}"{hint}')
 
 
 def _check_known_bad(resolved: dict[str, Any], recipe: Recipe, origin: str) -> None:
-    """Refuse what is known to train wrongly or not at all, with the reason."""
+    """Refuse what is known to train wrongly or to fail, with the reason."""
     zero = resolved.get("zero_optimization", {})
     stage, compiled = zero.get("stage", 0), recipe.train.compile
     checkpointing = resolved.get(ACTIVATION_CHECKPOINTING, {})
@@ -180,12 +184,12 @@ def _check_known_bad(resolved: dict[str, Any], recipe: Recipe, origin: str) -> N
         (
             checkpointing.get("cpu_checkpointing"),
             "activation_checkpointing.cpu_checkpointing=true empties tensors that decoder layers "
-            "share, and no parity test on a GPU has passed. Remove it; every layer recomputed "
-            "keeps least.",
+            "share, and no parity test on a GPU has passed. Remove it; recomputing "
+            "every layer takes the least memory.",
         ),
         (
             any(offload.get("device") == "nvme" for offload in offloads),
-            'an offload to device "nvme": our checkpoints do not read what lies there. Use "cpu".',
+            'an offload to device "nvme": checkpoints here do not read from it. Use "cpu".',
         ),
         (
             zero.get("zero_hpz_partition_size", 1) > 1,
@@ -222,16 +226,14 @@ def _check_known_bad(resolved: dict[str, Any], recipe: Recipe, origin: str) -> N
             "finite. Use torch, or a stage above.",
         ),
     ]
-    for is_so, reason in bad:
-        if is_so:
+    for applies, reason in bad:
+        if applies:
             raise UserError(f"{origin}: {reason}")
 
 
-def _leaves(tree: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    leaves = []
+def _autos(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:
     for key, value in tree.items():
         if isinstance(value, dict):
-            leaves += _leaves(value, f"{prefix}{key}.")
-        else:
-            leaves.append((prefix + key, value))
-    return leaves
+            yield from _autos(value, f"{prefix}{key}.")
+        elif value == AUTO:
+            yield prefix + key

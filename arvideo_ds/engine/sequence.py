@@ -1,22 +1,22 @@
 """Sequence parallelism (DeepSpeed-Ulysses): S ranks encode the same clips, each 1/S of the tokens.
 
-Everything in a transformer layer but attention looks at one token at a time. So each rank embeds
-and carries its slice of the tokens; for attention alone the ranks exchange tokens for heads
-(all-to-all), so that each has all tokens of its heads, and back. After the encoder the slices are
-gathered: decoder and loss run on every rank of the group as they do on one.
+In a transformer layer only attention mixes tokens. So each rank embeds and processes its slice of
+the tokens; for attention the ranks exchange tokens for heads (all-to-all), so that each has all
+tokens of its heads, and back. After the encoder the slices are gathered: every rank of the group
+computes decoder and loss as one rank does.
 
-Why DeepSpeed's mean over all W ranks is the gradient of one rank. Let L be the loss of a group's
-clips; the wanted gradient is the mean of dL over the W / S groups. It is the mean over all W ranks
-if the gradients of a group's ranks add up to S dL. That holds for every weight if backward keeps
+Why DeepSpeed's mean over all W ranks is the gradient of one rank: let L be the loss of a group's
+clips. The true gradient is the mean of dL over the W / S groups. It is the mean over all W ranks
+if the gradients of a group's ranks add up to S dL. That is true for every weight if backward keeps
 
-    (1)  of a tensor that all ranks of a group have, their gradients add up to S times its gradient
-    (2)  of a tensor that one rank has, the gradient is S times its gradient
+    (1)  for a tensor that all ranks of a group have: their gradients add up to S times the true one
+    (2)  for a tensor that one rank has: its gradient is S times the true one
 
-The loss has (1): S ranks, a gradient of 1 each. What all ranks compute alike is linear in the
-gradient and keeps (1). Gathering turns (1) into (2) if its backward adds up the group's gradients
-and takes the own slice: a reduce-scatter. Attention's exchange moves values of (2) and the
-gradients back. Taking a slice of what all have turns (2) into (1): zeros elsewhere, no
-communication. A weight that is applied to slices has the sum of (2) over the ranks' tokens.
+The loss has (1): S ranks, a gradient of 1 each. Equal computations on all ranks are linear in the
+gradient and keep (1). The gathering turns (1) into (2) if its backward sums the group's gradients
+and takes this rank's slice: a reduce-scatter. Attention's exchange moves values of (2), and their
+gradients back. Slicing turns (2) into (1): zeros elsewhere, no communication. A weight that is
+applied to slices gets the sum of (2) over the ranks' tokens.
 
 Source: DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv 2309.14509).
 
@@ -40,28 +40,28 @@ from arvideo_ds.errors import UserError
 
 
 class SequenceGroup:
-    """The ranks that this one encodes clips with: S consecutive ones of the world."""
+    """S consecutive ranks, among them this one, that encode the same clips."""
 
     def __init__(self, size: int) -> None:
-        """Every rank makes it. The plan has checked that `size` divides the world."""
+        """Collective. size: divides the world size."""
         self.size = size
         self.process_group, _ = dist.new_subgroups(size)
         self.rank = dist.get_rank(self.process_group)
 
     def slice(self, tokens: Tensor) -> Tensor:
-        """This rank's part of tokens B M ...: B m ..., the last ones filled up with zeros."""
+        """This rank's part of tokens B M ...: B m ..., the last parts padded with zeros."""
         share = -(-tokens.shape[1] // self.size)
-        own = tokens[:, self.rank * share : (self.rank + 1) * share]
-        missing = tokens.new_zeros(len(tokens), share - own.shape[1], *tokens.shape[2:])
-        return torch.cat([own, missing], dim=1)
+        part = tokens[:, self.rank * share : (self.rank + 1) * share]
+        padding = tokens.new_zeros(len(tokens), share - part.shape[1], *tokens.shape[2:])
+        return torch.cat([part, padding], dim=1)
 
-    def gather(self, own: Tensor, count: int) -> Tensor:
-        """All ranks' parts B m D as the `count` tokens that they are of: B M D."""
-        gathered: Tensor = _Gather.apply(own, self)
+    def gather(self, part: Tensor, count: int) -> Tensor:
+        """All ranks' parts B m D, joined to B M D; count: M."""
+        gathered: Tensor = _Gather.apply(part, self)
         return gathered.flatten(1, 2)[:, :count]
 
     def agree(self, batch: Any) -> Any:
-        """The batch, with clips valid that decoded on all ranks: others are of another video."""
+        """The batch with only those clips valid that decoded on all ranks."""
         valid = batch.valid.int()
         dist.all_reduce(valid, dist.ReduceOp.MIN, group=self.process_group)
         return dataclasses.replace(batch, valid=valid.bool())
@@ -71,28 +71,27 @@ class _Gather(torch.autograd.Function):
     """B m D of each rank -> B S m D on all; backward adds up and scatters."""
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, group: SequenceGroup) -> Tensor:
+    def forward(ctx: Any, part: Tensor, group: SequenceGroup) -> Tensor:
         ctx.group = group
-        parts = own.new_empty(group.size * len(own), *own.shape[1:])
-        dist.all_gather_into_tensor(parts, own.contiguous(), group=group.process_group)
+        parts = part.new_empty(group.size * len(part), *part.shape[1:])
+        dist.all_gather_into_tensor(parts, part.contiguous(), group=group.process_group)
         return parts.unflatten(0, (group.size, -1)).transpose(0, 1).contiguous()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         parts = gradients[0].transpose(0, 1).flatten(0, 1).contiguous()
-        own = parts.new_empty(len(gradients[0]), *parts.shape[1:])
-        dist.reduce_scatter_tensor(own, parts, group=ctx.group.process_group)
-        return own, None
+        part = parts.new_empty(len(gradients[0]), *parts.shape[1:])
+        dist.reduce_scatter_tensor(part, parts, group=ctx.group.process_group)
+        return part, None
 
 
 def share_tokens(model: nn.Module, size: int) -> SequenceGroup:
-    """Make every encoder in the model work on the tokens of its clips in groups of `size` ranks.
+    """Split the tokens of every encoder in the model over groups of `size` ranks. Collective.
 
-    Applied from outside, so model files know nothing of it; names of parameters stay. Only while
-    training: in evaluation mode each rank encodes its own clips whole, without communication.
-    Every rank calls it. Errors: `UserError` where there is no encoder.
+    Parameters keep their names. Only in training mode: in evaluation mode each rank encodes its
+    own clips whole, without communication. Errors: `UserError` where there is no encoder.
     """
-    encoders = [part for part in model.modules() if _encodes(part)]
+    encoders: list[Any] = [module for module in model.modules() if _encodes(module)]
     if not encoders:
         raise UserError(
             f"sequence_parallel_size={size} in the DeepSpeed JSON splits the tokens of an encoder, "
@@ -100,7 +99,11 @@ def share_tokens(model: nn.Module, size: int) -> SequenceGroup:
         )
     group = SequenceGroup(size)
     for encoder in encoders:
-        _share(encoder, group)
+        tokens = _Tokens(group)
+        encoder.forward = functools.partial(_encode, encoder, encoder.forward, tokens)
+        for block in encoder.blocks:
+            attention = block.attn
+            attention.forward = functools.partial(_attend, attention, attention.forward, tokens)
     return group
 
 
@@ -109,16 +112,8 @@ def _encodes(module: nn.Module) -> bool:
     return isinstance(blocks, nn.ModuleList) and all(hasattr(block, "attn") for block in blocks)
 
 
-def _share(encoder: Any, group: SequenceGroup) -> None:
-    tokens = _Tokens(group)
-    encoder.forward = functools.partial(_encode, encoder, encoder.forward, tokens)
-    for block in encoder.blocks:
-        attention = block.attn
-        attention.forward = functools.partial(_attend, attention, attention.forward, tokens)
-
-
 class _Tokens:
-    """The tokens of an encoder's clips, of which each rank has a slice; `count` is M."""
+    """What an encoder's layers share: the group, and the number of all tokens `count` (M)."""
 
     def __init__(self, group: SequenceGroup) -> None:
         self.group = group
@@ -128,11 +123,11 @@ class _Tokens:
         )
 
     def _attend_all(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """Attention of all tokens in this rank's heads, B S m h/S d; what fills up is left out."""
-        filling = q.shape[1] - self.count
+        """Attention of all tokens in this rank's heads, B S m h/S d; padding is excluded."""
+        padding = q.shape[1] - self.count
         q, k, v = (x[:, : self.count].transpose(1, 2) for x in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-        return F.pad(out, (0, 0, 0, 0, 0, filling))
+        return F.pad(out, (0, 0, 0, 0, 0, padding))
 
 
 def _encode(
@@ -148,8 +143,8 @@ def _encode(
     if not encoder.training:
         return forward(cubes, tokens, mask, **others)
     shared.count, group = tokens.shape[1], shared.group
-    own = forward(group.slice(cubes), group.slice(tokens), mask, **others)
-    return group.gather(own, shared.count)
+    part = forward(group.slice(cubes), group.slice(tokens), mask, **others)
+    return group.gather(part, shared.count)
 
 
 def _attend(

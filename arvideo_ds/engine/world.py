@@ -1,4 +1,4 @@
-"""Starting alike under `deepspeed`, `torchrun`, `srun` and plain `python`, on CUDA and CPU."""
+"""Ranks and devices under `deepspeed`, `torchrun`, `srun` and plain `python`, on CUDA and CPU."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _RESOLVE_TRIES, _RESOLVE_PAUSE_S = 3, 2.0
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: rank 0..size-1, its place on the host, its device, its CPU cores."""
+    """A process: rank 0..size-1, local rank, device, and its number of CPU cores."""
 
     rank: int
     size: int
@@ -44,17 +44,17 @@ def start_world() -> World:
     """
     world = find_world()
     if world.device.type == "cpu":
-        # Ranks of one host share its cores; torch would give each of them all.
+        # Ranks of one host share its cores; torch would use all of them in each.
         torch.set_num_threads(world.cores)
     if world.size > 1:
-        # Before they meet: in a start that hangs, who is missing here never came.
+        # Before they meet: in a start that hangs, a missing line names the missing rank.
         print(_place(world), flush=True)
     _init_process_group(world)
     return world
 
 
 def find_world() -> World:
-    """Who this process is, for work in which the ranks need not talk to each other.
+    """Rank and device of this process, without a process group.
 
     Errors: `UserError` when there are more ranks than GPUs.
     """
@@ -86,8 +86,8 @@ def _place(world: World) -> str:
 
 def _init_process_group(world: World) -> None:
     if world.device.type == "cpu":
-        # DeepSpeed would compile a shared-memory all-reduce at first use: minutes, a compiler,
-        # and a lock file that a killed run leaves behind. gloo does the same work.
+        # DeepSpeed would compile a shared-memory all-reduce at first use, which takes minutes and
+        # leaves a lock file behind in a killed run. gloo does the same work.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     address, port = os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]
     _require_resolvable(address)
@@ -98,14 +98,14 @@ def _init_process_group(world: World) -> None:
         reason = str(error).partition("\n")[0]
         raise UserError(
             f"rank {world.rank} on {socket.gethostname()} could not meet the others at "
-            f"{address}:{port} ({reason}). If another program holds the port, export MASTER_PORT; "
-            "if the address cannot be reached, export MASTER_ADDR; arvideo doctor, "
-            "started in the same way, tells more."
+            f"{address}:{port} ({reason}). If another program uses the port, export MASTER_PORT; "
+            "if the address cannot be reached, export MASTER_ADDR; arvideo doctor, started in the "
+            "same way, reports more."
         ) from None
 
 
 def _require_resolvable(host: str) -> None:
-    """torch would ask again for half an hour."""
+    """torch would retry for half an hour."""
     for left in reversed(range(_RESOLVE_TRIES)):
         try:
             socket.getaddrinfo(host, None)
@@ -121,9 +121,8 @@ def _require_resolvable(host: str) -> None:
 
 
 def _cores(local_size: int) -> int:
-    """CPU cores that are this rank's own, or its share of the host's."""
+    """CPU cores that Slurm binds to this rank, or its share of the host's."""
     seen = len(available_cores())
-    # Where Slurm binds tasks to cores, each sees its own only.
     bound = seen < int(os.environ.get("SLURM_CPUS_ON_NODE", "0"))
     return seen if bound else max(1, seen // local_size)
 
@@ -133,7 +132,7 @@ def _device(local_rank: int, local_size: int, launcher: str) -> torch.device:
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if launcher == "srun" and count == 1:
-        # Slurm may show each task its own GPU only (--gpus-per-task): then that is number 0.
+        # Slurm may show each task one GPU only (--gpus-per-task), as number 0.
         gpus_of_tasks = int(os.environ.get("SLURM_GPUS_ON_NODE", local_size))
         local_rank = 0 if gpus_of_tasks >= local_size else local_rank
     if local_rank >= count:
@@ -141,7 +140,7 @@ def _device(local_rank: int, local_size: int, launcher: str) -> torch.device:
             f"rank {os.environ['RANK']} is process {local_rank} of {socket.gethostname()}, which "
             f"shows {count} GPU(s). Start as many processes on a host as it has GPUs."
         )
-    # DeepSpeed takes the number of the GPU from here.
+    # DeepSpeed reads the number of the GPU here.
     os.environ["LOCAL_RANK"] = str(local_rank)
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
@@ -152,17 +151,9 @@ def _set_environment(launcher: str) -> None:
     if launcher == "srun":
         os.environ.update(slurm_ranks())
     elif launcher == "python":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
         os.environ.update(
-            RANK="0",
-            WORLD_SIZE="1",
-            LOCAL_RANK="0",
-            LOCAL_WORLD_SIZE="1",
-            MASTER_ADDR="127.0.0.1",
-            MASTER_PORT=str(_free_port()),
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1"
         )
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

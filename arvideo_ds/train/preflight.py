@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.engine.agreement import gather_names
+from arvideo_ds.engine.agreement import gather_texts
 from arvideo_ds.engine.checkpoints import Checkpoint, newest_sound_checkpoint
 from arvideo_ds.engine.world import World
 from arvideo_ds.errors import UserError
@@ -39,7 +39,7 @@ def check_data(settings: Settings[Any], shards: ShardSet, world: World) -> None:
             TokenScores(settings.recipe.data.scores).check_sizes()
     except UserError as found:
         error = str(found)
-    if error := next(filter(None, gather_names(error)), ""):
+    if error := next(filter(None, gather_texts(error)), ""):
         raise UserError(error)
 
 

@@ -19,10 +19,14 @@ import torch.distributed as dist
 from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.decoding.decoders import first_usable, usable_decoders
-from arvideo_ds.engine.agreement import gather_names
+from arvideo_ds.engine.agreement import gather_texts
 from arvideo_ds.engine.build import Engine, build_engine
-from arvideo_ds.engine.checkpoints import load_checkpoint, newest_checkpoint, save_checkpoint
-from arvideo_ds.engine.export import export_weights
+from arvideo_ds.engine.checkpoints import (
+    export_weights,
+    load_checkpoint,
+    newest_checkpoint,
+    save_checkpoint,
+)
 from arvideo_ds.engine.fragments import AVERAGE, keep_average
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
@@ -106,7 +110,7 @@ class _Start:
                     folder=folder,
                     first_step=first_step,
                     sinks=self._sinks(first_step, held) if world.is_main else [],
-                    hosts=gather_names(socket.gethostname()),
+                    hosts=gather_texts(socket.gethostname()),
                     heartbeat=heartbeat,
                     guard=Guard(
                         folder,
@@ -258,7 +262,7 @@ def with_one_decoder(settings: Settings[Any]) -> Settings[Any]:
     recipe = settings.recipe
     if recipe.data.decoder != "auto":
         return settings
-    usable = gather_names(" ".join(usable_decoders()))
+    usable = gather_texts(" ".join(usable_decoders()))
     decoder = first_usable([names.split() for names in usable])
     data = recipe.data.model_copy(update={"decoder": decoder})
     return replace(settings, recipe=recipe.model_copy(update={"data": data}))

@@ -8,8 +8,7 @@ from typing import Any
 
 from arvideo_ds.data.loader import worker_count
 from arvideo_ds.engine.build import Engine
-from arvideo_ds.engine.checkpoints import newest_checkpoint
-from arvideo_ds.engine.export import export_weights
+from arvideo_ds.engine.checkpoints import export_weights, newest_checkpoint
 from arvideo_ds.engine.world import World
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.planning.plan import RunPlan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from arvideo_ds.engine.average import Average
+from arvideo_ds.engine.build import Average
 
 
 def test_it_follows_the_weights_by_its_decay() -> None:

@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 from torch import nn
 
 from arvideo_ds.engine import checkpoints
-from arvideo_ds.engine.average import Average
+from arvideo_ds.engine.build import Average
 from arvideo_ds.engine.checkpoints import (
+    export_weights,
     load_checkpoint,
     newest_checkpoint,
     newest_sound_checkpoint,
     save_checkpoint,
 )
-from arvideo_ds.engine.export import export_weights
 from arvideo_ds.errors import UserError
 
 SHARDS = {"mp_rank_00_model_states.pt": b"weights", "deep/optim_states.pt": b"moments" * 9}
@@ -196,7 +196,7 @@ def test_a_file_that_lies_about_itself_is_refused(tmp_path: Path) -> None:
     (path,) = checkpoint.path.glob("*.safetensors")
     for content in (b"", b"\xff" * 100, pickle.dumps({"weights": [1]})):
         path.write_bytes(content)
-        with pytest.raises(UserError, match="is no part of a checkpoint"):
+        with pytest.raises(UserError, match="is not part of a checkpoint"):
             load_checkpoint(PlainEngine(), checkpoint)  # type: ignore[arg-type]
 
 
@@ -300,5 +300,5 @@ def test_weights_are_exported_without_an_engine(tmp_path: Path) -> None:
     (name, weight) = next(iter(load_file(tmp_path / "out.safetensors").items()))
     assert name == "ight"
     assert torch.equal(weight, engine.module.weight.detach())
-    with pytest.raises(UserError, match=r"holds no weights named head\.\*"):
+    with pytest.raises(UserError, match=r"has no weights named head\.\*"):
         export_weights(tmp_path / "step-00000001", tmp_path / "no.safetensors", prefix="head.")

@@ -223,7 +223,7 @@ def test_a_file_that_cannot_be_used_is_named(
         ({"compile": {}}, "train.compile of the recipe"),
         ({"activation_checkpointing": {"cpu_checkpointing": True}}, "decoder layers"),
         ({"activation_checkpointing": {"partition_activations": True}}, "model parallelism"),
-        ({"activation_checkpointing": {"every": 0}}, "it is 1 or more"),
+        ({"activation_checkpointing": {"every": 0}}, "expected 1 or more"),
         ({"activation_checkpointing": {"evry": 2}}, 'did you mean "every"'),
         ({"zero_optimization": {"stage": 2, "offload_param": {"device": "cpu"}}}, "stage 3"),
     ],

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from arvideo_ds.config import FinetuneRecipe, load_recipe
-from arvideo_ds.engine.export import export_weights
+from arvideo_ds.engine.checkpoints import export_weights
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.encoder import build_encoder
 from arvideo_ds.train.settle import Options, Settings, settle
