@@ -12,7 +12,7 @@ from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, load_recip
 from arvideo_ds.config.load import recipes_dir
 from arvideo_ds.config.sizes import DecoderShape
 from arvideo_ds.planning.plan import make_plan
-from arvideo_ds.train.settle import Options, settle
+from arvideo_ds.train.settle import RunOptions, settle
 
 ROOT = Path(__file__).parent.parent
 JSONS = sorted((ROOT / "ds_configs").glob("*.json"))
@@ -62,7 +62,7 @@ def test_every_recipe_resolves_with_every_deepspeed_json(
         ranks = json.loads(path.read_text()).get("sequence_parallel_size", 1)
         if ranks > 1 and name in recipe_names("tokenizer"):
             continue  # refused: it has no tokens to share
-        settled = settle(Options(name, path), Recipe, world_size=ranks)
+        settled = settle(RunOptions(name, path), Recipe, world_size=ranks)
         assert settled.shards is None
         # One recipe, one curve: what the JSON may change is memory and speed.
         assert settled.deepspeed["train_batch_size"] == settled.recipe.train.total_batch
@@ -73,7 +73,7 @@ def test_every_recipe_resolves_with_every_deepspeed_json(
 @pytest.mark.parametrize("world_size", [8, 16, 32, 64])
 def test_real_recipes_can_be_dealt_to_whole_nodes(world_size: int) -> None:
     for name in REAL:
-        plan = settle(Options(name, JSONS[0]), PretrainRecipe, world_size=world_size).plan
+        plan = settle(RunOptions(name, JSONS[0]), PretrainRecipe, world_size=world_size).plan
         assert plan.micro_batch * plan.accumulation * world_size == plan.total_batch
 
 

@@ -24,7 +24,7 @@ from arvideo_ds.files.locks import lock
 from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.runs import run_folder
 from arvideo_ds.tasks import task_of
-from arvideo_ds.train.settle import Options, settle
+from arvideo_ds.train.settle import RunOptions, settle
 
 CELLS, LOG, RESULT = "cells", "log.txt", "result.json"
 
@@ -115,13 +115,14 @@ def require_same(cell: Cell, data: dict[str, Any]) -> None:
 
 def run_cell(cell: Cell) -> int:
     """Train unless trained, then measure, on every rank; returns the exit code."""
-    options = Options(cell.recipe, cell.deepspeed_config, cell.overrides, cell.folder)
+    options = RunOptions(cell.recipe, cell.deepspeed_config, cell.overrides, cell.folder)
     settings = settle(options, Recipe, world_size=planned_world_size())
-    shards, recipe = settings.require_shards(), settings.recipe
+    settings.require_shards()
+    recipe = settings.recipe
     if cell.trained and not (cell.folder / run_folder.MODEL).is_file():
         from arvideo_ds.train.run import start
 
-        code = start(options, settings, shards)
+        code = start(settings)
         if code != EXIT_OK:
             return code
     # An untrained cell starts no process group: only srun's variables give the rank.

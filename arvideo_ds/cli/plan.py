@@ -17,7 +17,7 @@ from arvideo_ds.config import EncoderRecipe, Recipe, load_recipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.planning.memory import Strategy
 from arvideo_ds.planning.text import advise, as_document, print_advice
-from arvideo_ds.train.settle import Options, settle
+from arvideo_ds.train.settle import RunOptions, settle
 
 
 @command
@@ -38,7 +38,7 @@ def main() -> None:
             f"{args.recipe} trains a tokenizer: what its convolutions keep in memory is not "
             "modelled. `arvideo tokenizer --dry_run` prints its plan without memory."
         )
-    options = Options(args.recipe, args.deepspeed_config, args.overrides)
+    options = RunOptions(args.recipe, args.deepspeed_config, args.overrides)
     settings = settle(options, EncoderRecipe, world_size=args.gpus)
     advice = advise(
         Path(args.recipe).stem,

@@ -1,4 +1,4 @@
-"""The loss of a model that predicts the mean of the targets: what a run has to fall below."""
+"""The loss of a model that predicts the mean of the targets; a run must fall below it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ BASELINE = "baseline_loss"
 class Baseline:
     """Measured once, on every rank's first batch, and read at the first log step.
 
-    known: of an earlier start of the run, the same on all ranks; then nothing is measured.
-    measure: a batch -> the sum over clips of that loss and the number of clips, 2, on the device;
-    None where the task has no such loss. keep: called with the loss once it is known.
+    known: the loss of an earlier start, the same on all ranks; then nothing is measured. measure:
+    a batch -> sum over clips of that loss and number of clips, 2, on the device; None where the
+    task has no such loss. keep: called with the loss once it is known.
     """
 
     def __init__(
@@ -44,6 +44,6 @@ class Baseline:
         ranks = gather_over_ranks(self._sums.tolist(), device)
         loss, clips = (sum(column) for column in zip(*ranks, strict=True))
         self._sums = None
-        if clips:  # else no rank's first batch had a clip that decoded: measure the next one
+        if clips:  # else no clip of this batch decoded on any rank: measure the next batch
             self._measure = None
             self._keep(loss / clips)

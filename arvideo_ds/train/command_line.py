@@ -1,4 +1,4 @@
-"""What the scripts share that train: arguments, and the start of a run."""
+"""The arguments of all training commands, and the start of a run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from arvideo_ds.errors import EXIT_OK, UserError
 from arvideo_ds.planning.plan import notes
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards import synthetic_sets
-from arvideo_ds.train.settle import Options, Settings, settle
+from arvideo_ds.train.settle import RunOptions, settle
 from arvideo_ds.train.signals import end_on_signals, ignore_signals
 
 
 def training_parser(description: str, task: str, deepspeed_config: str | Path) -> CommandParser:
-    """The arguments of every training script; `task` decides which recipes are named."""
+    """The parser of a training command. task: whose recipes the help lists."""
     parser = CommandParser(description=description)
     names = ", ".join(recipe_names(task))
     parser.add_argument("--recipe", metavar="NAME|PATH", help=f"one of: {names}; or a YAML file")
@@ -42,7 +42,7 @@ def training_parser(description: str, task: str, deepspeed_config: str | Path) -
 
 
 def train_on_encoder(description: str, task: str) -> int:
-    """The whole command of a task that trains a pretrained encoder; --recipe is required."""
+    """The command of a task that trains a pretrained encoder; --recipe is required."""
     parser = training_parser(description, task, "zero1")
     parser.add_argument("--init-from", metavar="PATH", help="weights to begin with; none = scratch")
     args = parser.parse_intermixed_args()
@@ -55,9 +55,9 @@ def train_on_encoder(description: str, task: str) -> int:
 def train(args: argparse.Namespace, kind: type[Recipe], **more: Any) -> int:
     """Print the settings of the run (--dry_run), or start it; the exit code. Errors: `UserError`.
 
-    args: of a `training_parser`. more: of `Options`, instead of what args say.
+    args: of a `training_parser`. more: fields of `RunOptions` that override args.
     """
-    options = from_arguments(Options, args, **more)
+    options = from_arguments(RunOptions, args, **more)
     if args.dry_run:
         return _describe(options, kind, args.world_size)
     end_on_signals()
@@ -68,22 +68,18 @@ def train(args: argparse.Namespace, kind: type[Recipe], **more: Any) -> int:
         for name in sets:
             synthetic_sets.ensure(name)
         settings = settle(options, kind, world_size=planned_world_size())
-    code = _start(options, settings)
-    # The first rank that ends with another code than 0 makes srun end the others with SIGTERM;
+    settings.require_shards()
+    # After all checks: torch and DeepSpeed take seconds to load.
+    from arvideo_ds.train.run import start
+
+    code = start(settings)
+    # The first rank that ends with a code other than 0 makes srun end the others with SIGTERM;
     # their code would then be that, and the job would not be requeued.
     ignore_signals()
     return code
 
 
-def _start(options: Options, settings: Settings[Any]) -> int:
-    shards = settings.require_shards()
-    # Only now: torch and DeepSpeed take seconds to load, and settings are wrong more often.
-    from arvideo_ds.train.run import start
-
-    return start(options, settings, shards)
-
-
-def _describe(options: Options, kind: type[Recipe], world_size: int | None) -> int:
+def _describe(options: RunOptions, kind: type[Recipe], world_size: int | None) -> int:
     if world_size is None:
         world_size = planned_world_size()
     if world_size < 1:

@@ -1,14 +1,15 @@
-"""The pulse of every rank: when nothing moves any more, who is late, and where everybody stands.
+"""Step and phase of every rank; a stalled run reports which ranks are late or silent.
 
     <run>/heartbeats/rank-00003.json    host, process, step, phase; rewritten every few seconds
     <run>/heartbeats/rank-00003.stack   every thread's stack, once nothing moved for train.stall_s
 
-The stack comes from a timer in C (faulthandler), so it is written even while native code holds
-the interpreter. The run is only told of, not ended: that is the collectives' own time-out.
+A timer in C (faulthandler) writes the stack, even while native code blocks the interpreter. The
+time-out of the collectives ends a stalled run.
 """
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
@@ -19,17 +20,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from arvideo_ds.engine.world import World
+
 FOLDER = "heartbeats"
-# In the order of a step: of two ranks at the same step, the one in the earlier phase is late.
+# In the order of a step: the rank in the earlier phase is late.
 PHASES = ("start", "data", "forward", "backward", "update", "log", "validate", "save", "end")
 _LONGEST_PERIOD_S = 15.0
-# A rank that has not written for so many periods is silent: dead, or stuck in native code.
+# A rank that has not written for this many periods is silent.
 _SILENT_PERIODS = 3
 
 
 @dataclass(frozen=True)
 class Beat:
-    """What a rank was doing when it last wrote."""
+    """Where a rank was when it last wrote."""
 
     rank: int
     host: str
@@ -48,15 +51,15 @@ class Beat:
 
 
 class Heartbeat:
-    """While entered, `beat` says where this rank is; a thread writes it down and looks around."""
+    """While entered, a thread writes where this rank is (`beat`) and watches all ranks."""
 
-    def __init__(self, folder: Path, *, rank: int, size: int, stall_s: float) -> None:
+    def __init__(self, folder: Path, world: World, *, stall_s: float) -> None:
         self._folder = folder / FOLDER
-        self._rank, self._size, self._stall_s = rank, size, stall_s
+        self._rank, self._size, self._stall_s = world.rank, world.size, stall_s
         self._period_s = min(_LONGEST_PERIOD_S, stall_s / 4)
         self._place = (0, "start")
         self._moved = time.monotonic()
-        self._told = False
+        self._reported = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._stack: IO[str] | None = None
@@ -77,7 +80,7 @@ class Heartbeat:
             self._stack.close()
 
     def beat(self, phase: str, step: int) -> None:
-        """This rank begins a phase of a step; costs some microseconds."""
+        """Begin a phase of a step; takes some microseconds."""
         self._place, self._moved = (step, phase), time.monotonic()
         if self._stack is not None:
             faulthandler.dump_traceback_later(self._stall_s, file=self._stack)
@@ -85,13 +88,13 @@ class Heartbeat:
     def _watch(self) -> None:
         while not self._ended.wait(self._period_s):
             self._write()
-            # One period later, so that every rank has written where it stands.
+            # One period later, so that every rank has written its place.
             stalled = time.monotonic() - self._moved > self._stall_s + self._period_s
-            if self._told and not stalled:
+            if self._reported and not stalled:
                 print(f"moving again: {self._mine()}", flush=True)
-            elif stalled and not self._told and self._is_reporter():
+            elif stalled and not self._reported and self._is_reporter():
                 print(self._report(), flush=True)
-            self._told = stalled
+            self._reported = stalled
 
     def _mine(self) -> Beat:
         step, phase = self._place
@@ -101,17 +104,16 @@ class Heartbeat:
     def _write(self) -> None:
         path = self._path(self._rank)
         temporary = path.with_suffix(".new")
-        try:
+        # A full disk ends the run at the next save, with its reason.
+        with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(asdict(self._mine())))
             temporary.replace(path)
-        except OSError:  # a full disk must not end the run from here; the save will say it
-            pass
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"rank-{rank:05d}.json"
 
     def _fresh(self, rank: int) -> Beat | None:
-        """What a rank wrote lately. Ages are those of the file system: clocks of hosts differ."""
+        """A rank's recent beat. Ages are by the file system: clocks of hosts differ."""
         try:
             now = self._path(self._rank).stat().st_mtime
             age_s = now - self._path(rank).stat().st_mtime
@@ -121,22 +123,22 @@ class Heartbeat:
         return beat if age_s < _SILENT_PERIODS * self._period_s else None
 
     def _is_reporter(self) -> bool:
-        """The lowest rank that still writes speaks for all."""
+        """Whether this is the lowest rank that still writes."""
         return all(self._fresh(rank) is None for rank in range(self._rank))
 
     def _report(self) -> str:
-        beats = {rank: self._fresh(rank) for rank in range(self._size)}
-        silent = [rank for rank, beat in beats.items() if beat is None]
-        heard = [beat for beat in beats.values() if beat is not None]
-        first, last = min(b.place for b in heard), max(b.place for b in heard)
-        late = [str(beat) for beat in heard if beat.place == first and first != last]
+        fresh = {rank: self._fresh(rank) for rank in range(self._size)}
+        silent = [rank for rank, beat in fresh.items() if beat is None]
+        beats = [beat for beat in fresh.values() if beat is not None]
+        first, last = min(b.place for b in beats), max(b.place for b in beats)
+        late = [beat for beat in beats if beat.place == first != last]
+        waiting = [beat for beat in beats if beat not in late]
         lines = [f"stalled: nothing has moved for {self._stall_s:g} s (train.stall_s)."]
         if silent:
             lines.append(f"  silent: rank(s) {_listed(silent)}: dead, or stuck in native code")
         lines += [f"  late: {beat}" for beat in late[:10]]
         if not silent and not late:
-            lines.append("  all ranks stand at the same place: the network, or a collective")
-        waiting = [beat for beat in heard if str(beat) not in late]
+            lines.append("  all ranks are at the same place: the network, or a collective")
         lines += [f"  waits: {beat}" for beat in waiting[:1]]
         if len(waiting) > 1:
             lines.append(f"  and so do {len(waiting) - 1} more")

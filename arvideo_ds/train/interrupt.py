@@ -1,4 +1,4 @@
-"""Signals that ask a run to stop: it finishes its step, saves, and ends."""
+"""Signals that stop a run: it finishes its step, saves, and ends."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from arvideo_ds.train.signals import SIGNALS, ignore_signals
 
 
 class Interrupt:
-    """While entered, the first signal only raises a flag; a second Ctrl-C ends the process at once.
+    """While entered, the first signal only sets a flag; a second Ctrl-C ends the process at once.
 
-    Entered before anything slow begins, so that a signal at any moment ends in a save. Launchers
-    send SIGTERM after the terminal's SIGINT, so only a repeated SIGINT counts twice; and none ends
-    the process at once where a scheduler's SIGUSR1 or SIGUSR2 asked for the save. Once the
-    interrupted run has saved, signals are ignored until the process is gone: its exit code stands.
+    Entered before anything slow begins, so that any signal leads to a save. Launchers send SIGTERM
+    after the terminal's SIGINT, so only a repeated SIGINT ends the process; none does after a
+    scheduler's SIGUSR1 or SIGUSR2. Once the interrupted run has saved, signals are ignored until
+    the process ends, so that its exit code stays.
     """
 
     def __init__(self) -> None:
@@ -36,21 +36,21 @@ class Interrupt:
                 signal.signal(number, handler)
 
     def connect(self, world_size: int) -> None:
-        """Let the ranks agree from now on. Collective."""
+        """Make the ranks agree from now on. Collective."""
         self._agreement = AnyRank(world_size)
 
     def disconnect(self) -> None:
-        """Collect the last question, before the process group ends. Collective."""
+        """Wait for the last agreement, before the process group ends. Collective."""
         if self._agreement is not None:
             self._agreement.finish()
 
     def agreed(self) -> bool:
-        """Whether to stop now: all ranks say yes after the same step. Call once a step."""
+        """Whether to stop now, the same on all ranks. Call once per step."""
         assert self._agreement is not None, "connect() comes first"
         return self._agreement.ask(self.received is not None)
 
     def trained(self, *, interrupted: bool) -> None:
-        """The loop has ended: `interrupted` after its save, or after the last step."""
+        """The loop has ended: after the save of an interruption, or after the last step."""
         self._trained, self._over = True, interrupted
         if interrupted:
             ignore_signals()
@@ -63,8 +63,8 @@ class Interrupt:
         if self.received is None and os.environ.get("RANK", "0") == "0":
             name = signal.Signals(number).name
             what = "all steps are done" if self._trained else "saving after this step, then ending"
-            # Not print: a signal may come in the middle of one.
+            # Not print: a signal may arrive during one.
             os.write(2, f"{name}: {what}\n".encode())
-        # Python handles signals that came during a long call by their number: SIGINT before these.
+        # After a long call Python handles signals by number, so SIGINT may come before these.
         if self.received is None or number in (signal.SIGUSR1, signal.SIGUSR2):
             self.received = signal.Signals(number)

@@ -15,7 +15,7 @@ PARENT = "parent"
 
 @dataclass(frozen=True)
 class Parent:
-    """A run that another one continues, and the step of the checkpoint that it started from."""
+    """A run that another one continues from the checkpoint of `step`."""
 
     folder: Path
     step: int
@@ -26,31 +26,30 @@ class Parent:
 
 
 def parent_facts(folder: Path, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
-    """What run.json says of the parent of the run in `folder` that starts from a checkpoint.
+    """The entry `PARENT` of run.json for the run in `folder` that resumes from a checkpoint.
 
     The parent's folder is relative to the run's, so that both can be moved together. A checkpoint
-    of the run's own already says it.
+    of the run itself has the entry.
     """
     if checkpoint is None:
         return None
     source = checkpoint.path.parent.parent.resolve()
     if source == folder.resolve():
-        facts: dict[str, Any] | None = checkpoint.facts.get(PARENT)
-        return facts
+        return checkpoint.facts.get(PARENT)
     return {"run": os.path.relpath(source, folder.resolve()), "step": checkpoint.step}
 
 
 def parents(folder: Path) -> list[Parent]:
     """The runs that a run continues, the nearest first; the last one may be missing."""
-    found: list[Parent] = []
+    chain: list[Parent] = []
     seen = {folder.resolve()}
     while (facts := run_folder.read_facts(folder).get(PARENT)) is not None:
         folder = (folder / facts["run"]).resolve()
         if folder in seen:
             break
         seen.add(folder)
-        found.append(Parent(folder, facts["step"]))
-    return found
+        chain.append(Parent(folder, facts["step"]))
+    return chain
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:

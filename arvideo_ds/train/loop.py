@@ -6,20 +6,18 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from arvideo_ds.config import Recipe
 from arvideo_ds.data.loader import Batch, TrainLoader
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.world import World
 from arvideo_ds.optim.schedule import learning_rate
-from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.train.baseline import Baseline
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
 from arvideo_ds.train.interrupt import Interrupt
 from arvideo_ds.train.metrics import Meter, Reading, quarantine
+from arvideo_ds.train.settle import RunSettings
 from arvideo_ds.train.validation import Validation
 
 
@@ -31,12 +29,10 @@ class Sink(Protocol):
 class Run:
     """Everything the loop works with; built by run.py."""
 
-    recipe: Recipe
-    plan: RunPlan
+    settings: RunSettings[Any]
     world: World
     engine: Engine
     loader: TrainLoader
-    folder: Path
     first_step: int
     sinks: list[Sink]
     hosts: list[str]
@@ -51,7 +47,7 @@ class Run:
 
 @dataclass
 class Outcome:
-    """Where the loop ended: `steps` done in all, the last metrics, and whether it was stopped."""
+    """Where the loop ended: total `steps`, the last metrics, and whether it was interrupted."""
 
     steps: int
     metrics: dict[str, Any]
@@ -60,15 +56,16 @@ class Outcome:
 
 def train(run: Run) -> Outcome:
     """Steps first_step..steps-1. Every rank calls it; an interruption ends it after a save."""
+    train_settings, plan = run.settings.recipe.train, run.settings.plan
     meter, metrics = _meter(run), dict[str, Any]()
-    beat, guard = run.heartbeat.beat, run.guard
+    beat = run.heartbeat.beat
     # Closed on every way out: data workers ignore signals and would outlive an error.
     with closing(iter(run.loader)) as batches:
-        for step in range(run.first_step, run.plan.steps):
+        for step in range(run.first_step, plan.steps):
             done = step + 1
-            lr = learning_rate(run.plan, step)
+            lr = learning_rate(plan, step)
             run.engine.set_learning_rate(lr)
-            for _ in range(run.plan.accumulation):
+            for _ in range(plan.accumulation):
                 beat("data", done)
                 batch = _next_batch(batches, run, meter)
                 run.baseline.see(batch)
@@ -83,35 +80,32 @@ def train(run: Run) -> Outcome:
                 meter.add(loss, batch)
             meter.refused.append(run.engine.refused())
             stop = run.interrupt.agreed()
-            judging = run.validation is not None and run.validation.due(done)
-            saving = judging or stop or _saves(run, done)
-            # Whatever is saved was looked at first.
-            if saving or done % run.recipe.train.log_every == 0:
+            validates = run.validation is not None and run.validation.due(done)
+            last = done == plan.steps
+            saves = validates or stop or last or done % train_settings.save_every == 0
+            # Metrics are checked before each save.
+            if saves or done % train_settings.log_every == 0:
                 beat("log", done)
                 reading = meter.read(run.hosts)
                 run.baseline.read(run.world.device)
-                judged = _judge(run, done) if judging else {}
-                metrics = _log(run, reading, done, lr, judged)
-                guard.require_health(done, metrics, reading)
+                metrics = _log(run, reading, done, lr, _validate(run, done) if validates else {})
+                run.guard.require_health(done, metrics, reading)
                 meter = _meter(run)
-            if saving:
+            if saves:
                 beat("save", done)
                 run.save(done, metrics)
-            if stop and done < run.plan.steps:
+            if stop and not last:
                 return Outcome(done, metrics, interrupted=True)
-    beat("end", run.plan.steps)
-    return Outcome(run.plan.steps, metrics, interrupted=False)
+    beat("end", plan.steps)
+    return Outcome(plan.steps, metrics, interrupted=False)
 
 
 def _meter(run: Run) -> Meter:
-    return Meter(run.world.device, run.recipe.task, run.plan.sequence_parallel)
+    settings = run.settings
+    return Meter(run.world.device, settings.recipe.task, settings.plan.sequence_parallel)
 
 
-def _saves(run: Run, done: int) -> bool:
-    return done % run.recipe.train.save_every == 0 or done == run.plan.steps
-
-
-def _judge(run: Run, done: int) -> dict[str, float]:
+def _validate(run: Run, done: int) -> dict[str, float]:
     assert run.validation is not None
     run.heartbeat.beat("validate", done)
     return run.validation.run()
@@ -121,22 +115,22 @@ def _next_batch(batches: Iterator[Batch], run: Run, meter: Meter) -> Batch:
     started = time.perf_counter()
     batch = next(batches)
     meter.data_wait_s += time.perf_counter() - started
-    quarantine(run.folder, run.world.rank, batch.skipped)
+    quarantine(run.settings.folder, run.world.rank, batch.skipped)
     return batch.to(run.world.device)
 
 
 def _log(
-    run: Run, reading: Reading, done: int, lr: float, judged: dict[str, float]
+    run: Run, reading: Reading, done: int, lr: float, validated: dict[str, float]
 ) -> dict[str, Any]:
-    """Write what all ranks measured."""
-    norm = run.engine.gradient_norm()
+    """Write the metrics of all ranks."""
+    norm, plan = run.engine.gradient_norm(), run.settings.plan
     metrics: dict[str, Any] = {
         "step": done,
-        "epoch": done * run.plan.videos_per_step / run.plan.num_videos,
+        "epoch": done * plan.videos_per_step / plan.num_videos,
         **reading.metrics,
         "lr": lr,
         **({} if norm is None else {"grad_norm_preclip": norm}),
-        **judged,
+        **validated,
         **run.guard.count(reading),
         "slowest_host": reading.slowest_host,
         "data/workers_gib": run.loader.workers_resident_gib(),

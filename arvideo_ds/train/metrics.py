@@ -1,16 +1,18 @@
-"""What a logged step says, and where it goes: the console, metrics.jsonl, W&B.
+"""Metrics of a logged step, and their sinks: the console, metrics.jsonl, W&B.
 
-Names carry their unit; `loss/<task>`, `throughput/`, `time/`, `memory/`, `data/`.
+Names end with their unit; `loss/<task>`, `throughput/`, `time/`, `memory/`, `data/`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import secrets
 import statistics
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -24,21 +26,15 @@ from arvideo_ds.engine.agreement import gather_over_ranks
 from arvideo_ds.files.atomic import finite, write_text
 from arvideo_ds.files.json_lines import append_json_lines
 from arvideo_ds.host import peak_resident_bytes
-from arvideo_ds.runs.run_folder import (
-    METRICS,
-    QUARANTINE,
-    append_of_rank,
-    read_metrics,
-)
+from arvideo_ds.runs.run_folder import METRICS, QUARANTINE, append_of_rank, read_metrics
 from arvideo_ds.tasks import Task
 
-_GIB = 2**30
-# A rank whose forward pass takes so many times the median is named.
+# The console names a host whose forward pass takes this many times the median.
 _STRAGGLES = 1.5
 
 
 class Stopwatch:
-    """Seconds between `start` and `stop`, summed; on a GPU timed there, and read without haste."""
+    """Sum of the seconds between `start` and `stop`; on a GPU by CUDA events."""
 
     def __init__(self, device: torch.device) -> None:
         self._on_gpu = device.type == "cuda"
@@ -69,14 +65,15 @@ class Stopwatch:
 
 @dataclass
 class Meter:
-    """One rank's record since the last logged step; losses stay on the device until then."""
+    """One rank's measurements since the last logged step; losses stay on the device until then."""
 
     device: torch.device
     task: str
-    # So many consecutive ranks load the same clips.
+    # Number of consecutive ranks that load the same clips.
     sharing: int = 1
-    # One of each micro-step, and of each step: 1 where it was not applied.
+    # A loss per micro-step.
     losses: list[torch.Tensor] = field(default_factory=list)
+    # Per step: 1 where it was not applied.
     refused: list[torch.Tensor] = field(default_factory=list)
     clips: int = 0
     skipped: int = 0
@@ -93,15 +90,15 @@ class Meter:
         self.skipped += batch.num_skipped
 
     def read(self, hosts: list[str]) -> Reading:
-        """What all ranks measured. Collective, and the loop's one host sync."""
+        """Measurements of all ranks, by their `hosts`. Collective, and the loop's one host sync."""
         losses, refused = torch.stack(self.losses).tolist(), torch.stack(self.refused).tolist()
         finite = [loss for loss in losses if math.isfinite(loss)]
         forward_s = self.forward.seconds()
-        # Clocked after the sync: work that was only queued would count as done.
+        # Timed after the sync, so that queued work is included.
         elapsed_s = time.perf_counter() - self.started
-        own = [sum(finite), len(finite), self.clips, self.skipped]
-        own += [self.data_wait_s, forward_s, elapsed_s]
-        ranks = gather_over_ranks(own, self.device)
+        mine = [sum(finite), len(finite), self.clips, self.skipped]
+        mine += [self.data_wait_s, forward_s, elapsed_s]
+        ranks = gather_over_ranks(mine, self.device)
         *columns, waits_s, forwards_s, elapsed = map(list, zip(*ranks, strict=True))
         loss_sum, num_finite, clips, skipped = (sum(c[:: self.sharing]) for c in columns)
         steps, world_size, elapsed_mean_s = len(refused), len(ranks), sum(elapsed) / len(ranks)
@@ -114,7 +111,7 @@ class Meter:
             "time/data_wait_pct": 100 * sum(waits_s) / sum(elapsed),
             **_spread("time/data_wait_s", waits_s, steps),
             **_spread("time/forward_s", forwards_s, steps),
-            "memory/peak_gib": peak_memory_gib(self.device),
+            "memory/peak_gib": _peak_memory_bytes(self.device) / 2**30,
             "data/skipped": skipped,
             "data/seen": clips,
         }
@@ -123,7 +120,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Reading:
-    """Metrics over all ranks; this rank's losses by micro-step; per step 1 where not applied."""
+    """Metrics over all ranks; this rank's losses per micro-step; per step 1 if not applied."""
 
     metrics: dict[str, Any]
     losses: list[float]
@@ -132,7 +129,7 @@ class Reading:
 
 
 def _spread(name: str, seconds: list[float], steps: int) -> dict[str, float]:
-    """The ranks' extremes per step: a slow host shows in the maximum."""
+    """Minimum, median and maximum over ranks, per step: a slow host shows in the maximum."""
     return {
         f"{name}_min": min(seconds) / steps,
         f"{name}_median": statistics.median(seconds) / steps,
@@ -140,15 +137,15 @@ def _spread(name: str, seconds: list[float], steps: int) -> dict[str, float]:
     }
 
 
-def peak_memory_gib(device: torch.device) -> float:
-    """Most memory held so far: the GPU's allocations, or this process's resident size."""
+def _peak_memory_bytes(device: torch.device) -> int:
+    """Peak so far of the GPU's allocations, or of this process's resident size."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / _GIB
-    return peak_resident_bytes() / _GIB
+        return torch.cuda.max_memory_allocated(device)
+    return peak_resident_bytes()
 
 
 class Console:
-    """One line a logged step, with rate and time left."""
+    """Prints one line per logged step, with throughput and time left."""
 
     def __init__(self, steps: int, task: Task) -> None:
         self._steps, self._task = steps, task
@@ -169,9 +166,9 @@ class Console:
             f"left {left}",
         ]
         start = "validation/"
-        found = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
-        if found:
-            parts.append(self._task.metric_words(found))
+        validated = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
+        if validated:
+            parts.append(self._task.metric_words(validated))
         if metrics["data/skipped_total"]:
             parts.append(f"skipped {metrics['data/skipped_total']:.0f}")
         if metrics["guard/refused_total"]:
@@ -186,7 +183,7 @@ class Console:
 
 
 class JsonLines:
-    """metrics.jsonl: the truth about a run. A resumed run drops what it will do again."""
+    """metrics.jsonl. A resumed run drops the lines of steps that it will repeat."""
 
     def __init__(self, folder: Path, first_step: int) -> None:
         self._path = folder / METRICS
@@ -198,14 +195,14 @@ class JsonLines:
 
 
 class Wandb:
-    """W&B on request, never fatal: a failure is said once and training goes on.
+    """W&B on request, never fatal: the first failure is printed, and training continues without it.
 
     settings: settled, so that the environment has been read.
     """
 
     def __init__(self, folder: Path, settings: WandbSettings, config: dict[str, Any]) -> None:
         self._run: Any = None
-        try:
+        with self._off_after_failure():
             import wandb
 
             # The id stays with the run, so a requeued job continues the same curve.
@@ -225,33 +222,28 @@ class Wandb:
                 config=config,
             )
             self._run.define_metric("*", step_metric="step")
-        except Exception as error:  # whatever its network or login says
-            self._give_up(error)
 
     def log(self, metrics: dict[str, Any]) -> None:
         if self._run is not None:
-            try:
+            with self._off_after_failure():
                 self._run.log(metrics)
-            except Exception as error:
-                self._give_up(error)
 
     def close(self) -> None:
-        """Write what is still under way."""
+        """Send what is still queued."""
         if self._run is not None:
-            try:
+            with self._off_after_failure():
                 self._run.finish()
-            except Exception as error:
-                self._give_up(error)
 
-    def _give_up(self, error: Exception) -> None:
-        self._run = None
-        print(f"W&B is off for this run ({error}); metrics.jsonl goes on.", flush=True)
+    @contextlib.contextmanager
+    def _off_after_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever its network or login raises
+            self._run = None
+            print(f"W&B is off for this run ({error}); metrics.jsonl goes on.", flush=True)
 
 
 def quarantine(folder: Path, rank: int, skipped: list[Skipped]) -> None:
-    """Append the videos that did not decode to the rank's own file."""
+    """Append the videos that did not decode to the rank's file."""
     if skipped:
-        lines = [
-            {"key": s.key, "kind": s.kind, "message": s.message, "rank": rank} for s in skipped
-        ]
-        append_of_rank(folder, QUARANTINE, rank, lines)
+        append_of_rank(folder, QUARANTINE, rank, [{**asdict(s), "rank": rank} for s in skipped])

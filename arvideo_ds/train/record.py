@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import dataclasses
 import platform
 from importlib import metadata
 from typing import Any
 
 from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.score_store import hash_of_scores
 from arvideo_ds.planning.plan import RunPlan, notes
-from arvideo_ds.runs.run_folder import update_summary
-from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.runs import run_folder
 from arvideo_ds.train.baseline import BASELINE
 from arvideo_ds.train.loop import Outcome
-from arvideo_ds.train.settle import Options, Settings
+from arvideo_ds.train.settle import RunSettings
 from arvideo_ds.version import git_commit
 
 # In summary.json: whether the last logged loss is below `BASELINE`.
@@ -23,13 +22,13 @@ BELOW_BASELINE = "below_baseline"
 _PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "decord", "torchcodec", "av", "numpy")
 
 
-def facts(settings: Settings[Any], shards: ShardSet, world_size: int) -> dict[str, Any]:
-    """Saved with every checkpoint: what it is, and what it needs to be resumed."""
+def facts(settings: RunSettings[Any], world_size: int) -> dict[str, Any]:
+    """Facts of a run that are saved with every checkpoint; resuming needs some of them."""
     return {
         **settings.as_dict(),
         "world_size": world_size,
         "zero_stage": zero_stage(settings.deepspeed),
-        "manifest": shards.hash,
+        "manifest": settings.require_shards().hash,
         "scores": hash_of_scores(settings.recipe),
         "commit": git_commit(),
         "versions": {"python": platform.python_version(), **_versions()},
@@ -46,23 +45,27 @@ def _versions() -> dict[str, str]:
     return versions
 
 
-def print_header(
-    options: Options,
-    settings: Settings[Any],
-    shards: ShardSet,
-    world: World,
-    decoder: str,
-    first_step: int,
+def write_start(
+    settings: RunSettings[Any], world: World, facts: dict[str, Any], decoder: str, first_step: int
 ) -> None:
-    plan, recipe, task = settings.plan, settings.recipe, settings.task
+    """Write recipe, facts and labels to the run's folder, and print the header."""
+    folder, recipe, plan, task = settings.folder, settings.recipe, settings.plan, settings.task
+    shards = settings.require_shards()
+    run_folder.write_recipe(folder, recipe)
+    run_folder.write_facts(folder, facts)
+    if (names := task.labels(shards)) is not None:
+        write_json(folder / run_folder.LABELS, names)
+    parameters = f"{plan.parameters_encoder / 1e6:.1f} M encoder"
+    if plan.parameters_decoder:
+        parameters += f" + {plan.parameters_decoder / 1e6:.1f} M decoder"
     print(
-        f"recipe {options.recipe}: {task.model_words()}, {_parameters(plan)}, "
+        f"recipe {settings.options.recipe}: {task.model_words()}, {parameters} parameters, "
         f"{plan.gflops_forward_per_clip:.2f} GFLOP forward per clip\n"
         f"clip {plan.clip_shape} -> tokens {plan.token_grid}{task.token_words(plan)}\n"
         f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
         f"{_batch(plan)}\n"
         f"{world.size} rank(s) by {world.launcher} on {world.device.type}, ZeRO stage "
-        f"{zero_stage(settings.deepspeed)}, {recipe.train.precision}; writing to {options.folder}"
+        f"{zero_stage(settings.deepspeed)}, {recipe.train.precision}; writing to {folder}"
         + (f"; going on after step {first_step}" if first_step else ""),
         flush=True,
     )
@@ -70,69 +73,59 @@ def print_header(
         print(f"note: {note}", flush=True)
 
 
-def _parameters(plan: RunPlan) -> str:
-    decoder = f" + {plan.parameters_decoder / 1e6:.1f} M decoder" if plan.parameters_decoder else ""
-    return f"{plan.parameters_encoder / 1e6:.1f} M encoder{decoder} parameters"
-
-
 def _batch(plan: RunPlan) -> str:
-    """Videos and clips per step, and the schedule of the learning rate that follows from them."""
+    """Videos and clips per step, and the schedule of the learning rate."""
+    shares = f"{plan.world_size} rank(s)"
+    if plan.sequence_parallel > 1:
+        shares = f"{plan.data_ranks} group(s) of {plan.sequence_parallel} ranks"
     return (
         f"step {plan.videos_per_step} videos x {plan.repeats} clips = {plan.total_batch} clips = "
-        f"{_shares(plan)} x {plan.micro_batch} x {plan.accumulation} accumulated\n"
+        f"{shares} x {plan.micro_batch} x {plan.accumulation} accumulated\n"
         f"lr for {plan.videos_per_step} videos per step: warm-up from {plan.warmup_lr:.3e} to "
         f"{plan.lr:.3e}, then down to {plan.min_lr:.3e}; {plan.steps} steps = {plan.epochs:g} "
         f"epochs, {plan.warmup_steps} of warm-up"
     )
 
 
-def _shares(plan: RunPlan) -> str:
-    if plan.sequence_parallel == 1:
-        return f"{plan.world_size} rank(s)"
-    return f"{plan.data_ranks} group(s) of {plan.sequence_parallel} ranks"
-
-
 def summarize(
-    options: Options,
-    settings: Settings[Any],
-    shards: ShardSet,
+    settings: RunSettings[Any],
     outcome: Outcome,
     first_step: int,
     elapsed_s: float,
     baseline: float | None = None,
 ) -> None:
     """Write summary.json and print the outcome. baseline: loss of predicting the mean, if known."""
-    folder = options.folder
+    folder = settings.folder
     loss = outcome.metrics.get(f"loss/{settings.recipe.task}")
     below = None if baseline is None or loss is None else loss < baseline
-    update_summary(
+    run_folder.update_summary(
         folder,
         {
-            "recipe": options.recipe,
+            "recipe": settings.options.recipe,
             "steps": outcome.steps,
             "interrupted": outcome.interrupted,
             "resumed_from_step": first_step,
             "train_seconds_of_last_start": round(elapsed_s, 1),
             **({"final": outcome.metrics} if outcome.metrics else {}),
             **({} if below is None else {BASELINE: baseline, BELOW_BASELINE: below}),
-            "manifest": shards.hash,
-            "plan": dataclasses.asdict(settings.plan),
+            "manifest": settings.require_shards().hash,
+            "plan": settings.plan.as_dict(),
             "commit": git_commit(),
         },
     )
     done = f"{outcome.steps} of {settings.plan.steps} steps, {elapsed_s / 60:.1f} min"
     if outcome.interrupted:
-        print(f"interrupted after {done}; saved. The same command goes on from there.", flush=True)
+        print(f"interrupted after {done}; saved. The same command continues it.", flush=True)
     elif first_step == settings.plan.steps:
-        print(f"nothing left to do: {folder} holds the finished run.", flush=True)
+        print(f"nothing left to do: {folder} contains the finished run.", flush=True)
     else:
-        print(f"finished {done}: loss {loss:.4f}; see {folder / 'summary.json'}", flush=True)
+        print(f"finished {done}: loss {loss:.4f}; see {folder / run_folder.SUMMARY}", flush=True)
     if below is False:
         print(f"note: {not_below(loss, baseline)}", flush=True)
 
 
 def not_below(loss: float | None, baseline: float | None) -> str:
-    """In words, that a run has not learnt anything yet."""
+    """The note on a run that has not learnt anything yet."""
     return (
         f"the loss ({loss:.4f}) has not fallen below that of predicting the mean "
         f"({baseline:.4f}): the model has learnt nothing yet."

@@ -1,4 +1,4 @@
-"""Everything that is decided before the first process talks to another; needs no torch."""
+"""What is decided before ranks talk to each other; needs no torch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from arvideo_ds.tasks.task import open_shards
 
 
 @dataclass(frozen=True)
-class Options:
+class RunOptions:
     """The command line of a training run."""
 
     recipe: str
@@ -38,15 +38,20 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Settings(Generic[AnyRecipe]):
+class RunSettings(Generic[AnyRecipe]):
     """A run, decided: `--dry_run` prints it."""
 
+    options: RunOptions
     recipe: AnyRecipe
     plan: RunPlan
     deepspeed: dict[str, Any]
     shards: ShardSet | None
-    # What the validation reads while training.
+    # Of the validation during training.
     validation: ShardSet | None = None
+
+    @property
+    def folder(self) -> Path:
+        return self.options.folder
 
     @property
     def task(self) -> Task:
@@ -54,7 +59,9 @@ class Settings(Generic[AnyRecipe]):
 
     def require_shards(self) -> ShardSet:
         """The shards. Errors: `UserError` with the command that makes them."""
-        return _require(self.recipe, self.shards)
+        if self.shards is None:
+            raise _missing_shards(self.recipe)
+        return self.shards
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -64,11 +71,13 @@ class Settings(Generic[AnyRecipe]):
         }
 
 
-def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Settings[AnyRecipe]:
+def settle(
+    options: RunOptions, kind: type[AnyRecipe], *, world_size: int
+) -> RunSettings[AnyRecipe]:
     """Recipe (of `kind`), plan and DeepSpeed configuration, resolved against each other.
 
-    Missing shards are no error yet (a dry run needs none): the plan then counts with
-    data.num_videos. Errors: `UserError`.
+    Missing shards are no error yet, as a dry run needs none: data.num_videos replaces their count.
+    Errors: `UserError`.
     """
     recipe = load_recipe(options.recipe, options.overrides, kind)
     OPTIMIZERS.check(recipe.optim.name, key="optim.name")
@@ -76,12 +85,12 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     run_folder.require_own(options.folder, run_folder.RECIPE)
     recipe = task_of(recipe).settled(options.folder)
     task = task_of(recipe)
-    # Afterwards the run's own checkpoints count (run.py), and so does its own recipe.
+    # A run with checkpoints continues from them (preflight.py), and by its own recipe.
     if options.resume is not None and not run_folder.has_checkpoints(options.folder):
         run_folder.require_resumable(options.resume, recipe)
     shards = open_shards(recipe.data.shards)
     if shards is None and recipe.data.num_videos is None:
-        _require(recipe, shards)
+        raise _missing_shards(recipe)
     if shards is not None and recipe.data.scores is not None:
         TokenScores(recipe.data.scores).require(shards, recipe)
     tree, origin = read_deepspeed_json(options.deepspeed_config), str(options.deepspeed_config)
@@ -94,18 +103,16 @@ def settle(options: Options, kind: type[AnyRecipe], *, world_size: int) -> Setti
     config = resolve(tree, recipe, plan, origin)
     validation = task.open_validation()
     task.check(plan, shards, validation)
-    return Settings(recipe, plan, config, shards, validation)
+    return RunSettings(options, recipe, plan, config, shards, validation)
 
 
-def _require(recipe: Recipe, shards: ShardSet | None) -> ShardSet:
-    if shards is not None:
-        return shards
+def _missing_shards(recipe: Recipe) -> UserError:
     where = recipe.data.shards
     if where is None:
-        raise UserError(
+        return UserError(
             f"the recipe names no shards. {how_to_make_shards('SHARDS')}; then add "
             "data.shards=SHARDS to the command."
         )
     name = set_of(where)
     how = how_to_make_shards(where) if name is None else how_to_make(name)
-    raise UserError(f"there are no shards in {where}. {how}")
+    return UserError(f"there are no shards in {where}. {how}")

@@ -1,6 +1,6 @@
-"""What a signal means before a run listens, and after it has ended.
+"""Signals before a run trains and after it has ended; interrupt.py handles them in between.
 
-While a run trains, interrupt.py takes the signals. Needs no torch.
+Needs no torch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def end_on_signals() -> None:
-    """From now on a signal ends this process with EXIT_INTERRUPTED: there is nothing to save."""
+    """From now on a signal ends this process with EXIT_INTERRUPTED, without a save."""
 
     def end(_number: int, _frame: FrameType | None) -> None:
         ignore_signals()
@@ -26,6 +26,6 @@ def end_on_signals() -> None:
 
 
 def ignore_signals() -> None:
-    """From now on, until the interpreter is gone: the exit code is decided."""
+    """From now on until the process ends: its exit code is decided."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -11,7 +11,7 @@ from arvideo_ds.config import DetectRecipe, load_recipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import make_plan
-from arvideo_ds.train.settle import Options, settle
+from arvideo_ds.train.settle import RunOptions, settle
 
 NAME = "detect_vit_b_ava"
 BATCHES = ("max_steps", "total_batch", "micro_batch")
@@ -88,12 +88,12 @@ def test_files_of_boxes_are_looked_for_before_any_work(
     shards = str(ava_recipe().data.shards)
     start = (f"data.shards={shards}", "train.max_steps=1", "detect.train_on=all")
     with pytest.raises(UserError, match=r"detect\.annotations is not given"):
-        settle(Options(NAME, JSON, start), DetectRecipe, world_size=1)
+        settle(RunOptions(NAME, JSON, start), DetectRecipe, world_size=1)
     for key in ("detect.annotations", "detect.detections", "evaluation.excluded"):
         missing = f"{key}={tmp_path / 'none.csv'}"
         given = (f"detect.annotations={JSON}", missing)
         with pytest.raises(UserError, match=rf"{key}=.*no such file"):
-            settle(Options(NAME, JSON, (*start, *given)), DetectRecipe, world_size=1)
+            settle(RunOptions(NAME, JSON, (*start, *given)), DetectRecipe, world_size=1)
     with pytest.raises(UserError, match=r"evaluation\.shards=.*holds no shards"):
         given = (f"detect.annotations={JSON}", f"evaluation.shards={tmp_path}")
-        settle(Options(NAME, JSON, (*start, *given)), DetectRecipe, world_size=1)
+        settle(RunOptions(NAME, JSON, (*start, *given)), DetectRecipe, world_size=1)

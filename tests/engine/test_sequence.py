@@ -12,7 +12,7 @@ from torch import Tensor
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.engine.saved_state import SavedState
 from arvideo_ds.errors import UserError
-from arvideo_ds.train.settle import Options, Settings, settle
+from arvideo_ds.train.settle import RunOptions, RunSettings, settle
 from tests.conftest import run_script
 
 Curves = dict[str, list[float]]
@@ -132,11 +132,11 @@ def test_long_clips_are_dealt_to_groups_of_ranks(
 
 def settled(
     recipe: str, kind: type[Recipe], size: int, ranks: int, overrides: list[str], folder: Path
-) -> Settings[Recipe]:
+) -> RunSettings[Recipe]:
     path = folder / "deepspeed.json"
     path.write_text(json.dumps({"sequence_parallel_size": size}))
     given = [*overrides, "data.num_videos=1000", "data.num_streams=120"]
-    return settle(Options(recipe, path, given, folder / "run"), kind, world_size=ranks)
+    return settle(RunOptions(recipe, path, given, folder / "run"), kind, world_size=ranks)
 
 
 @pytest.mark.gpu

@@ -14,7 +14,7 @@ from arvideo_ds.config import PretrainRecipe, Recipe, load_recipe, recipe_names
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.runs import run_folder
-from arvideo_ds.train.settle import Options, settle
+from arvideo_ds.train.settle import RunOptions, settle
 from tests.conftest import ROOT
 
 Tiny = Callable[..., PretrainRecipe]
@@ -105,7 +105,7 @@ def test_a_dry_run_refuses_to_resume_what_does_not_fit(tiny: Tiny, tmp_path: Pat
     config = ROOT / "ds_configs" / "zero2.json"
 
     def settled(*overrides: str) -> None:
-        options = Options(str(path), config, overrides, output=output, resume=parent)
+        options = RunOptions(str(path), config, overrides, output=output, resume=parent)
         settle(options, PretrainRecipe, world_size=1)
 
     settled("train.max_steps=9")

@@ -73,8 +73,8 @@ def test_a_plugin_adds_a_task_and_a_dry_run_plans_it(
     code = (
         "from pathlib import Path\n"
         "from arvideo_ds.config import Recipe\n"
-        "from arvideo_ds.train.settle import Options, settle\n"
-        f"options = Options({str(recipe)!r}, Path('ds_configs/zero1.json'))\n"
+        "from arvideo_ds.train.settle import RunOptions, settle\n"
+        f"options = RunOptions({str(recipe)!r}, Path('ds_configs/zero1.json'))\n"
         "settings = settle(options, Recipe, world_size=2)\n"
         "print(settings.task.model_words(), settings.plan.steps, settings.plan.encoder_tokens)"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from arvideo_ds.runs import run_folder
 from arvideo_ds.train import baseline, record
 from arvideo_ds.train.baseline import Baseline
 from arvideo_ds.train.loop import Outcome
+from arvideo_ds.train.settle import RunOptions, RunSettings
 
 CPU = torch.device("cpu")
 
@@ -74,11 +76,10 @@ def test_a_run_that_has_learnt_nothing_says_so(
     loss: float, below: bool, tiny: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe: PretrainRecipe = tiny()
-    settings: Any = type("S", (), {"recipe": recipe, "plan": make_plan(recipe, world_size=1)})
-    options: Any = type("O", (), {"folder": tmp_path, "recipe": "demo"})
+    shards: Any = SimpleNamespace(hash="abc")
+    options, plan = RunOptions("demo", Path(), output=tmp_path), make_plan(recipe, world_size=1)
     outcome = Outcome(4, {"step": 4, "loss/pretrain": loss}, interrupted=False)
-    shards: Any = type("Shards", (), {"hash": "abc"})
-    record.summarize(options, settings, shards, outcome, 0, 1.0, 0.9688)
+    record.summarize(RunSettings(options, recipe, plan, {}, shards), outcome, 0, 1.0, 0.9688)
     summary = run_folder.read_summary(tmp_path)
     assert (summary["baseline_loss"], summary["below_baseline"]) == (0.9688, below)
     said = "has not fallen below that of predicting the mean" in capsys.readouterr().out

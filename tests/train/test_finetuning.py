@@ -19,7 +19,7 @@ from arvideo_ds.config import FinetuneRecipe, load_recipe
 from arvideo_ds.engine.checkpoints import export_weights
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.encoder import build_encoder
-from arvideo_ds.train.settle import Options, Settings, settle
+from arvideo_ds.train.settle import RunOptions, RunSettings, settle
 from tests import warm_start
 from tests.conftest import ROOT, command_environment, run_script
 
@@ -160,9 +160,9 @@ def test_what_does_not_fit_is_refused_before_anything_starts(
     assert words in str(refused.value)
 
 
-def settled(shards: Path, *overrides: str) -> Settings[FinetuneRecipe]:
+def settled(shards: Path, *overrides: str) -> RunSettings[FinetuneRecipe]:
     where = (f"data.shards={shards / 'train'}", f"evaluation.shards={shards / 'test'}")
-    options = Options("finetune_demo", ROOT / "ds_configs/zero1.json", [*where, *overrides])
+    options = RunOptions("finetune_demo", ROOT / "ds_configs/zero1.json", [*where, *overrides])
     return settle(options, FinetuneRecipe, world_size=1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,11 +10,12 @@ import pytest
 
 from arvideo_ds.config import load_recipe
 from arvideo_ds.train import run
-from arvideo_ds.train.settle import Settings
+from arvideo_ds.train.settle import RunOptions, RunSettings
 
 
-def settings(*overrides: str) -> Settings[Any]:
-    return Settings(load_recipe("demo", list(overrides)), SimpleNamespace(), {}, None)  # type: ignore[arg-type]
+def settings(*overrides: str) -> RunSettings[Any]:
+    recipe, plan = load_recipe("demo", list(overrides)), SimpleNamespace()
+    return RunSettings(RunOptions("demo", Path()), recipe, plan, {}, None)  # type: ignore[arg-type]
 
 
 def test_every_rank_decodes_with_what_all_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from arvideo_ds.evaluation.features import freeze
 from arvideo_ds.evaluation.pretrained import build_objective, with_weights
 from arvideo_ds.evaluation.probes import PROBES
 from arvideo_ds.shards.manifest import ShardSet
-from arvideo_ds.train.settle import Options, settle
+from arvideo_ds.train.settle import RunOptions, settle
 from tests.conftest import ROOT
 from tests.train.conftest import Runs
 
@@ -52,7 +52,7 @@ def test_shards_that_are_not_there_are_said_before_anything_starts(
     shards = {split: str(demo_shards / split) for split in ("train", "test")}
     shards[missing] = str(tmp_path / "nowhere")
     overrides = [f"probe.{split}_shards={folder}" for split, folder in shards.items()]
-    options = Options(
+    options = RunOptions(
         "demo",
         ROOT / "ds_configs/zero1.json",
         [f"data.shards={demo_shards / 'train'}", *overrides, "probe.every_epochs=1"],
@@ -62,7 +62,7 @@ def test_shards_that_are_not_there_are_said_before_anything_starts(
 
 
 def test_features_that_are_not_known_are_refused_before_anything_starts(demo_shards: Path) -> None:
-    options = Options(
+    options = RunOptions(
         "demo",
         ROOT / "ds_configs/zero1.json",
         [f"data.shards={demo_shards / 'train'}", "probe.features=chnage"],

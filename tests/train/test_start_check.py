@@ -16,7 +16,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.train import preflight
-from arvideo_ds.train.settle import Settings
+from arvideo_ds.train.settle import RunOptions, RunSettings
 
 WORLD = World(0, 4, 0, 2, torch.device("cpu"), "srun", 1)
 
@@ -29,7 +29,8 @@ def test_one_rank_of_a_machine_checks_and_all_raise_what_it_found(
 ) -> None:
     folder = shutil.copytree(textured_shards, tmp_path / "shards")
     recipe, shards = tiny(), ShardSet(folder)
-    settings = Settings(recipe, make_plan(recipe, world_size=1, num_videos=9), {}, shards, shards)
+    plan = make_plan(recipe, world_size=1, num_videos=9)
+    settings = RunSettings(RunOptions("tiny", tmp_path), recipe, plan, {}, shards, shards)
     (folder / shards.manifest.shards[2].index_name).unlink()
     checked, heard = [], ["", "", "", ""]
     check = ShardSet.check
@@ -47,6 +48,6 @@ def test_one_rank_of_a_machine_checks_and_all_raise_what_it_found(
     for rank in range(4):  # ranks 0 and 2 are the first of their machines
         world = dataclasses.replace(WORLD, rank=rank, local_rank=rank % 2)
         with pytest.raises(UserError, match=shards.manifest.shards[2].index_name):
-            preflight.check_data(settings, shards, world)
+            preflight.check_data(settings, world)
     assert checked == [0, 2]
     assert [bool(verdict) for verdict in heard] == [True, False, True, False]
