@@ -97,11 +97,8 @@ def save_checkpoint(
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
     """The newest checkpoint whose files all exist in their full size; reads none of them."""
-    for path in sorted(folder.glob(_PREFIX + "*"), reverse=True):
-        facts = _complete(path)
-        if facts is not None:
-            return Checkpoint(path, int(facts["step"]), facts)
-    return None
+    paths = sorted(folder.glob(_PREFIX + "*"), reverse=True)
+    return next(filter(None, map(_complete, paths)), None)
 
 
 def newest_sound_checkpoint(folder: Path, *, own: bool) -> Checkpoint | None:
@@ -116,17 +113,15 @@ def newest_sound_checkpoint(folder: Path, *, own: bool) -> Checkpoint | None:
     names = gather_texts("\n".join(path.name for path in paths))[0].splitlines()
     damaged: dict[str, str] = {}
     for name in names:
-        path = folder / name
-        facts = _complete(path)
-        share = _damage(path, facts, rank=dist.get_rank(), size=dist.get_world_size())
+        checkpoint = _complete(folder / name)
+        share = _damage(checkpoint, rank=dist.get_rank(), size=dist.get_world_size())
         damage = sorted({text for text in gather_texts(share) if text})
-        if damage:
-            damaged[name] = ", ".join(damage)
-            continue
-        assert facts is not None, "without a marker it is damaged"
-        if dist.get_rank() == 0:
-            _report(folder, name, facts, damaged, own=own)
-        return Checkpoint(path, int(facts["step"]), facts)
+        if not damage:
+            assert checkpoint is not None, "an incomplete one is damaged"
+            if dist.get_rank() == 0:
+                _report(checkpoint, damaged, own=own)
+            return checkpoint
+        damaged[name] = ", ".join(damage)
     if damaged:
         listed = "; ".join(f"{name}: {damage}" for name, damage in damaged.items())
         raise UserError(
@@ -165,8 +160,7 @@ def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = WEI
     kind: WEIGHT, or AVERAGE for their moving average. Errors: `UserError` where the checkpoint is
     damaged or has no such weights.
     """
-    damage = _damage(checkpoint, _complete(checkpoint), rank=0, size=1)
-    if damage:
+    if damage := _damage(_complete(checkpoint), rank=0, size=1):
         raise UserError(
             f"checkpoint {checkpoint} is damaged ({damage}). Give the training command again: it "
             "continues from the newest sound checkpoint."
@@ -282,42 +276,40 @@ def _finish(partial: Path, final: Path, facts: dict[str, Any]) -> None:
     partial.rename(final)
 
 
-def _complete(path: Path) -> dict[str, Any] | None:
-    """The marker's facts, if they are as written and every file has its size."""
+def _complete(path: Path) -> Checkpoint | None:
+    """The checkpoint, if its marker is as written and every file has its size."""
     try:
         facts: dict[str, Any] = json.loads((path / _MARKER).read_text())
         own_hash = facts.pop(_OWN_HASH, None)
         intact = all((path / name).stat().st_size == size for name, size in facts["files"].items())
+        hashed = own_hash is not None or _HASHES in facts  # earlier versions hashed nothing
+        if not intact or (hashed and own_hash != sha256_of_facts(facts)):
+            return None
+        return Checkpoint(path, int(facts["step"]), facts)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    hashed = own_hash is not None or _HASHES in facts  # earlier versions hashed nothing
-    if hashed and own_hash != sha256_of_facts(facts):
-        return None
-    return facts if intact else None
 
 
-def _damage(path: Path, facts: Mapping[str, Any] | None, *, rank: int, size: int) -> str:
+def _damage(checkpoint: Checkpoint | None, *, rank: int, size: int) -> str:
     """The damage in a rank's share of the files; files without hashes count as sound."""
-    if facts is None:
+    if checkpoint is None:
         return f"{_MARKER} is damaged, or a file is missing or cut short"
-    hashes = facts.get(_HASHES, {})
-    changed = changed_files(path, hashes, sorted(hashes)[rank::size])
+    hashes = checkpoint.facts.get(_HASHES, {})
+    changed = changed_files(checkpoint.path, hashes, sorted(hashes)[rank::size])
     return ", ".join(f"{name} is not what was written" for name in changed)
 
 
-def _report(
-    folder: Path, name: str, facts: Mapping[str, Any], damaged: Mapping[str, str], *, own: bool
-) -> None:
-    """Print which checkpoints are skipped; in the run's own folder make them incomplete."""
-    for other, damage in damaged.items():
-        print(f"note: checkpoint {folder / other} is damaged ({damage}): skipped.", flush=True)
-        marker = folder / other / _MARKER
-        if own and marker.is_file():
-            marker.rename(marker.with_name(marker.name + ".damaged"))
-    if _HASHES not in facts:
+def _report(checkpoint: Checkpoint, damaged: Mapping[str, str], *, own: bool) -> None:
+    """Print which checkpoints were skipped; in the run's own folder make them incomplete."""
+    for name, damage in damaged.items():
+        skipped = checkpoint.path.with_name(name)
+        print(f"note: checkpoint {skipped} is damaged ({damage}): skipped.", flush=True)
+        if own and (skipped / _MARKER).is_file():
+            (skipped / _MARKER).rename(skipped / f"{_MARKER}.damaged")
+    if _HASHES not in checkpoint.facts:
         print(
-            f"note: checkpoint {folder / name} was saved without hashes, by an earlier version: it "
-            "cannot be verified.",
+            f"note: checkpoint {checkpoint.path} was saved without hashes, by an earlier version: "
+            "it cannot be verified.",
             flush=True,
         )
 

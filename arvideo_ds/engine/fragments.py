@@ -35,10 +35,6 @@ class Fragment:
     owner: Tensor
     offset: int
 
-    def cut(self, flat: Tensor) -> Tensor:
-        """The view of this fragment in the owner, or in a moment of the owner's shape."""
-        return flat.detach().view(-1).narrow(0, self.offset, self.length)
-
 
 def fragments(engine: Engine) -> Iterator[Fragment]:
     """This rank's fragments; those of all ranks cover every parameter."""
@@ -58,7 +54,7 @@ def state_of(engine: Engine, fragment: Fragment) -> dict[str, Tensor]:
     if engine.average is not None:
         whole[AVERAGE] = engine.average.of(fragment.owner)
     whole |= state.moments(base_optimizer(engine), fragment.owner)
-    return {kind: fragment.cut(values) for kind, values in whole.items()}
+    return {kind: _cut(values, fragment.offset, fragment.length) for kind, values in whole.items()}
 
 
 def keep_average(engine: Engine, decay: float) -> None:
@@ -88,8 +84,11 @@ def spread_weights(engine: Engine) -> None:
         optimizer.update_lp_params()
     else:
         for parameter, owner, offset in _half_copies(optimizer):
-            flat = owner.detach().view(-1).narrow(0, offset, parameter.numel())
-            parameter.data.copy_(flat.view_as(parameter))
+            parameter.data.copy_(_cut(owner, offset, parameter.numel()).view_as(parameter))
+
+
+def _cut(values: Tensor, offset: int, length: int) -> Tensor:
+    return values.detach().view(-1).narrow(0, offset, length)
 
 
 def _whole(optimizer: Any, name: str, parameter: Tensor) -> Iterator[Fragment]:

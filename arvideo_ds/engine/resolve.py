@@ -81,8 +81,7 @@ def resolve(tree: dict[str, Any], recipe: Recipe, plan: RunPlan, origin: str) ->
     resolved = copy.deepcopy(tree)
     for dotted, (value, owner) in _owned(recipe, plan).items():
         _fill(resolved, dotted, value, owner, origin)
-    _check_stage(resolved, origin)
-    _check_known_bad(resolved, recipe, origin)
+    _check_combinations(resolved, recipe, origin)
     for dotted in _autos(resolved):
         raise UserError(
             f'{origin}: "{dotted}" is "auto", but no recipe setting decides it. Give a value.'
@@ -157,76 +156,45 @@ def _require_count(value: Any, key: str, origin: str) -> int:
     return value
 
 
-def _check_stage(resolved: dict[str, Any], origin: str) -> None:
-    zero = resolved.get("zero_optimization", {})
-    stage = zero.get("stage", 0)
-    if stage not in (0, 1, 2, 3):
-        raise UserError(f"{origin}: zero_optimization.stage={stage!r}; expected 0, 1, 2 or 3.")
-    if zero.get("offload_optimizer") and stage < 2:
-        raise UserError(f"{origin}: offload_optimizer needs zero_optimization.stage 2 or 3.")
-    if zero.get("offload_param") and stage < 3:
-        raise UserError(f"{origin}: offload_param needs zero_optimization.stage 3.")
-
-
-def _check_known_bad(resolved: dict[str, Any], recipe: Recipe, origin: str) -> None:
+def _check_combinations(resolved: dict[str, Any], recipe: Recipe, origin: str) -> None:
     """Refuse what is known to train wrongly or to fail, with the reason."""
     zero = resolved.get("zero_optimization", {})
     stage, compiled = zero.get("stage", 0), recipe.train.compile
+    if stage not in (0, 1, 2, 3):
+        raise UserError(f"{origin}: zero_optimization.stage={stage!r}; expected 0, 1, 2 or 3.")
     checkpointing = resolved.get(ACTIVATION_CHECKPOINTING, {})
     offloads = [zero.get(key) or {} for key in ("offload_optimizer", "offload_param")]
-    own_adamw = recipe.optim.implementation == "deepspeed"
-    bad = [
-        (
-            checkpointing.get("partition_activations"),
-            "activation_checkpointing.partition_activations=true needs model parallelism, and "
-            "empties tensors that decoder layers share. Remove it.",
+    on_nvme = any(offload.get("device") == "nvme" for offload in offloads)
+    own_adam = recipe.optim.implementation == "deepspeed"
+    applies_any_gradient = stage == 0 and recipe.train.precision == "fp32"
+    reasons = {
+        "offload_optimizer needs zero_optimization.stage 2 or 3.": offloads[0] and stage < 2,
+        "offload_param needs zero_optimization.stage 3.": offloads[1] and stage < 3,
+        'an offload to device "nvme": checkpoints here do not read from it. Use "cpu".': on_nvme,
+        "activation_checkpointing.partition_activations=true needs model parallelism, and empties "
+        "tensors that decoder layers share. Remove it.": checkpointing.get("partition_activations"),
+        "activation_checkpointing.cpu_checkpointing=true empties tensors that decoder layers "
+        "share, and no parity test on a GPU has passed. Remove it; recomputing every layer takes "
+        "the least memory.": checkpointing.get("cpu_checkpointing"),
+        "zero_hpz_partition_size above 1 has given wrong gradients (DeepSpeed issue 4851). Remove "
+        "it.": zero.get("zero_hpz_partition_size", 1) > 1,
+        "bf16.check_grad_overflow=false would apply gradients that are not finite. Remove it.": (
+            not resolved["bf16"].get("check_grad_overflow", True)
         ),
-        (
-            checkpointing.get("cpu_checkpointing"),
-            "activation_checkpointing.cpu_checkpointing=true empties tensors that decoder layers "
-            "share, and no parity test on a GPU has passed. Remove it; recomputing "
-            "every layer takes the least memory.",
+        '"compile" is DeepCompile, which is not supported; train.compile of the recipe compiles '
+        "each layer.": "compile" in resolved,
+        f"{SEQUENCE_PARALLEL} above 1 with train.compile=true may lose gradients: DeepSpeed warns "
+        "of compiling such exchanges (sequence/layer.py). Set train.compile=false.": (
+            compiled and resolved.get(SEQUENCE_PARALLEL, 1) > 1
         ),
-        (
-            any(offload.get("device") == "nvme" for offload in offloads),
-            'an offload to device "nvme": checkpoints here do not read from it. Use "cpu".',
-        ),
-        (
-            zero.get("zero_hpz_partition_size", 1) > 1,
-            "zero_hpz_partition_size above 1 has given wrong gradients (DeepSpeed issue 4851). "
-            "Remove it.",
-        ),
-        (
-            not resolved["bf16"].get("check_grad_overflow", True),
-            "bf16.check_grad_overflow=false would apply gradients that are not finite. Remove it.",
-        ),
-        (
-            "compile" in resolved,
-            '"compile" is DeepCompile, which is not supported; train.compile of the recipe '
-            "compiles each layer.",
-        ),
-        (
-            compiled and resolved.get(SEQUENCE_PARALLEL, 1) > 1,
-            f"{SEQUENCE_PARALLEL} above 1 with train.compile=true may lose gradients: DeepSpeed "
-            "warns of compiling such exchanges (sequence/layer.py). Set train.compile=false.",
-        ),
-        (
-            compiled and stage == 3,
-            "train.compile=true does not work at stage 3, whose hooks break every graph "
-            "(DeepSpeed issue 6719). Use a stage below, or train.compile=false.",
-        ),
-        (
-            compiled and zero.get("overlap_comm"),
-            "overlap_comm=true with train.compile=true has lost gradients (DeepSpeed issue 8061). "
-            "Set one of them to false.",
-        ),
-        (
-            own_adamw and stage == 0 and recipe.train.precision == "fp32",
-            "optim.implementation=deepspeed at stage 0 in fp32 would apply gradients that are not "
-            "finite. Use torch, or a stage above.",
-        ),
-    ]
-    for applies, reason in bad:
+        "train.compile=true does not work at stage 3, whose hooks break every graph (DeepSpeed "
+        "issue 6719). Use a stage below, or train.compile=false.": compiled and stage == 3,
+        "overlap_comm=true with train.compile=true has lost gradients (DeepSpeed issue 8061). Set "
+        "one of them to false.": compiled and zero.get("overlap_comm"),
+        "optim.implementation=deepspeed at stage 0 in fp32 would apply gradients that are not "
+        "finite. Use torch, or a stage above.": own_adam and applies_any_gradient,
+    }
+    for reason, applies in reasons.items():
         if applies:
             raise UserError(f"{origin}: {reason}")
 

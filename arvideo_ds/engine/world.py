@@ -106,18 +106,18 @@ def _init_process_group(world: World) -> None:
 
 def _require_resolvable(host: str) -> None:
     """torch would retry for half an hour."""
-    for left in reversed(range(_RESOLVE_TRIES)):
+    reason = ""
+    for _ in range(_RESOLVE_TRIES):
         try:
             socket.getaddrinfo(host, None)
-        except socket.gaierror as error:
-            if not left:
-                raise UserError(
-                    f"{socket.gethostname()} cannot resolve {host}, the host of rank 0 ({error}). "
-                    "Export MASTER_ADDR with an address that every node reaches."
-                ) from None
-            time.sleep(_RESOLVE_PAUSE_S)
-        else:
             return
+        except socket.gaierror as error:
+            reason = str(error)
+            time.sleep(_RESOLVE_PAUSE_S)
+    raise UserError(
+        f"{socket.gethostname()} cannot resolve {host}, the host of rank 0 ({reason}). Export "
+        "MASTER_ADDR with an address that every node reaches."
+    )
 
 
 def _cores(local_size: int) -> int:

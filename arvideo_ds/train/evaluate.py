@@ -1,4 +1,4 @@
-"""Testing a fine-tuned run over all ranks, and writing down what came out."""
+"""Test a fine-tuned run over all ranks and write the result."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def evaluate(
     """
     shards = ShardSet(where)
     model, labels = load_classifier(recipe, folder, run_folder.WEIGHTS[name])
-    others = shards.manifest.class_names(recipe.heads)
-    require_same_labels(str(folder), labels, shards.name, others)
+    shard_labels = shards.manifest.class_names(recipe.heads)
+    require_same_labels(str(folder), labels, shards.name, shard_labels)
     world = find_world() if alone else start_world()
     model = model.to(world.device)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def evaluate(
             progress=f"test on {shards.name}",
         )
     result = {
-        **accuracies(scores, labels),
+        **_accuracies(scores, labels),
         "views": list(views),
         "weights": name,
         "shards": where,
@@ -72,17 +72,14 @@ def evaluate(
     return result
 
 
-def accuracies(scores: AnyScores, labels: ClassNames) -> dict[str, Any]:
-    """Percent; unreadable videos are counted, listed, and left out of the accuracies.
+def _accuracies(scores: AnyScores, labels: ClassNames) -> dict[str, Any]:
+    """Percent; unreadable videos are counted, listed, and excluded from the accuracies.
 
-    Of several label sets top1 and top5 ask for all labels together; `label_sets` has each alone.
+    With several label sets top1 and top5 require all labels of a video; `label_sets` has each set.
     """
-    names, missing = by_set(labels), scores.labels.view(len(scores.labels), -1) < 0
-    if isinstance(scores, JointScores):
-        sets = {name: _of_classes(own, names[name]) for name, own in scores.sets.items()}
-        of_classes: dict[str, Any] = {"label_sets": sets}
-    else:
-        of_classes = _of_classes(scores, names[""])
+    missing = scores.labels.view(len(scores.labels), -1) < 0
+    names = by_set(labels)
+    sets = {name: _of_classes(part, names[name]) for name, part in _by_set(scores).items()}
     return {
         "top1": 100 * scores.accuracy(),
         "top5": 100 * scores.accuracy(5),
@@ -91,8 +88,13 @@ def accuracies(scores: AnyScores, labels: ClassNames) -> dict[str, Any]:
         "unlabelled": int(missing.any(dim=1).sum()),
         "unreadable": len(scores.skipped),
         "unreadable_videos": [dataclasses.asdict(s) for s in scores.skipped[:_MOST_LISTED]],
-        **of_classes,
+        **({"label_sets": sets} if isinstance(scores, JointScores) else sets[""]),
     }
+
+
+def _by_set(scores: AnyScores) -> dict[str, Scores]:
+    """The scores by label set; those of a single label by ''."""
+    return dict(scores.sets) if isinstance(scores, JointScores) else {"": scores}
 
 
 def _of_classes(scores: Scores, labels: list[str]) -> dict[str, Any]:
@@ -110,34 +112,28 @@ def _of_classes(scores: Scores, labels: list[str]) -> dict[str, Any]:
 
 
 def _write(folder: Path, scores: AnyScores, labels: ClassNames, result: dict[str, Any]) -> None:
-    stem = (
-        f"{Path(result['shards']).name}-{result['weights']}-{'x'.join(map(str, result['views']))}"
-    )
+    views = "x".join(map(str, result["views"]))
+    stem = f"{Path(result['shards']).name}-{result['weights']}-{views}"
     target = folder / FOLDER
     target.mkdir(exist_ok=True)
     write_json(target / f"{stem}.json", result)
-    sets = scores.sets if isinstance(scores, JointScores) else {"": scores}
     tensors = {"labels": scores.labels, "valid": scores.valid}
-    for name, own in sets.items():
-        tensors[_joined("probabilities", name)] = own.probabilities
-        figure = draw_confusion(own.confusion(), by_set(labels)[name])
-        figure.savefig(target / f"{_joined(stem, name)}.png", dpi=110)
+    for name, part in _by_set(scores).items():
+        suffix = f"-{name}" if name else ""
+        tensors[f"probabilities{suffix}"] = part.probabilities
+        figure = draw_confusion(part.confusion(), by_set(labels)[name])
+        figure.savefig(target / f"{stem}{suffix}.png", dpi=110)
     save_file(tensors, target / f"{stem}.safetensors")
     brief = {key: result[key] for key in ("top1", "top5", "views", "weights", "manifest")}
-    alone = result.get("label_sets", {})
-    brief |= {f"{name}_top1": own["top1"] for name, own in alone.items()}
+    sets = result.get("label_sets", {})
+    brief |= {f"{name}_top1": part["top1"] for name, part in sets.items()}
     run_folder.update_summary(folder, {f"test_{stem}": brief})
-    each = "".join(f", {name} {_percent(own)}" for name, own in alone.items())
+    each = "".join(f", {name} {_percent(part)}" for name, part in sets.items())
     print(
         f"{result['videos']} videos, {result['unreadable']} unreadable, weights "
         f"{result['weights']}: {_percent(result)}{each}; see {target / stem}.json",
         flush=True,
     )
-
-
-def _joined(stem: str, name: str) -> str:
-    """Of one label alone the stem is the whole name."""
-    return f"{stem}-{name}" if name else stem
 
 
 def _percent(result: dict[str, Any]) -> str:

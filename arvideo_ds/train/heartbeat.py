@@ -92,7 +92,8 @@ class Heartbeat:
             stalled = time.monotonic() - self._moved > self._stall_s + self._period_s
             if self._reported and not stalled:
                 print(f"moving again: {self._mine()}", flush=True)
-            elif stalled and not self._reported and self._is_reporter():
+            # The lowest rank that still writes reports.
+            elif stalled and not self._reported and not any(map(self._fresh, range(self._rank))):
                 print(self._report(), flush=True)
             self._reported = stalled
 
@@ -122,10 +123,6 @@ class Heartbeat:
             return None
         return beat if age_s < _SILENT_PERIODS * self._period_s else None
 
-    def _is_reporter(self) -> bool:
-        """Whether this is the lowest rank that still writes."""
-        return all(self._fresh(rank) is None for rank in range(self._rank))
-
     def _report(self) -> str:
         fresh = {rank: self._fresh(rank) for rank in range(self._size)}
         silent = [rank for rank, beat in fresh.items() if beat is None]
@@ -135,7 +132,9 @@ class Heartbeat:
         waiting = [beat for beat in beats if beat not in late]
         lines = [f"stalled: nothing has moved for {self._stall_s:g} s (train.stall_s)."]
         if silent:
-            lines.append(f"  silent: rank(s) {_listed(silent)}: dead, or stuck in native code")
+            more = f" and {len(silent) - 10} more" if len(silent) > 10 else ""
+            ranks = ", ".join(map(str, silent[:10])) + more
+            lines.append(f"  silent: rank(s) {ranks}: dead, or stuck in native code")
         lines += [f"  late: {beat}" for beat in late[:10]]
         if not silent and not late:
             lines.append("  all ranks are at the same place: the network, or a collective")
@@ -144,8 +143,3 @@ class Heartbeat:
             lines.append(f"  and so do {len(waiting) - 1} more")
         lines.append(f"  stacks of every rank: {self._folder}/rank-*.stack")
         return "\n".join(lines)
-
-
-def _listed(ranks: list[int]) -> str:
-    shown = ", ".join(map(str, ranks[:10]))
-    return shown + (f" and {len(ranks) - 10} more" if len(ranks) > 10 else "")

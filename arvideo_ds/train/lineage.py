@@ -20,10 +20,6 @@ class Parent:
     folder: Path
     step: int
 
-    @property
-    def missing(self) -> bool:
-        return not run_folder.read_metrics(self.folder)
-
 
 def parent_facts(folder: Path, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     """The entry `PARENT` of run.json for the run in `folder` that resumes from a checkpoint.

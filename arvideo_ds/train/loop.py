@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from arvideo_ds.data.loader import Batch, TrainLoader
 from arvideo_ds.engine.build import Engine
+from arvideo_ds.engine.checkpoints import save_checkpoint
 from arvideo_ds.engine.world import World
 from arvideo_ds.optim.schedule import learning_rate
+from arvideo_ds.runs.run_folder import CHECKPOINTS
 from arvideo_ds.train.baseline import Baseline
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
-from arvideo_ds.train.interrupt import Interrupt
 from arvideo_ds.train.metrics import Meter, Reading, quarantine
 from arvideo_ds.train.settle import RunSettings
+from arvideo_ds.train.signals import Interrupt
 from arvideo_ds.train.validation import Validation
 
 
@@ -41,8 +43,8 @@ class Run:
     baseline: Baseline
     interrupt: Interrupt
     validation: Validation | None
-    # Called with the step and its metrics.
-    save: Callable[[int, dict[str, Any]], None]
+    # Saved with every checkpoint.
+    facts: dict[str, Any]
 
 
 @dataclass
@@ -93,7 +95,7 @@ def train(run: Run) -> Outcome:
                 meter = _meter(run)
             if saves:
                 beat("save", done)
-                run.save(done, metrics)
+                _save(run, done, metrics)
             if stop and not last:
                 return Outcome(done, metrics, interrupted=True)
     beat("end", plan.steps)
@@ -109,6 +111,14 @@ def _validate(run: Run, done: int) -> dict[str, float]:
     assert run.validation is not None
     run.heartbeat.beat("validate", done)
     return run.validation.run()
+
+
+def _save(run: Run, done: int, metrics: dict[str, Any]) -> None:
+    settings = run.settings
+    folder, keep = settings.folder / CHECKPOINTS, settings.recipe.train.keep_checkpoints
+    save_checkpoint(run.engine, folder, done, run.facts, keep=keep)
+    if run.validation is not None and run.world.is_main:
+        run.validation.keep_best(done, metrics)
 
 
 def _next_batch(batches: Iterator[Batch], run: Run, meter: Meter) -> Batch:

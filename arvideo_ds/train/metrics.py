@@ -31,6 +31,8 @@ from arvideo_ds.tasks import Task
 
 # The console names a host whose forward pass takes this many times the median.
 _STRAGGLES = 1.5
+# Over ranks: a slow host shows in the maximum.
+_SPREAD: dict[str, Any] = {"min": min, "median": statistics.median, "max": max}
 
 
 class Stopwatch:
@@ -41,18 +43,13 @@ class Stopwatch:
         self._marks: list[Any] = []
 
     def start(self) -> None:
-        self._mark()
-
-    def stop(self) -> None:
-        self._mark()
-
-    def _mark(self) -> None:
         if self._on_gpu:
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self._marks.append(event)
+            self._marks.append(torch.cuda.Event(enable_timing=True))
+            self._marks[-1].record()
         else:
             self._marks.append(time.perf_counter())
+
+    stop = start
 
     def seconds(self) -> float:
         """The sum so far. A host sync on a GPU."""
@@ -109,8 +106,8 @@ class Meter:
             "throughput/clips_per_s_per_gpu": clips / elapsed_mean_s / world_size,
             "time/step_s": elapsed_mean_s / steps,
             "time/data_wait_pct": 100 * sum(waits_s) / sum(elapsed),
-            **_spread("time/data_wait_s", waits_s, steps),
-            **_spread("time/forward_s", forwards_s, steps),
+            **{f"time/data_wait_s_{n}": kind(waits_s) / steps for n, kind in _SPREAD.items()},
+            **{f"time/forward_s_{n}": kind(forwards_s) / steps for n, kind in _SPREAD.items()},
             "memory/peak_gib": _peak_memory_bytes(self.device) / 2**30,
             "data/skipped": skipped,
             "data/seen": clips,
@@ -126,15 +123,6 @@ class Reading:
     losses: list[float]
     refused: list[float]
     slowest_host: str
-
-
-def _spread(name: str, seconds: list[float], steps: int) -> dict[str, float]:
-    """Minimum, median and maximum over ranks, per step: a slow host shows in the maximum."""
-    return {
-        f"{name}_min": min(seconds) / steps,
-        f"{name}_median": statistics.median(seconds) / steps,
-        f"{name}_max": max(seconds) / steps,
-    }
 
 
 def _peak_memory_bytes(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 from importlib import metadata
 from typing import Any
@@ -36,12 +37,10 @@ def facts(settings: RunSettings[Any], world_size: int) -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    versions = {}
+    versions = dict.fromkeys(_PACKAGES, "absent")
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(metadata.PackageNotFoundError):
             versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            versions[package] = "absent"
     return versions
 
 

@@ -1,4 +1,4 @@
-"""The page of a pretraining run: report.html with its loss, probes and predictions."""
+"""The report of a pretraining run: report.html with its loss, probes and predictions."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from arvideo_ds.train.record import BELOW_BASELINE, not_below
 HOW_PREDICTED = {
     "arvideo": (
         "Each step predicts one more cluster (outlined) from the kept tokens of the clusters "
-        "before it in the sampled order; the first cluster is given. The newest cluster is drawn "
-        "over what earlier steps predicted, nothing is fed back."
+        "before it in the sampled order; the first cluster is given. Predictions accumulate in the "
+        "picture and are not fed back."
     ),
-    "videomae": "The hidden tokens are predicted at once from those that are seen.",
-    "lvmae": "The chosen tokens are predicted at once from those that are seen.",
+    "videomae": "The hidden tokens are predicted at once from the visible ones.",
+    "lvmae": "The chosen tokens are predicted at once from the visible ones.",
 }
 
 
@@ -39,24 +39,21 @@ def write_report(run: Path, recipe: PretrainRecipe, shards: str | None, clips: i
     if not run_folder.read_metrics(run):
         raise UserError(f"{run} has no metrics yet; train it first.")
     summary = run_folder.read_summary(run)
-    parts = [report.table(facts(run, recipe, summary)), loss(run, summary)]
-    parts += probes(summary)
-    parts.append(predictions(run, recipe, shards, clips))
+    sections = [report.table(facts(run, recipe, summary)), loss(run, summary), *probes(summary)]
+    sections.append(predictions(run, recipe, shards, clips))
     path = run / "report.html"
-    report.write_page(path, f"arvideo_ds: {run.name}", parts)
+    report.write_page(path, f"arvideo_ds: {run.name}", sections)
     return path
 
 
 def facts(run: Path, recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tuple[str, Any]]:
-    plan, continued = summary["plan"], parents(run)
-    chain = [f"{parent.folder.name} from step {parent.step}" for parent in continued]
+    plan = summary["plan"]
+    chain = [f"{parent.folder.name} from step {parent.step}" for parent in parents(run)]
+    millions = plan["parameters_encoder"] / 1e6
     return [
         *([("continues", ", which continues ".join(chain))] if chain else []),
         ("objective", ", ".join(f"{k} {v}" for k, v in recipe.objective.model_dump().items())),
-        (
-            "encoder",
-            f"ViT-{recipe.model.size}, {plan['parameters_encoder'] / 1e6:.1f} M parameters",
-        ),
+        ("encoder", f"ViT-{recipe.model.size}, {millions:.1f} M parameters"),
         ("clip", " x ".join(map(str, plan["clip_shape"]))),
         ("clusters", f"{plan['num_clusters']} of {plan['cluster_size']} tokens"),
         ("encoded / predicted tokens", f"{plan['encoder_tokens']} / {plan['decoder_queries']}"),
@@ -68,20 +65,19 @@ def facts(run: Path, recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tu
 
 def loss(run: Path, summary: dict[str, Any]) -> str:
     """The curve of the run and of those that it continues."""
-    notes, continued = ["Mean over all ranks."], parents(run)
-    baseline = summary.get(BASELINE)
+    notes, continued, baseline = ["Mean over all ranks."], parents(run), summary.get(BASELINE)
     if baseline is not None:
         notes.append(
-            "Dotted: the loss of predicting the mean of the targets without a look at the clip, "
+            "Dotted: the loss of predicting the mean of the targets without seeing the clip, "
             "measured on the first batch."
         )
     if summary.get(BELOW_BASELINE) is False:
         notes.append(f"Note: {not_below(summary['final']['loss/pretrain'], baseline)}")
-    if continued and continued[-1].missing:
-        gone = continued[-1]
+    first = continued[-1] if continued else None
+    if first is not None and not run_folder.read_metrics(first.folder):
         notes.append(
-            f"Steps 1 to {gone.step} are not drawn: there are no metrics of the run that was "
-            f"continued, {gone.folder.name}."
+            f"Steps 1 to {first.step} are not drawn: there are no metrics of the run that was "
+            f"continued, {first.folder.name}."
         )
     joins = [(parent.step, parent.folder.name) for parent in reversed(continued)]
     figure = pictures.draw_loss(curve(run), baseline=baseline, joins=joins)
@@ -89,17 +85,17 @@ def loss(run: Path, summary: dict[str, Any]) -> str:
 
 
 def probes(summary: dict[str, Any]) -> list[str]:
-    """A section for the recipe's own shards, and for each set that `arvideo probe` was given."""
-    sets = {"Probes": summary} if probe_names(summary) else {}
-    sets |= {f"Probes: {name}": found for name, found in summary.get("probes", {}).items()}
+    """A section for the recipe's shards, and for each set that `arvideo probe` was given."""
+    results = {"Probes": summary} if probe_names(summary) else {}
+    results |= {f"Probes: {name}": result for name, result in summary.get("probes", {}).items()}
     return [
-        report.section(title, _how_probed(found), [pictures.draw_probes(found)])
-        for title, found in sets.items()
+        report.section(title, _how_probed(result), [pictures.draw_probes(result)])
+        for title, result in results.items()
     ]
 
 
-def _how_probed(found: dict[str, Any]) -> str:
-    clips, name = found.get("probe_clips", 1), found["probe_features"]
+def _how_probed(result: dict[str, Any]) -> str:
+    clips, name = result.get("probe_clips", 1), result["probe_features"]
     where = "the central clip" if clips == 1 else f"{clips} clips"
     what = description(POOLINGS[name]) if name in POOLINGS else f"features '{name}'"
     return (
@@ -111,12 +107,12 @@ def _how_probed(found: dict[str, Any]) -> str:
 
 def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: int) -> str:
     if recipe.objective.needs_scores(recipe.decoder):
-        note = "Left out: what is predicted depends on data.scores, as training delivers them."
+        note = "Not drawn: predictions depend on data.scores, which only training reads."
         return report.section("Predictions", note, [])
     folder = shards or recipe.probe.test_shards or recipe.data.shards
     if folder is None:
         raise UserError("the recipe names no shards to show clips of; give --shards SHARDS.")
-    # The picture wants every token predicted, whatever share the loss was taken on.
+    # The picture shows every token predicted, whatever share the loss was computed on.
     tree = recipe.model_dump()
     tree["decoder"] |= {"target_ratio": 1.0, "target_rule": "random"}
     model = with_weights(build_objective(validate(tree, "recipe")), run / run_folder.MODEL)

@@ -19,14 +19,9 @@ import torch.distributed as dist
 from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.decoding.decoders import first_usable, usable_decoders
-from arvideo_ds.engine.agreement import gather_texts
+from arvideo_ds.engine.agreement import AnyRank, gather_texts
 from arvideo_ds.engine.build import Engine, build_engine
-from arvideo_ds.engine.checkpoints import (
-    export_weights,
-    load_checkpoint,
-    newest_checkpoint,
-    save_checkpoint,
-)
+from arvideo_ds.engine.checkpoints import export_weights, load_checkpoint, newest_checkpoint
 from arvideo_ds.engine.fragments import AVERAGE, keep_average
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
@@ -40,12 +35,12 @@ from arvideo_ds.train.baseline import BASELINE, Baseline
 from arvideo_ds.train.failure import guarded
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
-from arvideo_ds.train.interrupt import Interrupt
 from arvideo_ds.train.lineage import PARENT, parent_facts
 from arvideo_ds.train.loop import Run, Sink, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.preflight import check_data, find_checkpoint
 from arvideo_ds.train.settle import RunSettings
+from arvideo_ds.train.signals import Interrupt
 from arvideo_ds.train.validation import Validation
 
 
@@ -55,7 +50,7 @@ def start(settings: RunSettings[Any]) -> int:
     run_folder.require_same_mathematics(folder, settings.recipe)
     with Interrupt() as interrupt:
         world = start_world()
-        interrupt.connect(world.size)
+        interrupt.connect(AnyRank(world.size))
         return guarded(
             lambda: _run(settings, world, interrupt), folder, rank=world.rank, size=world.size
         )
@@ -102,7 +97,7 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt) -> int:
                 baseline=_baseline(settings, world, engine, facts),
                 interrupt=interrupt,
                 validation=validation,
-                save=partial(_save, settings, world, engine, facts, validation),
+                facts=facts,
             )
         )
         interrupt.trained(interrupted=outcome.interrupted)
@@ -186,21 +181,6 @@ def _sinks(settings: RunSettings[Any], first_step: int, stack: ExitStack) -> lis
         stack.callback(tracker.close)
         sinks.append(tracker)
     return sinks
-
-
-def _save(
-    settings: RunSettings[Any],
-    world: World,
-    engine: Engine,
-    facts: dict[str, Any],
-    validation: Validation | None,
-    step: int,
-    metrics: dict[str, Any],
-) -> None:
-    folder, keep = settings.folder / run_folder.CHECKPOINTS, settings.recipe.train.keep_checkpoints
-    save_checkpoint(engine, folder, step, facts, keep=keep)
-    if validation is not None and world.is_main:
-        validation.keep_best(step, metrics)
 
 
 def _export(settings: RunSettings[Any]) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 from arvideo_ds.engine import checkpoints
 from arvideo_ds.engine.build import Average
 from arvideo_ds.engine.checkpoints import (
+    Checkpoint,
     export_weights,
     load_checkpoint,
     newest_checkpoint,
@@ -270,9 +271,9 @@ def test_ranks_hash_a_share_each_and_miss_no_file(
     monkeypatch.setattr(
         checkpoints, "changed_files", lambda path, hashes, share: hashed.append(list(share)) or []
     )
-    facts = {"sha256": dict.fromkeys(names, "")}
+    checkpoint = Checkpoint(tmp_path, 1, {"sha256": dict.fromkeys(names, "")})
     for rank in range(3):
-        checkpoints._damage(tmp_path, facts, rank=rank, size=3)
+        checkpoints._damage(checkpoint, rank=rank, size=3)
     assert sorted(name for share in hashed for name in share) == names
     assert max(map(len, hashed)) == 2
 

@@ -13,8 +13,7 @@ import pytest
 
 from arvideo_ds.errors import EXIT_INTERRUPTED
 from arvideo_ds.train.failure import guarded
-from arvideo_ds.train.interrupt import Interrupt
-from arvideo_ds.train.signals import SIGNALS
+from arvideo_ds.train.signals import SIGNALS, Interrupt
 from tests.conftest import ROOT
 
 FOUR = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2]
