@@ -1,4 +1,4 @@
-"""Collectives on values of the host: measurements, texts and a flag."""
+"""Collectives on values of the host: measurements, objects and a flag."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def gather_over_ranks(values: list[float], device: torch.device) -> list[list[fl
     return rows
 
 
-def gather_texts(text: str) -> list[str]:
-    """Every rank's text, by rank. Collective."""
-    texts: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(texts, text)
-    return texts
+def gather_objects(value: Any) -> list[Any]:
+    """Every rank's value, by rank. Collective."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 class AnyRank:

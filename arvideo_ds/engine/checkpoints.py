@@ -22,14 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from arvideo_ds.engine.agreement import gather_texts
+from arvideo_ds.engine.agreement import gather_objects
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.fragments import (
     AVERAGE,
@@ -52,8 +52,6 @@ _ENGINE = "engine"
 # Hashes of the ranks' files, and of everything else in the marker.
 _HASHES, _OWN_HASH = "sha256", "sha256_of_this"
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -84,9 +82,8 @@ def save_checkpoint(
     tensors = _rank_state(engine)
     num_bytes = sum(tensor.nbytes for tensor in tensors.values())
     _agree(partial, step, lambda: _require_room(partial, num_bytes * dist.get_world_size()))
-    digest = _agree(partial, step, lambda: _write(partial, engine, tensors))
-    digests = enumerate(gather_texts(digest))
-    hashes = {file_of_rank(partial, rank).name: sha256 for rank, sha256 in digests}
+    digests = _agree(partial, step, lambda: _write(partial, engine, tensors))
+    hashes = {file_of_rank(partial, rank).name: sha256 for rank, sha256 in enumerate(digests)}
     facts = {"step": step, **facts, _ENGINE: _counters(engine), _HASHES: hashes}
     _agree(partial, step, lambda: _finish(partial, final, facts))
     if dist.get_rank() == 0:
@@ -110,12 +107,12 @@ def newest_sound_checkpoint(folder: Path, *, own: bool) -> Checkpoint | None:
     """
     # By the first rank's list: a file system may show other ranks an older state.
     paths = sorted(folder.glob(_PREFIX + "*"), reverse=True)
-    names = gather_texts("\n".join(path.name for path in paths))[0].splitlines()
+    names = gather_objects("\n".join(path.name for path in paths))[0].splitlines()
     damaged: dict[str, str] = {}
     for name in names:
         checkpoint = _complete(folder / name)
         share = _damage(checkpoint, rank=dist.get_rank(), size=dist.get_world_size())
-        damage = sorted({text for text in gather_texts(share) if text})
+        damage = sorted({text for text in gather_objects(share) if text})
         if not damage:
             assert checkpoint is not None, "an incomplete one is damaged"
             if dist.get_rank() == 0:
@@ -241,17 +238,18 @@ def _write(partial: Path, engine: Engine, tensors: dict[str, torch.Tensor]) -> s
     return digest
 
 
-def _agree(partial: Path, step: int, action: Callable[[], T]) -> T:
-    """Do it on every rank; if it fails on one, all raise. Collective."""
-    text, result = "", None
+def _agree(partial: Path, step: int, action: Callable[[], Any]) -> list[Any]:
+    """The results of an action on every rank; if it fails on one, all raise. Collective."""
+    failure, result = "", None
     try:
         result = action()
     except (OSError, SafetensorError) as error:
-        text = str(error) or type(error).__name__
-    errors = [(rank, text) for rank, text in enumerate(gather_texts(text)) if text]
-    if not errors:
-        return result  # type: ignore[return-value]  # it is what the action returned
-    rank, text = errors[0]
+        failure = str(error) or type(error).__name__
+    outcomes = gather_objects((failure, result))
+    failures = [(rank, text) for rank, (text, _) in enumerate(outcomes) if text]
+    if not failures:
+        return [result for _, result in outcomes]
+    rank, text = failures[0]
     if dist.get_rank() == 0:
         shutil.rmtree(partial, ignore_errors=True)
     newest = newest_checkpoint(partial.parent)

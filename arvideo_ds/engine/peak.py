@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -36,9 +36,8 @@ class Peak:
 
     @property
     def bytes(self) -> int:
-        if self._live is not None:
-            return self._live.peak
-        return int(torch.cuda.max_memory_allocated(self._device))
+        live = self._live
+        return torch.cuda.max_memory_allocated(self._device) if live is None else live.peak
 
 
 class LiveBytes(TorchDispatchMode):
@@ -55,11 +54,7 @@ class LiveBytes(TorchDispatchMode):
             self._follow(tensor)
 
     def __torch_dispatch__(
-        self,
-        function: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         # A view and a result in place have a storage that existed before.
         before = {_address(t) for t in tree_leaves((args, kwargs)) if torch.is_tensor(t)}

@@ -14,6 +14,7 @@ from arvideo_ds.arguments import (
     add_overrides,
     add_rank,
     from_arguments,
+    require_at_least,
 )
 from arvideo_ds.config import RECIPES, Recipe, recipe_names
 from arvideo_ds.engine.launcher import planned_world_size
@@ -59,7 +60,7 @@ def train(args: argparse.Namespace, kind: type[Recipe], **more: Any) -> int:
     """
     options = from_arguments(RunOptions, args, **more)
     if args.dry_run:
-        return _describe(options, kind, args.world_size)
+        return _describe(args, options, kind)
     end_on_signals()
     settings = settle(options, kind, world_size=planned_world_size())
     run_folder.require_same_mathematics(options.folder, settings.recipe)
@@ -79,12 +80,9 @@ def train(args: argparse.Namespace, kind: type[Recipe], **more: Any) -> int:
     return code
 
 
-def _describe(options: RunOptions, kind: type[Recipe], world_size: int | None) -> int:
-    if world_size is None:
-        world_size = planned_world_size()
-    if world_size < 1:
-        raise UserError(f"--world_size {world_size} must be 1 or more.")
-    settings = settle(options, kind, world_size=world_size)
+def _describe(args: argparse.Namespace, options: RunOptions, kind: type[Recipe]) -> int:
+    require_at_least(1, args, "world_size")
+    settings = settle(options, kind, world_size=args.world_size or planned_world_size())
     print(json.dumps(settings.as_dict(), indent=1))
     for note in notes(settings.recipe, settings.plan):
         print(f"note: {note}", file=sys.stderr, flush=True)

@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from arvideo_ds.engine.world import World
 
@@ -62,11 +62,10 @@ class Heartbeat:
         self._reported = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
-        self._stack: IO[str] | None = None
-
-    def __enter__(self) -> Heartbeat:
         self._folder.mkdir(parents=True, exist_ok=True)
         self._stack = self._path(self._rank).with_suffix(".stack").open("w")
+
+    def __enter__(self) -> Heartbeat:
         self.beat("start", 0)
         self._write()
         self._thread.start()
@@ -76,14 +75,12 @@ class Heartbeat:
         faulthandler.cancel_dump_traceback_later()
         self._ended.set()
         self._thread.join()
-        if self._stack is not None:
-            self._stack.close()
+        self._stack.close()
 
     def beat(self, phase: str, step: int) -> None:
         """Begin a phase of a step; takes some microseconds."""
         self._place, self._moved = (step, phase), time.monotonic()
-        if self._stack is not None:
-            faulthandler.dump_traceback_later(self._stall_s, file=self._stack)
+        faulthandler.dump_traceback_later(self._stall_s, file=self._stack)
 
     def _watch(self) -> None:
         while not self._ended.wait(self._period_s):

@@ -142,7 +142,6 @@ def _log(
         **({} if norm is None else {"grad_norm_preclip": norm}),
         **validated,
         **run.guard.count(reading),
-        "slowest_host": reading.slowest_host,
         "data/workers_gib": run.loader.workers_resident_gib(),
     }
     if run.world.is_main:

@@ -100,6 +100,8 @@ class Meter:
         loss_sum, num_finite, clips, skipped = (sum(c[:: self.sharing]) for c in columns)
         steps, world_size, elapsed_mean_s = len(refused), len(ranks), sum(elapsed) / len(ranks)
         slowest = max(range(world_size), key=forwards_s.__getitem__)
+        on_gpu = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) if on_gpu else peak_resident_bytes()
         metrics = {
             f"loss/{self.task}": loss_sum / num_finite if num_finite else math.nan,
             "throughput/clips_per_s": clips / elapsed_mean_s,
@@ -108,11 +110,12 @@ class Meter:
             "time/data_wait_pct": 100 * sum(waits_s) / sum(elapsed),
             **{f"time/data_wait_s_{n}": kind(waits_s) / steps for n, kind in _SPREAD.items()},
             **{f"time/forward_s_{n}": kind(forwards_s) / steps for n, kind in _SPREAD.items()},
-            "memory/peak_gib": _peak_memory_bytes(self.device) / 2**30,
+            "memory/peak_gib": peak / 2**30,
             "data/skipped": skipped,
             "data/seen": clips,
+            "slowest_host": hosts[slowest],
         }
-        return Reading(metrics, losses, refused, slowest_host=hosts[slowest])
+        return Reading(metrics, losses, refused)
 
 
 @dataclass(frozen=True)
@@ -122,14 +125,6 @@ class Reading:
     metrics: dict[str, Any]
     losses: list[float]
     refused: list[float]
-    slowest_host: str
-
-
-def _peak_memory_bytes(device: torch.device) -> int:
-    """Peak so far of the GPU's allocations, or of this process's resident size."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    return peak_resident_bytes()
 
 
 class Console:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from arvideo_ds.engine.agreement import gather_texts
+from arvideo_ds.engine.agreement import gather_objects
 from arvideo_ds.engine.checkpoints import Checkpoint, newest_sound_checkpoint
 from arvideo_ds.engine.world import World
 from arvideo_ds.errors import UserError
@@ -39,7 +39,7 @@ def check_data(settings: RunSettings[Any], world: World) -> None:
             TokenScores(settings.recipe.data.scores).check_sizes()
     except UserError as raised:
         error = str(raised)
-    if error := next(filter(None, gather_texts(error)), ""):
+    if error := next(filter(None, gather_objects(error)), ""):
         raise UserError(error)
 
 

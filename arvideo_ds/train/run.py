@@ -19,7 +19,7 @@ import torch.distributed as dist
 from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.decoding.decoders import first_usable, usable_decoders
-from arvideo_ds.engine.agreement import AnyRank, gather_texts
+from arvideo_ds.engine.agreement import AnyRank, gather_objects
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import export_weights, load_checkpoint, newest_checkpoint
 from arvideo_ds.engine.fragments import AVERAGE, keep_average
@@ -91,7 +91,7 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt) -> int:
                 loader=loader,
                 first_step=first_step,
                 sinks=_sinks(settings, first_step, stack) if world.is_main else [],
-                hosts=gather_texts(socket.gethostname()),
+                hosts=gather_objects(socket.gethostname()),
                 heartbeat=heartbeat,
                 guard=Guard(settings, world.rank, first_step, loader.video_at),
                 baseline=_baseline(settings, world, engine, facts),
@@ -199,7 +199,7 @@ def with_one_decoder(settings: RunSettings[Any]) -> RunSettings[Any]:
     recipe = settings.recipe
     if recipe.data.decoder != "auto":
         return settings
-    usable = gather_texts(" ".join(usable_decoders()))
+    usable = gather_objects(" ".join(usable_decoders()))
     decoder = first_usable([names.split() for names in usable])
     data = recipe.data.model_copy(update={"decoder": decoder})
     return replace(settings, recipe=recipe.model_copy(update={"data": data}))

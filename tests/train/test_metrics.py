@@ -241,4 +241,4 @@ def test_clips_of_ranks_that_share_them_are_counted_once(monkeypatch: pytest.Mon
     assert found.metrics["throughput/clips_per_s"] == 4
     assert found.metrics["throughput/clips_per_s_per_gpu"] == 1
     assert found.metrics["time/forward_s_max"] == 0.4
-    assert found.slowest_host == "host3"
+    assert found.metrics["slowest_host"] == "host3"

@@ -44,7 +44,7 @@ def test_one_rank_of_a_machine_checks_and_all_raise_what_it_found(
         return heard
 
     monkeypatch.setattr(ShardSet, "check", noted)
-    monkeypatch.setattr(preflight, "gather_texts", gather)
+    monkeypatch.setattr(preflight, "gather_objects", gather)
     for rank in range(4):  # ranks 0 and 2 are the first of their machines
         world = dataclasses.replace(WORLD, rank=rank, local_rank=rank % 2)
         with pytest.raises(UserError, match=shards.manifest.shards[2].index_name):
