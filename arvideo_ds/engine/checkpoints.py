@@ -36,7 +36,7 @@ from arvideo_ds.engine.fragments import (
     WEIGHT,
     base_optimizer,
     fragments,
-    make_state,
+    owners,
     spread_weights,
     state_of,
 )
@@ -45,7 +45,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import finite, replacing, write_json, write_text
 from arvideo_ds.files.checksums import changed_files, sha256_of, sha256_of_facts
 from arvideo_ds.files.tensors import save_tensors
-from arvideo_ds.optim.state import steps_applied
+from arvideo_ds.optim.state import make_state, steps_applied
 
 _PARTIAL, _PREFIX, _MARKER, _LATEST = ".partial-", "step-", "run.json", "latest"
 _ENGINE = "engine"
@@ -107,9 +107,8 @@ def newest_sound_checkpoint(folder: Path, *, own: bool) -> Checkpoint | None:
     """
     # By the first rank's list: a file system may show other ranks an older state.
     paths = sorted(folder.glob(_PREFIX + "*"), reverse=True)
-    names = gather_objects("\n".join(path.name for path in paths))[0].splitlines()
     damaged: dict[str, str] = {}
-    for name in names:
+    for name in gather_objects([path.name for path in paths])[0]:
         checkpoint = _complete(folder / name)
         share = _damage(checkpoint, rank=dist.get_rank(), size=dist.get_world_size())
         damage = sorted({text for text in gather_objects(share) if text})
@@ -143,7 +142,8 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
         )
     counters = checkpoint.facts[_ENGINE]
     moments = [kind for kind in saved.kinds if kind not in (WEIGHT, AVERAGE)]
-    make_state(engine, moments, counters["steps_applied"])
+    if moments:
+        make_state(base_optimizer(engine), owners(engine), moments, counters["steps_applied"])
     for fragment in fragments(engine):
         for kind, values in state_of(engine, fragment).items():
             values.copy_(saved.read(fragment.name, kind, fragment.start, fragment.length))
@@ -211,7 +211,6 @@ def _set_counters(engine: Engine, counters: dict[str, Any]) -> None:
 
 
 def _loss_scaler(engine: Engine) -> Any:
-    """What scales the loss in fp16; None in other precisions."""
     if not engine.config["fp16"]["enabled"]:
         return None
     optimizer = engine.deepspeed.optimizer
@@ -227,7 +226,6 @@ def _require_room(partial: Path, num_bytes: int) -> None:
 
 
 def _write(partial: Path, engine: Engine, tensors: dict[str, torch.Tensor]) -> str:
-    """Write this rank's file; its SHA-256."""
     path = file_of_rank(partial, dist.get_rank())
     save_file(tensors, path, metadata=header(_shapes(engine)))
     with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
@@ -263,7 +261,6 @@ def _agree(partial: Path, step: int, action: Callable[[], Any]) -> list[Any]:
 
 
 def _finish(partial: Path, final: Path, facts: dict[str, Any]) -> None:
-    """Write the marker and rename the folder; one rank does it."""
     if dist.get_rank() != 0:
         return
     if final.exists():  # a damaged one of the same step

@@ -59,16 +59,11 @@ def state_of(engine: Engine, fragment: Fragment) -> dict[str, Tensor]:
 
 def keep_average(engine: Engine, decay: float) -> None:
     """From now on keep a moving average of the weights, which starts at their present values."""
-    engine.average = Average(_owners(engine), decay)
+    engine.average = Average(owners(engine), decay)
 
 
-def make_state(engine: Engine, moments: list[str], steps: int) -> None:
-    """Give the optimiser its state, which it would make at its first step."""
-    if moments:
-        state.make_state(base_optimizer(engine), _owners(engine), moments, steps)
-
-
-def _owners(engine: Engine) -> list[Tensor]:
+def owners(engine: Engine) -> list[Tensor]:
+    """The tensors that contain this rank's fp32 weights."""
     return list({id(f.owner): f.owner for f in fragments(engine)}.values())
 
 

@@ -1,4 +1,4 @@
-"""One owner per knob: a DeepSpeed JSON file + the run plan -> the dict that DeepSpeed gets.
+"""A DeepSpeed JSON + the run plan -> the configuration for DeepSpeed; one owner per setting.
 
 The recipe owns what changes the mathematics (batch, precision, clipping, optimiser, schedule), the
 JSON what changes memory and speed. A key of both is "auto" in our files; an equal value passes,
@@ -51,15 +51,10 @@ def read_deepspeed_json(path: Path) -> dict[str, Any]:
     """The file as a dict. Errors: `UserError` when it is missing or not one JSON object."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(
             f"cannot read --deepspeed_config {path}: {error}. Expected a JSON file, or one of "
             f"ds_configs/ by name: {', '.join(deepspeed_configs())}."
-        ) from None
-    except json.JSONDecodeError as error:
-        raise UserError(
-            f"--deepspeed_config {path} is not valid JSON: {error.msg} in line {error.lineno}, "
-            f"column {error.colno}."
         ) from None
     if not isinstance(tree, dict):
         raise UserError(f"--deepspeed_config {path} must contain one JSON object.")
@@ -98,14 +93,12 @@ def zero_stage(resolved: dict[str, Any]) -> int:
 def _owned(recipe: Recipe, plan: RunPlan) -> dict[str, tuple[Any, str]]:
     """Key of the DeepSpeed JSON -> the run's value and the recipe's setting behind it."""
     precision = recipe.train.precision
+    batch_on_ranks = f"train.total_batch on {plan.world_size} rank(s)"
     return {
         # In DeepSpeed also micro-batch x accumulation x ranks / sequence_parallel_size.
         "train_batch_size": (plan.total_batch, "train.total_batch"),
         "train_micro_batch_size_per_gpu": (plan.micro_batch, "train.micro_batch"),
-        "gradient_accumulation_steps": (
-            plan.accumulation,
-            f"train.total_batch on {plan.world_size} rank(s)",
-        ),
+        "gradient_accumulation_steps": (plan.accumulation, batch_on_ranks),
         "gradient_clipping": (recipe.optim.clip, "optim.clip"),
         "bf16.enabled": (precision == "bf16", f"train.precision={precision}"),
         "fp16.enabled": (precision == "fp16", f"train.precision={precision}"),

@@ -40,10 +40,9 @@ from arvideo_ds.errors import UserError
 
 
 class SequenceGroup:
-    """S consecutive ranks, among them this one, that encode the same clips."""
+    """S consecutive ranks, among them this one, that encode the same clips. Collective."""
 
     def __init__(self, size: int) -> None:
-        """Collective. size: divides the world size."""
         self.size = size
         self.process_group, _ = dist.new_subgroups(size)
         self.rank = dist.get_rank(self.process_group)
@@ -137,13 +136,13 @@ def _encode(
     cubes: Tensor,
     tokens: Tensor,
     mask: Tensor | None = None,
-    **others: Any,
+    **options: Any,
 ) -> Tensor:
     """`Encoder.forward` on a slice of the tokens, gathered."""
     if not encoder.training:
-        return forward(cubes, tokens, mask, **others)
+        return forward(cubes, tokens, mask, **options)
     shared.count, group = tokens.shape[1], shared.group
-    part = forward(group.slice(cubes), group.slice(tokens), mask, **others)
+    part = forward(group.slice(cubes), group.slice(tokens), mask, **options)
     return group.gather(part, shared.count)
 
 
@@ -153,13 +152,10 @@ def _attend(
     shared: _Tokens,
     x: Tensor,
     attn_mask: Tensor | None = None,
-    **others: Any,
+    **options: Any,
 ) -> Tensor:
-    """timm's `Attention.forward`, as the encoder builds it, on a slice of the tokens: B m D.
-
-    attn_mask: M M, of all tokens.
-    """
+    """timm's `Attention.forward` on a slice of the tokens, B m D; attn_mask: M M, of all tokens."""
     if not attention.training:
-        return forward(x, attn_mask=attn_mask, **others)
+        return forward(x, attn_mask=attn_mask, **options)
     q, k, v = attention.qkv(x).unflatten(2, (3, attention.num_heads, -1)).unbind(2)
     return attention.proj(shared.attend(q, k, v, 0, None, attn_mask).flatten(2))

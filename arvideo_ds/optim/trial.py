@@ -65,21 +65,18 @@ class _Trial:
         self._optimizer = build([{"params": self._weights, "weight_decay": 0.05}])
         skip_refused_steps(self._optimizer)
 
-    def steps(self, *numbers: float, rate: float = 1e-2, refused: bool = False) -> _Trial:
-        """Steps whose gradients are functions of the numbers."""
+    def steps(self, *numbers: float, rate: float = 1e-2) -> _Trial:
+        """Steps whose gradients are functions of the numbers; those of infinity are refused."""
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         device, sizes = self._weights[0].device, [weight.numel() for weight in self._weights]
-        refuse(self._optimizer, torch.tensor(float(refused), device=device))
         for number in numbers:
+            refuse(self._optimizer, torch.tensor(float(math.isinf(number)), device=device))
             gradient = (torch.arange(float(sum(sizes)), device=device) * number).sin() * number
             for weight, piece in zip(self._weights, gradient.split(sizes), strict=True):
                 weight.grad = piece.view_as(weight)
             self._optimizer.step()
         return self
-
-    def refused(self) -> _Trial:
-        return self.steps(math.inf, refused=True)
 
     def started(self) -> _Trial:
         """Do what DeepSpeed's start and engine/build.py do."""
@@ -104,22 +101,17 @@ _RULES: dict[str, Callable[[_Trial], _Trial]] = {
     "the same steps give different weights each time. Compute a step from weights, gradients and "
     "state alone.": lambda trial: trial.steps(1, 2, 3),
     "a step with self.found_inf = 1 changed weights or state. Obey found_inf, or do not define "
-    "_step_supports_amp_scaling: such steps are then skipped.": lambda trial: (
-        trial.refused().steps(1).refused().steps(2, 3)
+    "_step_supports_amp_scaling: such steps are then skipped.": lambda trial: trial.steps(
+        math.inf, 1, math.inf, 2, 3
     ),
     "a step of zero gradients at learning rate 0 and `state.clear()`, with which DeepSpeed starts, "
     "change its first step. Keep all state in self.state, create it in step(), and multiply "
     "weight decay by the learning rate.": lambda trial: trial.started().steps(1, 2, 3),
-    "it does not continue from a checkpoint, which holds those tensors of self.state[weight] that "
+    "it does not continue from a checkpoint, which has those tensors of self.state[weight] that "
     "are as large as the weight, and 'step' as a tensor. Keep no other state.": lambda trial: (
         trial.steps(1, 2).resumed().steps(3)
     ),
 }
-_WHOLE = (
-    "it needs whole weight matrices, but ZeRO and half precision give it pieces of flattened "
-    "weights. Use zero_optimization.stage 0 with train.precision=fp32, or an optimiser that works "
-    "value by value."
-)
 
 
 def _broken_rule(build: Build, device: torch.device, *, flattened: bool) -> str | None:
@@ -129,4 +121,10 @@ def _broken_rule(build: Build, device: torch.device, *, flattened: bool) -> str 
         if not torch.equal(path(_Trial(build, [weight.view(3, 4)])).weights(), expected):
             return rule
     in_pieces = _Trial(build, weight.split([5, 7])).steps(1, 2, 3).weights()
-    return _WHOLE if flattened and not torch.allclose(in_pieces, expected, rtol=1e-5) else None
+    if not flattened or torch.allclose(in_pieces, expected, rtol=1e-5):
+        return None
+    return (
+        "it needs whole weight matrices, but ZeRO and half precision give it pieces of flattened "
+        "weights. Use zero_optimization.stage 0 with train.precision=fp32, or an optimiser that "
+        "works value by value."
+    )

@@ -73,10 +73,7 @@ def evaluate(
 
 
 def _accuracies(scores: AnyScores, labels: ClassNames) -> dict[str, Any]:
-    """Percent; unreadable videos are counted, listed, and excluded from the accuracies.
-
-    With several label sets top1 and top5 require all labels of a video; `label_sets` has each set.
-    """
+    """Percent, without unreadable videos; top1 and top5 require the labels of all label sets."""
     missing = scores.labels.view(len(scores.labels), -1) < 0
     names = by_set(labels)
     sets = {name: _of_classes(part, names[name]) for name, part in _by_set(scores).items()}

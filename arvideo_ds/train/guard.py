@@ -30,11 +30,7 @@ class Guard:
     """
 
     def __init__(
-        self,
-        settings: RunSettings[Any],
-        rank: int,
-        first_step: int,
-        video_at: Callable[[int], str],
+        self, settings: RunSettings[Any], rank: int, first_step: int, video_at: Callable[[int], str]
     ) -> None:
         self._settings, self._rank, self._video_at = settings, rank, video_at
         self._in_a_row = 0
@@ -51,10 +47,7 @@ class Guard:
         return dict(self._totals)
 
     def require_health(self, done: int, metrics: dict[str, Any], reading: Reading) -> None:
-        """Write out the steps that were not applied. Errors: `UserError` above a limit.
-
-        All ranks have the same totals and so raise together.
-        """
+        """Record refused steps. Errors: `UserError` above a limit, on all ranks at once."""
         self._check_steps(done, reading)
         share = metrics["data/skipped_total"] / metrics["data/seen_total"]
         limit = self._settings.recipe.data.max_skipped_share
@@ -71,7 +64,7 @@ class Guard:
             step = done - len(reading.refused) + 1 + number
             self._in_a_row = self._in_a_row + 1 if refused else 0
             if refused:
-                self._dump(step, reading.losses[number * per_step : (number + 1) * per_step])
+                self._record(step, reading.losses[number * per_step : (number + 1) * per_step])
             if self._in_a_row >= self._settings.recipe.train.max_refused_steps:
                 raise UserError(
                     f"steps {step - self._in_a_row + 1} to {step} were not applied, since loss or "
@@ -82,8 +75,7 @@ class Guard:
                     "bf16."
                 )
 
-    def _dump(self, step: int, losses: list[float]) -> None:
-        """Write one line per rank; losses that are not finite are null."""
+    def _record(self, step: int, losses: list[float]) -> None:
         batches = rank_positions(self._settings.plan, rank=self._rank, first_step=step - 1)
         line = {
             "step": step,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from arvideo_ds.data.loader import Batch, TrainLoader
+from arvideo_ds.engine.agreement import gather_objects
 from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.checkpoints import save_checkpoint
 from arvideo_ds.engine.world import World
@@ -37,7 +39,6 @@ class Run:
     loader: TrainLoader
     first_step: int
     sinks: list[Sink]
-    hosts: list[str]
     heartbeat: Heartbeat
     guard: Guard
     baseline: Baseline
@@ -60,7 +61,7 @@ def train(run: Run) -> Outcome:
     """Steps first_step..steps-1. Every rank calls it; an interruption ends it after a save."""
     train_settings, plan = run.settings.recipe.train, run.settings.plan
     meter, metrics = _meter(run), dict[str, Any]()
-    beat = run.heartbeat.beat
+    beat, hosts = run.heartbeat.beat, gather_objects(socket.gethostname())
     # Closed on every way out: data workers ignore signals and would outlive an error.
     with closing(iter(run.loader)) as batches:
         for step in range(run.first_step, plan.steps):
@@ -88,7 +89,7 @@ def train(run: Run) -> Outcome:
             # Metrics are checked before each save.
             if saves or done % train_settings.log_every == 0:
                 beat("log", done)
-                reading = meter.read(run.hosts)
+                reading = meter.read(hosts)
                 run.baseline.read(run.world.device)
                 metrics = _log(run, reading, done, lr, _validate(run, done) if validates else {})
                 run.guard.require_health(done, metrics, reading)
@@ -132,7 +133,6 @@ def _next_batch(batches: Iterator[Batch], run: Run, meter: Meter) -> Batch:
 def _log(
     run: Run, reading: Reading, done: int, lr: float, validated: dict[str, float]
 ) -> dict[str, Any]:
-    """Write the metrics of all ranks."""
     norm, plan = run.engine.gradient_norm(), run.settings.plan
     metrics: dict[str, Any] = {
         "step": done,

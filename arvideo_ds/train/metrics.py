@@ -134,11 +134,10 @@ class Console:
         self._steps, self._task = steps, task
 
     def log(self, metrics: dict[str, Any]) -> None:
-        step = metrics["step"]
-        left = timedelta(seconds=round((self._steps - step) * metrics["time/step_s"]))
+        left_s = (self._steps - metrics["step"]) * metrics["time/step_s"]
         norm = metrics.get("grad_norm_preclip")
         parts = [
-            f"step {step}/{self._steps}",
+            f"step {metrics['step']}/{self._steps}",
             f"epoch {metrics['epoch']:.2f}",
             f"loss {metrics[f'loss/{self._task.recipe.task}']:.4f}",
             f"lr {metrics['lr']:.2e}",
@@ -146,7 +145,7 @@ class Console:
             f"{metrics['throughput/clips_per_s']:.1f} clips/s",
             f"data wait {metrics['time/data_wait_pct']:.1f} %",
             f"{metrics['memory/peak_gib']:.2f} GiB",
-            f"left {left}",
+            f"left {timedelta(seconds=round(left_s))}",
         ]
         start = "validation/"
         validated = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}
@@ -156,11 +155,11 @@ class Console:
             parts.append(f"skipped {metrics['data/skipped_total']:.0f}")
         if metrics["guard/refused_total"]:
             parts.append(f"steps not applied {metrics['guard/refused_total']:.0f}")
-        if metrics["time/forward_s_max"] > _STRAGGLES * metrics["time/forward_s_median"]:
+        slowest_s, median_s = metrics["time/forward_s_max"], metrics["time/forward_s_median"]
+        if slowest_s > _STRAGGLES * median_s:
+            host = metrics["slowest_host"]
             parts.append(
-                f"slow host {metrics['slowest_host']}: forward "
-                f"{metrics['time/forward_s_max']:.3f} s a step, median "
-                f"{metrics['time/forward_s_median']:.3f} s"
+                f"slow host {host}: forward {slowest_s:.3f} s a step, median {median_s:.3f} s"
             )
         print("  ".join(parts), flush=True)
 

@@ -88,21 +88,17 @@ def probes(summary: dict[str, Any]) -> list[str]:
     """A section for the recipe's shards, and for each set that `arvideo probe` was given."""
     results = {"Probes": summary} if probe_names(summary) else {}
     results |= {f"Probes: {name}": result for name, result in summary.get("probes", {}).items()}
-    return [
-        report.section(title, _how_probed(result), [pictures.draw_probes(result)])
-        for title, result in results.items()
-    ]
-
-
-def _how_probed(result: dict[str, Any]) -> str:
-    clips, name = result.get("probe_clips", 1), result["probe_features"]
-    where = "the central clip" if clips == 1 else f"{clips} clips"
-    what = description(POOLINGS[name]) if name in POOLINGS else f"features '{name}'"
-    return (
-        f"Frozen encoder, {what} of {where} of each test video; "
-        "an attentive probe sees all tokens. Untrained: the same encoder with the weights that "
-        "training began with."
-    )
+    sections = []
+    for title, result in results.items():
+        clips, name = result.get("probe_clips", 1), result["probe_features"]
+        where = "the central clip" if clips == 1 else f"{clips} clips"
+        what = description(POOLINGS[name]) if name in POOLINGS else f"features '{name}'"
+        note = (
+            f"Frozen encoder, {what} of {where} of each test video; an attentive probe sees all "
+            "tokens. Untrained: the same encoder with the weights that training began with."
+        )
+        sections.append(report.section(title, note, [pictures.draw_probes(result)]))
+    return sections
 
 
 def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: int) -> str:

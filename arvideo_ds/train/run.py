@@ -6,7 +6,6 @@ and engine -> loader -> loop -> weights and summary.
 
 from __future__ import annotations
 
-import socket
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -91,7 +90,6 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt) -> int:
                 loader=loader,
                 first_step=first_step,
                 sinks=_sinks(settings, first_step, stack) if world.is_main else [],
-                hosts=gather_objects(socket.gethostname()),
                 heartbeat=heartbeat,
                 guard=Guard(settings, world.rank, first_step, loader.video_at),
                 baseline=_baseline(settings, world, engine, facts),
@@ -184,7 +182,6 @@ def _sinks(settings: RunSettings[Any], first_step: int, stack: ExitStack) -> lis
 
 
 def _export(settings: RunSettings[Any]) -> None:
-    """Write the finished run's weights from its last checkpoint."""
     folder = settings.folder
     checkpoint = newest_checkpoint(folder / run_folder.CHECKPOINTS)
     assert checkpoint is not None, "the loop saves after the last step"

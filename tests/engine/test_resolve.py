@@ -192,7 +192,7 @@ def test_a_section_that_is_no_object_is_refused(key: str, solve: Resolve) -> Non
     ("content", "says"),
     [
         (b'{"a": 1,\n "b": }', "line 2"),
-        (b"", "not valid JSON"),
+        (b"", "Expecting value"),
         (b"[1]", "one JSON object"),
         (b"\xff\xfe{}", "cannot read"),
         (None, "ds_configs/"),
