@@ -1,6 +1,6 @@
 """Models in plain PyTorch.
 
-Owns tokens, positions, orders, masks, encoder, decoders, the objectives built of them, and the
-names that other programs give the same weights. Must not know recipes, ranks, DeepSpeed, schedules,
-or files other than of weights (weight_files.py). One file to read first: arvideo.py.
+Owns tokens, positions, orders, masks, encoder, decoders, the objectives built from them, and the
+layouts of weights in other programs. Must not know recipes, ranks, DeepSpeed, schedules, or files
+except weights (weight_files.py). Read arvideo.py first.
 """

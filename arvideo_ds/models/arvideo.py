@@ -1,15 +1,14 @@
 """ARVideo on one page: predict a clip cluster by cluster, in a sampled order.
 
-    order      a permutation of the clusters                      step i = i-th cluster of it
+    order      a permutation of the clusters                      step i = its i-th cluster
     encode     a random subset of each cluster's tokens, steps 1..C-1, block-causal attention
-               (objective.drop=clusters: whole clusters of some of these steps instead)
+               (objective.drop=clusters: all tokens of some of these steps instead)
     decode     a query for every token of steps 2..C; it sees encoded tokens of earlier steps
-    loss       squared error on the (normalised) pixels of those tokens (objective.py)
+    loss       squared error on the (normalised) pixels of these tokens (objective.py)
 
 Source: ARVideo (Ren et al. 2024, arXiv 2405.15160).
 
-B clips, T H W frames and pixels, N tokens, C clusters, S tokens per cluster, K kept of them,
-R targets of them, E encoded tokens, Q queries, P values of a cube, D width.
+B clips, N tokens, C clusters, S tokens per cluster (R of them targets).
 """
 
 from __future__ import annotations
@@ -22,13 +21,19 @@ from torch import Tensor
 
 from arvideo_ds.config.objectives import ArvideoSettings, DecoderSettings
 from arvideo_ds.config.sizes import EncoderSpec
-from arvideo_ds.geometry import Geometry, num_kept
+from arvideo_ds.geometry import num_kept
 from arvideo_ds.models.cubes import pick
 from arvideo_ds.models.decoder import CrossDecoder
 from arvideo_ds.models.draws import random_subsets
-from arvideo_ds.models.masks import may_see_before, may_see_up_to, step_numbers
 from arvideo_ds.models.objective import Draw, Objective
-from arvideo_ds.models.order import cluster_tokens, fixed_order, random_order
+from arvideo_ds.models.order import (
+    cluster_tokens,
+    fixed_order,
+    may_see_before,
+    may_see_up_to,
+    random_order,
+    step_numbers,
+)
 from arvideo_ds.models.selection import priorities
 
 _KEEP_PURPOSE, _TARGET_PURPOSE = 2, 3
@@ -36,7 +41,7 @@ _KEEP_PURPOSE, _TARGET_PURPOSE = 2, 3
 
 @dataclass(frozen=True)
 class OrderedDraw(Draw):
-    """With the order of the clusters, B C; tokens are in that order."""
+    """order: of the clusters, B C; tokens are in this order."""
 
     order: Tensor
 
@@ -63,24 +68,20 @@ class ARVideo(Objective):
         self.targets = num_kept(decoder.target_ratio, geometry.cluster_size)
         shape = settings.decoder_shape(encoder.size, decoder)
         self.decoder = CrossDecoder(encoder, shape, settings.target_values(geometry))
-        self._register_clusters(geometry, settings)
-        self._register_masks(self_attention=decoder.self_attention)
-
-    def _register_clusters(self, geometry: Geometry, settings: ArvideoSettings) -> None:
-        order = settings.order
-        default = None if order == "random" else fixed_order(geometry, order)
-        steps = torch.tensor(settings.encoded_steps(geometry))
-        self.register_buffer("encoded_steps", steps, persistent=False)
-        self.register_buffer("clusters", cluster_tokens(geometry), persistent=False)
-        self.register_buffer("default_order", default, persistent=False)
-
-    def _register_masks(self, *, self_attention: bool) -> None:
-        encoded = step_numbers(self.encoded_steps, self.kept)
+        encoded_steps = torch.tensor(settings.encoded_steps(geometry))
+        encoded = step_numbers(encoded_steps, self.kept)
         queries = step_numbers(torch.arange(2, 2 + self.num_predicted), self.targets)
-        self_mask = may_see_up_to(queries, queries) if self_attention else None
-        self.register_buffer("encoder_mask", may_see_up_to(encoded, encoded), persistent=False)
-        self.register_buffer("cross_mask", may_see_before(queries, encoded), persistent=False)
-        self.register_buffer("self_mask", self_mask, persistent=False)
+        order = settings.order
+        buffers = {
+            "encoded_steps": encoded_steps,
+            "clusters": cluster_tokens(geometry),
+            "default_order": None if order == "random" else fixed_order(geometry, order),
+            "encoder_mask": may_see_up_to(encoded, encoded),
+            "cross_mask": may_see_before(queries, encoded),
+            "self_mask": may_see_up_to(queries, queries) if decoder.self_attention else None,
+        }
+        for name, buffer in buffers.items():
+            self.register_buffer(name, buffer, persistent=False)
 
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
         encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded, self.encoder_mask)
@@ -101,7 +102,7 @@ class ARVideo(Objective):
         )
 
     def _predicted_members(self, keys: Tensor, clusters: Tensor, scores: Tensor | None) -> Tensor:
-        """Which members of the predicted clusters B n the loss is taken on: B n R, ascending."""
+        """Members of the predicted clusters B n with a loss: B n R, ascending."""
         if self.target_rule == "random":
             shape = (self.num_predicted, self.clusters.shape[1])
             return random_subsets(keys, _TARGET_PURPOSE, *shape, self.targets)
@@ -117,5 +118,5 @@ class ARVideo(Objective):
         return self.clusters[draw.order[:, 0]]
 
     def _tokens(self, clusters: Tensor, members: Tensor) -> Tensor:
-        """Tokens of the given members (B n m, places within a cluster) of clusters B n: B (n m)."""
+        """Tokens at `members` (B n m, indices within a cluster) of clusters B n: B (n m)."""
         return rearrange(self.clusters[clusters].gather(2, members), "b n m -> b (n m)")

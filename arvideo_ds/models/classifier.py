@@ -1,4 +1,4 @@
-"""A video classifier: the pretrained encoder, its tokens made one vector, one linear layer.
+"""A video classifier: the pretrained encoder, pooling, one linear layer.
 
 B clips, T H W frames and pixels, N tokens (M of them seen), D width.
 """
@@ -9,22 +9,23 @@ from timm.layers import AttentionPoolLatent
 from torch import Tensor, nn
 
 from arvideo_ds.config.sizes import EncoderSpec
-from arvideo_ds.models.encoder import build_encoder, encode_clips, initialize, layer_norm
+from arvideo_ds.models.encoder import (
+    build_encoder,
+    encode_clips,
+    initialize,
+    layer_norm,
+    linear_head,
+)
 
 
 class Classifier(nn.Module):
-    """What is fine-tuned on labels.
+    """The model of fine-tuning on labels.
 
-    `pooling` mean: the mean of the tokens, LayerNorm, linear layer; the encoder's own last
-    norm is left out, as the pooled token is normalised instead (VideoMAE, modeling_finetune.py).
-    attention: the encoder's last norm, one class-attention layer, linear layer (LVMAE's ViT-L;
-    timm's "map" pooling).
-
-    `head_dropout` is the probability that a feature is zeroed before the linear layer while
-    training, drawn from torch's generator as `drop_path` is. It has no weights.
-
-    Of several label sets the classes stand one set after another: one matrix holds a linear layer
-    for each.
+    pooling: mean = the mean of the tokens, LayerNorm, linear layer, without the encoder's norm
+    (VideoMAE, modeling_finetune.py); attention = the encoder's norm, one class-attention layer,
+    linear layer (LVMAE's ViT-L; timm's "map" pooling). head_dropout: probability that a feature is
+    zeroed before the linear layer in training, drawn from torch's generator as `drop_path` is.
+    num_classes: of all label sets; the linear layer has their classes one set after another.
     """
 
     def __init__(
@@ -49,20 +50,17 @@ class Classifier(nn.Module):
             )
             initialize(self.class_attention)
         self.dropout = nn.Dropout(head_dropout)
-        self.head = nn.Linear(size.width, num_classes)
-        # Near zero: the first steps move the head, not the pretrained encoder.
-        nn.init.trunc_normal_(self.head.weight, std=2e-5)
-        nn.init.zeros_(self.head.bias)
+        self.head = linear_head(size.width, num_classes)
 
     def forward(self, clips: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits B x classes of clips B T H W 3, uint8 or floating 0..1.
 
-        tokens: B M, those that alone are seen; none = all.
+        tokens: B M, the only ones that are encoded; None = all.
         """
         return self.classify(self.pool(encode_clips(self.encoder, clips, self.patch, tokens)))
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Encoded tokens B M D as one vector each, B D."""
+        """Encoded tokens B M D to one vector per clip, B D."""
         return tokens.mean(1) if self.class_attention is None else self.class_attention(tokens)
 
     def classify(self, features: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Cubes: the pixels of one token, cut out, picked, normalised.
+"""Cubes: the pixels of one token, cut from clips, picked, normalised.
 
 B clips, T H W frames and pixels, t h w token grid, N tokens, M picked tokens, P values of a cube.
 """
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from arvideo_ds.geometry import CHANNELS, Triple
 
-# Mean and deviation of ImageNet's channels, on pixels of 0..1, as VideoMAE uses them.
+# Mean and standard deviation of ImageNet's channels, pixels 0..1, as in VideoMAE.
 PIXEL_MEAN, PIXEL_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _TARGET_EPSILON = 1e-6
 
@@ -42,23 +42,22 @@ def pick(cubes: Tensor, tokens: Tensor) -> Tensor:
 
 
 def unit_pixels(cubes: Tensor) -> Tensor:
-    """uint8 0..255 -> float32 0..1; floating cubes are 0..1 already and only become float32."""
+    """uint8 0..255 -> float32 0..1; floating cubes are 0..1 already."""
     return cubes.float() / 255 if cubes.dtype == torch.uint8 else cubes.float()
 
 
 def standardize(cubes: Tensor) -> Tensor:
-    """What the encoder sees: pixels less ImageNet's mean, over its deviation, float32."""
+    """The encoder's input: pixels normalised with ImageNet's mean and deviation, float32."""
     mean, std = pixel_statistics(cubes.device)
     pixels = _by_channel(unit_pixels(cubes))
     return rearrange((pixels - mean) / std, "b m p c -> b m (p c)")
 
 
 def pixel_targets(cubes: Tensor, *, normalize: bool) -> Tensor:
-    """What the decoder is to predict, float32, B M P.
+    """Targets of the decoder, float32, B M P.
 
-    Normalised: per cube and channel, less the mean and over (deviation + 1e-6) of the cube's
-    pixel positions, variance unbiased. Else plain pixels of 0..1.
-    Source: VideoMAE (arXiv 2203.12602) and ARVideo, section 4.1.
+    normalize: minus mean, over (deviation + 1e-6), per cube and channel, with the unbiased
+    variance; else pixels 0..1. Source: VideoMAE (arXiv 2203.12602) and ARVideo, section 4.1.
     """
     pixels = unit_pixels(cubes)
     if not normalize:
@@ -69,7 +68,7 @@ def pixel_targets(cubes: Tensor, *, normalize: bool) -> Tensor:
 
 
 def target_statistics(cubes: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation + 1e-6 of each cube's channels, each B M 1 3; pictures undo with them."""
+    """Mean and deviation + 1e-6 of each cube's channels, each B M 1 3."""
     return _statistics(_by_channel(unit_pixels(cubes)))
 
 
@@ -84,8 +83,7 @@ def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache
 def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """PIXEL_MEAN and PIXEL_STD on a device, to which they are sent once: each 3, float32."""
-    # Not buffers: DeepSpeed casts every floating buffer to the run's precision, and pixels are
-    # normalised in float32 whatever that is.
-    with torch.inference_mode(False):  # or a first call under it would spoil all later training
+    """PIXEL_MEAN and PIXEL_STD on a device, cached: each 3, float32."""
+    # Not buffers: DeepSpeed casts floating buffers to the run's precision.
+    with torch.inference_mode(False):  # training may use them after an evaluation
         return torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)

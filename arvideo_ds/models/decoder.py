@@ -1,4 +1,4 @@
-"""Decoders: ARVideo's queries that look at encoded steps, VideoMAE's tokens seen and hidden.
+"""Decoders: ARVideo's with cross-attention, VideoMAE's with mask tokens.
 
 B clips, Q queries, M encoded tokens, N tokens of the grid, D encoder width, d decoder width,
 P values of a cube.
@@ -61,7 +61,7 @@ class DecoderLayer(nn.Module):
 
 
 class CrossDecoder(nn.Module):
-    """One query per token to predict: a learned vector + the fixed position of its place.
+    """One query per predicted token: a learned vector + its fixed position.
 
     Source: ARVideo (arXiv 2405.15160), section 3.4, Tables 9 and 10.
     """
@@ -87,10 +87,10 @@ class CrossDecoder(nn.Module):
     def forward(
         self, encoded: Tensor, places: Tensor, cross_mask: Tensor, self_mask: Tensor | None
     ) -> Tensor:
-        """Predict the cubes at `places`.
+        """Predict the cubes of tokens `places` (B Q, indices in the grid): B Q P.
 
-        encoded: B M D. places: B Q, tokens of the grid. cross_mask: Q M and self_mask: Q Q (used
-        with self-attention only), True = may attend. Returns B Q P.
+        encoded: B M D. cross_mask: Q M and self_mask: Q Q (with self-attention only), True = may
+        attend.
         """
         memory = self.memory(encoded)
         x = self.query + self.positions[places].to(memory.dtype)
@@ -100,7 +100,7 @@ class CrossDecoder(nn.Module):
 
 
 class JointDecoder(nn.Module):
-    """Encoded tokens and a learned one for each hidden place, all attending to each other.
+    """Self-attention over encoded tokens and a mask token for each hidden one.
 
     Source: VideoMAE (arXiv 2203.12602), section 3.1, and its code: no bias in the projection.
     """
@@ -124,9 +124,9 @@ class JointDecoder(nn.Module):
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, encoded: Tensor, seen: Tensor, hidden: Tensor) -> Tensor:
-        """Predict the cubes at `hidden`.
+        """Predict the cubes of tokens `hidden` (B Q, indices in the grid): B Q P.
 
-        encoded: B M D. seen: B M and hidden: B Q, tokens of the grid. Returns B Q P.
+        encoded: B M D, of tokens `seen`, B M.
         """
         seen_tokens = self.project(encoded)
         positions = self.positions.to(seen_tokens.dtype)

@@ -1,4 +1,4 @@
-"""A detector of actions: what the person in a box does, from a clip around the keyframe.
+"""An action detector: what the person in a box does, from a clip around the keyframe.
 
 B clips, T H W frames and pixels, t h w token grid, D width, R boxes of all clips, A actions.
 """
@@ -15,20 +15,20 @@ from torchvision.ops import roi_align
 from arvideo_ds.config.detect import DetectSettings
 from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.geometry import Geometry, Triple
-from arvideo_ds.models.encoder import build_encoder, encode_clips, layer_norm
+from arvideo_ds.models.encoder import build_encoder, encode_clips, layer_norm, linear_head
 from arvideo_ds.models.positions import interpolated_positions
 
-# Cells that RoIAlign reads of a box, along height and width.
+# Cells of RoIAlign along a box's height and width.
 _CELLS = 7
 
 
 class Detector(nn.Module):
     """The pretrained encoder, its tokens averaged over time, RoIAlign, one linear layer.
 
-    Of the cells of a box the largest value of each feature is taken, as AVA's detectors do.
-    `settings.norm` decides where the norm between encoder and head is. Clips may have another shape
-    than the encoder's: their positions are then interpolated. Source: VideoMAE's action detection
-    (modeling_finetune.py), with norm=tokens and roi_aligned=false.
+    The cells of a box are max-pooled. `settings.norm` decides where the norm between encoder and
+    head is. Clips may have another shape than the encoder's: their positions are then interpolated.
+    Source: VideoMAE's action detection (modeling_finetune.py), with norm=tokens and
+    roi_aligned=false.
     """
 
     def __init__(
@@ -43,17 +43,17 @@ class Detector(nn.Module):
         after_pooling = settings.norm == "pooled"
         self.encoder = build_encoder(encoder, drop_path=drop_path, final_norm=not after_pooling)
         self.norm = layer_norm(width) if after_pooling else nn.Identity()
-        self.head = nn.Linear(width, settings.num_actions)
-        # Near zero: the first steps move the head, not the pretrained encoder.
-        nn.init.trunc_normal_(self.head.weight, std=2e-5)
-        nn.init.zeros_(self.head.bias)
+        self.head = linear_head(width, settings.num_actions)
 
     def forward(self, clips: Tensor, boxes: Tensor, clip_of: Tensor) -> Tensor:
-        """Logits R A of boxes R 4 (x1 y1 x2 y2, pixels) in clips B T H W 3; clip_of: R, whose."""
+        """Logits R A of boxes R 4 (x1 y1 x2 y2, pixels) in clips B T H W 3.
+
+        clip_of: R, index of each box's clip.
+        """
         return self.head(self.norm(self.features(clips, boxes, clip_of)))
 
     def features(self, clips: Tensor, boxes: Tensor, clip_of: Tensor) -> Tensor:
-        """What is read off each box, R D, before `norm`."""
+        """The pooled features of each box, R D, before `norm`."""
         _, frames, height, width, _ = clips.shape
         t, h, w = grid = Geometry.whole((frames, height, width), self.patch).grid
         table = None
@@ -66,13 +66,13 @@ class Detector(nn.Module):
         left, top, right, bottom = boxes.float().unbind(1)
         sides = left / wide, top / tall, right / wide, bottom / tall
         places = torch.stack([clip_of.float(), *sides], dim=1)
-        # In float32: a CPU's kernel knows no bfloat16, and boxes need the digits.
+        # In float32: the CPU kernel has no bfloat16, and boxes need the precision.
         cells = roi_align(maps.float(), places, output_size=_CELLS, aligned=self.aligned)
         return cells.amax(dim=(2, 3)).to(tokens.dtype)
 
 
 @functools.lru_cache(maxsize=8)
 def _interpolated(scheme: str, known: Triple, grid: Triple, width: int) -> Tensor:
-    """`interpolated_positions`, kept for frames of the same shape that follow."""
-    with torch.inference_mode(False):  # or a test would spoil a training that goes on after it
+    """`interpolated_positions`, cached."""
+    with torch.inference_mode(False):  # training may use the table after an evaluation
         return interpolated_positions(scheme, known, grid, width)

@@ -1,10 +1,9 @@
 """Random draws on the device, as a pure function of one integer per clip.
 
-Each clip carries a key (arvideo_ds.randomness.draw_key). A counter-based hash expands it into as
-many numbers as the model needs: the same on every device, with no generator state and no
-transfer beyond eight bytes per clip.
+Each clip has a key (arvideo_ds.randomness.draw_key). A counter-based hash expands it into as many
+numbers as the model needs, equal on every device, without generator state.
 
-B clips, n items of one set, m of them picked.
+B clips.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from torch import Tensor
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
-# Bits of a uniform number: with a half added, what float32 still holds.
+# Bits of a uniform number; with a half added it is exact in float32.
 _UNIFORM = 23
 
 
@@ -26,7 +25,7 @@ def random_ranks(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
     """A uniform random permutation of the last axis, for every clip and leading index.
 
     keys: int64, B. purpose: separates the draws of one clip. Returns int64, B x shape; each row of
-    the last axis holds 0..n-1 in random order, all rows independent.
+    the last axis is a permutation of 0..n-1, all rows independent.
     """
     return _bits(keys, purpose, shape).argsort(dim=-1, stable=True)
 
@@ -34,7 +33,7 @@ def random_ranks(keys: Tensor, purpose: int, shape: tuple[int, ...]) -> Tensor:
 def random_subsets(keys: Tensor, purpose: int, num_sets: int, size: int, picked: int) -> Tensor:
     """`picked` of `size` items of each set, uniform without replacement: int64, B x sets x picked.
 
-    Sorted within a set: attention does not ask for an order, and memory likes this one.
+    Sorted within a set, for memory access.
     """
     if picked == size:
         return torch.arange(size, device=keys.device).expand(len(keys), num_sets, size)
@@ -45,8 +44,7 @@ def random_subsets(keys: Tensor, purpose: int, num_sets: int, size: int, picked:
 def random_normals(keys: Tensor, purpose: int, shape: tuple[int, ...], *, start: int = 0) -> Tensor:
     """Independent standard normal numbers for every clip: float32, B x shape.
 
-    start: how many numbers of the same draw come before, so that a long one can be made in parts.
-    Devices agree up to rounding (Box-Muller takes a logarithm and a cosine).
+    start: offset in the draw, to make a long one in parts. Devices agree up to rounding.
     """
     bits = _bits(keys, purpose, shape, start=start)
     radius, turn = (_uniform(_shift_right(bits, by)) for by in (64 - _UNIFORM, 0))
@@ -54,12 +52,12 @@ def random_normals(keys: Tensor, purpose: int, shape: tuple[int, ...], *, start:
 
 
 def _uniform(bits: Tensor) -> Tensor:
-    """The lowest bits as a number within 0..1, never 0: float32 holds it exactly."""
+    """The lowest bits as a number within 0..1, never 0."""
     return ((bits & (1 << _UNIFORM) - 1).float() + 0.5) / (1 << _UNIFORM)
 
 
 def _bits(keys: Tensor, purpose: int, shape: tuple[int, ...], *, start: int = 0) -> Tensor:
-    """Hashed 64-bit numbers of a clip's draw, from the start-th on: int64, B x shape."""
+    """Hashed 64-bit numbers of a clip's draw, from index `start`: int64, B x shape."""
     counters = torch.arange(start, start + math.prod(shape), device=keys.device)
     stream = _mix(_mix(keys) + purpose)
     return _mix(stream[:, None] + (counters + 1) * _GOLDEN).view(len(keys), *shape)

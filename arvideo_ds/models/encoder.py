@@ -1,4 +1,4 @@
-"""The encoder that every objective shares and that is fine-tuned afterwards: a plain ViT.
+"""The encoder that every objective pretrains and that is fine-tuned: a plain ViT.
 
 B clips, M tokens, P values of a cube, D width.
 """
@@ -25,10 +25,9 @@ layer_norm = functools.partial(nn.LayerNorm, eps=NORM_EPSILON)
 class Encoder(nn.Module):
     """Pre-norm ViT over any subset of a clip's tokens.
 
-    `positions` is the table of the whole grid, N D; `cube_values` P; `mlp` the hidden width.
-    `drop_path` is the share of the last block's branches left out while training (stochastic
-    depth); it grows from 0 at the first. Without `final_norm` tokens leave as the last block made
-    them.
+    positions: the table of the whole grid, N D. cube_values: P. mlp: hidden width. drop_path: rate
+    of stochastic depth in the last block, growing from 0 in the first. final_norm: LayerNorm after
+    the last block.
     """
 
     positions: Tensor
@@ -59,7 +58,7 @@ class Encoder(nn.Module):
             for number in range(depth)
         )
         self.norm = layer_norm(width) if final_norm else nn.Identity()
-        # Recomputed from the shape, so no checkpoint holds it.
+        # Computed from the shape, so checkpoints do not contain it.
         self.register_buffer("positions", positions, persistent=False)
         initialize(self)
 
@@ -72,8 +71,8 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Encode the given tokens only.
 
-        cubes: B M P, uint8 or 0..1. tokens: B M, their places in the grid. mask: M M, True = may
-        attend; none = full attention. positions: table N D of another grid than the encoder's own.
+        cubes: B M P, uint8 or 0..1. tokens: B M, their indices in the grid. mask: M M, True = may
+        attend; None = full attention. positions: N D, for another grid than the encoder's.
         Returns B M D.
         """
         x = self.embed_cubes(cubes, tokens, positions)
@@ -82,7 +81,7 @@ class Encoder(nn.Module):
         return self.norm(x)
 
     def embed_cubes(self, cubes: Tensor, tokens: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Cubes B M P at places B M, with their positions: B M D."""
+        """Cubes B M P of tokens B M to embeddings with positions, B M D."""
         table = self.positions if positions is None else positions
         pixels = standardize(cubes).to(self.embed.weight.dtype)
         # Engines differ in whether they cast buffers along with the weights.
@@ -90,7 +89,7 @@ class Encoder(nn.Module):
 
 
 def build_encoder(spec: EncoderSpec, *, drop_path: float = 0.0, final_norm: bool = True) -> Encoder:
-    """The encoder of `spec.backbone`; keywords as of `Encoder`."""
+    """The encoder of `spec.backbone`; keywords as in `Encoder`."""
     return ENCODERS[spec.backbone](spec, drop_path=drop_path, final_norm=final_norm)
 
 
@@ -121,10 +120,10 @@ def encode_clips(
     *,
     positions: Tensor | None = None,
 ) -> Tensor:
-    """Clips B T H W 3 under full attention, as the encoder is used afterwards: B N D.
+    """Encode clips B T H W 3 with full attention: B N D.
 
-    tokens: B M, those that alone are seen (then B M D); none = all N. positions: table of the
-    clips' grid where that is not the encoder's own.
+    tokens: B M, the only ones that are encoded (then B M D); None = all N. positions: table of the
+    clips' grid where it is not the encoder's.
     """
     cubes = to_cubes(clips, patch)
     if tokens is not None:
@@ -140,3 +139,11 @@ def initialize(module: nn.Module) -> None:
             nn.init.xavier_uniform_(part.weight)
             if part.bias is not None:
                 nn.init.zeros_(part.bias)
+
+
+def linear_head(width: int, outputs: int) -> nn.Linear:
+    """A linear layer near zero: the first steps move the head, not the pretrained encoder."""
+    head = nn.Linear(width, outputs)
+    nn.init.trunc_normal_(head.weight, std=2e-5)
+    nn.init.zeros_(head.bias)
+    return head

@@ -1,6 +1,4 @@
-"""What every pretraining objective is: an encoder that transfers, and a loss for each clip.
-
-`MODELS` has the model of every objective, by the name of its settings in config/objectives.py.
+"""The base of pretraining objectives: an encoder that transfers, and a loss for each clip.
 
 B clips, N tokens, E encoded tokens, Q predicted ones, P values of a cube.
 """
@@ -22,17 +20,17 @@ from arvideo_ds.registry import Registry
 
 @dataclass(frozen=True)
 class Draw:
-    """What was drawn for a batch: tokens that are encoded, B E, and predicted, B Q."""
+    """Sampled tokens of a batch: encoded ones, B E, and predicted ones, B Q."""
 
     encoded: Tensor
     targets: Tensor
 
 
 class Objective(nn.Module, ABC):
-    """Base of ARVideo and its siblings: draw tokens, predict their cubes, compare the pixels."""
+    """Draw tokens, predict their cubes, compare the pixels."""
 
     encoder: Encoder
-    # Equal steps that the targets consist of, in the order in which they are predicted.
+    # Steps of equal size in which the targets are predicted.
     num_predicted = 1
 
     def __init__(self, settings: BaseObjective, encoder: EncoderSpec) -> None:
@@ -48,11 +46,11 @@ class Objective(nn.Module, ABC):
         scores: Tensor | None = None,
         codes: Tensor | None = None,
     ) -> Tensor:
-        """Loss of each clip, float32, B: mean squared error of what is predicted of the tokens.
+        """Loss of each clip, float32, B: mean squared error over the predicted tokens.
 
-        clips: B T H W 3, uint8 (or floating 0..1). keys: int64, B; they alone decide what is
-        random (arvideo_ds.randomness.draw_key). scores and codes: B N, what data.scores holds of
-        the clips' tokens, for objectives that ask for it.
+        clips: B T H W 3, uint8 (or floating 0..1). keys: int64, B; they determine all randomness
+        (arvideo_ds.randomness.draw_key). scores and codes: B N, from data.scores, for objectives
+        that need them.
         """
         draw = self.draw(keys, scores)
         cubes = to_cubes(clips, self.patch)
@@ -66,7 +64,7 @@ class Objective(nn.Module, ABC):
         scores: Tensor | None = None,
         codes: Tensor | None = None,
     ) -> Tensor:
-        """What the loss compares predictions with, B Q P float32; arguments as of `forward`."""
+        """Targets of the loss, B Q P float32; arguments as in `forward`."""
         return self.compute_targets(to_cubes(clips, self.patch), self.draw(keys, scores), codes)
 
     @property
@@ -76,7 +74,7 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def draw(self, keys: Tensor, scores: Tensor | None = None) -> Draw:
-        """Tokens that are encoded and predicted, a pure function of each clip's key and scores."""
+        """Sample tokens, as a pure function of each clip's key and scores."""
 
     def compute_targets(
         self,
@@ -89,15 +87,15 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
-        """Cubes of the target tokens, from cubes B N P: B Q P. Only encoded ones are embedded."""
+        """Predict the cubes of the target tokens from cubes B N P: B Q P."""
 
     def visible(self, draw: Draw) -> Tensor:
         """Tokens shown before the first prediction, B n; for pictures."""
         return draw.encoded
 
 
-# `(settings, EncoderSpec, DecoderSettings)` to the model. Its attribute `encoder` is what exports
-# and fine-tuning read.
+# By the names in config/objectives.py: `(settings, EncoderSpec, DecoderSettings)` to the model,
+# whose attribute `encoder` is exported and fine-tuned.
 MODELS: Registry[Callable[..., Objective]] = Registry(
     "objective",
     {

@@ -1,6 +1,8 @@
-"""Clusters: which tokens they hold, and the order in which they are predicted.
+"""Clusters: their tokens, the order in which they are predicted, and the attention masks.
 
-B clips, C clusters, S tokens per cluster.
+Tokens are in the sampled order, so masks depend on step numbers alone and are equal for all clips.
+
+B clips, C clusters, S tokens per cluster. Masks: True = may attend.
 """
 
 from __future__ import annotations
@@ -26,10 +28,10 @@ def cluster_tokens(geometry: Geometry) -> Tensor:
 
 
 def fixed_order(geometry: Geometry, order: str) -> Tensor:
-    """Cluster indices step by step, C.
+    """Cluster indices in the order of prediction, C.
 
-    spatial_first: all places of one time, then the next time. temporal_first: all times of one
-    place, then the next place. Source: ARVideo, section 3.3 and Table 7.
+    spatial_first: all places of a time, then the next time. temporal_first: all times of a place,
+    then the next place. Source: ARVideo, section 3.3 and Table 7.
     """
     t, h, w = geometry.cluster_grid
     clusters = torch.arange(geometry.num_clusters).view(t, h, w)
@@ -40,3 +42,18 @@ def fixed_order(geometry: Geometry, order: str) -> Tensor:
 def random_order(keys: Tensor, num_clusters: int) -> Tensor:
     """An independent uniform permutation of the clusters for every clip: int64, B x C."""
     return random_ranks(keys, _ORDER_PURPOSE, (num_clusters,))
+
+
+def step_numbers(steps: Tensor, tokens_per_step: int) -> Tensor:
+    """The step of each token in a sequence with equally many tokens per step."""
+    return steps.repeat_interleave(tokens_per_step)
+
+
+def may_see_up_to(rows: Tensor, columns: Tensor) -> Tensor:
+    """Step i attends to steps <= i (block-causal, with the whole own cluster)."""
+    return rows[:, None] >= columns[None, :]
+
+
+def may_see_before(rows: Tensor, columns: Tensor) -> Tensor:
+    """Step i attends to steps < i."""
+    return rows[:, None] > columns[None, :]

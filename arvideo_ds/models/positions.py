@@ -1,4 +1,4 @@
-"""Fixed positions of the tokens: N x width tables, float32, of sines and cosines."""
+"""Fixed sine-cosine positions of tokens: tables N x width, float32."""
 
 from __future__ import annotations
 
@@ -18,14 +18,12 @@ def position_table(scheme: str, grid: Triple, width: int) -> Tensor:
 def interpolated_positions(
     scheme: str, pretrained_grid: Triple, grid: Triple, width: int
 ) -> Tensor:
-    """Table of `grid` read off that of `pretrained_grid`, for clips of another shape: N x width.
+    """Table of `grid` interpolated from that of `pretrained_grid`: N x width.
 
-    Bicubic over rows and columns, then linear over time, cells' centres laid on each other. A
-    recomputed table gives most places of another grid columns that pretraining knew as another
-    place: sincos_1d counts through all tokens, sincos_3d scales with the axes. This one gives each
-    place nearly what pretraining knew there; new values lie between old ones, so it does not
-    reach beyond the clip that was pretrained on. Equal grids give the plain table.
-    Source: VideoMAE V2's fine-tuning, for other sizes and frame counts.
+    For clips of another shape: a recomputed table would give a place the row that another one had
+    in pretraining. Bicubic over rows and columns, then linear over time, with cells' centres
+    aligned. Equal grids give the plain table. Source: VideoMAE V2's fine-tuning, for other sizes
+    and frame counts.
     """
     table = position_table(scheme, pretrained_grid, width)
     if grid == pretrained_grid:
@@ -39,10 +37,9 @@ def interpolated_positions(
 
 
 def sincos_1d(grid: Triple, width: int) -> Tensor:
-    """Of the token's number in the flattened grid, frequencies from 1 to 1/10000.
+    """Positions of the token's index in the flattened grid, frequencies from 1 to 1/10000.
 
-    Even columns are sines, odd ones cosines. The table of VideoMAE, so encoder weights load both
-    ways. Source: VideoMAE (arXiv 2203.12602), official code.
+    Even columns are sines, odd ones cosines. Source: VideoMAE (arXiv 2203.12602), official code.
     """
     number = torch.arange(grid[0] * grid[1] * grid[2], dtype=torch.float64)[:, None]
     column = torch.arange(width, dtype=torch.float64)
@@ -51,10 +48,10 @@ def sincos_1d(grid: Triple, width: int) -> Tensor:
 
 
 def sincos_3d(grid: Triple, width: int) -> Tensor:
-    """Of time, row and column apart, a third of the columns each.
+    """Positions of time, row and column, a third of the columns each.
 
-    Frequencies run from 1 to 1/(2 x length of the axis), so every column tells places apart. On
-    small grids this is what lets attention find "same place, other time": see docs/demo.md.
+    Frequencies run from 1 to 1/(2 x length of the axis), so every column separates places, also on
+    small grids (docs/demo.md).
     """
     share = width // 6 * 2
     shares = (width - 2 * share, share, share)

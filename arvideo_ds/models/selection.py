@@ -1,7 +1,7 @@
-"""Which tokens of a clip are seen, and which the loss is taken on: one mechanism, several rules.
+"""Selection of visible tokens and of tokens with a loss: one mechanism, several rules.
 
-A rule gives every token a priority, larger first, and `choose` takes as many as there is room for.
-Tokens count along (time, row, column) of the grid. B clips, N tokens.
+A rule gives every token a priority, larger first; `choose` takes the first ones. Tokens count along
+(time, row, column) of the grid. B clips, N tokens.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from arvideo_ds.geometry import Triple
 from arvideo_ds.models.draws import random_ranks, random_subsets
 
 _TUBE_PURPOSE, _CELL_PURPOSE, _RANDOM_PURPOSE, _TIE_PURPOSE = 4, 5, 6, 7
-# A cell is 2 x 2 places; it comes round after so many times.
+# Places of a 2 x 2 cell, and times until it repeats.
 _CELL = 4
-# The rule "uniform" takes one time of so many first (LVMAE's every 7th latent frame).
+# The rule "uniform" begins with every 7th time (LVMAE's every 7th latent frame).
 _UNIFORM_STEP = 7
 
 
 def tube(keys: Tensor, grid: Triple, places: int) -> Tensor:
-    """The same `places` of the picture at all times, uniform without replacement.
+    """Random tubes: the same `places` of the picture at all times, without replacement: B N, True.
 
     Source: VideoMAE (arXiv 2203.12602), section 3.3.
     """
@@ -33,11 +33,10 @@ def tube(keys: Tensor, grid: Triple, places: int) -> Tensor:
 
 
 def priorities(rule: Rule, keys: Tensor, grid: Triple, scores: Tensor | None = None) -> Tensor:
-    """B N, larger first: what a rule thinks of every token of clips with these keys.
+    """Priority of every token under a rule, larger first: B N float32.
 
-    random: all tokens in random order, which also breaks the ties of the other rules. uniform:
-    every 7th time, then those after them, and so on. running_cell: as that function says. scores:
-    the given ones, B N.
+    random: random order, which also breaks the ties of the other rules. uniform: every 7th time,
+    then the times after these, and so on. running_cell: its tokens first. scores: as given, B N.
     """
     count = grid[0] * grid[1] * grid[2]
     if rule == "random":
@@ -48,13 +47,12 @@ def priorities(rule: Rule, keys: Tensor, grid: Triple, scores: Tensor | None = N
     elif rule == "running_cell":
         value = running_cell(keys, grid).float()
     elif scores is None:
-        raise ValueError("the rule wants scores, and the batch has none")
+        raise ValueError("the rule needs scores, and the batch has none")
     else:
         value = scores
-    # Sorted once by chance and then, stably, by value.
+    # Shuffled, then sorted stably by value.
     shuffled = random_ranks(keys, _TIE_PURPOSE, (count,))
     ranked = shuffled.gather(1, value.gather(1, shuffled).argsort(dim=1, stable=True))
-    # The place of every token among them.
     return ranked.argsort(dim=1).float()
 
 
@@ -65,9 +63,9 @@ def choose(priority: Tensor, allowed: Tensor, count: int) -> Tensor:
 
 
 def running_cell(keys: Tensor, grid: Triple) -> Tensor:
-    """Two places of every 2 x 2 cell, which move on by one place each time; a random start.
+    """Two places of every 2 x 2 cell, moving by one place each time, from a random start: B N.
 
-    Within four times each place is chosen twice, so of tubes exactly half of the tokens.
+    Each place is chosen in two of four times, so exactly half of any tubes.
     Source: VideoMAE V2 (arXiv 2303.16727), section 3.2.
     """
     t, h, w = grid

@@ -1,14 +1,14 @@
-"""VideoMAE on one page: see a few tubes of the clip, reconstruct the rest.
+"""VideoMAE on one page: encode a few tubes of the clip, reconstruct the rest.
 
-    draw       a few places of the picture, seen at all times (tube masking)
-    encode     the tokens seen, full attention
+    draw       a few places of the picture, visible at all times (tube masking)
+    encode     the visible tokens, full attention
     decode     them and a mask token for each hidden one, full attention; in VideoMAE V2 only for
                the hidden tokens that a running cell picks
-    loss       squared error on the normalised pixels of those tokens (objective.py)
+    loss       squared error on the normalised pixels of these hidden tokens (objective.py)
 
 Source: VideoMAE (arXiv 2203.12602), VideoMAE V2 (arXiv 2303.16727).
 
-B clips, N tokens, E encoded tokens, Q predicted ones, P values of a cube.
+B clips, N tokens.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class VideoMAE(Objective):
         )
 
     def chosen(self, hidden: Tensor, keys: Tensor, scores: Tensor | None) -> Tensor:  # noqa: ARG002
-        """Which hidden tokens are reconstructed: B N booleans, of them."""
+        """The hidden tokens that are reconstructed: B N booleans, as `hidden`."""
         if self.decoder_mask == "running_cell":
             return hidden & running_cell(keys, self.grid)
         return hidden

@@ -1,4 +1,4 @@
-"""Reading a file of weights, ours or other people's: tensors by name, and nothing in it runs."""
+"""Read a file of weights of any program as tensors by name, without running code in it."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.files.tensors import load_tensors
 
 State = dict[str, Tensor]
-# A folder's file of weights: ours and Hugging Face's, then Hugging Face's older one.
+# A folder's file of weights: ours and Hugging Face's, then Hugging Face's older name.
 _IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 _PICKLED = (".pth", ".pt", ".bin")
-# Where training programs keep the weights beside arguments and optimiser; the first there counts.
+# Keys under which training programs save weights; the first that exists counts.
 _NESTS = ("model", "module", "state_dict")
-# What wrappers put before every name.
+# Prefixes that wrappers add to every name.
 _WRAPPED = re.compile(r"^((module|model|backbone)\.)+")
 _COMPILED = "_orig_mod."
-# How torch names what it does not let in.
+# How torch names an object that `weights_only` refuses.
 _FOREIGN = re.compile(r"GLOBAL (\S+)")
 
 
 def read_weights(path: Path) -> State:
-    """Tensors by name, on the CPU, names without what wrappers put before them.
+    """Tensors by name, on the CPU; prefixes of wrappers are removed.
 
-    path: .safetensors; .pth, .pt or .bin of torch, read with `weights_only` (of Python's objects
-    only `argparse.Namespace` is let in, which VideoMAE's files hold); or a folder with
-    model.safetensors or pytorch_model.bin. Nothing is downloaded.
-    Errors: `UserError` for what is missing, damaged, holds code or holds no weights.
+    path: .safetensors; .pth, .pt or .bin of torch, read with `weights_only` (which here also allows
+    `argparse.Namespace`, part of VideoMAE's files); or a folder with model.safetensors or
+    pytorch_model.bin. Nothing is downloaded.
+    Errors: `UserError` for a file that is missing, damaged, has code or has no weights.
     """
-    file = weights_file(path)
+    file = _weights_file(path)
     tree = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickled(file)
     state = {
         _WRAPPED.sub("", name.replace(_COMPILED, "")): value
@@ -45,14 +45,14 @@ def read_weights(path: Path) -> State:
         if isinstance(value, Tensor)
     }
     if not state:
-        raise UserError(f"{file} holds no weights by name; it is no model's state.")
+        raise UserError(f"{file} has no weights by name; it is not a model's state.")
     return state
 
 
 def load_state(module: nn.Module, state: State, wrong: str, *, assign: bool = False) -> None:
-    """Give a module its weights by name, all of them; `assign` as in PyTorch.
+    """Load all weights of a module; `assign` as in PyTorch.
 
-    Errors: `UserError` where names or shapes differ: `wrong`, and the first that does.
+    Errors: `UserError` with `wrong` and the first name or shape that differs.
     """
     try:
         module.load_state_dict(state, assign=assign)
@@ -61,19 +61,18 @@ def load_state(module: nn.Module, state: State, wrong: str, *, assign: bool = Fa
         raise UserError(f"{wrong}: {first}") from None
 
 
-def weights_file(path: Path) -> Path:
-    """The file of weights that a path means. Errors: `UserError` where there is none."""
+def _weights_file(path: Path) -> Path:
     if path.is_dir():
         return _file_in(path)
     if not path.exists():
         raise UserError(
             f"there is no {path}. Give a file of weights (.safetensors{', '.join(('', *_PICKLED))})"
             ", or the folder of a finished run or of a Hugging Face model. Nothing is downloaded: "
-            "a model of a hub must be downloaded to a folder first."
+            "download a model of a hub to a folder first."
         )
     if path.suffix not in (".safetensors", *_PICKLED):
         raise UserError(
-            f"{path} is no file of weights: its name must end in .safetensors, "
+            f"{path} is not a file of weights: its name must end in .safetensors, "
             f"{' or '.join(_PICKLED)}."
         )
     return path
@@ -85,16 +84,16 @@ def _file_in(folder: Path) -> Path:
             return folder / name
     if any((folder / f"{name}.index.json").is_file() for name in _IN_A_FOLDER):
         raise UserError(
-            f"{folder} holds weights in several parts. Open it with transformers and save it whole:"
+            f"{folder} has weights in several parts. Open it with transformers and save it whole:"
             " model.save_pretrained(FOLDER, max_shard_size='100GB')."
         )
     if (folder / "recipe.yaml").is_file():
         raise UserError(
             f"the run in {folder} is not finished: {_IN_A_FOLDER[0]} is written at its end. "
-            "Go on with the run first."
+            "Continue the run first."
         )
     raise UserError(
-        f"{folder} holds neither {' nor '.join(_IN_A_FOLDER)}. Give a file of weights, or the "
+        f"{folder} has neither {' nor '.join(_IN_A_FOLDER)}. Give a file of weights, or the "
         "folder of a finished run or of a Hugging Face model."
     )
 
@@ -110,21 +109,21 @@ def _load_pickled(file: Path) -> Mapping[str, Any]:
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch, pickle and zip have many names for what they cannot read
+    except Exception as error:  # torch, pickle and zip raise many kinds
         foreign = _FOREIGN.search(str(error))
         if foreign is None:
-            why = str(error).strip().partition("\n")[0].partition(". ")[0] or "it is cut short"
+            why = str(error).strip().partition("\n")[0].partition(". ")[0] or "it is truncated"
             why = why if type(error) is not pickle.UnpicklingError else "torch did not write it"
             raise UserError(f"{file} is damaged ({why}); copy or download it again.") from None
         raise UserError(
-            f"{file} is not read: beside weights it holds an object of Python ({foreign[1]}), and "
-            "reading that could run code. Nothing of it was run. If you trust its source, load it "
-            "there and save the weights alone: torch.save(model.state_dict(), FILE)."
+            f"{file} was not loaded: it has a Python object ({foreign[1]}), and loading that could "
+            "run code. If you trust its source, load it there and save only the weights: "
+            "torch.save(model.state_dict(), FILE)."
         ) from None
 
 
 def _unnested(tree: Any) -> Mapping[str, Any]:
-    """The mapping of names to tensors in what a file held."""
+    """The innermost mapping of names to tensors."""
     while isinstance(tree, Mapping):
         inside = [tree[nest] for nest in _NESTS if isinstance(tree.get(nest), Mapping)]
         if not inside:

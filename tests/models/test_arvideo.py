@@ -13,7 +13,7 @@ from arvideo_ds.models.arvideo import OrderedDraw
 from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
 from arvideo_ds.models.draws import random_subsets
 from arvideo_ds.models.encoder import encode_clips
-from arvideo_ds.models.masks import may_see_before, step_numbers
+from arvideo_ds.models.order import may_see_before, step_numbers
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.randomness import draw_key
 from arvideo_ds.tasks.pretrain import build_objective

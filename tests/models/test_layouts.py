@@ -168,7 +168,7 @@ def test_a_published_fine_tuned_file_fills_an_encoder_without_last_norm(tmp_path
 def test_an_encoder_without_last_norm_leaves_the_file_s_aside_and_says_so(tmp_path: Path) -> None:
     report = load_encoder(fresh(final_norm=False), saved(tmp_path, PRETRAINED))
     assert {"encoder.norm.weight", "encoder.norm.bias"} <= set(report.unexpected)
-    assert "last norm is left aside" in str(report)
+    assert "last norm is not loaded" in str(report)
 
 
 def test_an_encoder_with_last_norm_says_that_a_fine_tuned_file_has_none(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_biases_are_read_under_the_names_of_both_versions_of_transformers(tmp_pa
 def test_other_attention_heads_beside_the_weights_are_noted(tmp_path: Path) -> None:
     saved(tmp_path, to_huggingface(make_encoder().state_dict(), PATCH), "pytorch_model.bin")
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 16}))
-    assert "16 attention heads, this has 4" in str(load_encoder(fresh(), tmp_path))
+    assert "16 attention heads, this model 4" in str(load_encoder(fresh(), tmp_path))
 
 
 def test_our_own_files_load(tiny: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_a_classifier_begins_with_a_classifier_s_norm_and_a_head_that_fits(
     assert torch.equal(target.head.weight, head)
     assert report.match == 1
     assert "beside the encoder: norm.weight" in str(report)
-    assert f"the head {'is the file' if kept else 'begins anew'}" in str(report)
+    assert f"the head is {'loaded' if kept else 'newly initialised'}" in str(report)
     # Nothing is counted as unused that was taken, and the other way round.
     assert any("head" in n or "classifier" in n for n in report.unexpected) != kept
     assert not any("norm" in name for name in report.unexpected)
@@ -310,7 +310,7 @@ def test_a_classifier_that_pools_otherwise_gives_its_encoder_alone(
     target = Classifier(recipe.encoder, 7, pooling=recipe.pooling)
     report = load_classifier_weights(target, saved(tmp_path, source.state_dict()))
     assert report.beside == ()
-    assert "before the head begins anew: class_attention." in str(report)
+    assert "newly initialised: class_attention." in str(report)
 
 
 def test_a_pretraining_file_has_nothing_beside_the_encoder(tiny: Any, tmp_path: Path) -> None:
@@ -333,7 +333,7 @@ def test_a_fixed_table_in_the_file_is_no_hindrance_and_a_learned_one_is_refused(
 ) -> None:
     table = position_table("sincos_1d", (2, 8, 8), WIDTH)[None]  # of any grid
     load_encoder(fresh(), saved(tmp_path, {**FINE_TUNED, "pos_embed": table}))
-    with pytest.raises(UserError, match="positions of its own"):
+    with pytest.raises(UserError, match="has learned positions"):
         load_encoder(fresh(), saved(tmp_path, {**FINE_TUNED, "pos_embed": table + 0.1}))
 
 

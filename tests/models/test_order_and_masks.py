@@ -6,8 +6,14 @@ import pytest
 import torch
 
 from arvideo_ds.geometry import Geometry
-from arvideo_ds.models.masks import may_see_before, may_see_up_to, step_numbers
-from arvideo_ds.models.order import cluster_tokens, fixed_order, random_order
+from arvideo_ds.models.order import (
+    cluster_tokens,
+    fixed_order,
+    may_see_before,
+    may_see_up_to,
+    random_order,
+    step_numbers,
+)
 from arvideo_ds.randomness import draw_key
 
 GEOMETRY = Geometry(clip=(8, 24, 32), patch=(2, 4, 4), cluster=(2, 3, 4))
