@@ -46,7 +46,8 @@ def main() -> None:
     weights = args.weights or ("ema" if (args.run / run_folder.EMA_MODEL).is_file() else "last")
     run_folder.choose_weights(args.run, weights)
     from arvideo_ds.data.clips import EvaluationClips
-    from arvideo_ds.long_video.pictures import draw_examples, example
+    from arvideo_ds.evaluation.pictures import draw_rows
+    from arvideo_ds.long_video.pictures import example_rows
     from arvideo_ds.long_video.quality import judge_run
     from arvideo_ds.long_video.tokenizer import load_tokenizer
 
@@ -68,8 +69,8 @@ def main() -> None:
     shown = [clips[n].clips[0] for n in range(0, len(clips), step)][: args.pictures]
     if shown:
         title = f"{args.run.name}, {weights}: central clips of {where}"
-        figure = draw_examples([example(tokenizer, clip) for clip in shown], title)
-        figure.savefig(args.run / PICTURE, dpi=110)
+        rows = [row for clip in shown for row in example_rows(tokenizer, clip)]
+        draw_rows(rows, title).savefig(args.run / PICTURE, dpi=110)
     print(f"{args.run / REPORT}, {PICTURE}")
 
 

@@ -1,11 +1,11 @@
-"""Long video: LVMAE and what it needs - a tokenizer, scores of all tokens, and their store.
+"""Long video: LVMAE and what it needs.
 
-tokenizer.py      clips as codes; importance.py  its network that scores tokens
-training.py       its loss; quality.py and pictures.py  how good it is
+tokenizer.py      clips as codes; importance.py scores tokens, top_k.py chooses them
+training.py       its loss; quality.py and pictures.py measure and show it
 scorers.py        the ways to score tokens; scoring_pass.py  shards in, scores out
 score_store.py    the scores on disk (data.scores); needs no torch
-lvmae.py          the objective that predicts the highest scored tokens alone
+lvmae.py          the objective that predicts only the highest scored tokens
 
-Rooms below reach it through tables of names only (models/objective.py) and the protocol
+Rooms below use it only through tables of names (models/objective.py) and the protocol
 `data.clips.ScoreReader`. Must not know DeepSpeed or the loop.
 """

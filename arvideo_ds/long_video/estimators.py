@@ -1,9 +1,9 @@
-"""The scorers of a token: learned importance, optical flow, change of the pixels.
+"""The scorers: learned importance, optical flow, change of the pixels.
 
-tokenizer  importance that the adaptive tokenizer learned, and its codes (LVMAE)
+tokenizer  importance learned by the adaptive tokenizer, and its codes (LVMAE)
 flow       mean length of the optical flow in the token, pixels per sampled frame
-everest    distance to the patch at the same place one time earlier. EVEREST takes it between
-           embeddings; here it is between standardised pixels, which need no network
+everest    distance to the patch at the same place one time earlier, between standardised pixels
+           (EVEREST: between embeddings)
 
 B windows of one video, F frames, H W pixels, t h w tokens of a window.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,21 +31,12 @@ _GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class _WithoutWeights:
-    """A scorer that needs no weights; it runs in the processes that decode."""
+    """A scorer without weights, which runs in the processes that decode."""
 
     patch: Triple
-
-    @property
-    def tokenizer(self) -> None:
-        return None
-
-    @property
-    def levels(self) -> None:
-        return None
-
-    @property
-    def on_device(self) -> bool:
-        return False
+    tokenizer: ClassVar[None] = None
+    levels: ClassVar[None] = None
+    on_device: ClassVar[bool] = False
 
 
 @dataclass(frozen=True)
@@ -73,17 +64,15 @@ class Flow(_WithoutWeights):
         first, second = tokens[:, :, :-1], tokens[:, :, 1:]
         motion = flow.optical_flow(first.flatten(0, 2), second.flatten(0, 2)).norm(dim=1)
         lengths = motion.unflatten(0, first.shape[:3])
-        _, high, wide = self.patch
-        return Scored(
-            reduce(lengths, "b t f (h p) (w q) -> b t h w", "mean", p=high, q=wide).numpy()
-        )
+        _, p, q = self.patch
+        return Scored(reduce(lengths, "b t f (h p) (w q) -> b t h w", "mean", p=p, q=q).numpy())
 
 
 @dataclass(frozen=True)
 class Everest(_WithoutWeights):
-    """Euclidean distance of a cube's standardised pixels to those one time earlier.
+    """Euclidean distance of a cube's standardised pixels to the cube one time earlier.
 
-    The first time of a window takes the second one's. Source: EVEREST (arXiv 2211.10636).
+    The first time of a window has the second's scores. Source: EVEREST (arXiv 2211.10636).
     """
 
     name = "everest"
@@ -103,13 +92,13 @@ class Everest(_WithoutWeights):
 
 @dataclass
 class TokenizerScorer:
-    """Importance and codes of a trained tokenizer, which is loaded at first use."""
+    """Importance and codes of a trained tokenizer, loaded at first use."""
 
     patch: Triple
     path: str
     device: str
-    name: str = TOKENIZER
-    settings: dict[str, Any] = field(default_factory=dict)
+    name: ClassVar[str] = TOKENIZER
+    settings: ClassVar[dict[str, Any]] = {}
 
     def __post_init__(self) -> None:
         _require_several_times(self.name, self.patch)
@@ -120,7 +109,7 @@ class TokenizerScorer:
 
     @functools.cached_property
     def tokenizer(self) -> str:
-        """Hash of every weight with its name, wherever the file is."""
+        """Hash of all weights and their names."""
         digest = hashlib.sha256()
         for name, values in sorted(self._network.state_dict().items()):
             digest.update(f"{name} {values.dtype} {tuple(values.shape)}".encode())
@@ -140,8 +129,8 @@ class TokenizerScorer:
             count, frames, height, width, _ = windows.shape
             raise UserError(
                 f"the GPU's memory is too small for the tokenizer {self.path} on {count} window(s) "
-                f"of {frames} frames of {height} x {width}. Nothing else may run on it; else score "
-                "on the CPU (export DS_ACCELERATOR=cpu), or choose a smaller --size."
+                f"of {frames} frames of {height} x {width}. Stop other programs on it, score on "
+                "the CPU (export DS_ACCELERATOR=cpu), or choose a smaller --size."
             ) from None
         return Scored(scores.float().cpu().numpy(), codes.cpu().numpy())
 
@@ -153,18 +142,18 @@ class TokenizerScorer:
         if tuple(network.patch) != self.patch:
             raise UserError(
                 f"the tokenizer {self.path} has tokens of {list(network.patch)} frames, rows and "
-                f"columns, and the scores are to be of {list(self.patch)}. Score with its own."
+                f"columns, not {list(self.patch)}. Score with its own patch."
             )
         return network.to(self.device).eval()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Other processes load their own: no weights travel."""
+        """Other processes load the weights themselves."""
         return {key: value for key, value in self.__dict__.items() if key != "_network"}
 
 
 def _require_several_times(scorer: str, patch: Triple) -> None:
     if patch[0] == WINDOW:
         raise UserError(
-            f"--scorer {scorer} compares a token with the one before it, and --patch {list(patch)} "
+            f"--scorer {scorer} compares a token with the previous one, and --patch {list(patch)} "
             f"makes one time of a window of {WINDOW} frames. Use flow, or tokens of fewer frames."
         )

@@ -1,4 +1,4 @@
-"""Quality of a tokenizer: error of its reconstructions, codes in use, importance of motion.
+"""Quality of a tokenizer: reconstruction error, codes in use, importance of moving tokens.
 
 B clips, T H W frames and pixels, t h w token grid, N tokens, V videos.
 """
@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from arvideo_ds.config import TokenizerRecipe
@@ -32,8 +33,7 @@ BUDGET = 0.15
 class Quality:
     """Means over videos of the central clip's PSNR (dB) and SSIM, and the share of codes in use.
 
-    code_usage: number of different codes over that of all codes, or of all tokens if these are
-    fewer.
+    code_usage: number of different codes over that of all codes, or of all tokens if fewer.
     """
 
     psnr_db: float
@@ -80,8 +80,7 @@ def judge(
 
 
 def measured(made: Reconstruction, clips: Tensor) -> Tensor:
-    """PSNR, SSIM and codes of each clip: B x (2 + N), float32, in which codes are exact."""
-    # Here because the import takes two seconds.
+    """PSNR, SSIM and codes of each clip: B x (2 + N), float32; codes are exact."""
     with needs_extra("tokenizer"):
         from torchmetrics.functional.image import (
             peak_signal_noise_ratio,
@@ -93,16 +92,13 @@ def measured(made: Reconstruction, clips: Tensor) -> Tensor:
         pixels, target, data_range=1.0, dim=(1, 2, 3, 4), reduction="none"
     )
     ssim = structural_similarity_index_measure(
-        _frames(pixels), _frames(target), data_range=1.0, reduction="none"
+        *(rearrange(part, "b t h w c -> (b t) c h w") for part in (pixels, target)),
+        data_range=1.0,
+        reduction="none",
     )
     assert isinstance(ssim, Tensor)
     per_clip = ssim.unflatten(0, (len(clips), -1)).mean(dim=1)
     return torch.cat([torch.stack([psnr, per_clip], dim=1), made.codes.flatten(1).float()], dim=1)
-
-
-def _frames(clips: Tensor) -> Tensor:
-    """B T H W 3 -> images (B T) 3 H W."""
-    return clips.flatten(0, 1).permute(0, 3, 1, 2)
 
 
 @dataclass(frozen=True)
@@ -117,29 +113,27 @@ class ObjectShare:
         return self.chosen / self.all
 
 
-def object_share(
-    tokenizer: Tokenizer, recipe: TokenizerRecipe, *, videos: int, share: float = BUDGET
-) -> ObjectShare:
-    """How much of the motion set's moving shape is among the most important tokens.
+def object_share(tokenizer: Tokenizer, recipe: TokenizerRecipe, *, videos: int) -> ObjectShare:
+    """Share of the moving shape among the `BUDGET` most important tokens of the motion set.
 
-    On its test videos the place of the shape is known; a token is the shape's where it covers at
-    least half of the token's cube. share: the share of a clip's tokens that is chosen.
+    A token is the shape's where the shape covers at least half of its cube. videos: number of test
+    videos.
     """
-    hits = chosen = owned = tokens = 0
+    hits = chosen = covered = tokens = 0
     for number in range(videos):
         clip, cover = motion_clip(recipe, number)
         scores, _ = tokenizer.tokens(clip[None])
         of_shape = to_cubes(cover[None], tokenizer.patch)[0].float().mean(dim=1) >= 0.5
-        best = scores.flatten().topk(num_kept(share, scores.numel())).indices.cpu()
+        best = scores.flatten().topk(num_kept(BUDGET, scores.numel())).indices.cpu()
         hits += int(of_shape[best].sum())
         chosen += len(best)
-        owned += int(of_shape.sum())
+        covered += int(of_shape.sum())
         tokens += len(of_shape)
-    return ObjectShare(hits / chosen, owned / tokens)
+    return ObjectShare(hits / chosen, covered / tokens)
 
 
 def motion_clip(recipe: TokenizerRecipe, number: int) -> tuple[Tensor, Tensor]:
-    """A test video of the motion set as evaluation sees it, T H W 3: uint8, and cover, 0..1."""
+    """The evaluation clip of a test video of the motion set, T H W 3 uint8, and its cover, 0..1."""
     frames, cover = scene("test", number)
     data = recipe.data
     if (room := len(frames) - data.frames * data.stride) < 0:
@@ -157,7 +151,7 @@ def motion_clip(recipe: TokenizerRecipe, number: int) -> tuple[Tensor, Tensor]:
 
 
 def untrained(recipe: TokenizerRecipe) -> Tokenizer:
-    """The tokenizer with the initial weights of the run."""
+    """The tokenizer with the run's initial weights."""
     torch.manual_seed(recipe.train.seed)
     return Tokenizer(recipe.patch, recipe.tokenizer).eval()
 

@@ -1,18 +1,19 @@
 """Scores of every token of a shard set, on disk: how much each is worth predicting.
 
 <folder>/                           SHARDS/scores/NAME by default
-  shard-000012.safetensors          of every video of shard 12: <key>.scores  t h w, float16
-                                    with a tokenizer also       <key>.codes   t h w, int32
+  shard-000012.safetensors          for every video of shard 12: <key>.scores  t h w, float16
+                                    with a tokenizer also        <key>.codes   t h w, int32
   scores.json                       the `ScoreSpec`, the hash of every file; written last
 
 A video's frames 0, stride, 2 stride, ... are fitted to the grid of tokens (data/transforms.py) and
 cut into consecutive windows of 16. t h w is the grid of the whole video, so h or w may be larger
-than a clip's. Videos that do not decode have a reason instead of an entry. Every file has its spec
-and the CRC-32 of each entry, so the pass knows which videos it still has to score.
+than a clip's. Videos that do not decode have a reason instead of an entry. Every file contains its
+spec and the CRC-32 of each entry, so that the pass knows which videos are missing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
@@ -41,6 +42,7 @@ WINDOW = 16
 # One key: safetensors writes several in no fixed order.
 _HEADER = "token_scores"
 _OPEN_FILES = 64
+_REBUILD = "Delete it and run `arvideo score_tokens` again, which keeps the intact files."
 
 
 class _Record(BaseModel):
@@ -55,7 +57,7 @@ class ScoreSpec(_Record):
     manifest: str
     scorer: str
     settings: dict[str, Any]
-    # Hash of the tokenizer's weights and levels of its codes, if there is one.
+    # Hash of the tokenizer's weights, and levels of its codes.
     tokenizer: str | None = None
     levels: tuple[int, ...] | None = None
     # Sampled frames from one window to the next, and in a window.
@@ -66,14 +68,14 @@ class ScoreSpec(_Record):
     patch: Triple
 
     def times(self, num_frames: int) -> int:
-        """Times of a video's grid: those with at least one of its sampled frames."""
+        """Times of a video's grid."""
         return -(-num_frames // (self.stride * self.patch[0]))
 
 
 class ScoreFile(_Record):
     """One shard's scores."""
 
-    # A file directly in the folder: nothing outside it is ever opened.
+    # Directly in the folder: no other file is ever opened.
     name: str = Field(pattern=r"^[^/\\\x00]+\.safetensors$")
     bytes: int
     sha256: str
@@ -85,7 +87,7 @@ class ScoreContents(_Record):
 
     spec: ScoreSpec
     files: tuple[ScoreFile, ...]
-    # Videos without scores: key -> why.
+    # Videos without scores: key -> reason.
     unreadable: dict[str, str]
 
     @property
@@ -94,7 +96,7 @@ class ScoreContents(_Record):
 
 
 class ShardHeader(_Record):
-    """Metadata of a shard's file."""
+    """Metadata in a shard's file."""
 
     spec: ScoreSpec
     crc32: dict[str, int]
@@ -103,16 +105,16 @@ class ShardHeader(_Record):
 
 @dataclass(frozen=True)
 class VideoScores:
-    """Scores t h w (float16) of a video or a part of it, and codes t h w if there are any."""
+    """Scores t h w (float16) of a video or a part of it, and codes t h w with a tokenizer."""
 
     scores: np.ndarray
     codes: np.ndarray | None = None
 
     def over(self, first: int, times: int) -> VideoScores:
-        """The times from `first` on.
+        """`times` times from `first` on.
 
         After the end of the video, where a clip repeats the last frame, codes are repeated and
-        scores are the lowest of the video.
+        scores are the video's lowest.
         """
         indices, last = first + np.arange(times), len(self.scores) - 1
         part = self._map(lambda values: values[np.minimum(indices, last)])
@@ -124,7 +126,7 @@ class VideoScores:
         return self._map(lambda values: values[:, row : row + height, column : column + width])
 
     def flat(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """N float32 and N int64, along (time, row, column)."""
+        """Scores N float32 and codes N int64, along (time, row, column)."""
         scores = self.scores.astype(np.float32).ravel()
         return scores, None if self.codes is None else self.codes.astype(np.int64).ravel()
 
@@ -144,15 +146,15 @@ class TokenScores:
             text = store.newest(SCORES).read_bytes()
         except FileNotFoundError:
             raise UserError(
-                f"there are no finished token scores in {folder} (no {SCORES}). Make or complete "
-                "them: arvideo score_tokens --shards SHARDS --scorer NAME "
-                f"--output {folder}"
+                f"there are no finished token scores in {folder} (no {SCORES}). Compute or "
+                "complete them: arvideo score_tokens --shards SHARDS --scorer NAME --output "
+                f"{folder}"
             ) from None
         except OSError as error:
             raise UserError(f"cannot read {folder}/{SCORES}: {error}.") from None
         self.contents = parse_contents(text, self.name)
         self.spec = self.contents.spec
-        # Identifies the scores in checkpoints: every file's hash is in it.
+        # Identifies the scores in checkpoints; it covers every file's hash.
         self.hash = hashlib.sha256(text).hexdigest()
         self._store = store.of(self.hash)
 
@@ -161,9 +163,8 @@ class TokenScores:
         if self.spec.manifest != shards.hash:
             raise UserError(
                 f"data.scores={self.name} are scores of other shards than {shards.name}: manifest "
-                f"{self.spec.manifest[:12]} there, {shards.hash[:12]} here. Point data.shards at "
-                "those, or score these: arvideo score_tokens --shards "
-                f"{shards.name} --scorer {self.spec.scorer}."
+                f"{self.spec.manifest[:12]} there, {shards.hash[:12]} here. Change data.shards, or "
+                f"run arvideo score_tokens --shards {shards.name} --scorer {self.spec.scorer}."
             )
         values = {
             "data.stride": (self.spec.stride, recipe.data.stride),
@@ -183,22 +184,15 @@ class TokenScores:
         if len(self.contents.files) != len(shards.manifest.shards):
             raise UserError(
                 f"{self.name}/{SCORES} lists {len(self.contents.files)} files for "
-                f"{len(shards.manifest.shards)} shards. Delete it and run `arvideo score_tokens` "
-                "again, which keeps the intact files."
+                f"{len(shards.manifest.shards)} shards. {_REBUILD}"
             )
 
     def check_sizes(self) -> None:
-        """Compare the size of every file with scores.json, before any work begins."""
-        files = self.contents.files
-        each_in_threads(
-            lambda number: self._require_size(files[number]), len(files), f"sizes in {self.name}"
-        )
+        """Compare the size of every file with scores.json."""
+        each_in_threads(self._require_size, len(self.contents.files), f"sizes in {self.name}")
 
     def read(self, shard: int, key: str) -> VideoScores | None:
-        """Scores of one video; None if it was not readable when the shards were scored.
-
-        Errors: `AlteredError` where they are not as written.
-        """
+        """Scores of one video; None if it has none. Errors: `AlteredError` where they changed."""
         if key in self.contents.unreadable:
             return None
         file, header = self._open(shard)
@@ -217,16 +211,16 @@ class TokenScores:
         except (OSError, AlteredError) as error:
             raise AlteredError(f"{self._where(shard)}: {error}") from None
 
-    def _require_size(self, file: ScoreFile) -> None:
+    def _require_size(self, shard: int) -> None:
+        file = self.contents.files[shard]
         try:
             size = self._store.size(file.name)
         except OSError as error:
-            raise UserError(f"cannot open {self.name}/{file.name}: {error}.") from None
+            raise UserError(f"cannot open {self._where(shard)}: {error}.") from None
         if size not in (None, file.bytes):  # not every server reports a size
             raise UserError(
-                f"{self.name}/{file.name} has {size} bytes, {SCORES} says {file.bytes}: it was "
-                "truncated or altered. Copy it again, or run `arvideo score_tokens` again, which "
-                "rewrites it."
+                f"{self._where(shard)} has {size} bytes instead of {file.bytes}: it was truncated "
+                "or altered. Copy it again, or run `arvideo score_tokens` again, which rewrites it."
             )
 
     def _where(self, shard: int) -> str:
@@ -234,7 +228,7 @@ class TokenScores:
 
 
 def open_scores(shards: ShardSet, recipe: Recipe) -> TokenScores | None:
-    """The scores of data.scores. Errors: `UserError` where they are not of these clips' tokens."""
+    """The scores of data.scores. Errors: `UserError`, as `TokenScores` and its `require`."""
     if recipe.data.scores is None:
         return None
     scores = TokenScores(recipe.data.scores)
@@ -243,7 +237,7 @@ def open_scores(shards: ShardSet, recipe: Recipe) -> TokenScores | None:
 
 
 def hash_of_scores(recipe: Recipe) -> str | None:
-    """The hash of data.scores, if there are any. Errors: as `TokenScores`."""
+    """The hash of data.scores. Errors: as `TokenScores`."""
     return None if recipe.data.scores is None else TokenScores(recipe.data.scores).hash
 
 
@@ -260,17 +254,11 @@ def parse_contents(text: bytes, name: str) -> ScoreContents:
         why = f"it has version {contents.spec.version}, this program reads {VERSION}"
     except ValidationError as error:
         why = error.errors()[0]["msg"]
-    raise UserError(
-        f"{name}/{SCORES} cannot be read ({why}). Delete it and run `arvideo score_tokens` again, "
-        "which keeps the intact files."
-    )
+    raise UserError(f"{name}/{SCORES} cannot be read ({why}). {_REBUILD}")
 
 
 def file_bytes(spec: ScoreSpec, videos: Mapping[str, VideoScores | str]) -> bytes:
-    """A shard's file from the scores of its videos, or why they have none.
-
-    Equal content gives equal bytes.
-    """
+    """A shard's file, with each video's scores or the reason for none; deterministic."""
     entries, unreadable = {}, {}
     for key, video in sorted(videos.items()):
         if isinstance(video, str):
@@ -287,22 +275,24 @@ def file_bytes(spec: ScoreSpec, videos: Mapping[str, VideoScores | str]) -> byte
 
 def open_file(path: Path) -> tuple[Any, ShardHeader]:
     """A shard's open file and its header. Errors: `AlteredError`; `OSError` if it is missing."""
-    with path.open("rb"):  # so that the operating system reports what is wrong, not safetensors
-        pass
+    path.open("rb").close()  # the operating system's errors are clearer than safetensors'
     try:
         file = safe_open(path, framework="numpy")
         return file, ShardHeader.model_validate_json((file.metadata() or {}).get(_HEADER, ""))
     except (SafetensorError, ValidationError) as error:
         why = str(error).partition("\n")[0]
-        raise AlteredError(f"{path.name} is not an intact file of scores ({why})") from None
+        raise AlteredError(f"{path.name} is damaged ({why})") from None
 
 
 def read_video(file: Any, header: ShardHeader, key: str, where: str) -> VideoScores:
-    """The entries of one video. Errors: `AlteredError` where they are not as written."""
+    """The entries of one video. Errors: `AlteredError` where they changed."""
     names = [f"{key}.scores", *([f"{key}.codes"] if header.spec.levels is not None else [])]
     entries = []
     for name in names:
-        values = _entry(file, name)
+        try:
+            values = np.ascontiguousarray(file.get_tensor(name))
+        except SafetensorError:
+            values = None
         if values is None or zlib.crc32(values.data) != header.crc32.get(name):
             raise AlteredError(
                 f"{name} in {where} was altered; run `arvideo score_tokens` again, which rewrites "
@@ -312,19 +302,12 @@ def read_video(file: Any, header: ShardHeader, key: str, where: str) -> VideoSco
     return VideoScores(*entries)
 
 
-def _entry(file: Any, name: str) -> np.ndarray | None:
-    try:
-        return np.ascontiguousarray(file.get_tensor(name))
-    except SafetensorError:
-        return None
-
-
 def stored(
     path: Path, spec: ScoreSpec, keys: Sequence[str]
 ) -> Iterator[tuple[str, VideoScores | str]]:
-    """The videos with an intact entry in a shard's file: scores, or the reason why none.
+    """The videos with an intact entry in a shard's file: scores, or the reason for none.
 
-    Errors: `UserError` where the file has scores of another spec.
+    Errors: `UserError` where the file is of another spec.
     """
     try:
         file, header = open_file(path)
@@ -335,15 +318,12 @@ def stored(
         if key in header.unreadable:
             yield key, header.unreadable[key]
             continue
-        try:
-            video = read_video(file, header, key, path.name)
-        except AlteredError:
-            continue
-        yield key, video
+        with contextlib.suppress(AlteredError):
+            yield key, read_video(file, header, key, path.name)
 
 
 def require_same(before: ScoreSpec, now: ScoreSpec, folder: str) -> None:
-    """Errors: `UserError` with the differences of two specs."""
+    """Errors: `UserError` with the differences between two specs."""
     was, is_now = before.model_dump(mode="json"), now.model_dump(mode="json")
     changed = [key for key in is_now if was[key] != is_now[key]]
     if changed:
@@ -353,12 +333,12 @@ def require_same(before: ScoreSpec, now: ScoreSpec, folder: str) -> None:
         )
         raise UserError(
             f"{folder} has scores of other settings ({listed}). Choose another --output, or use "
-            "the settings that it was started with."
+            "its settings."
         )
 
 
 def contents_of(folder: Path, spec: ScoreSpec, shards: ShardSet) -> ScoreContents:
-    """The contents of scores.json, once every shard has its file."""
+    """The contents of scores.json; every shard must have its file."""
     files, unreadable = [], {}
     for shard, entry in enumerate(shards.manifest.shards):
         path = folder / file_name(shard)
@@ -379,7 +359,7 @@ _NAMES = {"manifest": "the shards' manifest", "tokenizer": "the tokenizer"}
 
 
 def _shown(value: Any) -> str:
-    """A value for messages: the first digits of a hash, else JSON."""
+    """A value in messages: the first digits of a hash, else JSON."""
     if isinstance(value, str) and len(value) == hashlib.sha256().digest_size * 2:
         return value[:12]
     return json.dumps(value)

@@ -1,11 +1,11 @@
-"""Ways to score how much each token is worth predicting: one interface, a table of names.
+"""Scorers: how much each token is worth predicting; one interface, a table of names.
 
 A scorer takes consecutive windows of one video and returns a score for every token, larger = more
-important, and codes if it has them. The scoring pass gives it one window at a time: some kernels
-round differently in larger batches, and memory decides how many windows are available at once.
+important, and codes if it has them. The pass gives it one window at a time, since some kernels
+round differently in larger batches.
 
-A plugin adds a scorer of its own with `@SCORERS.register("name")`: a class that is constructed with
-the size of a token. Needs no torch, for command lines.
+A plugin adds a scorer with `@SCORERS.register("name")`: a class whose constructor takes the size of
+a token. Needs no torch, for command lines.
 
 B windows of one video, F frames, H W pixels, t h w tokens of a window.
 """
@@ -24,13 +24,13 @@ from arvideo_ds.long_video.score_store import WINDOW
 from arvideo_ds.registry import Registry
 
 TOKENIZER = "tokenizer"
-# Rules that need no scores (models/selection.py); stores that earlier versions made of them open.
+# Selection rules that need no scores; they were scorers in earlier versions.
 _SELECTION_RULES = ("uniform", "random")
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Consecutive windows of the video `key`: frames B F H W 3 (uint8), the first one's number."""
+    """Consecutive windows of video `key`: frames B F H W 3 (uint8); first: index of their first."""
 
     key: str
     first: int
@@ -39,21 +39,21 @@ class Piece:
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores B t h w (float32), larger for more important; codes B t h w (int64), if any."""
+    """Scores B t h w (float32), larger = more important; codes B t h w (int64), if any."""
 
     scores: np.ndarray
     codes: np.ndarray | None = None
 
 
 class Scorer(Protocol):
-    """Scores windows. Scorers are pickled to the processes that decode, unless `on_device`."""
+    """A scorer; unless `on_device` it is pickled to the processes that decode."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Everything that determines the scores, besides the windows and the tokenizer."""
+        """Everything else that determines the scores."""
 
     @property
     def tokenizer(self) -> str | None:
@@ -65,12 +65,12 @@ class Scorer(Protocol):
 
     @property
     def on_device(self) -> bool:
-        """Whether it runs on an accelerator, and so in the main process."""
+        """Whether it runs on an accelerator, in the main process."""
 
     def __call__(self, piece: Piece) -> Scored: ...
 
 
-# Called with the size of a token in frames, rows and columns; TOKENIZER also with run and device.
+# Called with the size of a token (frames, rows, columns); TOKENIZER also with run and device.
 SCORERS: Registry[Callable[..., Scorer]] = Registry(
     "scorer",
     {
@@ -82,33 +82,31 @@ SCORERS: Registry[Callable[..., Scorer]] = Registry(
 
 
 def scorer_name(name: str) -> str:
-    """The name, for command lines. Errors: `UserError` where no scorer has it."""
+    """Check a name of a command line. Errors: `UserError` where no scorer has it."""
     if name in _SELECTION_RULES:
         raise UserError(
-            f"--scorer {name}: the rule {name} needs no scores. Leave data.scores out of the "
-            f"recipe and set objective.decoder_mask={name} (LVMAE) or decoder.target_rule={name} "
-            "(ARVideo)."
+            f"--scorer {name}: the rule {name} needs no scores. Remove data.scores and set "
+            f"objective.decoder_mask={name} (LVMAE) or decoder.target_rule={name} (ARVideo)."
         )
-    if name not in list(SCORERS):  # the list alone imports none of them
-        SCORERS.choose(name, key="--scorer")
+    SCORERS.check(name, key="--scorer")
     return name
 
 
 def make_scorer(name: str, patch: Triple, *, tokenizer: str | None, device: str) -> Scorer:
-    """The scorer of this name for tokens of size `patch`.
+    """The scorer `name` for tokens of size `patch`.
 
-    tokenizer: a trained one's run, for the scorer of that name alone. Errors: `UserError` where the
-    scorer does not work with the patch, or the tokenizer is missing.
+    tokenizer: a run, for the scorer TOKENIZER only. Errors: `UserError` where the scorer does not
+    work with the patch, or the tokenizer is missing.
     """
-    scorer = SCORERS.choose(scorer_name(name), key="--scorer")
+    scorer = SCORERS[scorer_name(name)]
     if (name == TOKENIZER) != (tokenizer is not None):
         raise UserError(
-            f"--scorer {name} and --tokenizer {tokenizer} do not go together: --tokenizer RUN is "
-            f"for --scorer {TOKENIZER}, which needs it."
+            f"--scorer {name} does not go together with --tokenizer {tokenizer}: --tokenizer RUN "
+            f"is for --scorer {TOKENIZER}, which needs it."
         )
     if WINDOW % patch[0]:
         raise UserError(
-            f"--patch {list(patch)}: windows of {WINDOW} frames are no multiple of its "
+            f"--patch {list(patch)}: windows of {WINDOW} frames are not a multiple of its "
             f"{patch[0]} frames."
         )
     return scorer(patch) if tokenizer is None else scorer(patch, tokenizer, device)

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from arvideo_ds.config import TokenizerRecipe, load_recipe
 from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.pictures import draw_rows
 from arvideo_ds.geometry import Geometry
-from arvideo_ds.long_video.pictures import draw_examples, example
+from arvideo_ds.long_video.pictures import example_rows
 from arvideo_ds.long_video.quality import measured, motion_clip, object_share, untrained
 from arvideo_ds.long_video.tokenizer import Reconstruction
 from arvideo_ds.models.cubes import to_cubes, unit_pixels
@@ -95,10 +96,12 @@ def test_a_clip_that_spans_more_than_the_motion_sets_videos_is_refused() -> None
 
 def test_the_picture_shows_four_rows_of_every_clip() -> None:
     recipe = demo("tokenizer.filters=4")
-    shown = [example(untrained(recipe), motion_clip(recipe, number)[0]) for number in range(2)]
-    assert shown[0].original.shape == shown[0].kept.shape == (8, 32, 32, 3)
-    assert shown[0].importance.max() == pytest.approx(1)
-    figure = draw_examples(shown, "two clips")
+    tokenizer = untrained(recipe)
+    rows = [row for n in range(2) for row in example_rows(tokenizer, motion_clip(recipe, n)[0])]
+    pictures = {label: picture for label, picture, _ in rows[:4]}
+    assert pictures["original"].shape == pictures["tokens kept"].shape == (8, 32, 32, 3)
+    assert pictures["importance"].max() == pytest.approx(1)
+    figure = draw_rows(rows, "two clips")
     assert len(figure.axes) == 2 * 4 * 8
 
 

@@ -142,11 +142,11 @@ class Brightness:
 def test_scorers_that_do_not_go_with_their_settings_are_refused() -> None:
     with pytest.raises(UserError, match="one frame in each"):
         make_scorer("flow", (1, 8, 8), tokenizer=None, device="cpu")
-    with pytest.raises(UserError, match="no multiple of its 3 frames"):
+    with pytest.raises(UserError, match="not a multiple of its 3 frames"):
         make_scorer("everest", (3, 8, 8), tokenizer=None, device="cpu")
     with pytest.raises(UserError, match="needs it"):
         make_scorer("tokenizer", PATCH, tokenizer=None, device="cpu")
-    with pytest.raises(UserError, match="do not go together"):
+    with pytest.raises(UserError, match="does not go together"):
         make_scorer("flow", PATCH, tokenizer="run", device="cpu")
     for name, path in (("everest", None), ("tokenizer", "run")):
         with pytest.raises(UserError, match="makes one time of a window of 16 frames"):

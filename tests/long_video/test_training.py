@@ -12,9 +12,8 @@ from torchvision.models import vgg16
 from arvideo_ds.config import TokenizerRecipe, load_recipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.errors import UserError
-from arvideo_ds.long_video.perceptual import load_perceptual
 from arvideo_ds.long_video.tokenizer import Reconstruction
-from arvideo_ds.long_video.training import TrainTokenizer
+from arvideo_ds.long_video.training import TrainTokenizer, load_perceptual
 from arvideo_ds.models.cubes import unit_pixels
 
 SMALL = ("tokenizer.filters=4", "tokenizer.samples=8", "data.frames=8", "data.size=16")

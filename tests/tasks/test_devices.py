@@ -21,8 +21,7 @@ from torchvision.models import vgg16
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.data.loader import Batch
-from arvideo_ds.long_video.perceptual import Perceptual
-from arvideo_ds.long_video.training import TrainTokenizer
+from arvideo_ds.long_video.training import Perceptual, TrainTokenizer
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain
 
