@@ -1,12 +1,9 @@
-"""The network that scores tokens: how much each differs from the same place one time earlier.
+"""The token scorer: how much each token differs from the same place one time earlier.
 
 B clips, T H W frames and pixels, t h w token grid.
 """
 
 from __future__ import annotations
-
-import contextlib
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +16,15 @@ _EPSILON = 1e-6
 
 
 class Float32Conv3d(nn.Conv3d):
-    """A convolution in float32 whatever the run's precision: it is small, and a choice (of tokens,
-    of codes) depends on its last digits. Its gradient may be in TF32."""
+    """A convolution in float32 in any precision of the run: a choice (of tokens, of codes) depends
+    on its last digits. Its gradient may be in TF32."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.float()
-        with _without_tf32():
+        # By default, cuDNN rounds the inputs of a float32 convolution to ten bits of mantissa.
+        cudnn = torch.backends.cudnn
+        flags = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
+        with cudnn.flags(**flags, allow_tf32=False):
             return self._conv_forward(x.float(), self.weight.float(), bias)
 
 
@@ -43,8 +43,8 @@ class TokenScorer(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Importance of the tokens from the second time on, float32: B t-1 h w.
 
-        pixels: B 3 T H W. Importance is the Euclidean distance of a token's feature to that of the
-        same place one time earlier.
+        pixels: B 3 T H W. Importance is the Euclidean distance between the features of a token and
+        of the same place one time earlier.
         """
         features = self.second(F.silu(self.first(pixels)))
         change = features[:, :, 1:] - features[:, :, :-1]
@@ -52,19 +52,10 @@ class TokenScorer(nn.Module):
         return (change.square().sum(dim=1) + _EPSILON**2).sqrt()
 
 
-@contextlib.contextmanager
-def _without_tf32() -> Iterator[None]:
-    """By default, cuDNN rounds the inputs of a float32 convolution to ten bits of mantissa."""
-    cudnn = torch.backends.cudnn
-    kept = {name: getattr(cudnn, name) for name in ("enabled", "benchmark", "deterministic")}
-    with cudnn.flags(**kept, allow_tf32=False):
-        yield
-
-
 def normalize_scores(scores: Tensor) -> Tensor:
     """Scores of each clip, B n, with mean 0 and standard deviation 1."""
     variance, mean = torch.var_mean(scores, dim=1, keepdim=True)
-    # Inside the root, which has no derivative at 0, the variance of a still clip.
+    # The root has no derivative at 0, the variance of a still clip.
     return (scores - mean) / (variance + _EPSILON**2).sqrt()
 
 

@@ -7,12 +7,12 @@
     loss       squared error on the chosen tokens' latents of a frozen tokenizer
 
 Importance and latents are computed once (`arvideo score_tokens`) and come with the clip. The
-paper ranks all tokens and takes no loss on visible ones; here only hidden ones are ranked, so the
-whole budget is spent on predictions and every clip has the same number of them.
+paper ranks all tokens and has no loss on visible ones; here only hidden ones are ranked, so that
+the number of predictions is the whole budget for every clip.
 
 Source: Gundavarapu et al. 2024 (arXiv 2411.13683).
 
-B clips, N tokens, Q predicted ones.
+B clips, N tokens.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from arvideo_ds.models.videomae import VideoMAE
 
 
 class LVMAE(VideoMAE):
-    """VideoMAE's encoder and decoder, with a budget of mask tokens and latents as targets."""
+    """VideoMAE with a budget of mask tokens and latents as targets."""
 
     def __init__(
         self, settings: LvmaeSettings, encoder: EncoderSpec, decoder: DecoderSettings
@@ -56,18 +56,18 @@ class LVMAE(VideoMAE):
         if self.levels is None:
             return super().compute_targets(cubes, draw, codes)
         if codes is None:
-            raise ValueError("latents are predicted, and the batch has no codes")
+            raise ValueError("latents are the targets, and the batch has no codes")
         return latents_of(codes.gather(1, draw.targets), self.levels)
 
 
 def latents_of(codes: Tensor, levels: Sequence[int]) -> Tensor:
-    """Latents ... len(levels) (float32, each number in -1..1) of codes of any shape (int64).
+    """Latents ... len(levels) (float32, -1..1) of codes of any shape (int64).
 
-    A code counts through the levels of all numbers of a latent, the first one fastest. Source:
-    Mentzer et al. 2023 (arXiv 2309.15505), section 3.
+    A code is a mixed-radix number; its first digit, in the base of the first level, is the lowest.
+    Source: Mentzer et al. 2023 (arXiv 2309.15505), section 3.
     """
     numbers = []
-    # One by one: a tensor of the levels would be sent to the device, and the host wait for that.
+    # Scalars: a tensor of the levels would have to be copied to the device.
     for level in levels:
         half = level // 2
         numbers.append((codes % level - half) / half)

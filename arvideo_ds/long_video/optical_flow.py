@@ -2,7 +2,7 @@
 
 Coarse to fine: at each level of the pyramid the second image is warped by the flow so far, and the
 remaining motion is the least-squares solution in a window around each pixel. A small penalty on its
-length keeps flat regions, which determine no motion, at rest.
+length keeps flat regions at rest.
 
 Source: Lucas and Kanade 1981; pyramid, and gradients of the first image only, after Bouguet 2001.
 """
@@ -37,7 +37,7 @@ def optical_flow(first: Tensor, second: Tensor) -> Tensor:
 
 
 def _finer(flow: Tensor, sides: torch.Size) -> Tensor:
-    """The same flow on a level of these sides, in its pixels."""
+    """The flow resized to a level of these sides, in its pixels."""
     height, width = flow.shape[-2:]
     if (height, width) == tuple(sides):
         return flow
@@ -71,7 +71,7 @@ def _mean(values: Tensor) -> Tensor:
 
 
 def _warped(images: Tensor, flow: Tensor) -> Tensor:
-    """The image sampled where the flow leads each pixel; outside, the value at the border."""
+    """The images sampled at each pixel + flow; outside, the value at the border."""
     height, width = flow.shape[-2:]
     x = torch.arange(width, device=flow.device) + 0.5 + flow[:, 0]
     y = torch.arange(height, device=flow.device)[:, None] + 0.5 + flow[:, 1]

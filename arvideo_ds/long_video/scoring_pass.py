@@ -47,8 +47,8 @@ from arvideo_ds.shards.manifest import ShardSet, dump_json
 # Bytes of frames decoded at a time, at the video's own size. Decoders use about twice as much.
 _DECODED_BYTES = 128 * 2**20
 
-# Shard and index in it of a video.
-Place = tuple[int, int]
+# Number of the shard, index of the video in it.
+VideoIndex = tuple[int, int]
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -
     )
 
 
-def _read_windows(job: ScoringJob, place: Place) -> Iterator[Piece]:
+def _read_windows(job: ScoringJob, place: VideoIndex) -> Iterator[Piece]:
     """The windows of a video.
 
     As many as fit into `_DECODED_BYTES` are decoded at a time; the first one alone shows the size.
@@ -169,7 +169,7 @@ def _read_windows(job: ScoringJob, place: Place) -> Iterator[Piece]:
         first, count = first + count, max(1, _DECODED_BYTES // window.nbytes)
 
 
-def _work(job: ScoringJob, place: Place) -> Iterator[Piece | Scored]:
+def _work(job: ScoringJob, place: VideoIndex) -> Iterator[Piece | Scored]:
     """Decode a video in a worker process, and score it there unless the scorer has a device."""
     for piece in _read_windows(job, place):
         yield piece if job.scorer.on_device else job.scorer(piece)
@@ -188,7 +188,7 @@ class _OpenShards:
         self.failed: dict[str, str] = {}
         # By shard and key: scores, or the reason in the video itself for none.
         self._videos: dict[int, dict[str, VideoScores | str]] = {}
-        self._parts: defaultdict[Place, list[Scored]] = defaultdict(list)
+        self._parts: defaultdict[VideoIndex, list[Scored]] = defaultdict(list)
         for shard in range(job.rank, len(job.shards.manifest.shards), job.num_ranks):
             videos = dict(job.stored(shard))
             if len(videos) < len(job.keys(shard)) or not job.path(shard).exists():
@@ -229,7 +229,7 @@ class _OpenShards:
             self._take(place, self._job.scorer(item) if isinstance(item, Piece) else item)
             bar.update(self.num_videos - bar.n)
 
-    def places(self) -> list[Place]:
+    def places(self) -> list[VideoIndex]:
         """The videos that are neither settled nor failed."""
         return [
             (shard, member)
@@ -238,7 +238,7 @@ class _OpenShards:
             if key not in videos and key not in self.failed
         ]
 
-    def _take(self, place: Place, item: Scored | Finished | Failed) -> None:
+    def _take(self, place: VideoIndex, item: Scored | Finished | Failed) -> None:
         """Scores of a part of a video, or its end."""
         if isinstance(item, Scored):
             self._parts[place].append(item)

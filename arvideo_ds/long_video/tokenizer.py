@@ -1,10 +1,10 @@
-"""The adaptive tokenizer of LVMAE on one page: a clip as codes, and which of them matter.
+"""The adaptive tokenizer of LVMAE on one page: a clip as codes, and how important each is.
 
-    encode     3D convolutions shrink the clip to the token grid; a few numbers for each token
+    encode     3D convolutions reduce the clip to the token grid, with a small latent per token
     score      how much each token changes from one time to the next (importance.py)
-    choose     the k most important tokens stay, the other latents become 0 (top_k.py)
+    choose     the k most important tokens are kept, the other latents become 0 (top_k.py)
     quantise   each number is rounded to one of a few levels: a token is one of the codes (FSQ)
-    decode     3D convolutions grow the clip again
+    decode     3D convolutions reconstruct the clip
 
 The scorer learns which tokens are needed to decode the clip. Source: LVMAE (arXiv 2411.13683),
 section 3; network after MAGVIT (arXiv 2212.05199), appendix; FSQ (arXiv 2309.15505).
@@ -41,7 +41,7 @@ _GROUPS, _GROUP_CHANNELS = 32, 4
 @dataclass(frozen=True)
 class Reconstruction:
     """pixels: B T H W 3, float32, about 0..1. codes: B t h w, int64, of all tokens.
-    kept: B t h w, how much of each latent the decoder got, 0..1."""
+    kept: B t h w, share of each latent that is decoded, 0..1."""
 
     pixels: Tensor
     codes: Tensor
@@ -64,8 +64,8 @@ class Tokenizer(nn.Module):
     def forward(self, clips: Tensor, keys: Tensor | None = None) -> Reconstruction:
         """Encode clips B T H W 3 (uint8, or floating 0..1) and decode them from the chosen tokens.
 
-        keys: int64, B; they determine the noise under which tokens are chosen in training. Without
-        them exactly the k best are chosen. The tokens of the first time are always kept.
+        keys: int64, B; they determine the noise of the choice in training. Without them exactly the
+        k best are chosen. The tokens of the first time are always kept.
         """
         pixels = centred(clips)
         latents = self.encoder(pixels)
@@ -76,7 +76,7 @@ class Tokenizer(nn.Module):
         return Reconstruction(self.decoder(quantized), codes, kept)
 
     def choose(self, scores: Tensor, keys: Tensor | None) -> Tensor:
-        """How much of each token is kept, B t h w. scores: importance from the second time on."""
+        """Kept share of each token, B t h w. scores: importance from the second time on."""
         batch, later, rows, columns = scores.shape
         grid = (later + 1, rows, columns)
         k = self.settings.kept(Geometry.whole(grid, (1, 1, 1))) - rows * columns
@@ -93,8 +93,8 @@ class Tokenizer(nn.Module):
     def tokens(self, windows: Tensor) -> tuple[Tensor, Tensor]:
         """Importance (float32, larger = more) and code (int64) of every token: each B t h w.
 
-        windows: B T H W 3, uint8, such as 16 frames. The first time has no earlier one and takes
-        the importance of the second. Codes are those of the unmasked latents.
+        windows: B T H W 3, uint8. The first time has the importance of the second. Codes are of the
+        unmasked latents.
         """
         pixels = centred(windows)
         scores = self.scorer(pixels)
@@ -102,9 +102,9 @@ class Tokenizer(nn.Module):
         return torch.cat([scores[:, :1], scores], dim=1), codes
 
     def _quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
-        """Latents B D t h w -> the same rounded, and their codes B t h w."""
+        """Latents B D t h w to rounded ones, and their codes B t h w."""
         grid = latents.shape[2:]
-        # FSQ leaves this shape alone; it would guess the meaning of more axes.
+        # Three axes: FSQ would guess the meaning of more.
         flat, codes = self.quantizer(rearrange(latents, "b d t h w -> b (t h w) d"))
         quantized = rearrange(flat, "b (t h w) d -> b d t h w", t=grid[0], h=grid[1], w=grid[2])
         return quantized, codes.long().unflatten(1, grid)
@@ -117,7 +117,7 @@ class ConvEncoder(nn.Module):
         super().__init__()
         widths = _widths(settings)
         self.entry = _conv(CHANNELS, widths[0])
-        # One list, so that activation checkpointing and compilation find them (engine/build.py).
+        # One list, for activation checkpointing and compilation (engine/build.py).
         self.blocks = nn.ModuleList(_residuals(widths[0], widths[0], settings.blocks))
         for stride, (before, width) in zip(
             halvings(patch), itertools.pairwise(widths), strict=True
@@ -200,7 +200,7 @@ class Upsample(nn.Module):
 
 
 def centred(clips: Tensor) -> Tensor:
-    """Clips B T H W 3 as the input of the networks: B 3 T H W, float32, -1..1."""
+    """Clips B T H W 3 to the input of the networks: B 3 T H W, float32, -1..1."""
     return rearrange(2 * unit_pixels(clips) - 1, "b t h w c -> b c t h w")
 
 
@@ -223,9 +223,9 @@ def _norm(width: int) -> nn.GroupNorm:
 def load_tokenizer(path: Path) -> Tokenizer:
     """A trained tokenizer, in evaluation mode, on the CPU.
 
-    path: folder of a finished run of `arvideo tokenizer`, whose averaged weights are loaded
-    if it has them; or a file of its weights with the run's recipe.yaml beside it. Errors:
-    `UserError` where weights or recipe are missing, damaged, or not of one tokenizer.
+    path: folder of a finished run of `arvideo tokenizer`, whose averaged weights are preferred; or
+    a file of its weights in a folder with the run's recipe.yaml. Errors: `UserError` where weights
+    or recipe are missing, damaged, or do not fit together.
     """
     files = [path / name for name in (run_folder.EMA_MODEL, run_folder.MODEL)]
     file = next((file for file in files if file.is_file()), path)

@@ -1,8 +1,8 @@
-"""A differentiable choice of the k best of n: perturbed top-k, of which only the mask is computed.
+"""A differentiable choice of the k best of n: perturbed top-k, as a mask.
 
 The mean over noise of "is it among the k best?" is a smooth function of the scores, and its
 gradient is an expectation too (Berthet et al. 2020, arXiv 2002.08676; for patches, Cordonnier et
-al. 2021, arXiv 2104.03059). The k x n matrix of ranks is never built.
+al. 2021, arXiv 2104.03059).
 
 B clips, n items, k of them kept.
 """
@@ -18,23 +18,23 @@ from torch import Tensor
 from arvideo_ds.models.draws import random_normals
 
 _PURPOSE = 16
-# Numbers of a clip's noise that are drawn at a time, which bounds the memory.
+# Numbers of a clip's noise that are drawn at a time, to bound the memory.
 _CHUNK = 2**16
 
 
 def top_k(scores: Tensor, k: int) -> Tensor:
-    """True at the k largest of the last axis; exactly k, also where scores are equal."""
+    """True at the k largest of the last axis; exactly k, also with equal scores."""
     chosen = scores.topk(k, dim=-1, sorted=False).indices
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(-1, chosen, value=True)
 
 
 def perturbed_top_k(scores: Tensor, k: int, keys: Tensor, *, samples: int, sigma: float) -> Tensor:
-    """Mean over `samples` of the k largest of scores + sigma x noise: B n float32, sum k.
+    """Mean mask over `samples` of the k largest of scores + sigma x noise: B n float32, sum k.
 
-    scores: B n; sigma is in their unit. keys: int64, B; they alone determine the noise (normal),
-    which is drawn again in the backward pass instead of being kept. The gradient is the unbiased
-    estimate: mean over samples of (g . (mask - mask without noise)) noise / sigma. Subtracting the
-    mask without noise leaves the mean as it is and removes most of the variance.
+    scores: B n; sigma is in their unit. keys: int64, B; they determine the normal noise, which is
+    drawn again in the backward pass to save memory. The gradient is the unbiased estimate: mean
+    over samples of (g . (mask - mask without noise)) noise / sigma, in which the mask without noise
+    only reduces the variance.
     """
     return _PerturbedTopK.apply(scores.float(), k, keys, samples, sigma)
 
