@@ -38,8 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, EncoderRecipe)
     weights = run_folder.choose_weights(args.run, args.weights)
-    from arvideo_ds.exports.export import export
-    from arvideo_ds.exports.parity import clips_of, random_clips
+    from arvideo_ds.exports.export import clips_of, export, random_clips
     from arvideo_ds.exports.source import read_source
 
     source = read_source(args.run, recipe, run_folder.WEIGHTS[weights])

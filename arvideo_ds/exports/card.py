@@ -1,4 +1,4 @@
-"""The model card: what a model is, what it was trained on, how good it is, how to open it."""
+"""The model card: the model, its training data and results, and how to open it."""
 
 from __future__ import annotations
 
@@ -10,28 +10,31 @@ from typing import Any
 import yaml
 
 from arvideo_ds.exports.formats import UNSPECIFIED
-from arvideo_ds.exports.opened import Opened
-from arvideo_ds.exports.source import Source, architecture, class_counts, public_recipe
+from arvideo_ds.exports.source import ExportSource, OpenedExport, public_recipe
 
-# Of the summary, what describes the run or its machine and is no result.
+# Keys of the summary that are not results.
 _NO_RESULTS = re.compile(
     r"(recipe|manifest|plan|commit|interrupted|resumed_from_step|train_seconds)|"
     r".*(throughput|time|memory|data)/"
 )
+_NO_LICENSE = (
+    "## Licence\n\nNot chosen yet: whoever publishes the weights chooses it, within the terms of "
+    "the training data (`license` above, `--license` of the export)."
+)
 
 
 def model_card(
-    source: Source,
+    source: ExportSource,
     name: str,
-    opened: Opened,
+    opened: OpenedExport,
     parity: Mapping[str, Any],
     *,
     license_id: str = UNSPECIFIED,
 ) -> str:
-    """README.md of an exported folder, Markdown with the front matter that model hubs read.
+    """README.md of an exported folder: Markdown with the front matter of model hubs.
 
-    name: of the folder. license_id: of the weights, as hubs write it. Numbers are those of the
-    run's summary.json and of parity.json; what the run did not write down is said to be unknown.
+    name: of the folder. license_id: of the weights. Numbers are from the run's summary.json and
+    parity.json.
     """
     parts = [
         _front_matter(source, name, opened, license_id),
@@ -49,7 +52,7 @@ def model_card(
                 for output, difference in parity["max_abs_difference"].items()
             ],
         ),
-        _license(license_id),
+        _NO_LICENSE if license_id == UNSPECIFIED else "",
         "## Origin\n\n" + _table(("", ""), _origin(source, opened)),
         "## Recipe\n\n```yaml\n"
         + yaml.safe_dump(public_recipe(source.recipe), sort_keys=False)
@@ -58,7 +61,7 @@ def model_card(
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _front_matter(source: Source, name: str, opened: Opened, license_id: str) -> str:
+def _front_matter(source: ExportSource, name: str, opened: OpenedExport, license_id: str) -> str:
     shards, results = source.recipe.data.shards, _model_index(source)
     front: dict[str, Any] = {
         "license": license_id,
@@ -70,22 +73,23 @@ def _front_matter(source: Source, name: str, opened: Opened, license_id: str) ->
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---"
 
 
-def _model_index(source: Source) -> list[dict[str, Any]]:
-    """Measured results of the exported weights: tests of classifiers, named probes of encoders."""
-    found = []
-    weights = {"model": "last"}.get(PurePath(source.weights).stem, PurePath(source.weights).stem)
+def _model_index(source: ExportSource) -> list[dict[str, Any]]:
+    """Results of the exported weights: tests of a classifier, named probes of an encoder."""
+    results = []
+    stem = PurePath(source.weights).stem
+    weights = "last" if stem == "model" else stem
     for key, value in source.summary.items():
         # test_<shards>-<weights>-<views>, as `arvideo evaluate` writes it.
         tested = isinstance(value, Mapping) and key.startswith("test_")
         if tested and value.get("weights") == weights:
             views = "x".join(map(str, value["views"]))
             metrics = {f"top-{k} accuracy, %, {views} views": value[f"top{k}"] for k in (1, 5)}
-            found.append(_result(key.removeprefix("test_").rsplit("-", 2)[0], metrics))
+            results.append(_result(key.removeprefix("test_").rsplit("-", 2)[0], metrics))
     if source.labels is None:
         for name, probe in (source.summary.get("probes") or {}).items():
             accuracy = {"linear probe accuracy, %": 100 * probe["linear_probe_accuracy"]}
-            found.append(_result(name, accuracy))
-    return found
+            results.append(_result(name, accuracy))
+    return results
 
 
 def _result(dataset: str, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -99,35 +103,22 @@ def _result(dataset: str, metrics: Mapping[str, float]) -> dict[str, Any]:
     }
 
 
-def _license(license_id: str) -> str:
-    if license_id != UNSPECIFIED:
-        return ""
-    return (
-        "## Licence\n\nNot chosen yet: whoever publishes the weights chooses it, within the terms "
-        "of the data that they were trained on (`license` above, `--license` of the export)."
-    )
-
-
-def _what_it_is(source: Source) -> str:
-    facts = architecture(source)
+def _what_it_is(source: ExportSource) -> str:
     parameters = sum(p.numel() for p in source.model.parameters()) / 1e6
-    clip = " x ".join(str(n) for n in source.clip_shape)
-    what = "video encoder" if source.labels is None else f"classifier of {_classes(source)}"
+    clip = " x ".join(str(n) for n in source.recipe.geometry.clip)
+    what = "video encoder"
+    if source.labels is not None:
+        counts = source.class_counts.items()
+        classes = " and ".join(f"{count} {name} classes" for name, count in counts)
+        what = f"classifier of {classes.replace('  ', ' ')}"
     return (
-        f"A {what}, ViT-{facts['model_size']} ({parameters:.1f} M parameters), for clips of {clip} "
-        f"(frames, rows, columns), trained with arvideo_ds."
-    )
-
-
-def _classes(source: Source) -> str:
-    counts = class_counts(source)
-    return " and ".join(
-        f"{count} {name} classes".replace("  ", " ") for name, count in counts.items()
+        f"A {what}, ViT-{source.recipe.model.size} ({parameters:.1f} M parameters), for clips of "
+        f"{clip} (frames, rows, columns), trained with arvideo_ds."
     )
 
 
 def _results(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Numbers of the run's summary, those of its last step too."""
+    """Numbers of the run's summary."""
     flat: dict[str, Any] = {}
     for key, value in summary.items():
         parts = value.items() if isinstance(value, Mapping) else [("", value)]
@@ -140,23 +131,19 @@ def _results(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     return rows or [("none written down", "")]
 
 
-def _origin(source: Source, opened: Opened) -> list[tuple[str, str]]:
-    run, summary = source.run, source.summary
-    trained = run.get("versions") or {}
+def _origin(source: ExportSource, opened: OpenedExport) -> list[tuple[str, str]]:
+    facts = {**source.run, **source.summary}
     return [
-        ("recipe", PurePath(str(summary.get("recipe", "unknown"))).name),
-        (
-            "data (hash of the manifest)",
-            str(summary.get("manifest", run.get("manifest", "unknown"))),
-        ),
+        ("recipe", PurePath(str(source.summary.get("recipe", "unknown"))).name),
+        ("data (hash of the manifest)", str(facts.get("manifest", "unknown"))),
         ("weights", source.weights),
-        ("commit", str(summary.get("commit", run.get("commit", "unknown")))),
-        ("trained with", _versions(trained) or "unknown"),
-        ("exported with", _versions(opened.versions)),
+        ("commit", str(facts.get("commit", "unknown"))),
+        ("trained with", in_words(source.run.get("versions") or {}) or "unknown"),
+        ("exported with", in_words(opened.versions)),
     ]
 
 
-def _versions(versions: Mapping[str, Any]) -> str:
+def in_words(versions: Mapping[str, Any]) -> str:
     return ", ".join(f"{package} {version}" for package, version in versions.items())
 
 

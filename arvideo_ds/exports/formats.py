@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 from arvideo_ds.registry import Registry
 
 if TYPE_CHECKING:
-    from arvideo_ds.exports.opened import Opened
-    from arvideo_ds.exports.source import Source
+    from arvideo_ds.exports.source import ExportSource, OpenedExport
 
 # Write the model into a folder and open it from there.
-FORMATS: Registry[Callable[[Source, Path], Opened]] = Registry(
+FORMATS: Registry[Callable[[ExportSource, Path], OpenedExport]] = Registry(
     "format",
     {
-        "encoder": "arvideo_ds.exports.own:export",
+        "encoder": "arvideo_ds.exports.native:export",
         "huggingface": "arvideo_ds.exports.huggingface:export",
         "onnx": "arvideo_ds.exports.onnx_graph:export",
         "timm": "arvideo_ds.exports.timm_vit:export",
     },
 )
-# How model hubs write a licence that is not in their list, or not chosen.
+# Model hubs' name of a licence that is not in their list, or not chosen.
 UNSPECIFIED = "other"

@@ -1,8 +1,8 @@
 """A folder that transformers opens: VideoMAEModel, or VideoMAEForVideoClassification.
 
-VideoMAE's encoder is ours, with two exceptions. Its positions are the table of sincos_1d over the
-grid, computed and not stored; others cannot be said. Its classifier's norm has an epsilon of 1e-5
-where ours has 1e-6, which changes logits by some millionths.
+VideoMAE's encoder is ours with two exceptions: its positions are always the table of sincos_1d over
+the grid, and its classifier's norm has an epsilon of 1e-5 instead of 1e-6, which changes logits by
+some millionths.
 """
 
 from __future__ import annotations
@@ -15,28 +15,46 @@ import torch
 from torch import Tensor
 
 from arvideo_ds.errors import UserError, needs_extra
-from arvideo_ds.exports.opened import Opened, save_weights, versions
-from arvideo_ds.exports.source import Outputs, Source
+from arvideo_ds.exports.source import (
+    ExportSource,
+    OpenedExport,
+    Outputs,
+    save_weights,
+    versions,
+)
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
 from arvideo_ds.models.encoder import NORM_EPSILON
 from arvideo_ds.models.layouts import to_huggingface
 from arvideo_ds.models.positions import sincos_1d
 
+_USE_ANOTHER = "Use --format encoder, onnx or timm."
 
-def export(source: Source, folder: Path) -> Opened:
-    """Errors: `UserError` without transformers, and for what VideoMAE does not have."""
-    transformers = _transformers()
-    _require_its_positions(source)
-    _require_its_head(source)
-    name = "VideoMAEModel" if source.labels is None else "VideoMAEForVideoClassification"
+
+def export(source: ExportSource, folder: Path) -> OpenedExport:
+    """Errors: `UserError` without transformers, and for what VideoMAE does not support."""
+    with needs_extra("export"):
+        import transformers
+    transformers.utils.logging.disable_progress_bar()
+    _require_supported(source)
+    classifies = source.labels is not None
+    name = "VideoMAEForVideoClassification" if classifies else "VideoMAEModel"
     _config(source, transformers, name).save_pretrained(folder)
     _processor(source, transformers).save_pretrained(folder)
     save_weights(_state(source), folder / "model.safetensors")
     model = _open(getattr(transformers, name), folder)
     processor = transformers.VideoMAEImageProcessor.from_pretrained(folder)
-    size = source.recipe.data.size
-    return Opened(
+    data = source.recipe.data
+    remarks = [
+        f"`frames` are {data.frames} images of one clip; in training they were, of a video's "
+        f"frames, {_sampling(source)}.",
+        "The key bias of the attention is omitted: it cancels in the softmax.",
+    ]
+    if data.size[0] != data.size[1]:
+        remarks.append("The processor resizes frames to the clip's shape without cropping.")
+    if classifies:
+        remarks.append(_pipeline(source))
+    return OpenedExport(
         run=lambda clips: _run(model, processor, clips),
         how_to=(
             f"from transformers import {name}, VideoMAEImageProcessor\n"
@@ -44,56 +62,36 @@ def export(source: Source, folder: Path) -> Opened:
             'inputs = VideoMAEImageProcessor.from_pretrained("FOLDER")(frames, return_tensors="pt")'
         ),
         versions=versions("transformers"),
-        remarks=[
-            f"`frames` are {source.recipe.data.frames} images of one clip; which of a video's "
-            f"frames they were in training: {_sampling(source)}.",
-            "The key bias of the attention is left out: it cancels in the softmax.",
-        ]
-        + ([] if size[0] == size[1] else ["The processor squeezes frames to the clip's shape."])
-        + ([] if source.labels is None else [_pipeline(source)]),
+        remarks=remarks,
         tags={
             "library_name": "transformers",
-            "pipeline_tag": "feature-extraction"
-            if source.labels is None
-            else "video-classification",
+            "pipeline_tag": "video-classification" if classifies else "feature-extraction",
         },
     )
 
 
-def _transformers() -> Any:
-    with needs_extra("export"):
-        import transformers
-    transformers.utils.logging.disable_progress_bar()
-    return transformers
-
-
-def _require_its_positions(source: Source) -> None:
+def _require_supported(source: ExportSource) -> None:
     table = sincos_1d(source.recipe.geometry.grid, source.recipe.size.width)
     if not torch.equal(source.encoder.positions.cpu(), table):
         raise UserError(
             "transformers' VideoMAE has one table of positions, computed as model.positions="
             f"sincos_1d over the clip's grid; this run has another ({source.recipe.model.positions}"
-            ", or interpolated from another grid), so its weights would mean nothing there. Use "
-            "--format encoder, onnx or timm, or pretrain with model.positions=sincos_1d."
+            f", or interpolated from another grid). {_USE_ANOTHER[:-1]}, or pretrain with "
+            "model.positions=sincos_1d."
         )
-
-
-def _require_its_head(source: Source) -> None:
     if source.recipe.pooling == "attention":
         raise UserError(
             "transformers' VideoMAEForVideoClassification classifies the mean of the tokens, and "
-            "has no class-attention layer (finetune.pooling=attention). Use --format encoder, onnx "
-            "or timm."
+            f"has no class-attention layer (finetune.pooling=attention). {_USE_ANOTHER}"
         )
     if isinstance(source.labels, Mapping):
         raise UserError(
             "transformers' VideoMAEForVideoClassification has one label for a video, and this run "
-            f"has several (finetune.heads: {', '.join(source.labels)}). Use --format encoder, onnx "
-            "or timm."
+            f"has several (finetune.heads: {', '.join(source.labels)}). {_USE_ANOTHER}"
         )
 
 
-def _config(source: Source, transformers: Any, architecture: str) -> Any:
+def _config(source: ExportSource, transformers: Any, architecture: str) -> Any:
     recipe, size = source.recipe, source.recipe.size
     (tubelet, *patch), labels = recipe.patch, source.labels
     named = {} if labels is None else {
@@ -112,14 +110,14 @@ def _config(source: Source, transformers: Any, architecture: str) -> Any:
         intermediate_size=size.mlp,
         layer_norm_eps=NORM_EPSILON,
         qkv_bias=True,
-        # With it the encoder has no norm of its own: the pooled token is normalised.
+        # Then the pooled token is normalised instead of the encoder's tokens.
         use_mean_pooling=labels is not None,
         **named,
     )
 
 
-def _processor(source: Source, transformers: Any) -> Any:
-    """Resizes the shorter side and cuts the centre, as our test view does."""
+def _processor(source: ExportSource, transformers: Any) -> Any:
+    """Resizes the shorter side and crops the centre, as the test view does."""
     height, width = source.recipe.data.size
     square = height == width
     return transformers.VideoMAEImageProcessor(
@@ -131,7 +129,7 @@ def _processor(source: Source, transformers: Any) -> Any:
     )
 
 
-def _state(source: Source) -> dict[str, Tensor]:
+def _state(source: ExportSource) -> dict[str, Tensor]:
     state = to_huggingface(source.encoder.state_dict(), source.recipe.patch)
     if not isinstance(source.model, Classifier):
         return state
@@ -143,13 +141,13 @@ def _state(source: Source) -> dict[str, Tensor]:
 
 
 def _open(architecture: Any, folder: Path) -> Any:
-    """As its users will; every tensor must find its place."""
+    """Open the export as its users will, and check that every tensor is loaded."""
     model, info = architecture.from_pretrained(
         folder, local_files_only=True, output_loading_info=True
     )
     wrong = {kind: names for kind, names in info.items() if names}
     if wrong:
-        raise UserError(f"transformers does not find its way in the exported weights: {wrong}")
+        raise UserError(f"transformers does not load all exported weights: {wrong}")
     return model.eval()
 
 
@@ -163,18 +161,16 @@ def _run(model: Any, processor: Any, clips: Tensor) -> Outputs:
     return out
 
 
-def _pipeline(source: Source) -> str:
-    """How transformers' pipeline samples, read in its code at 5.23, beside our evaluation."""
-    data, recipe = source.recipe.data, source.recipe
-    temporal, spatial = recipe.test_views
+def _pipeline(source: ExportSource) -> str:
+    """Sampling of transformers' pipeline (5.23) and of our evaluation."""
+    data, test_views = source.recipe.data, source.recipe.test_views
+    temporal, spatial = test_views
     views = f"{temporal} x {spatial} views (clips along time x crops), averaged after softmax"
-    if recipe.test_views == (1, 1):
+    if test_views == (1, 1):
         views = "one central clip"
-    short = (
-        "takes frames twice"
-        if data.sampling == "uniform"
-        else "lowers the stride, and repeats the last frame where that does not suffice"
-    )
+    short = "lowers the stride, and repeats the last frame where that does not suffice"
+    if data.sampling == "uniform":
+        short = "takes frames twice"
     return (
         "## With the pipeline\n\n"
         "```python\n"
@@ -182,8 +178,8 @@ def _pipeline(source: Source) -> str:
         'print(pipeline("video-classification", model="FOLDER")("video.mp4"))\n'
         "```\n\n"
         "It needs `av` and `torchcodec`, and torchcodec FFmpeg's libraries; `pip install -e "
-        "'.[export]'` of arvideo_ds brings the first two. It samples another clip than the one "
-        "that the results below were measured with:\n\n"
+        "'.[export]'` of arvideo_ds installs the first two. It samples another clip than the one "
+        "of the results below:\n\n"
         f"- transformers 5.23: {data.frames} frames spread over the whole video, frame floor(i x n "
         f"/ {data.frames}) of n; `frame_sampling_rate` has no effect. Versions that have no video "
         f"processor for VideoMAE: the first {data.frames} frames, or every k-th of the first with "
@@ -195,7 +191,7 @@ def _pipeline(source: Source) -> str:
     )
 
 
-def _sampling(source: Source) -> str:
+def _sampling(source: ExportSource) -> str:
     data = source.recipe.data
     if data.sampling == "uniform":
         return f"one of each of {data.frames} equal segments"

@@ -1,10 +1,9 @@
-"""One ONNX file from the clip's bytes to features and logits; any number of clips at once."""
+"""An ONNX file from uint8 clips to features and logits, with a free batch size."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -14,42 +13,44 @@ import torch
 from torch import Tensor, nn
 
 from arvideo_ds.errors import needs_extra
-from arvideo_ds.exports.opened import Opened, versions
 from arvideo_ds.exports.source import (
+    ExportSource,
+    OpenedExport,
     Outputs,
-    Source,
     architecture,
     logits_in_words,
     outputs,
-    pooled,
+    outputs_of,
+    versions,
 )
-from arvideo_ds.models.classifier import Classifier
-from arvideo_ds.models.encoder import encode_clips
+from arvideo_ds.files.atomic import write_json
 
 OPSET = 18
 _FILE = "model.onnx"
 
 
 class Graph(nn.Module):
-    """Clips B T H W 3, uint8, to features B D, and to logits where the model classifies."""
+    """Clips B T H W 3, uint8, to features B D, and to the logits of a classifier."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: ExportSource) -> None:
         super().__init__()
         self.model, self.patch = source.model, source.recipe.patch
 
     def forward(self, clips: Tensor) -> tuple[Tensor, ...]:
-        if not isinstance(self.model, Classifier):
-            return (encode_clips(self.model, clips, self.patch).mean(1),)
-        features = self.model.pool(encode_clips(self.model.encoder, clips, self.patch))
-        return features, self.model.classify(features)
+        _, *values = outputs_of(self.model, clips, self.patch).values()  # without tokens
+        return tuple(values)
 
 
-def export(source: Source, folder: Path) -> Opened:
+def export(source: ExportSource, folder: Path) -> OpenedExport:
     """Errors: `UserError` without onnx, onnxscript and onnxruntime."""
-    runtime = _libraries()
+    with needs_extra("export"):
+        import onnx  # noqa: F401  the exporter needs both
+        import onnxruntime
+        import onnxscript  # noqa: F401
+    clip_shape = source.recipe.geometry.clip
     names = ["features"] if source.labels is None else ["features", "logits"]
-    example = torch.zeros(2, *source.clip_shape, 3, dtype=torch.uint8)
-    # Constants that the model caches must be real ones, made before it is traced.
+    example = torch.zeros(2, *clip_shape, 3, dtype=torch.uint8)
+    # Constants that the model caches must not be made while it is traced.
     outputs(source, example)
     with _quiet():
         torch.onnx.export(
@@ -63,9 +64,12 @@ def export(source: Source, folder: Path) -> Opened:
             dynamo=True,
         )
     facts = {**architecture(source), "opset": OPSET, "labels": source.labels}
-    (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n")
-    session = runtime.InferenceSession(folder / _FILE, providers=["CPUExecutionProvider"])
-    return Opened(
+    write_json(folder / "config.json", facts)
+    session = onnxruntime.InferenceSession(folder / _FILE, providers=["CPUExecutionProvider"])
+    pooled = "the mean of the tokens"
+    if source.recipe.pooling == "attention":
+        pooled = "the output of the classifier's class-attention layer"
+    return OpenedExport(
         run=lambda clips: _run(session, names, clips),
         how_to=(
             "import onnxruntime\n"
@@ -74,25 +78,17 @@ def export(source: Source, folder: Path) -> Opened:
         ),
         versions=versions("onnx", "onnxscript", "onnxruntime"),
         remarks=[
-            f"Opset {OPSET}. `clips` is uint8, batch x {_by(source.clip_shape)} x 3 (frames, rows, "
-            "columns, colours); pixels are normalised inside. The batch is free, the rest fixed.",
-            f"`features` are {pooled(source)}.",
+            f"Opset {OPSET}. `clips` is uint8, batch x {' x '.join(map(str, clip_shape))} x 3 "
+            "(frames, rows, columns, colours); pixels are normalised inside. Any batch size.",
+            f"`features` are {pooled}.",
             *logits_in_words(source),
         ],
     )
 
 
-def _libraries() -> Any:
-    with needs_extra("export"):
-        import onnx  # noqa: F401  the exporter needs both
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    return onnxruntime
-
-
 @contextlib.contextmanager
 def _quiet() -> Any:
-    """The exporter tells its steps and its own deprecations; its errors still come through."""
+    """Hide the exporter's progress and deprecation warnings, not its errors."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -106,7 +102,3 @@ def _quiet() -> Any:
 def _run(session: Any, names: list[str], clips: Tensor) -> Outputs:
     values = session.run(names, {"clips": clips.numpy()})
     return {name: torch.from_numpy(value) for name, value in zip(names, values, strict=True)}
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return " x ".join(str(n) for n in shape)

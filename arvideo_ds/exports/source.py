@@ -1,4 +1,4 @@
-"""What is exported: a finished run's model, and what the run says about itself.
+"""The run to export, its facts, and an export opened again.
 
 B clips, T H W frames and pixels, N tokens, D width.
 """
@@ -6,8 +6,9 @@ B clips, T H W frames and pixels, N tokens, D width.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -17,25 +18,27 @@ from torch import Tensor
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder, read_labels
+from arvideo_ds.files.tensors import save_tensors
+from arvideo_ds.geometry import Triple
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
 from arvideo_ds.models.encoder import NORM_EPSILON, Encoder, encode_clips
 from arvideo_ds.shards.manifest import ClassNames, by_set
 
-# Tensors by what they are: "tokens" B N D, "features" B D (pooled), "logits" B x classes.
+# "tokens" B N D, "features" B D (pooled), "logits" B x classes.
 Outputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Source:
-    """A run to export; `labels` are there where it was fine-tuned, then `model` classifies."""
+class ExportSource:
+    """A run to export. labels: of a fine-tuned run; `model` is then a classifier."""
 
     recipe: EncoderRecipe
     model: Encoder | Classifier
     labels: ClassNames | None
     summary: Mapping[str, Any]
     run: Mapping[str, Any]
-    # File of the run that the weights are of.
+    # The run's file of these weights.
     weights: str = "model.safetensors"
 
     @property
@@ -43,61 +46,82 @@ class Source:
         return self.model.encoder if isinstance(self.model, Classifier) else self.model
 
     @property
-    def clip_shape(self) -> tuple[int, int, int]:
-        """T H W."""
-        return self.recipe.geometry.clip
+    def class_counts(self) -> dict[str, int]:
+        """Number of classes by label set; '' is the name of a single label."""
+        return {name: len(classes) for name, classes in by_set(self.labels).items()}
 
 
-def read_source(folder: Path, recipe: EncoderRecipe, weights: str = "model.safetensors") -> Source:
-    """The finished run in a folder. Errors: `UserError` where its weights are not its recipe's."""
+@dataclass(frozen=True)
+class OpenedExport:
+    """An exported model, opened from its folder as its users will open it.
+
+    run: clips B T H W 3, uint8, to outputs. how_to: lines of Python. remarks: for the card. tags:
+    of the card's front matter.
+    """
+
+    run: Callable[[Tensor], Outputs]
+    how_to: str
+    versions: dict[str, str]
+    remarks: list[str] = field(default_factory=list)
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def read_source(
+    folder: Path, recipe: EncoderRecipe, weights: str = "model.safetensors"
+) -> ExportSource:
+    """The finished run in a folder. Errors: `UserError` where weights and recipe do not fit."""
     labels = read_labels(folder)
     model: Encoder | Classifier
     if labels is None:
         model = load_trained_encoder(recipe, folder / weights)
     else:
         model, labels = load_classifier(recipe, folder, weights)
-    return Source(
-        recipe,
-        model,
-        labels,
-        read_json(folder / "summary.json"),
-        read_json(folder / "run.json"),
-        weights,
-    )
+    summary, run = (read_json(folder / name) for name in ("summary.json", "run.json"))
+    return ExportSource(recipe, model, labels, summary, run, weights)
 
 
 @torch.no_grad()
-def outputs(source: Source, clips: Tensor) -> Outputs:
-    """What the trained model makes of clips B T H W 3; exports are held against it."""
-    tokens = encode_clips(source.encoder, clips, source.recipe.patch)
-    if not isinstance(source.model, Classifier):
+def outputs(source: ExportSource, clips: Tensor) -> Outputs:
+    """Outputs of the trained model for clips B T H W 3."""
+    return outputs_of(source.model, clips, source.recipe.patch)
+
+
+def outputs_of(model: Encoder | Classifier, clips: Tensor, patch: Triple) -> Outputs:
+    if not isinstance(model, Classifier):
+        tokens = encode_clips(model, clips, patch)
         return {"tokens": tokens, "features": tokens.mean(1)}
-    features = source.model.pool(tokens)
-    return {"tokens": tokens, "features": features, "logits": source.model.classify(features)}
+    tokens = encode_clips(model.encoder, clips, patch)
+    features = model.pool(tokens)
+    return {"tokens": tokens, "features": features, "logits": model.classify(features)}
 
 
-def class_counts(source: Source) -> dict[str, int]:
-    """Number of classes of each label set; of one label that of the set ''."""
-    return {name: len(classes) for name, classes in by_set(source.labels).items()}
+def save_weights(state: dict[str, Tensor], path: Path) -> None:
+    """Save as safetensors; tensors that share memory are copied."""
+    whole = {
+        name: value.detach().clone(memory_format=torch.contiguous_format)
+        for name, value in state.items()
+    }
+    # safetensors makes files that only their owner can read.
+    path.touch()
+    mode = path.stat().st_mode
+    save_tensors(whole, path)
+    path.chmod(mode)
 
 
-def logits_in_words(source: Source) -> list[str]:
-    """A remark for the card where the logits are those of several label sets."""
+def versions(*packages: str) -> dict[str, str]:
+    return {package: metadata.version(package) for package in ("torch", *packages)}
+
+
+def logits_in_words(source: ExportSource) -> list[str]:
+    """A remark for the card where the logits are of several label sets."""
     if not isinstance(source.labels, Mapping):
         return []
-    parts = ", then ".join(f"{count} of {name}" for name, count in class_counts(source).items())
+    parts = ", then ".join(f"{count} of {name}" for name, count in source.class_counts.items())
     return [f"`logits` are {parts}: a softmax for each set."]
 
 
-def pooled(source: Source) -> str:
-    """What the exported features are, in words."""
-    if source.recipe.pooling == "attention":
-        return "what the classifier's class-attention layer reads of the tokens"
-    return "the mean of the tokens"
-
-
-def architecture(source: Source) -> dict[str, Any]:
-    """Shape and preprocessing in plain facts: enough to build the model anywhere."""
+def architecture(source: ExportSource) -> dict[str, Any]:
+    """Shape and preprocessing: enough to build the model anywhere."""
     recipe, size = source.recipe, source.recipe.size
     return {
         "frames": recipe.data.frames,
@@ -107,7 +131,7 @@ def architecture(source: Source) -> dict[str, Any]:
         "patch": list(recipe.patch),
         "token_grid": list(recipe.geometry.grid),
         "positions": recipe.model.positions,
-        # Where the table is interpolated: the token grid that it is read off.
+        # The token grid that the table is interpolated from, if any.
         "positions_of_grid": recipe.pretrained_grid and list(recipe.pretrained_grid),
         "model_size": recipe.model.size,
         "width": size.width,
@@ -115,17 +139,17 @@ def architecture(source: Source) -> dict[str, Any]:
         "heads": size.heads,
         "mlp": size.mlp,
         "norm_epsilon": NORM_EPSILON,
-        "pooling": source.recipe.pooling,
+        "pooling": recipe.pooling,
         "pixel_mean": list(PIXEL_MEAN),
         "pixel_std": list(PIXEL_STD),
-        "classes": None if source.labels is None else sum(class_counts(source).values()),
-        # Of several label sets the logits stand one set after another.
-        "label_sets": class_counts(source) if isinstance(source.labels, Mapping) else None,
+        "classes": None if source.labels is None else sum(source.class_counts.values()),
+        # In the order of the logits.
+        "label_sets": source.class_counts if isinstance(source.labels, Mapping) else None,
     }
 
 
 def public_recipe(recipe: EncoderRecipe) -> dict[str, Any]:
-    """The recipe as it may leave the machine: of paths only the last name."""
+    """The recipe with only the last name of each path."""
     tree: dict[str, Any] = _without_folders(recipe.model_dump(mode="json"))
     return tree
 
@@ -137,11 +161,11 @@ def _without_folders(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file of the run, empty where a run was copied without it. Errors: `UserError`."""
+    """A JSON object of the run, empty where the file is missing. Errors: `UserError`."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: {error}.") from None
     if not isinstance(facts, dict) or not isinstance(facts.get("versions", {}), dict):
-        raise UserError(f"{path} is no JSON object; copy it again, or remove it.")
+        raise UserError(f"{path} is not a JSON object; copy it again, or remove it.")
     return facts

@@ -1,8 +1,7 @@
 """The weights under the names of timm's VisionTransformer.
 
-Everything matches but the patch embedding: timm's is a convolution over an image, ours over frames
-as well, so patch_embed.proj.weight has five axes. `open_timm` puts one in its place; the rest is
-timm's own model.
+Only the patch embedding differs: timm's is a convolution over an image, ours over frames as well,
+so patch_embed.proj.weight has five axes. `open_timm` opens timm's model with it.
 """
 
 from __future__ import annotations
@@ -17,8 +16,16 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from arvideo_ds.exports.opened import Opened, save_weights, versions
-from arvideo_ds.exports.source import Outputs, Source, architecture, logits_in_words
+from arvideo_ds.exports.source import (
+    ExportSource,
+    OpenedExport,
+    Outputs,
+    architecture,
+    logits_in_words,
+    save_weights,
+    versions,
+)
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.files.tensors import load_tensors
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.classifier import Classifier
@@ -29,7 +36,7 @@ _POOLS = {"mean": "avg", "attention": "map"}
 
 
 class CubeEmbed(nn.Module):
-    """What timm's patch embedding is to images, for clips B 3 T H W; to tokens B N D."""
+    """timm's patch embedding for clips: B 3 T H W to tokens B N D."""
 
     def __init__(self, *, patch: Triple, grid: Triple, embed_dim: int, **_of_images: Any) -> None:
         super().__init__()
@@ -43,8 +50,8 @@ class CubeEmbed(nn.Module):
 def open_timm(folder: str | Path) -> VisionTransformer:
     """timm's model of an exported folder, in evaluation mode.
 
-    It takes clips B 3 T H W, pixels of 0..1 less `pixel_mean` over `pixel_std` of config.json;
-    `forward_features` gives tokens B N D, and the whole logits where there is a head.
+    It takes clips B 3 T H W, pixels 0..1 normalised with `pixel_mean` and `pixel_std` of
+    config.json; `forward_features` returns tokens B N D, a classifier's `forward` logits.
     """
     folder = Path(folder)
     facts = json.loads((folder / "config.json").read_text())
@@ -53,8 +60,7 @@ def open_timm(folder: str | Path) -> VisionTransformer:
         img_size=facts["size"],
         patch_size=facts["patch"][1:],
         num_classes=classes or 0,
-        # Mean pooling with a norm after it, and none before, is timm's "avg"; a class-attention
-        # layer with the norm before it is its "map".
+        # timm's "avg" has the norm after pooling, "map" before the class-attention layer.
         global_pool=_POOLS[facts.get("pooling", "mean")] if classes else "",
         embed_dim=facts["width"],
         depth=facts["depth"],
@@ -70,13 +76,13 @@ def open_timm(folder: str | Path) -> VisionTransformer:
     return model.eval()
 
 
-def export(source: Source, folder: Path) -> Opened:
+def export(source: ExportSource, folder: Path) -> OpenedExport:
     save_weights(_state(source), folder / _FILE)
     facts = architecture(source)
-    (folder / "config.json").write_text(json.dumps(facts, indent=1) + "\n")
+    write_json(folder / "config.json", facts)
     model = open_timm(folder)
     mean, std = torch.tensor(facts["pixel_mean"]), torch.tensor(facts["pixel_std"])
-    return Opened(
+    return OpenedExport(
         run=lambda clips: _run(model, ((clips / 255 - mean) / std).permute(0, 4, 1, 2, 3)),
         how_to=(
             "from arvideo_ds.exports.timm_vit import open_timm\n"
@@ -85,16 +91,16 @@ def export(source: Source, folder: Path) -> Opened:
         ),
         versions=versions("timm"),
         remarks=[
-            "All names are those of timm's VisionTransformer(class_token=False). What cannot "
-            "match: patch_embed.proj.weight has five axes (cubes of frames, not patches of an "
-            "image), and pos_embed one row for each token of all times. A timm model takes them "
-            "with `CubeEmbed` of this module as its embed_layer; `open_timm` does that.",
+            "All names are timm's of VisionTransformer(class_token=False). Two shapes differ: "
+            "patch_embed.proj.weight has five axes (cubes of frames, not patches of an image), and "
+            "pos_embed one row for each token of all times. A timm model loads them with "
+            "`CubeEmbed` of this module as its embed_layer; `open_timm` does that.",
             *logits_in_words(source),
         ],
     )
 
 
-def _state(source: Source) -> dict[str, Tensor]:
+def _state(source: ExportSource) -> dict[str, Tensor]:
     ours = source.encoder.state_dict()
     state = {
         name: value
@@ -104,11 +110,11 @@ def _state(source: Source) -> dict[str, Tensor]:
     state |= {name: value for name, value in ours.items() if name.endswith("qkv.bias")}
     state["pos_embed"] = source.encoder.positions[None]
     if isinstance(source.model, Classifier):
-        parts = {"fc_norm": "norm", "head": "head", "attn_pool": "class_attention"}
-        for theirs, name in parts.items():
-            part = getattr(source.model, name)
-            own = {} if part is None else part.state_dict()
-            state |= {f"{theirs}.{key}": value for key, value in own.items()}
+        parts = {"norm": "fc_norm", "head": "head", "class_attention": "attn_pool"}
+        for name, value in source.model.state_dict().items():
+            part, _, rest = name.partition(".")
+            if part in parts:
+                state[f"{parts[part]}.{rest}"] = value
     return state
 
 

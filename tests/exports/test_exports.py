@@ -25,9 +25,8 @@ from arvideo_ds.decoding.video import TranscodeSettings, encode
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.predictions import central_clip, top_labels
 from arvideo_ds.exports import export as exporting
-from arvideo_ds.exports.export import FORMATS, export
-from arvideo_ds.exports.parity import Clips, clips_of, random_clips
-from arvideo_ds.exports.source import Source, outputs, read_source
+from arvideo_ds.exports.export import FORMATS, ParityClips, clips_of, export, random_clips
+from arvideo_ds.exports.source import ExportSource, outputs, read_source
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import build_encoder, encode_clips
 from arvideo_ds.models.layouts import load_encoder
@@ -40,7 +39,7 @@ from tests.conftest import ROOT, run_script
 SCRIPT = ROOT / "scripts" / "export.py"
 NEEDS = {"huggingface": ["transformers"], "onnx": ["onnx", "onnxscript", "onnxruntime"]}
 LABELS = ["north", "north-east", "east", "west / left"]
-MakeSource = Callable[..., Source]
+MakeSource = Callable[..., ExportSource]
 
 
 @pytest.fixture
@@ -49,7 +48,7 @@ def make_source(
 ) -> MakeSource:
     """A finished run's folder with random weights, pretrained or fine-tuned, read back."""
 
-    def make(kind: str = "pretrained", **sections: dict[str, object]) -> Source:
+    def make(kind: str = "pretrained", **sections: dict[str, object]) -> ExportSource:
         folder = tmp_path / "run"
         folder.mkdir()
         tuned = kind == "fine-tuned"
@@ -75,7 +74,7 @@ def make_source(
 
 
 @pytest.fixture
-def demo_clips(demo_shards: Path, tiny: Callable[..., Recipe]) -> Clips:
+def demo_clips(demo_shards: Path, tiny: Callable[..., Recipe]) -> ParityClips:
     return clips_of(ShardSet(str(demo_shards / "train")), tiny())
 
 
@@ -87,7 +86,7 @@ def require(format_name: str) -> None:
 @pytest.mark.parametrize("kind", ["pretrained", "fine-tuned"])
 @pytest.mark.parametrize("format_name", FORMATS)
 def test_what_was_exported_computes_what_was_trained_on_real_clips(
-    format_name: str, kind: str, make_source: MakeSource, demo_clips: Clips, tmp_path: Path
+    format_name: str, kind: str, make_source: MakeSource, demo_clips: ParityClips, tmp_path: Path
 ) -> None:
     require(format_name)
     source = make_source(kind)
@@ -241,7 +240,7 @@ def test_the_card_says_what_the_model_is_and_its_lines_of_python_run(
         "folder": tmp_path / "out",
         "frames": list(clips.values[0].numpy()),
         "clips": clips.values.numpy(),
-        "pixels": torch.zeros(1, 3, *source.clip_shape),
+        "pixels": torch.zeros(1, 3, *source.recipe.geometry.clip),
     }
     exec(python[1], names)
 
@@ -361,13 +360,13 @@ def test_an_export_that_computes_something_else_is_refused_and_leaves_nothing(
 ) -> None:
     source = make_source()
 
-    def wrong(source: Source, folder: Path) -> object:
+    def wrong(source: ExportSource, folder: Path) -> object:
         right = FORMATS["encoder"](source, folder)
         off = {"features": torch.full((4, 128), torch.nan)}
         return dataclasses.replace(right, run=lambda clips: off)
 
     monkeypatch.setattr(exporting, "FORMATS", {"wrong": wrong})
-    with pytest.raises(UserError, match="features differ from ours by nan"):
+    with pytest.raises(UserError, match="features differ from the run's by nan"):
         export(source, "wrong", tmp_path / "out", random_clips(source.recipe))
     assert {path.name for path in tmp_path.iterdir()} == {"run"}
 
