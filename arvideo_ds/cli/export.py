@@ -16,7 +16,7 @@ from pathlib import Path
 from arvideo_ds.arguments import CommandParser, add_weights
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import command
-from arvideo_ds.exports.formats import FORMATS, UNSPECIFIED
+from arvideo_ds.exports import FORMATS, UNSPECIFIED
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
 

@@ -88,7 +88,7 @@ def main() -> int:
 
     from arvideo_ds.decoding.decoders import choose_decoder
     from arvideo_ds.engine.world import find_world
-    from arvideo_ds.long_video.scoring_pass import ScoringJob, make_spec, score_shards
+    from arvideo_ds.long_video.scoring_pass import ScoringJob, score_shards
 
     world = find_world()
     # On a CPU the workers are the parallelism, and one thread each gives one result.
@@ -99,9 +99,11 @@ def main() -> int:
         args,
         shards=shards,
         scorer=scorer,
-        spec=make_spec(shards, scorer, stride=stride, size=size, patch=patch),
         output=output,
         decoder=choose_decoder(args.decoder),
+        stride=stride,
+        size=size,
+        patch=patch,
         workers=min(_MAX_WORKERS, world.cores) if args.workers is None else args.workers,
         rank=world.rank,
         num_ranks=world.size,

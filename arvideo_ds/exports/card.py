@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from arvideo_ds.exports.formats import UNSPECIFIED
+from arvideo_ds.exports import UNSPECIFIED
 from arvideo_ds.exports.source import ExportSource, OpenedExport, public_recipe
 
 # Keys of the summary that are not results.

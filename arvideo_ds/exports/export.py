@@ -18,8 +18,8 @@ from torch import Tensor
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.data.clips import EvaluationClips
 from arvideo_ds.errors import UserError
+from arvideo_ds.exports import FORMATS, UNSPECIFIED
 from arvideo_ds.exports.card import in_words, model_card
-from arvideo_ds.exports.formats import FORMATS, UNSPECIFIED
 from arvideo_ds.exports.source import ExportSource, OpenedExport, outputs
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.shards.manifest import ShardSet

@@ -1,6 +1,6 @@
 """Long video: LVMAE and what it needs.
 
-tokenizer.py      clips as codes; importance.py scores tokens, top_k.py chooses them
+tokenizer.py      clips as codes; importance.py  scores and chooses tokens
 training.py       its loss; quality.py and pictures.py measure and show it
 scorers.py        the ways to score tokens; scoring_pass.py  shards in, scores out
 score_store.py    the scores on disk (data.scores); needs no torch

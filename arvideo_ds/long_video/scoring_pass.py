@@ -28,6 +28,7 @@ from arvideo_ds.decoding.decoders import DecodeError, decode
 from arvideo_ds.decoding.processes import Failed, Finished, stream_all
 from arvideo_ds.decoding.video import RejectedError
 from arvideo_ds.files.atomic import explained_when_full, write_bytes
+from arvideo_ds.geometry import Triple
 from arvideo_ds.long_video.score_store import (
     SCORES,
     WINDOW,
@@ -61,14 +62,29 @@ class ScoringJob:
 
     shards: ShardSet
     scorer: Scorer
-    spec: ScoreSpec
     output: Path
     decoder: str
+    stride: int
+    size: tuple[int, int]
+    patch: Triple
     workers: int = 0
     timeout_s: float = 120.0
     rank: int = 0
     num_ranks: int = 1
     leave_out_failed: bool = False
+
+    @functools.cached_property
+    def spec(self) -> ScoreSpec:
+        return ScoreSpec(
+            manifest=self.shards.hash,
+            scorer=self.scorer.name,
+            settings=self.scorer.settings,
+            tokenizer=self.scorer.tokenizer,
+            levels=self.scorer.levels,
+            stride=self.stride,
+            size=self.size,
+            patch=self.patch,
+        )
 
     def path(self, shard: int) -> Path:
         return self.output / file_name(shard)
@@ -95,27 +111,6 @@ class ScoringReport:
     failed: dict[str, str]
     lacking: list[str]
     contents: ScoreContents | None
-
-
-def make_spec(
-    shards: ShardSet,
-    scorer: Scorer,
-    *,
-    stride: int,
-    size: tuple[int, int],
-    patch: tuple[int, int, int],
-) -> ScoreSpec:
-    """Everything that determines the scores."""
-    return ScoreSpec(
-        manifest=shards.hash,
-        scorer=scorer.name,
-        settings=scorer.settings,
-        tokenizer=scorer.tokenizer,
-        levels=scorer.levels,
-        stride=stride,
-        size=size,
-        patch=patch,
-    )
 
 
 def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -> ScoringReport:
@@ -152,7 +147,7 @@ def _read_windows(job: ScoringJob, place: VideoIndex) -> Iterator[Piece]:
     """
     shard, member = place
     sample = job.shards.index(shard).samples[member]
-    windows = window_frames(sample.num_frames, job.spec.stride, WINDOW)
+    windows = window_frames(sample.num_frames, job.stride, WINDOW)
     video = job.shards.read(shard, sample)
     first, count = 0, 1
     while first < len(windows):
@@ -164,7 +159,7 @@ def _read_windows(job: ScoringJob, place: VideoIndex) -> Iterator[Piece]:
                 raise MemoryError(error.message) from None
             raise RejectedError(error.kind, error.message) from None
         for number, window in enumerate(np.split(frames, len(chosen)), first):
-            fitted = fit_to_grid(window, job.spec.size, job.spec.patch[1:])
+            fitted = fit_to_grid(window, job.size, job.patch[1:])
             yield Piece(sample.key, number, fitted[None])
         first, count = first + count, max(1, _DECODED_BYTES // window.nbytes)
 

@@ -2,7 +2,7 @@
 
     encode     3D convolutions reduce the clip to the token grid, with a small latent per token
     score      how much each token changes from one time to the next (importance.py)
-    choose     the k most important tokens are kept, the other latents become 0 (top_k.py)
+    choose     the k most important tokens are kept, the other latents become 0 (importance.py)
     quantise   each number is rounded to one of a few levels: a token is one of the codes (FSQ)
     decode     3D convolutions reconstruct the clip
 
@@ -28,8 +28,13 @@ from arvideo_ds.config import TokenizerRecipe
 from arvideo_ds.config.tokenizer import TokenizerSettings, halvings
 from arvideo_ds.errors import needs_extra
 from arvideo_ds.geometry import CHANNELS, Geometry, Triple
-from arvideo_ds.long_video.importance import Float32Conv3d, TokenScorer, normalize_scores
-from arvideo_ds.long_video.top_k import perturbed_top_k, top_k
+from arvideo_ds.long_video.importance import (
+    Float32Conv3d,
+    TokenScorer,
+    normalize_scores,
+    perturbed_top_k,
+    top_k,
+)
 from arvideo_ds.models.cubes import unit_pixels
 from arvideo_ds.models.weight_files import load_state, read_weights
 from arvideo_ds.runs import run_folder

@@ -112,7 +112,9 @@ def load_classifier_weights(
     report = _load_encoder(encoder, state, path, patch, min_match=0.9)
     # Without a prefix, `norm` is the encoder's last norm.
     inside = find_layout(state, path).prefix or "norm."
-    theirs = {_our_name(n): value for n, value in state.items() if not n.startswith(inside)}
+    theirs = {
+        _renamed(n, _OTHER_NAMES): value for n, value in state.items() if not n.startswith(inside)
+    }
     if f"{_HEAD}weight" not in theirs:
         return report
     ours = {n: value for n, value in model.state_dict().items() if not n.startswith("encoder.")}
@@ -127,7 +129,7 @@ def load_classifier_weights(
     return dataclasses.replace(
         report,
         beside=tuple(loaded),
-        unexpected=tuple(n for n in report.unexpected if _our_name(n) not in loaded),
+        unexpected=tuple(n for n in report.unexpected if _renamed(n, _OTHER_NAMES) not in loaded),
         notes=tuple(notes),
     )
 
@@ -211,21 +213,14 @@ def to_videomae(state: State, patch: Triple) -> State:
 
 def from_huggingface(state: State) -> State:
     """Names of transformers' VideoMAEModel to ours; queries, keys and values become one matrix."""
-    names = {theirs: ours for ours, theirs in _HF_NAMES.items()}
-    plain: State = {}
-    for name, value in state.items():
-        attention = _HF_ATTENTION.match(name)
-        if attention is None:
-            plain[_renamed(name, names)] = value
-            continue
-        stem, block, part = attention.groups()
-        if part in _HF_BIASES:
-            plain[f"blocks.{block}.attn.{_HF_BIASES[part]}"] = value
-        elif part == "query.weight":
-            parts = [f"{stem}{part}.weight" for part in ("query", "key", "value")]
-            if all(part in state for part in parts):
-                joined = torch.cat([state[part] for part in parts])
-                plain[f"blocks.{block}.attn.qkv.weight"] = joined
+    names = {theirs: ours for ours, theirs in _HF_NAMES.items()} | _HF_NEWER_NAMES
+    plain = {_renamed(name, names): value for name, value in state.items()}
+    for name in [name for name in plain if name.endswith(".query.weight")]:
+        stem = name.removesuffix("query.weight")
+        parts = [plain.pop(f"{stem}{part}.weight", None) for part in _HF_PARTS]
+        matrices = [part for part in parts if part is not None]
+        if len(matrices) == len(_HF_PARTS):
+            plain[f"{stem}qkv.weight"] = torch.cat(matrices)
     return from_videomae(plain)
 
 
@@ -233,16 +228,13 @@ def to_huggingface(state: State, patch: Triple) -> State:
     """Our names to those of transformers' VideoMAEModel, as its published files have them."""
     out: State = {}
     for name, value in to_videomae(state, patch).items():
-        attention = re.match(r"blocks\.(\d+)\.attn\.(qkv\.weight|q_bias|v_bias)$", name)
-        if attention is None:
-            out[_renamed(name, _HF_NAMES)] = value
-            continue
-        stem = f"encoder.layer.{attention[1]}.attention.attention."
-        if attention[2] == "qkv.weight":
-            for part, matrix in zip(("query", "key", "value"), value.chunk(3), strict=True):
+        renamed = _renamed(name, _HF_NAMES)
+        if name.endswith("attn.qkv.weight"):
+            stem = renamed.removesuffix("qkv.weight")
+            for part, matrix in zip(_HF_PARTS, value.chunk(3), strict=True):
                 out[f"{stem}{part}.weight"] = matrix
         else:
-            out[stem + attention[2]] = value
+            out[renamed] = value
     return out
 
 
@@ -250,6 +242,7 @@ def to_huggingface(state: State, patch: Triple) -> State:
 _HF_NAMES = {
     "patch_embed.proj.": "embeddings.patch_embeddings.projection.",
     "attn.proj.": "attention.output.dense.",
+    "attn.": "attention.attention.",
     "mlp.fc1.": "intermediate.dense.",
     "mlp.fc2.": "output.dense.",
     "norm1.": "layernorm_before.",
@@ -257,14 +250,9 @@ _HF_NAMES = {
     "norm.": "layernorm.",
     "blocks.": "encoder.layer.",
 }
-_HF_ATTENTION = re.compile(r"(encoder\.layer\.(\d+)\.attention\.attention\.)(.+)$")
-# Published files and transformers 4 use the short names, transformers 5 the others.
-_HF_BIASES = {
-    "q_bias": "q_bias",
-    "v_bias": "v_bias",
-    "query.bias": "q_bias",
-    "value.bias": "v_bias",
-}
+# Names of the biases in transformers 5; published files and transformers 4 have VideoMAE's.
+_HF_NEWER_NAMES = {"attn.query.bias": "attn.q_bias", "attn.value.bias": "attn.v_bias"}
+_HF_PARTS = ("query", "key", "value")
 
 
 def _renamed(name: str, names: dict[str, str]) -> str:
@@ -297,13 +285,6 @@ LAYOUTS = (
 # The head's prefix in our classifier; other names of the head and of the norm before it.
 _HEAD = "head."
 _OTHER_NAMES = {"fc_norm.": "norm.", "classifier.": _HEAD}
-
-
-def _our_name(name: str) -> str:
-    for theirs, ours in _OTHER_NAMES.items():
-        if name.startswith(theirs):
-            return ours + name.removeprefix(theirs)
-    return name
 
 
 def _head_note(theirs: State, ours: State, *, fits: bool, same_classes: bool | None) -> str:
@@ -357,9 +338,8 @@ def _require_same_shapes(ours: State, state: State, path: Path) -> None:
     there, here = _shape(state), _shape(ours)
     if there != here:
         raise UserError(
-            f"{path} has an encoder of width {there[0]} and depth {there[1]}"
-            f"{_size_name(there)}, the recipe's has width {here[0]} and depth {here[1]}"
-            f"{_size_name(here)}. Change model.size, or give other weights."
+            f"{path} has an encoder of {_in_words(there)}, the recipe's has {_in_words(here)}. "
+            "Change model.size, or give other weights."
         )
     values, expected = state[_EMBED].shape[1], ours[_EMBED].shape[1]
     if values != expected:
@@ -408,9 +388,10 @@ def _shape(state: State) -> tuple[int, int]:
     return state[_EMBED].shape[0], len(blocks)
 
 
-def _size_name(shape: tuple[int, int]) -> str:
+def _in_words(shape: tuple[int, int]) -> str:
     names = [name for name, size in SIZES.items() if (size.width, size.depth) == shape]
-    return f" (model.size: {names[0]})" if names else ""
+    size = f" (model.size: {names[0]})" if names else ""
+    return f"width {shape[0]} and depth {shape[1]}{size}"
 
 
 def _by(shape: Iterable[int]) -> str:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arvideo_ds.engine.peak import Peak
-from arvideo_ds.long_video.top_k import perturbed_top_k, top_k
+from arvideo_ds.long_video.importance import perturbed_top_k, top_k
 from arvideo_ds.models.draws import random_normals
 
 MIB = 2**20
