@@ -81,7 +81,7 @@ def test_costs_and_memory_of_an_objective_follow_from_its_settings(recipe: Pretr
         ("objective.seen_times=4", "leaves nothing to predict"),
         ("objective.seen_times=x", "objective.seen_times='x': must be a whole number"),
         ("objective.seen_time=1", "did you mean 'objective.seen_times'"),
-        ("objective.cluster=[2,4,4]", "is no setting of objective.name=future"),
+        ("objective.cluster=[2,4,4]", "is not a setting of objective.name=future"),
         ("model.size=B", "model.name=learned has the sizes micro"),
     ],
 )

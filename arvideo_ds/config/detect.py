@@ -16,67 +16,67 @@ from arvideo_ds.errors import UserError
 class DetectSettings(TransferSettings):
     """How the actions in boxes are learnt.
 
-    Runs that were trained before a key existed had what is its default; the official settings of
-    the published figure are in recipes/ava, each with its source in docs/detection.md.
+    Defaults reproduce runs of earlier versions; the official settings of the published figure are
+    in recipes/ava, each with its source in docs/detection.md.
     """
 
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.2
-    # Actions are numbered 1..num_actions; one logit each.
+    """Stochastic depth: share of the last block's branches that are skipped."""
     num_actions: Positive = 80
-    # The file of boxes that the shards were made from (ava_train_v2.2.csv).
+    """Actions are numbered 1..num_actions; one logit each."""
     annotations: str | None = None
-    # "all": boxes of the annotations, and those of `detections` where given. "annotated": boxes of
-    # the annotations alone; `detections` is refused.
+    """The file of boxes that the shards were made from (ava_train_v2.2.csv)."""
     train_on: Literal["all", "annotated"] = "all"
-    # Boxes of a person detector, which are trained on beside those of the annotations: a CSV of
-    # video_id, second, x1, y1, x2, y2, [anything,] score. Those below min_score are ignored.
+    """all: annotated boxes and those of `detections`, if given. annotated: annotated boxes only;
+    `detections` is refused."""
     detections: str | None = None
+    """Boxes of a person detector for training, a CSV of video_id, second, x1, y1, x2, y2,
+    [anything,] score; boxes below min_score are ignored."""
     min_score: Share = 0.9
-    # A detected box has the actions of the annotated one that it overlaps most, from this IoU on;
-    # below, it has none.
     match_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
-    # Boxes that the crop does not show: "dropped", or "kept" with their actions, as a line on the
-    # edge of the clip that is nearest.
+    """Smallest IoU at which a detected box gets the actions of the annotated box that it overlaps
+    most; below, it has none."""
     outside: Literal["dropped", "kept"] = "dropped"
-    # How far each side of a training box moves at most, uniformly, as shares of the box: left and
-    # right outwards, inwards, then top and bottom outwards, inwards.
+    """Boxes outside the crop: dropped, or kept with their actions as a line on the nearest edge."""
     jitter: tuple[Share, Share, Share, Share] = (0.0, 0.0, 0.0, 0.0)
-    # Where the norm between encoder and head is: "pooled" normalises what is read of each box and
-    # has no final norm in the encoder; "tokens" is the encoder's own pretrained final norm alone.
+    """Largest uniform shift of each side of a training box, as shares of the box: left and right
+    outwards, inwards, then top and bottom outwards, inwards."""
     norm: Literal["pooled", "tokens"] = "pooled"
-    # RoIAlign with cell centres at half a token (torchvision's aligned=True), or without the shift.
+    """Norm between encoder and head: of each box's pooled feature, without a final norm in the
+    encoder (pooled); or the encoder's pretrained final norm alone (tokens)."""
     roi_aligned: bool = True
+    """RoIAlign with cell centres at half a token (torchvision's aligned=True), or without shift."""
 
 
 class DetectEvaluationSettings(Settings):
     """What frame mAP is measured on, while training and afterwards."""
 
     shards: str | None = None
-    # The file of boxes that these shards were made from (ava_val_v2.2.csv): the ground truth.
     annotations: str | None = None
-    # Detected boxes, as in `detect`; None judges the actions in the boxes of the ground truth.
+    """The file of boxes that these shards were made from (ava_val_v2.2.csv): the ground truth."""
     detections: str | None = None
+    """Detected boxes, as in `detect`; None evaluates actions in the boxes of the ground truth."""
     min_score: Share = 0.8
-    # Seconds that do not count (ava_val_excluded_timestamps_v2.2.csv).
     excluded: str | None = None
-    # Label map of the evaluated actions (.pbtxt); None are AVA's 60.
+    """Seconds that are not evaluated (ava_val_excluded_timestamps_v2.2.csv)."""
     action_list: str | None = None
+    """Label map of the evaluated actions (.pbtxt); None: AVA's 60."""
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
-    # Crops along the longer side; a box is judged in the one that shows most of it.
     views: Positive = 3
-    # Instead of crops the whole frame, its shorter side of so many pixels, filled up to a multiple
-    # of the patch. Frames differ in shape, so each goes through the model alone.
+    """Crops along the longer side; a box is evaluated in the crop that shows most of it."""
     short_side: Positive | None = None
-    # Clips per rank and forward pass; 1 where `short_side` is given.
+    """Replaces the crops by the whole frame, with this shorter side in pixels, padded to a multiple
+    of the patch. Frames differ in shape, so the batch is one clip."""
     batch: Positive = 24
-    # By what share of its width and height a box grows, half of it at each side, before the model
-    # reads it; the box that is judged stays.
+    """Clips per rank and forward pass; 1 with `short_side`."""
     extend: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
-    # A row's score is the probability of the action times the score of the box in `detections`.
+    """Share of its width and height by which a box grows, half at each side, before the model reads
+    it; the evaluated box is unchanged."""
     person_score: bool = False
-    # Which mAP chooses the best weights: "map" counts the 50 best rows of a keyframe (ActivityNet),
-    # "map_uncapped" counts all. Both are reported.
+    """Multiplies the probability of the action by the score of the box in `detections`."""
     best_by: Literal["map", "map_uncapped"] = "map"
+    """The mAP that chooses the best weights: of the 50 best rows of a keyframe (ActivityNet's map)
+    or of all (map_uncapped). Both are reported."""
 
     @property
     def crops(self) -> int:
@@ -107,22 +107,21 @@ class DetectRecipe(TransferRecipe):
 
     @model_validator(mode="after")
     def _boxes_stay_right(self) -> Self:
-        _ = self.geometry
+        _ = self.geometry  # checks that the patch divides the clip
         if self.data.randaugment is not None:
             raise UserError(
-                f"data.randaugment={self.data.randaugment} turns and shifts the picture, and boxes "
-                "would stay behind. Set data.randaugment: null."
+                f"data.randaugment={self.data.randaugment} moves the picture, but not its boxes. "
+                "Set data.randaugment: null."
             )
         if self.data.crop == "grid":
             raise UserError(
-                "data.crop=grid is for clips without boxes; set data.crop to short_side, "
-                "multi_scale or random_resized."
+                "data.crop=grid does not support boxes; set data.crop to short_side, multi_scale "
+                "or random_resized."
             )
         if self.detect.train_on == "annotated" and self.detect.detections is not None:
             raise UserError(
-                f"detect.detections={self.detect.detections} gives boxes to train on, and "
-                "detect.train_on=annotated trains on none of them. Leave detect.detections out, or "
-                "set detect.train_on=all."
+                "detect.train_on=annotated does not train on the boxes of detect.detections="
+                f"{self.detect.detections}. Remove detect.detections, or set detect.train_on=all."
             )
         if self.evaluation.keyframes < 1:
             raise UserError(

@@ -18,24 +18,24 @@ from arvideo_ds.geometry import num_kept
 class FinetuneSettings(TransferSettings):
     """How a classifier is trained on labels; defaults of VideoMAE for ViT-B on Kinetics-400."""
 
-    # Classes that the plan counts with until the shards are there.
     num_classes: Positive | None = None
-    # Label sets of the shards that are learnt together, such as [verb, noun]: a linear layer each,
-    # the loss is their sum. None = the one label of each sample.
+    """Number of classes that the plan assumes before the shards exist."""
     heads: tuple[str, ...] | None = None
+    """Label sets of the shards that are learnt together, such as [verb, noun]: a linear layer each,
+    their losses are added. None = the one label of each sample."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    # Dropout between the pooled, normalised feature and the linear layer while training. VideoMAE's
-    # --fc_drop_rate (0.5 for ViT-H on Kinetics-400 and ViT-B on UCF101), V2's --head_drop_rate.
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # Clips of a micro-batch are mixed in pairs; the share is drawn from Beta(a, a), 0 = never.
-    # With both, each micro-batch takes one of them.
+    """Dropout before the linear layer while training. VideoMAE's --fc_drop_rate (0.5 for ViT-H on
+    Kinetics-400 and ViT-B on UCF101), V2's --head_drop_rate."""
     mixup: Annotated[float, Field(ge=0)] = 0.8
+    """Mixes the clips of a micro-batch in pairs, with a share from Beta(mixup, mixup); 0 = never.
+    With `cutmix` too, each micro-batch uses one of them."""
     cutmix: Annotated[float, Field(ge=0)] = 1.0
-    # Share of the places of the picture that are dropped at all times while training (random
-    # tubes); a test sees all tokens.
+    """As mixup, with boxes."""
     drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    # What is classified: the mean of the tokens, or what one class-attention layer reads of them.
+    """Share of places dropped at all times while training (random tubes); tests see all tokens."""
     pooling: Literal["mean", "attention"] = "mean"
+    """The classified feature: the mean of the tokens, or the output of a class-attention layer."""
 
     @property
     def mixes(self) -> bool:
@@ -54,12 +54,12 @@ class EvaluationSettings(Settings):
     """Labelled shards on which a fine-tuned model is tested, while training and afterwards."""
 
     shards: str | None = None
-    # Epochs between validations (one view per video); the best weights so far are kept.
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
-    # Temporal x spatial views of the test after training.
+    """Epochs between validations (one view per video); the best weights are kept."""
     views: tuple[Positive, Positive] = (2, 3)
-    # Clips per rank and forward pass; a video's views stay together.
+    """Temporal x spatial views of the test after training."""
     batch: Positive = 48
+    """Clips per rank and forward pass; a video's views stay together."""
 
 
 class FinetuneRecipe(TransferRecipe):
@@ -98,34 +98,29 @@ class FinetuneRecipe(TransferRecipe):
 
     @property
     def seen_places(self) -> int:
-        """Places of the picture (row, column) that are seen while training, at all times."""
+        """Places (row, column) that training sees, at all times."""
         _, h, w = self.geometry.grid
         return num_kept(1 - self.finetune.drop_tokens, h * w)
 
     @property
     def counts(self) -> TokenCounts:
-        """Of a training step; a test sees all tokens."""
         seen = self.seen_places * self.geometry.grid[0]
         return TokenCounts(encoded=seen, decoded=0, predicted=0)
 
     @model_validator(mode="after")
-    def _heads_are_sets(self) -> Self:
+    def _consistent(self) -> Self:
         heads, count = self.finetune.heads, self.finetune.num_classes
         if heads is not None and (not heads or len(set(heads)) < len(heads)):
             raise UserError(
                 f"finetune.heads={list(heads)} must name each label set once, such as [verb, "
-                "noun]; leave it out for samples of one label."
+                "noun]; remove it for samples with one label."
             )
         if heads is not None and count is not None:
             raise UserError(
                 f"finetune.num_classes={count} counts one label set, but finetune.heads="
-                f"{list(heads)} are learnt; leave finetune.num_classes out."
+                f"{list(heads)} are learnt; remove finetune.num_classes."
             )
-        return self
-
-    @model_validator(mode="after")
-    def _divides(self) -> Self:
-        _ = self.geometry
+        _ = self.geometry  # checks that the patch divides the clip
         temporal, spatial = self.evaluation.views
         if self.evaluation.batch < temporal * spatial:
             raise UserError(

@@ -17,11 +17,8 @@ from arvideo_ds.config.pretrain import PretrainRecipe
 from arvideo_ds.config.schema import RECIPES, Recipe
 from arvideo_ds.errors import UserError
 
-# Keys of the file format itself, beside the recipe's sections.
-_BASE = "base"
 # Folders of recipes that only others build on, and of grids of recipes (arvideo_ds/ablation).
 _BASES, GRIDS = "bases", "grids"
-_TASK = "task"
 
 # The loader in C takes an eighth of the time, where PyYAML was built with it.
 _YamlLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -36,13 +33,13 @@ def recipes_dir() -> Path:
 
 
 def recipe_names(task: str | None = None) -> list[str]:
-    """Names that `--recipe NAME` takes (of one task): all runs, not what they are based on."""
+    """Names that `--recipe NAME` takes, of one task or of all; bases and grids excluded."""
     paths = [p for p in recipes_dir().rglob("*.yaml") if p.parent.name not in (_BASES, GRIDS)]
-    return sorted(p.stem for p in paths if task is None or _task_of(p) == task)
+    return sorted(p.stem for p in paths if task is None or _task_of(_read_with_base(p)) == task)
 
 
-def _task_of(path: Path) -> str:
-    return str(_read_with_base(path, ()).get(_TASK, "pretrain"))
+def _task_of(tree: Mapping[str, Any]) -> Any:
+    return tree.get("task", "pretrain")
 
 
 @overload
@@ -57,13 +54,12 @@ def load_recipe(
     """Read a recipe by name (`recipe_names`) or path, apply `section.key=value` overrides.
 
     Values of overrides are YAML: `train.precision=bf16`, `objective.cluster=[1,7,7]`. `kind` is the
-    task's recipe; `Recipe` takes any.
+    task's recipe class; `Recipe` accepts any.
     Errors: `UserError` for a missing file, bad YAML, an unknown key, a wrong type, another task or
     a contradiction.
     """
-    path = find_recipe(name_or_path)
-    tree = _read_with_base(path, ())
-    tree = _with_overrides(tree, overrides)
+    path = _find_recipe(name_or_path)
+    tree = _with_overrides(_read_with_base(path), overrides)
     return validate(tree, f"recipe {path.name}" + (" with overrides" if overrides else ""), kind)
 
 
@@ -72,11 +68,11 @@ def validate(tree: Mapping[str, Any], origin: str) -> PretrainRecipe: ...
 @overload
 def validate(tree: Mapping[str, Any], origin: str, kind: type[AnyRecipe]) -> AnyRecipe: ...
 def validate(tree: Mapping[str, Any], origin: str, kind: type[Recipe] = PretrainRecipe) -> Recipe:
-    """A nested mapping as a recipe; `origin` is how error messages call it."""
-    task = tree.get(_TASK, "pretrain")
+    """A nested mapping as a recipe; `origin` names it in error messages."""
+    task = _task_of(tree)
     schema = RECIPES.get(task) if isinstance(task, str) else None
     if schema is None:
-        raise UserError(f"{origin}: task={task!r}; it is one of: {', '.join(RECIPES)}.")
+        raise UserError(f"{origin}: task={task!r}; expected one of: {', '.join(RECIPES)}.")
     if not issubclass(schema, kind):
         raise UserError(
             f"{origin} is to {schema.purpose}; start it with `arvideo {schema.script}`."
@@ -85,37 +81,45 @@ def validate(tree: Mapping[str, Any], origin: str, kind: type[Recipe] = Pretrain
 
 
 def parse(schema: type[AnySchema], tree: object, origin: str) -> AnySchema:
-    """Strict reading of any schema; errors as those of a recipe."""
+    """Validate a tree against any schema, with the errors of a recipe."""
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        known = dotted_keys(schema)
-        # A square size is checked for both of its sides: one sentence is enough.
         objective = _objective(tree)
-        said = dict.fromkeys(_explain(e, origin, known, objective) for e in error.errors())
-        raise UserError("; ".join(said)) from None
+        known, descriptions = _settings_of(schema), _settings_of(schema, objective)
+        # A square size is checked for both of its sides: one sentence is enough.
+        messages = dict.fromkeys(
+            f"{origin}: {_explain(e, known, descriptions, objective)}" for e in error.errors()
+        )
+        raise UserError("; ".join(messages)) from None
     except UserError as error:
         raise UserError(f"{origin}: {error}") from None
 
 
-def find_recipe(name_or_path: str) -> Path:
+def _find_recipe(name_or_path: str) -> Path:
     path = Path(name_or_path)
     if path.suffix in (".yaml", ".yml"):
         if path.is_file():
             return path
         raise UserError(
-            f"there is no recipe file {name_or_path}; give a path or a name: {_names()}."
+            f"there is no recipe file {name_or_path}; give a path or a name: "
+            f"{', '.join(recipe_names())}."
         )
-    named = recipes_dir().rglob(f"{name_or_path}.yaml") if _is_name(name_or_path) else ()
-    found = [path for path in named if path.parent.name != GRIDS]
-    if not found:
-        near = difflib.get_close_matches(name_or_path, recipe_names(), n=1)
+    is_name = name_or_path.replace("_", "").replace("-", "").isalnum()
+    paths = recipes_dir().rglob(f"{name_or_path}.yaml") if is_name else ()
+    recipe = next((path for path in paths if path.parent.name != GRIDS), None)
+    if recipe is None:
+        names = recipe_names()
+        near = difflib.get_close_matches(name_or_path, names, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
-        raise UserError(f"there is no recipe '{name_or_path}'.{hint} There are: {_names()}.")
-    return found[0]
+        raise UserError(
+            f"there is no recipe '{name_or_path}'.{hint} There are: {', '.join(names)}."
+        )
+    return recipe
 
 
 def read_yaml(path: Path) -> Any:
+    """Errors: `UserError` for a file that cannot be read or is not YAML."""
     try:
         return yaml.load(path.read_text(encoding="utf-8"), _YamlLoader)
     except (OSError, UnicodeDecodeError) as error:
@@ -124,55 +128,47 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}.") from None
 
 
-def _is_name(text: str) -> bool:
-    return text.replace("_", "").replace("-", "").isalnum()
-
-
-def _names() -> str:
-    return ", ".join(recipe_names())
-
-
-def _read_with_base(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
-    """The file's tree, which overrides the tree of its `base:`, if it names one."""
+def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """The file's tree merged over that of its `base:`, if it has one."""
     path = path.resolve()
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
-        raise UserError(f"recipes name each other as base: {chain}. Remove one `base:`.")
+        raise UserError(f"recipes are each other's base: {chain}. Remove one `base:`.")
     tree = read_yaml(path)
     if not isinstance(tree, dict):
-        raise UserError(f"{path} must hold sections such as `model:` and `train:`.")
-    base = tree.pop(_BASE, None)
+        raise UserError(f"{path} must have sections such as `model:` and `train:`.")
+    base = tree.pop("base", None)
     if base is None:
         return tree
-    base_path = _find_base(path, str(base))
-    return _merged(_read_with_base(base_path, (*seen, path)), tree)
+    return _merged(_read_with_base(_find_base(path, str(base)), (*seen, path)), tree)
 
 
 def _find_base(path: Path, base: str) -> Path:
-    """A file beside the recipe, else whatever `--recipe` would find."""
-    for beside in (path.parent / base, path.parent / f"{base}.yaml"):
-        if beside.is_file():
-            return beside
+    """A file in the recipe's folder, else what `--recipe` would find."""
+    for neighbour in (path.parent / base, path.parent / f"{base}.yaml"):
+        if neighbour.is_file():
+            return neighbour
     try:
-        return find_recipe(base)
+        return _find_recipe(base)
     except UserError as error:
         raise UserError(f"{path} names base '{base}': {error}") from None
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    out = dict(below)
+    merged = dict(below)
     for key, value in above.items():
-        if not (isinstance(value, dict) and isinstance(out.get(key), dict)):
-            out[key] = value
-        elif key == "objective" and value.get("name", out[key].get("name")) != out[key].get("name"):
-            out[key] = value  # another objective has other settings
+        old = merged.get(key)
+        if not (isinstance(value, dict) and isinstance(old, dict)):
+            merged[key] = value
+        elif key == "objective" and value.get("name", old.get("name")) != old.get("name"):
+            merged[key] = value  # another objective has other settings
         else:
-            out[key] = _merged(out[key], value)
-    return out
+            merged[key] = _merged(old, value)
+    return merged
 
 
 def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """The tree under all overrides together, so that their order does not matter."""
+    """The tree with all overrides merged at once, so that their order does not matter."""
     above: dict[str, Any] = {}
     for override in overrides:
         keys, value = _parse_override(override)
@@ -189,7 +185,7 @@ def _parse_override(override: str) -> tuple[list[str], Any]:
     dotted, equals, text = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
-        raise UserError(f"'{override}' is no override; write section.key=value.")
+        raise UserError(f"'{override}' is not an override; write section.key=value.")
     try:
         return keys, yaml.load(text, _YamlLoader)
     except yaml.YAMLError:
@@ -201,34 +197,39 @@ def _require_sections(tree: dict[str, Any], keys: list[str], override: str) -> N
     for depth, key in enumerate(keys[:-1]):
         node = node.get(key, {})
         if not isinstance(node, dict):
-            raise UserError(f"'{override}': {'.'.join(keys[: depth + 1])} is a value, no section.")
+            dotted = ".".join(keys[: depth + 1])
+            raise UserError(f"'{override}': {dotted} is a value, not a section.")
 
 
 def _objective(tree: object) -> str:
-    """The name of a recipe's objective; a schema without objectives never needs it."""
+    """The name of a recipe's objective."""
     section = tree.get("objective") if isinstance(tree, Mapping) else None
     return str(section.get("name", "arvideo")) if isinstance(section, Mapping) else "arvideo"
 
 
-def _explain(error: Any, origin: str, known: list[str], objective: str) -> str:
-    """One pydantic error in words: file, dotted key, value, remedy."""
+def _explain(
+    error: Any, known: Iterable[str], descriptions: Mapping[str, str | None], objective: str
+) -> str:
+    """One pydantic error in words: dotted key, value, remedy, description of the setting."""
     kind, value = error["type"], error["input"]
     # An unknown key is the last part, and may have the name of a union's branch.
     *above, last = error["loc"]
     tags = _UNION_TAGS if kind != "extra_forbidden" else set()
     parts = [*(p for p in above if p not in _UNION_TAGS), *([last] if last not in tags else [])]
     dotted = ".".join(part for part in parts if isinstance(part, str))
-    # Of a list's value its place, counted from 1.
+    # Positions in a list, counted from 1.
     places = [part + 1 for part in error["loc"] if isinstance(part, int)]
     if kind == "extra_forbidden" and dotted in known:
-        return f"{origin}: '{dotted}' is no setting of objective.name={objective}; remove it"
+        return f"'{dotted}' is not a setting of objective.name={objective}; remove it"
     if kind == "extra_forbidden":
-        near = nearest(dotted, known)
-        hint = f"; did you mean '{near}'?" if near else ""
-        return f"{origin}: unknown key '{dotted}'{hint}"
+        near = _nearest(dotted, known)
+        return f"unknown key '{dotted}'" + (f"; did you mean '{near}'?" if near else "")
     if kind == "missing" and not places:
-        return f"{origin}: '{dotted}' is missing"
-    return f"{origin}: {dotted}={value!r}: {_remedy(error, dotted, places)}"
+        message = f"'{dotted}' is missing"
+    else:
+        message = f"{dotted}={value!r}: {_remedy(error, dotted, places)}"
+    description = descriptions.get(dotted)
+    return f"{message} ({dotted}: {' '.join(description.split())})" if description else message
 
 
 def _remedy(error: Any, dotted: str, places: list[int]) -> str:
@@ -249,41 +250,42 @@ def _remedy(error: Any, dotted: str, places: list[int]) -> str:
     return place + message.replace("Input should be", "must be")
 
 
-# Kinds of pydantic's errors: what is wanted, and an example.
+# Kinds of pydantic's errors: the expected type, and an example.
 _EXAMPLES = {
     **dict.fromkeys(("int_type", "int_parsing", "int_from_float"), ("a whole number", "16")),
     **dict.fromkeys(("float_type", "float_parsing"), ("a number", "0.5")),
     **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "true")),
 }
 
-# Branches of `int | "auto"` appear in pydantic's locations; people did not write them.
+# Branches of `int | "auto"` appear in pydantic's locations; they are not in the recipe.
 _UNION_TAGS = {"int", "constrained-int", "literal['auto']"}
 
 
-def nearest(key: str, known: Iterable[str]) -> str | None:
-    """The known key most like `key`: by its whole path, else by its last part."""
-    known = list(known)
+def _nearest(key: str, known: Iterable[str]) -> str | None:
+    """The known key most similar to `key`: by its whole path, else by its last part."""
     whole = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     if whole:
         return whole[0]
     last = {name.rsplit(".", 1)[-1]: name for name in known}
-    part = difflib.get_close_matches(key.rsplit(".", 1)[-1], list(last), n=1)
+    part = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1)
     return last[part[0]] if part else None
 
 
-def dotted_keys(model: type[BaseModel] = PretrainRecipe, prefix: str = "") -> list[str]:
-    """Every key that a recipe may hold, as `section.key`."""
-    keys = []
+def _settings_of(
+    model: type[BaseModel], objective: str | None = None, prefix: str = ""
+) -> dict[str, str | None]:
+    """The description of every `section.key`; of one objective's settings or of all."""
+    settings = {}
     for name, field in model.model_fields.items():
-        keys.append(prefix + name)
-        for section in _sections(field.annotation):
-            keys += dotted_keys(section, f"{prefix}{name}.")
-    return list(dict.fromkeys(keys))
+        settings[prefix + name] = field.description
+        for section in _sections(field.annotation, objective):
+            settings |= _settings_of(section, objective, f"{prefix}{name}.")
+    return settings
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def _sections(annotation: Any, objective: str | None) -> list[type[BaseModel]]:
     if annotation is BaseObjective:
-        return list(OBJECTIVES.values())
+        return [schema for name, schema in OBJECTIVES.items() if objective in (None, name)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [section for kind in get_args(annotation) for section in _sections(kind)]
+    return [section for kind in get_args(annotation) for section in _sections(kind, objective)]

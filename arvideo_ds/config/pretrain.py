@@ -1,4 +1,4 @@
-"""The recipe of pretraining; its objective is in objectives.py."""
+"""The recipe of pretraining; the objectives are in objectives.py."""
 
 from __future__ import annotations
 
@@ -14,33 +14,31 @@ from arvideo_ds.config.objectives import (
     TokenCounts,
 )
 from arvideo_ds.config.schema import EncoderRecipe
-from arvideo_ds.config.settings import Settings
+from arvideo_ds.config.settings import Positive, Settings
 from arvideo_ds.config.sizes import DecoderShape, Transformer
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry
 
 
 class ProbeSettings(Settings):
-    """Labelled shards on which `arvideo probe` judges the frozen encoder, and by what.
+    """Labelled shards on which `arvideo probe` evaluates the frozen encoder, and the features."""
 
-    features: how the tokens of a clip become one vector, a name in evaluation/probes.py `POOLINGS`:
-    `mean` of all tokens, or their `change`: the mean of the later half of the times less the mean
-    of the earlier half, which drops what does not move; or their `course`: the means of 8 spans of
-    the times side by side, less the mean of all. clips: so many, spread over the video, of which
-    the mean counts; the central one where it is 1.
-    """
-
-    # Checked when a run or a probe starts: a run is of use without the plugin that has its pooling.
+    # Not validated here: a run can be used without the plugin that has its pooling.
     features: str = "mean"
-    clips: Annotated[int, Field(ge=1)] = 1
+    """How the tokens of a clip become one vector (`POOLINGS` in evaluation/probes.py): their mean;
+    their change, the mean of the later half of the times less that of the earlier half, which drops
+    what does not move; or their course, the means of 8 time spans concatenated, less the total
+    mean."""
+    clips: Positive = 1
+    """Clips per video, evenly spread, whose features are averaged; 1: the central clip."""
     train_shards: str | None = None
     test_shards: str | None = None
-    # Epochs between nearest-neighbour probes while training, on both shards; None = never.
     every_epochs: Annotated[float, Field(gt=0)] | None = None
+    """Epochs between nearest-neighbour probes while training, on both shards; None = never."""
 
 
 class PretrainRecipe(EncoderRecipe):
-    """A run that needs no labels."""
+    """A pretraining run, without labels."""
 
     purpose: ClassVar[str] = "pretrain"
     script: ClassVar[str] = "pretrain"
@@ -69,7 +67,7 @@ class PretrainRecipe(EncoderRecipe):
 
     @property
     def target_values(self) -> int:
-        """Numbers that the decoder predicts for each token."""
+        """Values that the decoder predicts per token."""
         return self.objective.target_values(self.geometry)
 
     @property
@@ -84,7 +82,6 @@ class PretrainRecipe(EncoderRecipe):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        """Refuse contradictions between sections; errors name their keys."""
         geometry = self.geometry
         self.objective.check(geometry, self.decoder)
         shape = self.decoder_shape
@@ -96,6 +93,6 @@ class PretrainRecipe(EncoderRecipe):
         if self.probe.features in ("change", "course") and geometry.grid[0] < 2:
             raise UserError(
                 f"probe.features={self.probe.features} compares later times with earlier ones, but "
-                f"data.frames={self.data.frames} makes only one. Set probe.features: mean."
+                f"data.frames={self.data.frames} gives only one time. Set probe.features: mean."
             )
         return self

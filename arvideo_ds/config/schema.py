@@ -1,6 +1,6 @@
-"""The sections that all recipes have, and what every recipe answers.
+"""Sections and properties that all recipes share.
 
-Each task has a file beside this one; objectives of pretraining are in objectives.py.
+Each task has its own file in this package; objectives of pretraining are in objectives.py.
 """
 
 from __future__ import annotations
@@ -20,15 +20,17 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.registry import Registry
 
+_Scale = Annotated[float, Field(gt=0, le=1)]
+
 
 class ModelSettings(Settings):
-    # The encoder's architecture (docs/extending.md adds one).
     name: str = "vit"
+    """The encoder's architecture (docs/extending.md adds one)."""
     size: str
-    # Frames, rows and columns of one token; from the size table by default.
     patch: PositiveTriple | None = None
-    # "sincos_1d" is VideoMAE's table; "sincos_3d" keeps time, row and column apart.
+    """Frames, rows and columns of one token; from the size table by default."""
     positions: Literal["sincos_1d", "sincos_3d"] = "sincos_1d"
+    """VideoMAE's table, "sincos_1d", or "sincos_3d", which encodes time, row, column separately."""
 
     @model_validator(mode="after")
     def _size_of_backbone(self) -> Self:
@@ -42,109 +44,105 @@ class ModelSettings(Settings):
 
 
 class DataSettings(Settings):
-    # Folder with manifest.json, as written by `arvideo shards`.
     shards: str | None = None
-    # Videos that the plan counts with until the shards are there (a published count).
+    """Folder with manifest.json, as written by `arvideo shards`."""
     num_videos: Positive | None = None
+    """Number of videos that the plan assumes before the shards exist (a published count)."""
     frames: Positive = 16
     size: tuple[Positive, Positive] = (224, 224)
     stride: Positive = 4
-    # "dense": frames with a stride from a random start. "uniform": one frame of each segment.
     sampling: Literal["dense", "uniform"] = "dense"
-    # "multi_scale": sides are shares of the largest crop, `crop_scales`; height and width may
-    # differ by one step. "random_resized": a share of the area within `crop_area`, 3:4 to 4:3.
-    # "grid": the short side as the clip's, then a box at a multiple of the patch (data.scores).
-    # "short_side": the short side as `short_side` says, then a box of the clip's size, uniform.
+    """Frames with a stride from a random start ("dense") or one frame per segment ("uniform")."""
     crop: Literal["multi_scale", "random_resized", "grid", "short_side"] = "multi_scale"
-    crop_scales: tuple[Annotated[float, Field(gt=0, le=1)], ...] = (1.0, 0.875, 0.75, 0.66)
-    crop_area: tuple[Annotated[float, Field(gt=0, le=1)], Annotated[float, Field(gt=0, le=1)]] = (
-        0.08,
-        1.0,
-    )
-    # Pixels of the frame's shorter side from which crop=short_side cuts its box.
+    """multi_scale: sides are `crop_scales` of the largest crop; height and width may differ by one
+    step. random_resized: a share of the area within `crop_area`, aspect 3:4 to 4:3. grid: short
+    side resized to the clip's, then a box at a multiple of the patch (data.scores). short_side:
+    short side resized to `short_side`, then a uniform box of the clip's size."""
+    crop_scales: Annotated[tuple[_Scale, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
+    """Scales of crop=multi_scale; [1.0] is the plain crop."""
+    crop_area: tuple[_Scale, _Scale] = (0.08, 1.0)
     short_side: Positive = 256
+    """Pixels of the frame's shorter side from which crop=short_side cuts its box."""
     flip: bool = False
-    # Folder of token scores of these shards (`arvideo score_tokens`), delivered with the clips.
     scores: str | None = None
-    # timm's RandAugment, such as "rand-m7-n4-mstd0.5-inc1", alike on all frames of a clip.
+    """Folder of token scores of these shards (`arvideo score_tokens`), loaded with the clips."""
     randaugment: str | None = None
-    # Largest shift of hue (degrees), saturation and value (0..1), drawn uniformly for a whole clip.
+    """timm's RandAugment, such as "rand-m7-n4-mstd0.5-inc1", the same for all frames of a clip."""
     hsv_jitter: tuple[Annotated[float, Field(ge=0, le=180)], Share, Share] | None = None
-    # Probability that a box of the clip is replaced by noise (random erasing).
+    """Largest shift of hue (degrees), saturation and value (0..1), drawn uniformly per clip."""
     erase: Share = 0.0
-    # Clips cut from each decoded video (repeated augmentation, VideoMAE V2).
+    """Probability that a box of the clip is replaced by noise (random erasing)."""
     repeats: Positive = 1
+    """Clips cut from each decoded video (repeated augmentation, VideoMAE V2)."""
     decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
     workers: NonNegative | Literal["auto"] = "auto"
-    # Batches ahead of the trainer for each worker, within so many MiB over all workers of a rank.
     prefetch: Positive = 2
+    """Batches that each worker prepares ahead, as far as `prefetch_mib` allows."""
     prefetch_mib: Positive = 4096
-    # The order of samples is cut into this many streams; the number of ranks must divide it.
+    """Memory limit of prefetched batches in MiB, over all workers of a rank."""
     num_streams: Positive = 48
-    # Samples are shuffled within windows of so many shards.
+    """Number of streams that the order of samples is cut into; the number of ranks divides it."""
     window_shards: Positive = 4
-    # Above this share of undecodable samples the run stops.
+    """Samples are shuffled within windows of this many shards."""
     max_skipped_share: Share = 0.01
-    # A batch that has not come after so long means a hung decoder.
+    """The run stops above this share of undecodable samples."""
     timeout_s: Positive = 300
+    """Seconds without a batch after which the decoder counts as hung."""
 
     @field_validator("size", mode="before")
     @classmethod
     def _square(cls, value: Any) -> Any:
         return (value, value) if isinstance(value, int | str) else value
 
-    @field_validator("crop_scales")
-    @classmethod
-    def _some_scales(cls, value: tuple[float, ...]) -> tuple[float, ...]:
-        if not value:
-            raise ValueError("needs at least one scale; [1.0] is the plain crop")
-        return value
-
     @model_validator(mode="after")
     def _box_fits(self) -> Self:
         if self.crop == "short_side" and self.short_side < max(self.size):
             raise UserError(
                 f"data.short_side={self.short_side} is smaller than data.size={list(self.size)}, "
-                f"so no such box fits into the frame. Raise it to {max(self.size)} or more."
+                f"so the crop does not fit into the frame. Raise it to {max(self.size)} or more."
             )
         return self
 
     @model_validator(mode="after")
     def _scores_are_replayed(self) -> Self:
-        """Stored scores can follow a clip only where its tokens are tokens of the whole video."""
+        """Stored scores fit a clip only where its tokens are tokens of the whole video."""
         needed = {"crop": "grid", "sampling": "dense", "flip": False}
         needed |= {"randaugment": None, "hsv_jitter": None, "erase": 0.0}
         wrong = [key for key, value in needed.items() if getattr(self, key) != value]
         if self.scores is not None and wrong:
-            found = ", ".join(f"data.{key}={json.dumps(getattr(self, key))}" for key in wrong)
+            actual = ", ".join(f"data.{key}={json.dumps(getattr(self, key))}" for key in wrong)
             remedy = ", ".join(f"data.{key}={json.dumps(needed[key])}" for key in wrong)
             raise UserError(
                 f"data.scores={self.scores} needs clips whose tokens are tokens of the whole "
-                f"video, and {found} changes them. Set {remedy}, or leave data.scores out."
+                f"video, and {actual} changes them. Set {remedy}, or remove data.scores."
             )
         return self
 
 
 class OptimSettings(Settings):
-    # The optimiser (optim/optimizers.py; docs/extending.md adds one).
+    """Learning rates are given for 256 videos per step and scale linearly.
+
+    With V = train.total_batch / data.repeats, a run warms up from warmup_lr x V / 256 to
+    base_lr x V / 256 and ends at min_lr x V / 256. This is the convention of the official VideoMAE
+    and VideoMAE V2 scripts; several clips of one video count once.
+    """
+
     name: str = "adamw"
-    # Learning rates are given for 256 videos per step and scale linearly: the peak of a run is
-    # base_lr x V / 256, it warms up from warmup_lr x V / 256 and ends at min_lr x V / 256, where
-    # V = train.total_batch / data.repeats. This is the convention of the official VideoMAE and
-    # VideoMAE V2 scripts; several clips of one video count once.
+    """The optimiser (optim/optimizers.py; docs/extending.md adds one)."""
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
+    """Peak learning rate for 256 videos per step."""
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
     warmup_epochs: Annotated[float, Field(ge=0)] = 40
-    # Instead of warmup_epochs, for runs whose length is given in steps.
     warmup_steps: NonNegative | None = None
+    """Replaces warmup_epochs, for runs whose length is given in steps."""
     betas: tuple[Share, Share] = (0.9, 0.95)
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
-    # Largest norm of the gradient; 0 does not clip.
     clip: Annotated[float, Field(ge=0)] = 0.0
-    # Of adamw: the same AdamW from torch (fused), or from DeepSpeed: FusedAdam, and CPUAdam where
-    # the optimiser is offloaded. DeepSpeed's are compiled at first use.
+    """Largest norm of the gradient; 0 does not clip."""
     implementation: Literal["torch", "deepspeed"] = "torch"
+    """Of adamw: torch's (fused) or DeepSpeed's: FusedAdam, and CPUAdam where the optimiser is
+    offloaded; both are compiled at first use."""
 
     @model_validator(mode="after")
     def _implementation_of_adamw(self) -> Self:
@@ -158,40 +156,40 @@ class OptimSettings(Settings):
 
 class TrainSettings(Settings):
     epochs: Positive | None = None
-    # Length of the run in optimiser steps, schedule included; where given, epochs do not count.
     max_steps: Positive | None = None
-    # Clips per optimiser step over all ranks, repeats counted.
+    """Length of the run in optimiser steps, including the schedule; overrides epochs."""
     total_batch: Positive
-    # Upper limit of clips per rank and forward pass: memory, not mathematics. The plan takes the
-    # largest number up to it that divides the rank's share and accumulates the rest.
+    """Clips per optimiser step over all ranks, repeats counted."""
     micro_batch: Positive
+    """Largest number of clips per rank and forward pass: memory, not mathematics. The plan takes
+    the largest divisor of the rank's share up to it and accumulates gradients."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
-    # torch.compile of each transformer layer; the first step takes minutes longer.
     compile: bool = False
+    """torch.compile of each transformer layer; the first step takes minutes longer."""
     seed: NonNegative = 0
     log_every: Positive = 10
-    # Steps between checkpoints; one is always written at the end and when interrupted.
     save_every: Positive = 500
+    """Steps between checkpoints; one is always written at the end and when interrupted."""
     keep_checkpoints: Positive = 2
-    # Steps in a row that may be refused because loss or gradient was not finite.
     max_refused_steps: Positive = 20
-    # Without any progress for so long, the stacks of all ranks are written and the late one named.
-    # Below the half hour after which a collective times out.
+    """Largest number of consecutive steps skipped because loss or gradient was not finite."""
     stall_s: Annotated[int, Field(ge=1, le=1500)] = 600
+    """Seconds without progress after which the stacks of all ranks are written and the late rank
+    is reported; below the 30 minutes after which a collective times out."""
 
 
 class WandbSettings(Settings):
     """W&B. What is None is taken from the environment (`settled`)."""
 
-    # None: $WANDB_MODE, else disabled.
     mode: Literal["disabled", "online", "offline"] | None = None
-    # None: $WANDB_PROJECT, else arvideo_ds.
+    """None: $WANDB_MODE, else disabled."""
     project: str | None = None
-    # None: $WANDB_ENTITY, else the default of the account.
+    """None: $WANDB_PROJECT, else arvideo_ds."""
     entity: str | None = None
-    # Runs of a group are shown together. ablate.py sets group and tags
-    # itself where no group is given: the seeds of a recipe are a group.
+    """None: $WANDB_ENTITY, else the default of the account."""
     group: str | None = None
+    """Runs of a group are shown together. `arvideo ablate` sets group and tags where no group is
+    given: the seeds of a recipe are a group."""
     tags: tuple[str, ...] = ()
 
     def settled(self, environment: Mapping[str, str] = os.environ) -> WandbSettings:
@@ -203,27 +201,23 @@ class WandbSettings(Settings):
                 f"WANDB_MODE={named} in the environment: expected online, offline or disabled. "
                 "wandb.mode of the recipe overrides it."
             )
-        chosen = {
-            "mode": mode,
-            "project": self.project or environment.get("WANDB_PROJECT") or "arvideo_ds",
-            "entity": self.entity or environment.get("WANDB_ENTITY") or None,
-        }
-        return self.model_copy(update=chosen)
+        project = self.project or environment.get("WANDB_PROJECT") or "arvideo_ds"
+        entity = self.entity or environment.get("WANDB_ENTITY") or None
+        return self.model_copy(update={"mode": mode, "project": project, "entity": entity})
 
 
 class Recipe(Settings):
-    """What every run says, as its YAML file says it; `load_recipe` reads one.
+    """All settings of one run, as in its YAML file; `load_recipe` reads one.
 
     A task is a subclass that is registered in `RECIPES`, and a specification (tasks/).
     """
 
-    # What a run does, the command that starts one, what a run is called, and the command that
-    # tests one: for messages.
+    # For messages: what a run does, its command, what a run is called, and the command that tests
+    # it. learns_labels: the task trains on labels, so protocols of labelled data sets apply.
     purpose: ClassVar[str]
     script: ClassVar[str]
     run_name: ClassVar[str]
     tested_by: ClassVar[str]
-    # Whether the task trains on labels, so that the protocols of labelled data sets apply.
     learns_labels: ClassVar[bool] = False
 
     task: str
@@ -250,9 +244,8 @@ class Recipe(Settings):
 
     @property
     def counts(self) -> TokenCounts:
-        """Tokens of a clip of training."""
-        tokens = self.geometry.num_tokens
-        return TokenCounts(encoded=tokens, decoded=0, predicted=0)
+        """Tokens of a training clip."""
+        return TokenCounts(encoded=self.geometry.num_tokens, decoded=0, predicted=0)
 
     @property
     def heads(self) -> tuple[str, ...] | None:
@@ -261,12 +254,12 @@ class Recipe(Settings):
 
     @property
     def needs_scores(self) -> bool:
-        """Whether the scores of data.scores must come with the clips."""
+        """Whether clips need the scores of data.scores."""
         return False
 
     @property
     def transformer(self) -> Transformer | None:
-        """What is trained, where it is a transformer."""
+        """The trained model, where it is a transformer."""
         return None
 
     def notes(self) -> list[str]:
@@ -279,14 +272,14 @@ class Recipe(Settings):
             raise UserError("the run has no length: give train.epochs or train.max_steps.")
         if self.train.total_batch % self.data.repeats:
             raise UserError(
-                f"train.total_batch={self.train.total_batch} clips is no multiple of "
+                f"train.total_batch={self.train.total_batch} clips is not a multiple of "
                 f"data.repeats={self.data.repeats} clips per video."
             )
         return self
 
 
 class EncoderRecipe(Recipe):
-    """What every run says that trains a video encoder."""
+    """A recipe that trains a video encoder."""
 
     model: ModelSettings
 
@@ -307,12 +300,12 @@ class EncoderRecipe(Recipe):
 
     @property
     def pooling(self) -> Literal["mean", "attention"]:
-        """How one vector is made of a clip's tokens."""
+        """How a clip's tokens become one vector."""
         return "mean"
 
     @property
     def pretrained_clip(self) -> Triple | None:
-        """Frames, height and width whose table of positions is interpolated, if any."""
+        """Frames, height and width of the clip whose position table is interpolated, if any."""
         return None
 
     @property
@@ -331,7 +324,7 @@ class EncoderRecipe(Recipe):
         return Transformer(self.size, self.model.size)
 
 
-# A recipe for each task, by the value of `task`.
+# The recipe class of each task, by the value of `task`.
 RECIPES: Registry[type[Recipe]] = Registry(
     "task",
     {

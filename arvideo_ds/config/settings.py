@@ -13,14 +13,16 @@ PositiveTriple = tuple[Positive, Positive, Positive]
 
 
 class Settings(BaseModel):
-    """Strict (unknown keys are errors) and frozen."""
+    """Strict (unknown keys are errors) and frozen; the string below a field is its description."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_numbers(cls, value: Any, info: ValidationInfo) -> Any:
         annotation = cls.model_fields[str(info.field_name)].annotation
         if isinstance(value, bool) and annotation is not bool:
-            raise ValueError("true and false are no value of this setting")
+            raise ValueError("true and false are not valid values of this setting")
         return value

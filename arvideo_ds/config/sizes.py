@@ -1,11 +1,11 @@
-"""Encoders as `model` describes them: backbones, their size tables, and what a model is built from.
+"""Backbones, their size tables, and the descriptions that models are built from.
 
-Another backbone is its size table here and its builder in models/encoder.py.
+A backbone is a size table here and a builder in models/encoder.py.
 
 Source: ViT-S/B/L/H/g as in VideoMAE and VideoMAE V2 (arXiv 2203.12602, 2303.16727), ViT-G from
-"Scaling Vision Transformers" (arXiv 2106.04560); decoder of ARVideo, section 4.1, and its width in
-the models of VideoMAE V2's code (models/modeling_pretrain.py), whose width of a head is the same.
-VideoMAE's own ViT-H has a decoder of width 640 and 8 heads, which its recipes say.
+"Scaling Vision Transformers" (arXiv 2106.04560); decoder of ARVideo, section 4.1, and VideoMAE V2's
+decoder width (models/modeling_pretrain.py), with the same width per head. VideoMAE's ViT-H has a
+decoder of width 640 and 8 heads, set in its recipes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from arvideo_ds.registry import Registry
 
 @dataclass(frozen=True)
 class Size:
-    """Shape of an encoder and of the default decoder; what planning counts."""
+    """Shape of an encoder and of its default decoder."""
 
     width: int
     depth: int
@@ -52,8 +52,8 @@ DECODER_MLP_RATIO = 4
 class EncoderSpec:
     """What an encoder is built from.
 
-    backbone: `model.name`. positions: scheme of the table of positions. pretrained_grid: token grid
-    whose table is interpolated to the clip's; None where nothing is.
+    backbone: `model.name`. positions: scheme of the position table. pretrained_grid: token grid
+    from which the table is interpolated to the clip's; None: no interpolation.
     """
 
     geometry: Geometry
@@ -67,7 +67,7 @@ class EncoderSpec:
 class DecoderShape:
     """Layers between encoder and loss: what models/decoder.py builds and planning counts.
 
-    crosses: queries attend to the encoded tokens, and masks of steps apply; else encoded and hidden
+    crosses: queries attend to the encoded tokens under a mask of steps; else encoded and hidden
     tokens form one sequence. self_attention: the decoder's tokens attend to each other.
     """
 
@@ -80,12 +80,11 @@ class DecoderShape:
 
 @dataclass(frozen=True)
 class Transformer:
-    """What a recipe trains, as planning counts it: an encoder of a named size, and what follows it.
+    """The model that a recipe trains, as planning counts it: an encoder and what follows it.
 
-    class_attention: one layer of it makes a vector of the encoded tokens, else their mean is taken.
-    outputs: numbers that the decoder predicts for each token, else those of the linear head; 0
-    where there is none or their number is not known yet. mixes_clips: the clips of a micro-batch
-    are mixed in pairs, in fp32.
+    class_attention: one such layer pools the encoded tokens, else their mean. outputs: values that
+    the decoder predicts per token, or outputs of the linear head; 0: none, or not known yet.
+    mixes_clips: the clips of a micro-batch are mixed in pairs, in fp32.
     """
 
     size: Size

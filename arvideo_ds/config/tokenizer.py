@@ -1,7 +1,7 @@
-"""What a recipe may say of the tokenizer of long video, and what follows from it.
+"""The recipe of the tokenizer of long video, and what follows from its settings.
 
-Latents are called tokens: they stand on the token grid of the video transformer, one for each cube
-of `model.patch`. Source: LVMAE (arXiv 2411.13683); network after MAGVIT (arXiv 2212.05199).
+Latents are called tokens: one per cube of `model.patch`, on the token grid of the video
+transformer. Source: LVMAE (arXiv 2411.13683); network after MAGVIT (arXiv 2212.05199).
 """
 
 from __future__ import annotations
@@ -17,53 +17,53 @@ from arvideo_ds.config.settings import Positive, PositiveTriple, Settings
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple, num_kept
 
-# Above it, a code's number is no longer exact in float32, in which it is computed.
+# The index of a code is computed in float32, which is exact up to here.
 _MOST_CODES = 2**24
 # The perceptual network halves a picture four times.
 _LEAST_SIDE = 16
-_AXES = ("frames", "rows", "columns")
 
 
 class CubeSettings(Settings):
-    """The `model` section of a tokenizer, which has no size of the table of transformers."""
+    """The `model` section of a tokenizer; convolutions have no size of the transformers' table."""
 
-    # Frames, rows and columns of one token; powers of two.
     patch: PositiveTriple
+    """Frames, rows and columns of one token; powers of two."""
 
 
 class TokenizerSettings(Settings):
     """Network, scorer and losses; defaults are those of LVMAE's tokenizer B."""
 
-    # Channels at the clip's own resolution, and their multiples there and after each halving.
     filters: Positive = 64
+    """Channels at the clip's resolution."""
     multipliers: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 2, 2, 4, 4)
-    # Residual blocks at each resolution, and in the middle.
+    """Multiples of `filters` at the clip's resolution and after each halving."""
     blocks: Positive = 2
-    # Values of each number of a latent; their product is the number of codes (FSQ).
+    """Residual blocks at each resolution, and in the middle."""
     levels: Annotated[tuple[Annotated[int, Field(ge=3)], ...], Field(min_length=1)] = (8,) * 6
-    # Share of a clip's tokens that the decoder gets, those of the first time among them.
+    """Quantisation levels per dimension of a latent; their product is the number of codes (FSQ)."""
     keep_share: Annotated[float, Field(gt=0, le=1)] = 0.49
-    # The choice is learnt by the mean of `samples` choices under noise of deviation `sigma`; scores
-    # have deviation 1.
+    """Share of a clip's tokens that the decoder gets, including all of the first time."""
     samples: Positive = 500
+    """The choice of tokens is learnt from the mean of this many noisy choices."""
     sigma: Annotated[float, Field(gt=0)] = 0.05
-    # Weights of the loss' terms: squared error of pixels of 0..1, and distance of the features of
-    # a VGG16.
+    """Standard deviation of that noise; scores have 1."""
     pixel_weight: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the squared error of pixels in 0..1."""
     perceptual_weight: Annotated[float, Field(ge=0)] = 0.0
-    # Its weights: torchvision's state of vgg16, a file. Nothing is downloaded.
+    """Weight of the distance between VGG16 features."""
     perceptual_network: str | None = None
+    """File of VGG16's weights, torchvision's state of vgg16. Nothing is downloaded."""
     adversarial_weight: float = 0.0
-    # Moving average of the weights, saved beside them.
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
+    """Moving average of the weights, saved beside them."""
 
     @field_validator("adversarial_weight")
     @classmethod
     def _no_adversary(cls, value: float) -> float:
         if value:
             raise ValueError(
-                "there is no adversarial loss here: its discriminator needs an optimiser of its "
-                "own, and a run has one DeepSpeed engine with one. Leave the key out"
+                "there is no adversarial loss: its discriminator needs a second optimiser, and a "
+                "run has one DeepSpeed engine with one. Remove the key"
             )
         return value
 
@@ -72,41 +72,46 @@ class TokenizerSettings(Settings):
         return math.prod(self.levels)
 
     def kept(self, geometry: Geometry) -> int:
-        """Tokens of a clip that the decoder gets: all of the first time, the best of the others."""
+        """Tokens of a clip that the decoder gets: all of the first time, the best of the rest."""
         return num_kept(self.keep_share, geometry.num_tokens)
 
     def check(self, geometry: Geometry) -> None:
         """Raise `UserError` for settings that contradict each other or the clip."""
-        _require_powers_of_two(geometry.patch)
+        for axis, side in zip(("frames", "rows", "columns"), geometry.patch, strict=True):
+            if side & (side - 1):
+                raise UserError(
+                    f"model.patch={list(geometry.patch)}: the tokenizer halves the clip step by "
+                    f"step, so each side must be a power of two, but its {axis} are {side}."
+                )
         needed = 1 + len(halvings(geometry.patch))
         if len(self.multipliers) != needed:
             raise UserError(
                 f"tokenizer.multipliers has {len(self.multipliers)} numbers, but model.patch="
-                f"{list(geometry.patch)} is reached in {needed - 1} halvings: give {needed}, one "
-                "for each resolution."
+                f"{list(geometry.patch)} takes {needed - 1} halvings: give {needed}, one per "
+                "resolution."
             )
         times, rows, columns = geometry.grid
         if times < 2:
             raise UserError(
                 f"tokens are scored by their change over time, and data.frames={geometry.clip[0]} "
-                f"makes only one time of model.patch={list(geometry.patch)}. Raise data.frames."
+                f"gives only one time of model.patch={list(geometry.patch)}. Raise data.frames."
             )
         kept, first = self.kept(geometry), rows * columns
         if not first < kept < geometry.num_tokens:
             raise UserError(
                 f"tokenizer.keep_share={self.keep_share:g} keeps {kept} of {geometry.num_tokens} "
-                f"tokens; it must keep more than the {first} of the first time, which always stay, "
-                "and leave some out."
+                f"tokens; it must keep more than the {first} of the first time, which are always "
+                "kept, and drop some."
             )
         if self.num_codes > _MOST_CODES:
             raise UserError(
-                f"tokenizer.levels={list(self.levels)} makes {self.num_codes} codes; no more than "
-                f"{_MOST_CODES} can be numbered exactly."
+                f"tokenizer.levels={list(self.levels)} gives {self.num_codes} codes; at most "
+                f"{_MOST_CODES} can be indexed exactly."
             )
         if self.perceptual_weight and min(geometry.clip[1:]) < _LEAST_SIDE:
             raise UserError(
-                f"tokenizer.perceptual_weight={self.perceptual_weight:g} looks at pictures of at "
-                f"least {_LEAST_SIDE} pixels a side; data.size is {list(geometry.clip[1:])}."
+                f"tokenizer.perceptual_weight={self.perceptual_weight:g} needs frames of at least "
+                f"{_LEAST_SIDE} pixels per side; data.size is {list(geometry.clip[1:])}."
             )
         if self.perceptual_weight and self.perceptual_network is None:
             raise UserError(
@@ -121,12 +126,12 @@ class TokenizerEvaluationSettings(Settings):
 
     shards: str | None = None
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
-    # Clips per rank and forward pass.
     batch: Positive = 16
+    """Clips per rank and forward pass."""
 
 
 def halvings(patch: Triple) -> list[Triple]:
-    """How the encoder shrinks, level by level: 2 where an axis is halved. Early levels halve time.
+    """Strides of the encoder, level by level: 2 where an axis is halved; early levels halve time.
 
     (2, 16, 16) is reached by (2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 2, 2).
     """
@@ -138,8 +143,9 @@ def halvings(patch: Triple) -> list[Triple]:
 def scorer_strides(patch: Triple) -> tuple[Triple, Triple]:
     """The scorer's two strides, together a token: time in the second, space in both."""
     t, h, w = patch
-    first = (1, _root(h), _root(w))
-    return first, (t, h // first[1], w // first[2])
+    # Of two powers of two whose product is the side, the larger one, as small as possible.
+    rows, columns = (1 << side.bit_length() // 2 for side in (h, w))
+    return (1, rows, columns), (t, h // rows, w // columns)
 
 
 def scorer_kernel(stride: Triple) -> Triple:
@@ -148,22 +154,8 @@ def scorer_kernel(stride: Triple) -> Triple:
     return t, h, w
 
 
-def _root(side: int) -> int:
-    """Of two powers of two whose product is `side` the larger, and as small as can be."""
-    return 1 << side.bit_length() // 2
-
-
-def _require_powers_of_two(patch: Triple) -> None:
-    for axis, side in zip(_AXES, patch, strict=True):
-        if side & (side - 1):
-            raise UserError(
-                f"model.patch={list(patch)}: the tokenizer halves the clip step by step, so each "
-                f"side must be a power of two, but its {axis} are {side}."
-            )
-
-
 class TokenizerRecipe(Recipe):
-    """A run that trains the adaptive tokenizer of long video; it needs no labels."""
+    """A run that trains the adaptive tokenizer of long video, without labels."""
 
     purpose: ClassVar[str] = "train a tokenizer"
     script: ClassVar[str] = "tokenizer"
@@ -171,7 +163,6 @@ class TokenizerRecipe(Recipe):
     tested_by: ClassVar[str] = "evaluate_tokenizer"
 
     task: Literal["tokenizer"] = "tokenizer"
-    # Convolutions have no size of the table, so there is no key that would say one.
     model: CubeSettings
     tokenizer: TokenizerSettings = TokenizerSettings()
     evaluation: TokenizerEvaluationSettings = TokenizerEvaluationSettings()

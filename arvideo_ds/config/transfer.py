@@ -1,4 +1,4 @@
-"""What the recipes share that train an encoder on, from pretrained weights or from scratch."""
+"""What recipes share that train an encoder on labels, from pretrained weights or from scratch."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from arvideo_ds.geometry import Triple
 class TransferSettings(Settings):
     """How a pretrained encoder is loaded and trained further; defaults of VideoMAE for ViT-B."""
 
-    # Weights to begin with: a run folder, an exported encoder, a public checkpoint (--init-from).
-    # None trains from scratch.
     init_from: str | None = None
-    # Table of positions: "recomputed" for the clip's own token grid, or "interpolated" from that of
-    # the clips that the encoder was pretrained on (models/positions.py). None = interpolated where
-    # those are known and have another grid; a run's own recipe.yaml says which it became.
+    """Initial weights: a run folder, an exported encoder, a public checkpoint (--init-from). None
+    trains from scratch."""
     positions: Literal["recomputed", "interpolated"] | None = None
-    # Frames, height and width of those clips; read from --init-from where it says so.
+    """Position table: recomputed for the clip's token grid, or interpolated from that of the clips
+    in pretraining (models/positions.py). None = interpolated where these are known and have another
+    grid; the run's recipe.yaml records the choice."""
     pretrained_clip: PositiveTriple | None = None
-    # The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i).
+    """Frames, height and width of the clips in pretraining; read from --init-from where given."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
-    # Stochastic depth: share of the last block's branches that are skipped.
+    """The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i)."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    # Moving average of the weights, saved beside them; such as 0.9999.
+    """Stochastic depth: share of the last block's branches that are skipped."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Moving average of the weights, saved beside them; such as 0.9999."""
 
 
 class TransferRecipe(EncoderRecipe):
-    """A run of labels; its section of `TransferSettings` is called as the task."""
+    """A run on labels; its section of `TransferSettings` has the name of the task."""
 
     learns_labels: ClassVar[bool] = True
 
@@ -51,12 +51,12 @@ class TransferRecipe(EncoderRecipe):
         key = f"{self.task}.pretrained_clip"
         if clip is None:
             raise UserError(
-                f"{self.task}.positions=interpolated needs the clip of the pretraining, and the "
-                f"weights do not say it: give {key}=[FRAMES,HEIGHT,WIDTH], such as [16,224,224]."
+                f"{self.task}.positions=interpolated needs the clip shape of pretraining, which "
+                f"the weights do not give: set {key}=[FRAMES,HEIGHT,WIDTH], such as [16,224,224]."
             )
         if any(side % step for side, step in zip(clip, self.patch, strict=True)):
             raise UserError(
-                f"{key}={list(clip)} is no multiple of model.patch={list(self.patch)}; give the "
+                f"{key}={list(clip)} is not a multiple of model.patch={list(self.patch)}; give the "
                 "frames, height and width of the clips in pretraining."
             )
         return clip

@@ -67,7 +67,7 @@ def test_colour_jitter_does_not_go_with_stored_scores() -> None:
 
 
 def test_what_would_leave_boxes_behind_is_refused() -> None:
-    with pytest.raises(UserError, match="boxes would stay behind"):
+    with pytest.raises(UserError, match="moves the picture, but not its boxes"):
         load("data.randaugment=rand-m7-n4-mstd0.5-inc1")
 
 

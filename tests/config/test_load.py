@@ -72,7 +72,7 @@ def test_a_setting_of_another_objective_is_said_to_be_that(
     overrides: list[str], words: str
 ) -> None:
     for ordered in (overrides, overrides[::-1]):
-        assert f"is no setting of {words}" in error_of(VIT_B, *ordered)
+        assert f"is not a setting of {words}" in error_of(VIT_B, *ordered)
 
 
 def test_another_objective_leaves_the_settings_of_the_one_below_behind() -> None:
@@ -145,6 +145,36 @@ def test_a_wrong_value_is_answered_with_what_to_write(override: str, advice: str
     assert "Input" not in message
     assert "parse" not in message
     assert message.count("data.size=") <= 2
+
+
+@pytest.mark.parametrize(
+    ("overrides", "description"),
+    [
+        (["train.max_steps=ten"], "(train.max_steps: Length of the run in optimiser steps"),
+        (["data.prefetch=0"], "(data.prefetch: Batches"),
+        # A key that two objectives have: the description of the chosen one.
+        (["objective.targets=all"], "(objective.targets: "),
+        (["objective.name=lvmae", "objective.targets=all"], "(objective.targets: What is pred"),
+        (["objective.cluster=[2,x,4]"], "(objective.cluster: Tokens along time, height and width"),
+    ],
+)
+def test_an_invalid_value_ends_with_the_description_of_its_setting(
+    overrides: list[str], description: str
+) -> None:
+    message = error_of(VIT_B, *overrides)
+    assert description in message
+    assert message.endswith(")")
+
+
+def test_a_setting_without_description_and_an_unknown_key_end_without_one() -> None:
+    assert error_of(VIT_B, "data.flip=maybe").endswith("such as data.flip=true")
+    assert error_of(VIT_B, "data.strid=2").endswith("did you mean 'data.stride'?")
+
+
+def test_the_schema_describes_settings_as_their_docstrings_do() -> None:
+    sections = PretrainRecipe.model_json_schema()["$defs"]
+    fields = sections["TrainSettings"]["properties"]
+    assert fields["total_batch"]["description"].startswith("Clips per optimiser step")
 
 
 def test_a_missing_section_is_named(tmp_path: Path) -> None:

@@ -198,7 +198,7 @@ def test_boxes_of_the_annotations_alone_are_trained_on_where_asked(
     recipe = ava_recipe(detect={"train_on": "annotated", "detections": None})
     boxes = training_boxes(ShardSet(ava.shards), recipe)
     assert all(boxes(0, member).scores.tolist() == [1.0] for member in range(16))
-    with pytest.raises(UserError, match=r"train_on=annotated trains on none"):
+    with pytest.raises(UserError, match=r"train_on=annotated does not train on"):
         ava_recipe(detect={"train_on": "annotated"})
 
 
