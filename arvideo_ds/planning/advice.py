@@ -1,16 +1,15 @@
 """Which ZeRO stage, micro-batch and number of GPUs: predictions of a step, compared.
 
-A model of a step in three terms, each from the recipe: matrix products at a given rate, bytes
-sent at a given rate, and memory (memory.py). Nothing overlaps, so times are upper bounds of
-what these rates allow; data, launch overheads and stragglers are not in it.
+A step is modelled from the recipe in three terms: matrix products at a given rate, bytes sent at a
+given rate, and memory (memory.py). Nothing overlaps, so times are upper bounds at these rates;
+data loading, launch overheads and stragglers are not modelled.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import UserError
@@ -19,11 +18,11 @@ from arvideo_ds.planning.memory import BYTES, Footprint, Strategy, footprint, ke
 from arvideo_ds.planning.plan import make_plan
 
 GIB = 2**30
-# CUDA context, libraries' workspaces and fragmentation; the rest is the run's.
+# The rest is CUDA's context, libraries' workspaces and fragmentation.
 USABLE_SHARE = 0.9
-# Smaller micro-batches do not fill a GPU: taken only where nothing larger fits.
+# Smaller micro-batches do not fill a GPU: used only where nothing larger fits.
 SMALL_MICRO_BATCH = 8
-# A higher stage must promise a step this much faster than a lower one.
+# A higher stage must make the predicted step faster by this factor.
 WORTH_IT = 1.1
 # A backward pass costs two forward passes, recomputing a layer one more.
 _FORWARD_AND_BACKWARD = 3
@@ -31,7 +30,7 @@ _FORWARD_AND_BACKWARD = 3
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs alike: memory, achieved matrix-product rate, and rate of sending from each."""
+    """Identical GPUs: memory, achieved matrix-product rate, and sending rate of each."""
 
     num_gpus: int
     memory_gib: float
@@ -91,7 +90,7 @@ def sent_bytes(
 
 
 def exchanged_bytes(recipe: EncoderRecipe, strategy: Strategy, clips: int) -> int:
-    """Bytes that a rank sends to its sequence group for so many clips.
+    """Bytes that a rank sends to its sequence group for this number of clips.
 
     Each layer exchanges queries, keys, values and output, forward and backward, and forward again
     where it is recomputed; the encoded tokens are gathered, and their gradients scattered.
@@ -99,12 +98,12 @@ def exchanged_bytes(recipe: EncoderRecipe, strategy: Strategy, clips: int) -> in
     group, size = strategy.sequence_parallel, recipe.size
     again = math.ceil(size.depth / strategy.recompute) if strategy.recompute else 0
     exchanges = 4 * (2 * size.depth + again) / group
-    own = clips * math.ceil(recipe.counts.encoded / group) * size.width
-    return round(BYTES[recipe.train.precision] * own * (exchanges + 2) * (group - 1))
+    values = clips * math.ceil(recipe.counts.encoded / group) * size.width
+    return round(BYTES[recipe.train.precision] * values * (exchanges + 2) * (group - 1))
 
 
 def weigh(recipe: EncoderRecipe, strategy: Strategy, micro_batch: int, machine: Machine) -> Option:
-    """What a strategy and a micro-batch, a divisor of the rank's share, cost on a machine."""
+    """The costs of a strategy and a micro-batch, a divisor of the rank's share, on a machine."""
     group = strategy.sequence_parallel
     clips = recipe.train.total_batch * group // machine.num_gpus
     accumulation = clips // micro_batch
@@ -133,8 +132,10 @@ def weigh(recipe: EncoderRecipe, strategy: Strategy, micro_batch: int, machine: 
 
 
 def micro_batches(recipe: EncoderRecipe, num_gpus: int, sequence_parallel: int = 1) -> list[int]:
-    """Micro-batches that deal out the rank's share of the batch, largest first."""
-    # Says what does not divide.
+    """Micro-batches that divide the rank's share of the batch, largest first.
+
+    Errors: `UserError` where the ranks cannot share the batch.
+    """
     plan = make_plan(recipe, world_size=num_gpus, num_videos=1, sequence_parallel=sequence_parallel)
     share, repeats = recipe.train.total_batch // plan.data_ranks, recipe.data.repeats
     if recipe.transformer.mixes_clips:
@@ -144,38 +145,33 @@ def micro_batches(recipe: EncoderRecipe, num_gpus: int, sequence_parallel: int =
     return [m for m in range(share, 0, -1) if share % m == 0 and m % repeats == 0]
 
 
-def best_micro_batch(recipe: EncoderRecipe, strategy: Strategy, machine: Machine) -> Option:
-    """The largest micro-batch that fits; the smallest there is where none does."""
-    options = [
-        weigh(recipe, strategy, micro_batch, machine)
-        for micro_batch in micro_batches(recipe, machine.num_gpus, strategy.sequence_parallel)
-    ]
-    return next((option for option in options if option.fits), options[-1])
-
-
 def compare(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> list[Option]:
-    """Every strategy with its largest micro-batch; `base` gives buckets and thresholds."""
-    return [best_micro_batch(recipe, s, machine) for s in strategies(base)]
+    """Stages 0-3 without and with recomputation, then the offloads.
 
-
-def strategies(base: Strategy) -> Iterator[Strategy]:
-    """Stages 0-3 without and with recomputation, then the offloads."""
-    here = dataclasses.replace(base, offload_optimizer=False, offload_parameters=False)
+    Each has the largest micro-batch that fits, else the smallest one. `base` gives buckets and
+    thresholds.
+    """
     every = base.recompute or 1
-    for recompute in (0, every):
-        for stage in range(4):
-            yield dataclasses.replace(here, stage=stage, recompute=recompute)
-    yield dataclasses.replace(here, stage=2, recompute=every, offload_optimizer=True)
-    yield dataclasses.replace(
-        here, stage=3, recompute=every, offload_optimizer=True, offload_parameters=True
-    )
+    plain = replace(base, offload_optimizer=False, offload_parameters=False)
+    offloaded = replace(plain, recompute=every, offload_optimizer=True)
+    strategies = [
+        *(replace(plain, stage=stage, recompute=k) for k in (0, every) for stage in range(4)),
+        replace(offloaded, stage=2),
+        replace(offloaded, stage=3, offload_parameters=True),
+    ]
+    sizes = micro_batches(recipe, machine.num_gpus, base.sequence_parallel)
+    best = []
+    for strategy in strategies:
+        options = [weigh(recipe, strategy, micro_batch, machine) for micro_batch in sizes]
+        best.append(next((option for option in options if option.fits), options[-1]))
+    return best
 
 
 def recommend(options: Sequence[Option]) -> Option | None:
     """The fastest that fits, or the simplest that is not slower by more than `WORTH_IT`.
 
-    Simple is no recomputation, then the lower stage: what a higher one saves in bytes it pays in
-    many small collectives, which are not predicted. Offloading only where nothing else fits.
+    Simple is no recomputation, then the lower stage: higher stages need many small collectives,
+    whose cost is not predicted. Offloading only where nothing else fits.
     """
     fitting = [option for option in options if option.fits]
     if not fitting:
@@ -200,8 +196,8 @@ def _seconds(option: Option) -> float:
 class Scale:
     """One row of the scaling table.
 
-    `num_streams` is what data.num_streams must be for it. `option` is None where nothing fits, or
-    where the batch cannot be dealt: then `refused` says why.
+    `num_streams`: the data.num_streams that it needs. `option` is None where nothing fits, or where
+    the batch cannot be divided: then `refused` says why.
     """
 
     num_gpus: int
@@ -213,21 +209,20 @@ class Scale:
 def scaling(
     recipe: EncoderRecipe, base: Strategy, machine: Machine, counts: Sequence[int]
 ) -> list[Scale]:
-    """The recommendation at each number of GPUs, the total batch and the schedule the same."""
-    return [_scale(recipe, base, dataclasses.replace(machine, num_gpus=n)) for n in counts]
-
-
-def _scale(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> Scale:
-    # Streams are free to choose before a run starts; the batch is mathematics.
-    data_ranks = max(1, machine.num_gpus // base.sequence_parallel)
-    streams = math.lcm(recipe.data.num_streams, data_ranks)
-    data = recipe.data.model_copy(update={"num_streams": streams})
-    dealt = recipe.model_copy(update={"data": data})
-    try:
-        options = compare(dealt, base, machine)
-    except UserError as error:
-        return Scale(machine.num_gpus, streams, None, str(error))
-    return Scale(machine.num_gpus, streams, recommend(options))
+    """The recommendation for each number of GPUs, with the same total batch and schedule."""
+    rows = []
+    for num_gpus in counts:
+        # Streams can be chosen before a run starts; the batch is mathematics.
+        data_ranks = max(1, num_gpus // base.sequence_parallel)
+        streams = math.lcm(recipe.data.num_streams, data_ranks)
+        data = recipe.data.model_copy(update={"num_streams": streams})
+        changed = recipe.model_copy(update={"data": data})
+        try:
+            options = compare(changed, base, replace(machine, num_gpus=num_gpus))
+            rows.append(Scale(num_gpus, streams, recommend(options)))
+        except UserError as error:
+            rows.append(Scale(num_gpus, streams, None, str(error)))
+    return rows
 
 
 def possible_gpu_counts(

@@ -1,18 +1,25 @@
 """What a forward pass costs, from the recipe alone: parameters and floating-point operations.
 
-Matrix products are counted as 2 x m x n x k, attention over all pairs (a mask saves nothing in
-a dense kernel); elementwise work is not counted, as PyTorch's FlopCounterMode does. A test holds
-these formulas against the real modules.
+Matrix products count 2 x m x n x k, attention counts all pairs (a mask saves nothing in a dense
+kernel), elementwise operations nothing, as in PyTorch's FlopCounterMode. A test compares these
+formulas with the real modules.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from arvideo_ds.config import EncoderRecipe, Recipe, TokenizerRecipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape
-from arvideo_ds.planning.tokenizer_cost import convolutions
+from arvideo_ds.config.tokenizer import halvings, scorer_kernel, scorer_strides
+from arvideo_ds.geometry import CHANNELS
+
+# Positions of a 3 x 3 x 3 kernel.
+_CUBE = 27
 
 
 @dataclass(frozen=True)
@@ -24,7 +31,7 @@ class Cost:
 
 @functools.singledispatch
 def cost_of(recipe: Recipe) -> Cost:
-    """Cost of a recipe's model on a clip of training; a linear head is too small to count.
+    """Cost of a recipe's model on a training clip; a linear head is too small to count.
 
     A recipe of another kind of model registers its own function (`cost_of.register`).
     """
@@ -33,28 +40,33 @@ def cost_of(recipe: Recipe) -> Cost:
 
 @cost_of.register
 def _(recipe: EncoderRecipe) -> Cost:
-    decoder = recipe.transformer.decoder
-    encoder_weights, flops = _encoder_and_pooling(recipe), encoder_flops(recipe)
-    if recipe.transformer.class_attention:
-        flops += class_attention_flops(recipe)
-    if decoder is None:
-        return Cost(sum(encoder_weights), 0, flops)
-    decoder_weights = sum(_decoder_sizes(recipe, decoder))
-    return Cost(sum(encoder_weights), decoder_weights, flops + _decoder_flops(recipe, decoder))
+    model, flops = recipe.transformer, encoder_flops(recipe)
+    if model.class_attention:
+        width = model.size.width
+        flops += _attention(1, recipe.counts.encoded, width) + _mlp(1, width, model.size.mlp)
+    encoder, decoder = parameter_sizes(recipe)
+    if model.decoder is None:
+        return Cost(sum(encoder), 0, flops)
+    return Cost(sum(encoder), sum(decoder), flops + _decoder_flops(recipe, model.decoder))
 
 
 @cost_of.register
 def _(recipe: TokenizerRecipe) -> Cost:
-    encoding, decoding = convolutions(recipe.tokenizer, recipe.geometry)
-    return Cost(
-        sum(convolution.parameters for convolution in encoding),
-        sum(convolution.parameters for convolution in decoding),
-        sum(convolution.flops for convolution in (*encoding, *decoding)),
+    encoder = [*_tokenizer_encoder(recipe), *_tokenizer_scorer(recipe)]
+    decoder = [*_tokenizer_decoder(recipe)]
+    parameters = [sum(sizes for sizes, _ in part) for part in (encoder, decoder)]
+    return Cost(*parameters, sum(flops for _, flops in encoder + decoder))
+
+
+def encoder_flops(recipe: EncoderRecipe) -> int:
+    """FLOP of the encoder on one clip's encoded tokens, forward."""
+    size, tokens = recipe.size, recipe.counts.encoded
+    return _linear(tokens, recipe.geometry.cube_values, size.width) + size.depth * (
+        _attention(tokens, tokens, size.width) + _mlp(tokens, size.width, size.mlp)
     )
 
 
 def _decoder_flops(recipe: EncoderRecipe, decoder: DecoderShape) -> int:
-    """FLOP of the decoder on one clip, forward."""
     width, counts = decoder.width, recipe.counts
     rows = counts.decoded
     layer = _mlp(rows, width, DECODER_MLP_RATIO * width)
@@ -69,67 +81,35 @@ def _decoder_flops(recipe: EncoderRecipe, decoder: DecoderShape) -> int:
     )
 
 
-def encoder_flops(recipe: EncoderRecipe) -> int:
-    """FLOP of the encoder on one clip's encoded tokens, forward."""
-    size, tokens = recipe.size, recipe.counts.encoded
-    return _linear(tokens, recipe.geometry.cube_values, size.width) + size.depth * (
-        _attention(tokens, tokens, size.width) + _mlp(tokens, size.width, size.mlp)
-    )
-
-
-def class_attention_flops(recipe: EncoderRecipe) -> int:
-    """FLOP of one query that reads a clip's encoded tokens, forward."""
-    size = recipe.size
-    read = _attention(1, recipe.counts.encoded, size.width)
-    return read + _mlp(1, size.width, size.mlp)
-
-
-def class_attention_sizes(recipe: EncoderRecipe) -> list[int]:
-    """Elements of every weight and bias of that layer, and of its learnt query."""
-    width = recipe.size.width
-    attention = [weight for n in (1, 2, 1) for weight in _weights(width, n * width)]
-    return [width, *attention, *_mlp_sizes(width, recipe.size.mlp)]
-
-
-def encoder_sizes(recipe: EncoderRecipe) -> list[int]:
-    """Elements of every weight and bias of the encoder."""
-    size = recipe.size
-    block = _self_attention(size.width) + _mlp_sizes(size.width, size.mlp)
-    embed = _weights(recipe.geometry.cube_values, size.width)
-    return [*embed, *(size.depth * block), *_norm(size.width)]
-
-
 def parameter_sizes(recipe: EncoderRecipe) -> tuple[list[int], list[int]]:
-    """Elements of every weight and bias: of the encoder's with its pooling, and of what follows.
+    """Elements of every weight and bias: of the encoder with its pooling, and of what follows.
 
-    That is the decoder or the linear head, which is empty where the number of classes is not known
-    yet.
+    That is the decoder, or the linear head, which is empty while the number of classes is not
+    known.
     """
-    model = recipe.transformer
+    model, size = recipe.transformer, recipe.size
+    block = [*_attention_sizes(size.width), *_mlp_sizes(size.width, size.mlp)]
+    embed = _linear_sizes(recipe.geometry.cube_values, size.width)
+    encoder = [*embed, *(size.depth * block), *_norm_sizes(size.width)]
+    if model.class_attention:  # without a norm of the queries, with a learnt query
+        attention = _cross_attention_sizes(size.width)
+        encoder += [size.width, *attention, *_mlp_sizes(size.width, size.mlp)]
     if model.decoder is not None:
-        rest = _decoder_sizes(recipe, model.decoder)
-    else:
-        rest = _weights(model.size.width, model.outputs) if model.outputs else []
-    return _encoder_and_pooling(recipe), rest
-
-
-def _encoder_and_pooling(recipe: EncoderRecipe) -> list[int]:
-    pooling = class_attention_sizes(recipe) if recipe.transformer.class_attention else []
-    return [*encoder_sizes(recipe), *pooling]
+        return encoder, _decoder_sizes(recipe, model.decoder)
+    return encoder, _linear_sizes(size.width, model.outputs) if model.outputs else []
 
 
 def _decoder_sizes(recipe: EncoderRecipe, decoder: DecoderShape) -> list[int]:
-    width = decoder.width
+    width, inputs = decoder.width, recipe.size.width
     layer = _mlp_sizes(width, DECODER_MLP_RATIO * width)
     if decoder.crosses:
-        layer += _cross_attention(width)
+        layer += [*_norm_sizes(width), *_cross_attention_sizes(width)]
     if decoder.self_attention:
-        layer += _self_attention(width)
-    # VideoMAE's projection has no bias; each has one vector that is learnt for the hidden tokens.
-    inputs = recipe.size.width
-    projection = _weights(inputs, width) if decoder.crosses else [inputs * width]
-    outputs = _weights(width, recipe.transformer.outputs)
-    return [*projection, width, *(decoder.depth * layer), *_norm(width), *outputs]
+        layer += _attention_sizes(width)
+    # VideoMAE's projection has no bias; both have one learnt vector for the hidden tokens.
+    projection = _linear_sizes(inputs, width) if decoder.crosses else [inputs * width]
+    outputs = _linear_sizes(width, recipe.transformer.outputs)
+    return [*projection, width, *(decoder.depth * layer), *_norm_sizes(width), *outputs]
 
 
 def _linear(rows: int, inputs: int, outputs: int) -> int:
@@ -145,22 +125,78 @@ def _mlp(rows: int, width: int, hidden: int) -> int:
     return 2 * _linear(rows, width, hidden)
 
 
-def _weights(inputs: int, outputs: int) -> list[int]:
+def _linear_sizes(inputs: int, outputs: int) -> list[int]:
     return [inputs * outputs, outputs]
 
 
-def _norm(width: int) -> list[int]:
+def _norm_sizes(width: int) -> list[int]:
     return [width, width]
 
 
-def _self_attention(width: int) -> list[int]:
-    return [*_norm(width), *_weights(width, 3 * width), *_weights(width, width)]
+def _attention_sizes(width: int) -> list[int]:
+    return [*_norm_sizes(width), *_linear_sizes(width, 3 * width), *_linear_sizes(width, width)]
 
 
-def _cross_attention(width: int) -> list[int]:
-    queries, keys_values, project = (_weights(width, n * width) for n in (1, 2, 1))
-    return [*_norm(width), *queries, *keys_values, *project]
+def _cross_attention_sizes(width: int) -> list[int]:
+    """Queries, keys and values, output."""
+    return [size for n in (1, 2, 1) for size in _linear_sizes(width, n * width)]
 
 
 def _mlp_sizes(width: int, hidden: int) -> list[int]:
-    return [*_norm(width), *_weights(width, hidden), *_weights(hidden, width)]
+    return [*_norm_sizes(width), *_linear_sizes(width, hidden), *_linear_sizes(hidden, width)]
+
+
+def _convolution(
+    kernel: int, inputs: int, outputs: int, voxels: int, *, normed: bool = False
+) -> tuple[int, int]:
+    """Parameters, FLOP. kernel: its positions; voxels: of the output; normed: by a group norm."""
+    parameters = (kernel * inputs + 1) * outputs + (2 * inputs if normed else 0)
+    return parameters, 2 * voxels * kernel * inputs * outputs
+
+
+def _tokenizer_levels(recipe: TokenizerRecipe) -> list[tuple[int, int]]:
+    """Channels and voxels at each resolution, the clip's first."""
+    voxels = [math.prod(recipe.clip)]
+    for stride in halvings(recipe.patch):
+        voxels.append(voxels[-1] // math.prod(stride))
+    widths = [recipe.tokenizer.filters * multiplier for multiplier in recipe.tokenizer.multipliers]
+    return list(zip(widths, voxels, strict=True))
+
+
+def _tokenizer_encoder(recipe: TokenizerRecipe) -> Iterator[tuple[int, int]]:
+    settings, levels = recipe.tokenizer, _tokenizer_levels(recipe)
+    before, size = levels[0]
+    yield _convolution(_CUBE, CHANNELS, before, size)
+    for width, size in [*levels, levels[-1]]:
+        yield from _residuals([before, *settings.blocks * [width]], size)
+        before = width
+    yield _convolution(1, before, len(settings.levels), size, normed=True)
+
+
+def _tokenizer_scorer(recipe: TokenizerRecipe) -> Iterator[tuple[int, int]]:
+    voxels, inputs, filters = math.prod(recipe.clip), CHANNELS, recipe.tokenizer.filters
+    for stride in scorer_strides(recipe.patch):
+        voxels //= math.prod(stride)
+        yield _convolution(math.prod(scorer_kernel(stride)), inputs, filters, voxels)
+        inputs = filters
+
+
+def _tokenizer_decoder(recipe: TokenizerRecipe) -> Iterator[tuple[int, int]]:
+    settings, levels = recipe.tokenizer, _tokenizer_levels(recipe)
+    before, size = levels[-1]
+    yield _convolution(_CUBE, len(settings.levels), before, size)
+    yield from _residuals([before, *settings.blocks * [before]], size)
+    for level, (width, size) in reversed(list(enumerate(levels))):
+        yield from _residuals([before, *settings.blocks * [width]], size)
+        if level:
+            yield _convolution(_CUBE, width, width, levels[level - 1][1])
+        before = width
+    yield _convolution(_CUBE, before, CHANNELS, size, normed=True)
+
+
+def _residuals(widths: list[int], voxels: int) -> Iterator[tuple[int, int]]:
+    for inputs, outputs in itertools.pairwise(widths):
+        yield _convolution(_CUBE, inputs, outputs, voxels, normed=True)
+        yield _convolution(_CUBE, outputs, outputs, voxels, normed=True)
+        if inputs != outputs:
+            yield _convolution(1, inputs, outputs, voxels)

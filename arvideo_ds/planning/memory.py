@@ -1,8 +1,8 @@
-"""What a step holds in memory, from the recipe alone: model states under ZeRO, and activations.
+"""Memory of a training step, from the recipe alone: model states under ZeRO, and activations.
 
-Model states follow what DeepSpeed 0.19 allocates, which is neither the ZeRO paper's table nor
-DeepSpeed's own estimators: a test measures them on live tensors (docs/planning.md). All numbers
-are bytes of one rank. Activations are counted tensor by tensor, as autograd keeps them.
+Model states follow the allocations of DeepSpeed 0.19, which differ from the ZeRO paper's table and
+from DeepSpeed's estimators; tests measure them on live tensors (docs/planning.md). All numbers are
+bytes of one rank. Activations are counted tensor by tensor, as autograd keeps them.
 """
 
 from __future__ import annotations
@@ -25,14 +25,23 @@ _ADAMW = 3 * FP32
 _ALL_REDUCE_ELEMENTS = 500_000_000
 # Mean and deviation of a token, and its row of the softmax in each head, stay in fp32.
 _NORM_STATISTICS, _SOFTMAX_ROW = 2 * FP32, FP32
-# Bytes of the loss' temporaries for each predicted value: its pixel, and in fp32 the prediction
-# and what the target is normalised with.
+# Bytes of the loss' temporaries per predicted value: its pixel, and in fp32 the prediction and the
+# statistics that normalise the target.
 _LOSS_TEMPORARIES = 1 + 3 * FP32
+# Fields of `Strategy` that are sizes, by their keys in the section zero_optimization.
+_SIZES = {
+    "reduce_bucket": "reduce_bucket_size",
+    "prefetch_bucket": "stage3_prefetch_bucket_size",
+    "persistence_threshold": "stage3_param_persistence_threshold",
+    "max_live": "stage3_max_live_parameters",
+    "max_reuse_distance": "stage3_max_reuse_distance",
+    "sub_group": "sub_group_size",
+}
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """What of a DeepSpeed JSON decides memory and communication; defaults are DeepSpeed's.
+    """The settings of a DeepSpeed JSON that decide memory and communication, with its defaults.
 
     `recompute` = k: every k-th transformer layer is recomputed in the backward pass; 0 none.
     `sequence_parallel` = S: groups of S ranks share the encoder's tokens of their clips.
@@ -62,56 +71,43 @@ class Strategy:
         zero = tree.get("zero_optimization", {})
         stage = int(zero.get("stage", 0))
         overlap = zero.get("overlap_comm")
-        found = {
-            "reduce_bucket": zero.get("reduce_bucket_size"),
-            "prefetch_bucket": zero.get("stage3_prefetch_bucket_size"),
-            "persistence_threshold": zero.get("stage3_param_persistence_threshold"),
-            "max_live": zero.get("stage3_max_live_parameters"),
-            "max_reuse_distance": zero.get("stage3_max_reuse_distance"),
-            "sub_group": zero.get("sub_group_size"),
-        }
+        recomputation = tree.get("activation_checkpointing")
         return cls(
             stage=stage,
-            recompute=_recomputed(tree),
+            recompute=0 if recomputation is None else int(recomputation.get("every", 1)),
             sequence_parallel=int(tree.get("sequence_parallel_size", 1)),
             offload_optimizer=_offloads(zero, "offload_optimizer"),
             offload_parameters=_offloads(zero, "offload_param"),
             overlap_comm=stage == 3 if overlap is None else bool(overlap),
-            **{name: int(value) for name, value in found.items() if value is not None},
+            **{name: int(zero[key]) for name, key in _SIZES.items() if zero.get(key) is not None},
         )
-
-
-def _recomputed(tree: Mapping[str, Any]) -> int:
-    """Every how many layers one is recomputed; 0: none."""
-    section = tree.get("activation_checkpointing")
-    return 0 if section is None else int(section.get("every", 1))
 
 
 def _offloads(zero: Mapping[str, Any], key: str) -> bool:
     return (zero.get(key) or {}).get("device", "none") != "none"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelStates:
     """Bytes of one rank's GPU, and of the host memory that offloading takes.
 
     parameters   the weights that forward and backward use (ZeRO-3: this rank's part)
     optimizer    fp32 master weights, where there is a second copy, and AdamW's moments
-    gradients    when the backward pass has ended
+    gradients    at the end of the backward pass
     held         gradients that accumulation keeps through a forward pass
-    gathered     ZeRO-3: weights of other ranks that wait for their backward pass
+    gathered     ZeRO-3: weights of other ranks kept until their backward pass
     bucket       communication buffer while the backward pass runs
-    bucket_copy  flat copy of gradients that a collective makes beside it
-    update       gradients in fp32 and others while AdamW runs
-    cast         ZeRO: flat gradients in half precision, just before, while they become fp32
+    bucket_copy  flat copy of gradients that a collective makes
+    update       gradients in fp32 and temporaries while AdamW runs
+    cast         ZeRO: flat gradients in half precision, while they become fp32 before AdamW
     """
 
     parameters: int
     optimizer: int
     gradients: int
     held: int
-    gathered: int
-    bucket: int
+    gathered: int = 0
+    bucket: int = 0
     bucket_copy: int
     update: int
     cast: int = 0
@@ -119,7 +115,7 @@ class ModelStates:
 
     @property
     def rest(self) -> int:
-        """What stays between steps."""
+        """Bytes between steps."""
         return self.parameters + self.optimizer
 
 
@@ -128,7 +124,7 @@ def model_states(
 ) -> ModelStates:
     """Bytes of parameters, gradients and optimiser; ranks differ by less than a weight's part."""
     encoder, decoder = parameter_sizes(recipe)
-    sizes, element = encoder + decoder, BYTES[recipe.train.precision]
+    sizes, element = encoder + decoder, _element(recipe)
     if strategy.stage == 0:
         states = _data_parallel(sum(sizes), element, world_size)
     elif strategy.stage == 3:
@@ -139,7 +135,7 @@ def model_states(
 
 
 def _data_parallel(total: int, element: int, world_size: int) -> ModelStates:
-    """Stage 0. fp32 needs no second copy; half precision turns all gradients into fp32 at once."""
+    """fp32 needs no second copy; half precision turns all gradients into fp32 at once."""
     half = element < FP32
     reduced = 0 if world_size == 1 else min(total, _ALL_REDUCE_ELEMENTS)
     return ModelStates(
@@ -147,8 +143,6 @@ def _data_parallel(total: int, element: int, world_size: int) -> ModelStates:
         optimizer=(_ADAMW if half else _ADAMW - FP32) * total,
         gradients=element * total,
         held=element * total,
-        gathered=0,
-        bucket=0,
         bucket_copy=element * reduced,
         update=(element + FP32 if half else element) * total,
     )
@@ -157,38 +151,38 @@ def _data_parallel(total: int, element: int, world_size: int) -> ModelStates:
 def _zero_1_2(
     total: int, element: int, strategy: Strategy, world_size: int, accumulation: int
 ) -> ModelStates:
-    """Stages 1 and 2: a flat buffer of all weights, and a partition of masters, fp32 runs too.
+    """A flat buffer of all weights, and a partition of master weights, also in fp32.
 
-    Stage 1 keeps all gradients until the end of the last backward pass, stage 2 its own. These
-    share one buffer for both parameter groups, so AdamW's fp32 copy is beside it.
+    Stage 1 keeps all gradients until the end of the last backward pass, stage 2 its part. They
+    share one buffer for both parameter groups, so AdamW's fp32 copy is additional.
     """
     part = math.ceil(total / world_size)
-    buffers = 2 if strategy.overlap_comm else 1
-    offload = strategy.offload_optimizer
-    held = total if strategy.stage == 1 else part
-    host = (_ADAMW + FP32 + element) * part if offload else 0
+    here = 0 if strategy.offload_optimizer else 1
+    host = _ADAMW + FP32 + (element if accumulation == 1 else 2 * element)
     return ModelStates(
         parameters=element * total,
-        optimizer=0 if offload else _ADAMW * part,
-        gradients=0 if offload else element * part,
-        held=0 if offload else element * held,
-        gathered=0,
-        bucket=element * buffers * strategy.reduce_bucket,
+        optimizer=here * _ADAMW * part,
+        gradients=here * element * part,
+        held=here * element * (total if strategy.stage == 1 else part),
+        bucket=element * (2 if strategy.overlap_comm else 1) * strategy.reduce_bucket,
         bucket_copy=element * min(strategy.reduce_bucket, total),
-        update=0 if offload else (element + FP32) * part,
-        cast=0 if offload or element == FP32 else element * part,
-        host=host + (element * part if offload and accumulation > 1 else 0),
+        update=here * (element + FP32) * part,
+        cast=0 if element == FP32 else here * element * part,
+        host=(1 - here) * host * part,
     )
 
 
 def _zero_3(sizes: list[int], element: int, strategy: Strategy, world_size: int) -> ModelStates:
-    """Stage 3: each weight cut into parts; small ones stay whole beside their part."""
-    part = sum(math.ceil(size / world_size) for size in sizes)
+    """Each weight is split among the ranks; small ones are kept whole in addition."""
+    total, part = sum(sizes), sum(math.ceil(size / world_size) for size in sizes)
     # A single rank has everything on its GPU and copies nothing.
     copies = 0 if world_size == 1 and not strategy.offload_parameters else 1
-    persistent = copies * sum(size for size in sizes if size <= strategy.persistence_threshold)
+    persistent = copies * _persistent(sizes, strategy)
     optimizer_here = 0 if strategy.offload_optimizer else 1
     parameters_here = 0 if strategy.offload_parameters else 1
+    fetched = copies * min(strategy.prefetch_bucket, total)
+    updated = min(part, strategy.sub_group)
+    host = (1 - optimizer_here) * (_ADAMW + FP32 + element) + (1 - parameters_here) * element
     return ModelStates(
         parameters=element * (parameters_here * part + persistent),
         optimizer=optimizer_here * _ADAMW * part,
@@ -196,30 +190,32 @@ def _zero_3(sizes: list[int], element: int, strategy: Strategy, world_size: int)
         held=optimizer_here * element * part,
         gathered=element * (copies * kept_gathered(sizes, strategy) - persistent),
         bucket=element * strategy.reduce_bucket,
-        bucket_copy=element * min(strategy.reduce_bucket, sum(sizes))
-        + copies * element * min(strategy.prefetch_bucket, sum(sizes)),
-        update=optimizer_here * (element * part + FP32 * min(part, strategy.sub_group)),
-        cast=0 if element == FP32 else optimizer_here * element * min(part, strategy.sub_group),
-        host=(1 - optimizer_here) * (_ADAMW + FP32 + element) * part
-        + (1 - parameters_here) * element * part,
+        bucket_copy=element * (min(strategy.reduce_bucket, total) + fetched),
+        update=optimizer_here * (element * part + FP32 * updated),
+        cast=0 if element == FP32 else optimizer_here * element * updated,
+        host=host * part,
     )
+
+
+def _persistent(sizes: list[int], strategy: Strategy) -> int:
+    return sum(size for size in sizes if size <= strategy.persistence_threshold)
 
 
 def kept_gathered(sizes: list[int], strategy: Strategy) -> int:
     """Elements that ZeRO-3 does not release between their forward and their backward pass.
 
-    A weight is used again after all that follow it, forward and backward: those with less than
-    half the reuse distance behind them stay. And DeepSpeed prefetches a bucket at every module, so
-    it runs ahead of the computation until the live limit; what it has run past is not released.
+    A weight is used again after all that follow it, forward and backward, so weights with less than
+    half the reuse distance behind them are kept. DeepSpeed also prefetches a bucket at every
+    module, so it runs ahead of the computation up to the live limit, and keeps what it passed.
     """
-    persistent = sum(size for size in sizes if size <= strategy.persistence_threshold)
     ahead = strategy.max_live if strategy.prefetch_bucket else 0
-    return max(persistent, min(sum(sizes), max(strategy.max_reuse_distance // 2, ahead)))
+    kept = min(sum(sizes), max(strategy.max_reuse_distance // 2, ahead))
+    return max(_persistent(sizes, strategy), kept)
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that a micro-batch keeps for its backward pass, the most beside them, its clips."""
+    """Bytes that a micro-batch keeps for its backward pass, its largest temporaries, its clips."""
 
     saved: int
     workspace: int
@@ -231,29 +227,32 @@ def activations(
 ) -> Activations:
     """Activations of one forward pass on one rank; keywords as in `Strategy`.
 
-    Attention is PyTorch's fused one: no matrix of weights is kept, but the boolean mask becomes
-    a matrix of the run's precision, one for each layer and call, whatever the batch. Sequence
-    parallelism leaves a rank its share of the encoder's tokens; the rest is as on one rank.
+    Attention is PyTorch's fused one: attention weights are not kept, but the boolean mask becomes a
+    matrix of the run's precision, one per layer and call, for any batch. With sequence parallelism
+    a rank has its share of the encoder's tokens; the rest is as on one rank.
     """
-    size, values, element = recipe.size, recipe.geometry.cube_values, _element(recipe)
-    own = micro_batch * math.ceil(recipe.counts.encoded / sequence_parallel)
-    block = _encoder_block(recipe, own, exchanged=sequence_parallel > 1)
-    blocks = _layers(size.depth, block, element * own * size.width, recompute)
-    pixels = micro_batch * recipe.geometry.num_tokens * values  # uint8
-    decoder = recipe.transformer.decoder
-    if decoder is not None:
-        rest, layer, beside = _of_decoder(recipe, decoder, micro_batch, own, recompute)
+    size, element, model = recipe.size, _element(recipe), recipe.transformer
+    tokens = micro_batch * math.ceil(recipe.counts.encoded / sequence_parallel)
+    block = _encoder_block(recipe, tokens, exchanged=sequence_parallel > 1)
+    blocks = _layers(size.depth, block, element * tokens * size.width, recompute)
+    pixels = micro_batch * recipe.geometry.num_tokens * recipe.geometry.cube_values  # uint8
+    layer, rest = 0, 0
+    if model.decoder is not None:
+        rest, layer, loss = _of_decoder(recipe, model.decoder, micro_batch, tokens, recompute)
         # The clips cut into cubes are a second copy while the loss is made.
-        beside += pixels
+        workspace = loss + pixels
     else:
-        rest, layer = _of_pooling(recipe, own), 0
-        # The backward pass begins in the last block, when what the pooling kept is gone: gradients
-        # of its MLP's hidden layer and of its output.
-        begun = element * own * (size.mlp + size.width) - rest
-        beside = max(_clips_beside(recipe, pixels), begun)
+        # The mean keeps nothing; class attention the tokens before and after a norm, keys, values.
+        if model.class_attention:
+            rest = tokens * (element * 4 * size.width + _NORM_STATISTICS)
+        # Copies of the clips: cut into cubes, and two in fp32 where they are mixed. Or, when the
+        # backward pass begins in the last block and what the pooling kept is freed: gradients of
+        # the MLP's hidden layer and output.
+        copies = (2 * FP32 if model.mixes_clips else 1) * pixels
+        workspace = max(copies, element * tokens * (size.mlp + size.width) - rest)
     return Activations(
-        saved=element * own * values + blocks + rest,
-        workspace=max(beside, max(block, layer) if recompute else 0),
+        saved=element * tokens * recipe.geometry.cube_values + blocks + rest,
+        workspace=max(workspace, max(block, layer) if recompute else 0),
         clips=pixels,
     )
 
@@ -261,33 +260,24 @@ def activations(
 def _of_decoder(
     recipe: EncoderRecipe, decoder: DecoderShape, micro_batch: int, own: int, recompute: int
 ) -> tuple[int, int, int]:
-    """What is kept from the encoder's last norm to the loss, one layer of it, and the loss' own."""
+    """Bytes kept from the encoder's last norm to the loss, of one layer, and of the loss.
+
+    own: the rank's encoded tokens.
+    """
     size, element, counts = recipe.size, _element(recipe), recipe.counts
-    width = decoder.width
+    width, outputs = decoder.width, recipe.transformer.outputs
     tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
     queries = micro_batch * counts.predicted
     layer = _decoder_layer(recipe, decoder, tokens, rows)
     encoded = own * (element * size.width + _NORM_STATISTICS)
     encoded += tokens * element * (size.width + width)
-    head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * recipe.transformer.outputs)
+    head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * outputs)
     kept = encoded + _layers(decoder.depth, layer, element * rows * width, recompute) + head
-    return kept, layer, _LOSS_TEMPORARIES * queries * recipe.transformer.outputs
-
-
-def _of_pooling(recipe: EncoderRecipe, own: int) -> int:
-    """The mean keeps nothing; class attention the tokens before and after a norm, keys, values."""
-    if not recipe.transformer.class_attention:
-        return 0
-    return own * (_element(recipe) * 4 * recipe.size.width + _NORM_STATISTICS)
-
-
-def _clips_beside(recipe: EncoderRecipe, pixels: int) -> int:
-    """Copies of the clips through a forward pass: cut into cubes, and where they are mixed fp32."""
-    return (2 * FP32 if recipe.transformer.mixes_clips else 1) * pixels
+    return kept, layer, _LOSS_TEMPORARIES * queries * outputs
 
 
 def _layers(depth: int, full: int, inputs: int, recompute: int) -> int:
-    """Bytes of a stack in which every `recompute`-th layer keeps its inputs alone."""
+    """Bytes of a stack in which every `recompute`-th layer keeps its inputs only."""
     recomputed = math.ceil(depth / recompute) if recompute else 0
     return recomputed * inputs + (depth - recomputed) * full
 
@@ -297,7 +287,7 @@ def _element(recipe: EncoderRecipe) -> int:
 
 
 def _encoder_block(recipe: EncoderRecipe, tokens: int, *, exchanged: bool) -> int:
-    """`exchanged`: attention's output is there by heads, and again by tokens."""
+    """`exchanged`: attention's output exists twice, split by heads and by tokens."""
     size, encoded = recipe.size, recipe.counts.encoded
     return (
         _attended(recipe, tokens, size.width, size.heads, own_keys=True)
@@ -321,7 +311,7 @@ def _decoder_layer(recipe: EncoderRecipe, decoder: DecoderShape, tokens: int, ro
 
 
 def _mask(recipe: EncoderRecipe, queries: int, keys: int) -> int:
-    """The mask of steps in the run's precision; without steps there is none."""
+    """The mask of steps in the run's precision, if attention has one."""
     return _element(recipe) * queries * keys if recipe.transformer.masked else 0
 
 
@@ -338,7 +328,12 @@ def _mlp(recipe: EncoderRecipe, rows: int, width: int, hidden: int) -> int:
 
 @dataclass(frozen=True)
 class Footprint:
-    """Most memory of a step, by the instant at which it may be reached; bytes on the GPU."""
+    """Bytes on the GPU at the instants of a step that may reach its peak.
+
+    start: all weights come to the GPU and are copied into flat buffers. forward: the backward pass
+    begins, all activations exist. backward: it ends, all gradients exist; between the two,
+    activations shrink as gradients grow. update: AdamW runs.
+    """
 
     states: ModelStates
     activations: Activations
@@ -360,34 +355,25 @@ def footprint(
     micro_batch: int,
     accumulation: int,
 ) -> Footprint:
-    """All of a step on one rank's GPU.
-
-    start: all weights come to the GPU and are laid out anew. forward: the backward pass begins,
-    all activations are there. backward: it ends, all gradients are there; between the two one
-    shrinks as the other grows. update: AdamW runs.
-    """
+    """Memory of a step on one rank's GPU."""
     states = model_states(recipe, strategy, world_size=world_size, accumulation=accumulation)
-    kept = activations(
-        recipe,
-        micro_batch,
-        recompute=strategy.recompute,
-        sequence_parallel=strategy.sequence_parallel,
-    )
-    # ZeRO-3's bucket and gradients are there all the time.
+    sharing = {"recompute": strategy.recompute, "sequence_parallel": strategy.sequence_parallel}
+    kept = activations(recipe, micro_batch, **sharing)
+    # ZeRO-3's bucket and gradients exist all the time.
     always = states.rest + kept.clips + (states.bucket if strategy.stage == 3 else 0)
     passing = states.bucket if strategy.stage < 3 else 0
     weights = _element(recipe) * sum(map(sum, parameter_sizes(recipe)))
-    # Stage 1 reduces its gradients only when all are there.
-    ended = 0 if strategy.offload_optimizer else weights
-    gradients = ended if strategy.stage == 1 else states.gradients
-    # Stage 2 makes the room of its gradients whole when it reduces the first bucket.
+    # Stage 1 reduces its gradients only when all exist.
+    all_gradients = 0 if strategy.offload_optimizer else weights
+    gradients = all_gradients if strategy.stage == 1 else states.gradients
+    # Stage 2 allocates all of its gradients when it reduces the first bucket.
     begun = states.gradients if strategy.stage == 2 else 0
-    beside = max(kept.workspace, begun)
+    temporaries = max(kept.workspace, begun)
     return Footprint(
         states=states,
         activations=kept,
         start=weights + (states.parameters if strategy.stage else 0),
-        forward=always + states.held + states.gathered + passing + kept.saved + beside,
+        forward=always + states.held + states.gathered + passing + kept.saved + temporaries,
         backward=always + gradients + passing + states.bucket_copy,
         update=always + states.update + states.cast,
     )

@@ -10,11 +10,11 @@ from arvideo_ds.config import Recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.cost import cost_of
 
-# Videos per step that the recipe's learning rates are given for (linear scaling rule). Repeated
-# clips of a video do not count, as in VideoMAE's and VideoMAE V2's run_mae_pretraining.py and
-# run_class_finetuning.py, which scale lr, min_lr and warmup_lr alike.
+# Learning rates are given for this number of videos per step (linear scaling rule). Repeated clips
+# of a video do not count, as in VideoMAE's and VideoMAE V2's run_mae_pretraining.py and
+# run_class_finetuning.py, which scale lr, min_lr and warmup_lr.
 BASE_VIDEOS = 256
-_SHARE_OF_WRONG_COUNT = 0.05
+_TOLERATED_DIFFERENCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,8 @@ class RunPlan:
 
     Batches are clips; `videos_per_step` = `total_batch` / repeats. `steps` are optimiser steps.
     `sequence_parallel` consecutive ranks load the same clips and share their tokens; the batch is
-    divided among these groups, `data_ranks` of them.
+    divided among these `data_ranks` groups. `dropped_share`: of the tokens that the encoder could
+    see; None for objectives that drop none.
     """
 
     world_size: int
@@ -48,7 +49,6 @@ class RunPlan:
     cluster_size: int
     encoder_tokens: int
     decoder_queries: int
-    # Share of the tokens that the encoder could see and that are dropped; None of other objectives.
     dropped_share: float | None
     parameters_encoder: int
     parameters_decoder: int
@@ -59,7 +59,7 @@ class RunPlan:
         return self.world_size // self.sequence_parallel
 
     def data_rank(self, rank: int) -> int:
-        """Which of the `data_ranks` shares of the clips a rank loads."""
+        """The index, below `data_ranks`, of the share of clips that a rank loads."""
         return rank // self.sequence_parallel
 
     def as_dict(self) -> dict[str, object]:
@@ -75,26 +75,27 @@ def make_plan(
 ) -> RunPlan:
     """Solve batch, accumulation, steps and learning rate for a number of ranks.
 
-    `num_videos` is the manifest's count; without it the recipe's `data.num_videos` counts.
-    Errors: `UserError` when the batch or the streams cannot be dealt evenly to the ranks, or tokens
-    and heads not to the `sequence_parallel` ranks of a group.
+    num_videos: the manifest's count; by default `data.num_videos`.
+    Errors: `UserError` when the batch or the streams cannot be divided evenly among the ranks, or
+    tokens and heads among the `sequence_parallel` ranks of a group.
     """
     _check_groups(recipe, world_size, sequence_parallel)
     data_ranks = world_size // sequence_parallel
-    # What the clips are divided among, for errors.
     who = "ranks" if sequence_parallel == 1 else f"groups of {sequence_parallel} ranks"
     _check_streams(recipe, data_ranks, who)
     micro_batch, accumulation = _solve_batch(recipe, data_ranks, who)
-    count, count_from = _count_videos(recipe, num_videos)
-    train, optim, geometry = recipe.train, recipe.optim, recipe.geometry
+    count = recipe.data.num_videos if num_videos is None else num_videos
+    if count is None:
+        raise UserError(
+            "the number of videos is unknown: there are no shards yet and the recipe has no "
+            "data.num_videos. Make the shards (`arvideo shards`) or set data.num_videos."
+        )
+    train, optim, geometry, counts = recipe.train, recipe.optim, recipe.geometry, recipe.counts
     videos_per_step = train.total_batch // recipe.data.repeats
-    if train.max_steps is not None:
-        steps = train.max_steps
-    else:
+    steps, warmup_steps = train.max_steps, optim.warmup_steps
+    if steps is None:
         steps = max(1, round((train.epochs or 0) * count / videos_per_step))
-    if optim.warmup_steps is not None:
-        warmup_steps = optim.warmup_steps
-    else:
+    if warmup_steps is None:
         warmup_steps = round(optim.warmup_epochs * count / videos_per_step)
     scale = videos_per_step / BASE_VIDEOS
     cost = cost_of(recipe)
@@ -102,7 +103,7 @@ def make_plan(
         world_size=world_size,
         sequence_parallel=sequence_parallel,
         num_videos=count,
-        num_videos_from=count_from,
+        num_videos_from="data.num_videos" if num_videos is None else "manifest",
         total_batch=train.total_batch,
         micro_batch=micro_batch,
         accumulation=accumulation,
@@ -119,9 +120,9 @@ def make_plan(
         num_tokens=geometry.num_tokens,
         num_clusters=geometry.num_clusters,
         cluster_size=geometry.cluster_size,
-        encoder_tokens=recipe.counts.encoded,
-        decoder_queries=recipe.counts.predicted,
-        dropped_share=recipe.counts.dropped_share,
+        encoder_tokens=counts.encoded,
+        decoder_queries=counts.predicted,
+        dropped_share=counts.dropped_share,
         parameters_encoder=cost.parameters_encoder,
         parameters_decoder=cost.parameters_decoder,
         gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
@@ -130,19 +131,19 @@ def make_plan(
 
 def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
     """Settings that are allowed but probably not intended, a sentence each."""
-    found = []
+    lines = []
     if plan.warmup_steps >= plan.steps:
-        found.append("the warm-up is longer than the run; set optim.warmup_steps.")
+        lines.append("the warm-up is longer than the run; set optim.warmup_steps.")
     if plan.videos_per_step > plan.num_videos:
-        found.append(
+        lines.append(
             f"a step takes {plan.videos_per_step} videos, and there are {plan.num_videos}: the "
-            f"run has {plan.steps} steps in all. Lower train.total_batch, or set train.max_steps."
+            f"run has {plan.steps} steps. Lower train.total_batch, or set train.max_steps."
         )
-    found += recipe.notes()
+    lines += recipe.notes()
     expected = recipe.data.num_videos
-    if expected and abs(plan.num_videos - expected) > _SHARE_OF_WRONG_COUNT * expected:
-        found.append(f"the recipe expects {expected} videos, the shards hold {plan.num_videos}.")
-    return found
+    if expected and abs(plan.num_videos - expected) > _TOLERATED_DIFFERENCE * expected:
+        lines.append(f"the recipe expects {expected} videos, the shards have {plan.num_videos}.")
+    return lines
 
 
 def _check_groups(recipe: Recipe, world_size: int, sequence_parallel: int) -> None:
@@ -151,21 +152,21 @@ def _check_groups(recipe: Recipe, world_size: int, sequence_parallel: int) -> No
     model = recipe.transformer
     if model is None:
         raise UserError(
-            f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON shares a "
-            f"transformer's tokens, and the {recipe.task} is none. Use another JSON."
+            f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON is only for "
+            f"transformers, not for task={recipe.task}. Use another JSON."
         )
     if world_size % sequence_parallel:
         raise UserError(
-            f"{world_size} rank(s) are no whole groups of sequence_parallel_size="
+            f"{world_size} rank(s) cannot form whole groups of sequence_parallel_size="
             f"{sequence_parallel} (DeepSpeed JSON). Use a multiple of {sequence_parallel} ranks, "
             "or a size that divides their number."
         )
     heads = model.size.heads
     if heads % sequence_parallel:
         raise UserError(
-            f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON deals attention's "
-            f"heads to the ranks of a group, and model.size={model.name} has {heads}. Use "
-            f"one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}."
+            f"sequence_parallel_size={sequence_parallel} in the DeepSpeed JSON divides the heads "
+            f"of attention among the ranks of a group, and model.size={model.name} has {heads}. "
+            f"Use one of {', '.join(str(n) for n in range(1, heads + 1) if heads % n == 0)}."
         )
 
 
@@ -176,12 +177,12 @@ def _check_streams(recipe: Recipe, data_ranks: int, who: str) -> None:
         raise UserError(
             f"{data_ranks} {who} cannot share data.num_streams={streams} evenly. Use a number of "
             f"{who} that divides {streams}, or start the run with data.num_streams={larger} "
-            "(it fixes the order of the samples, so it stays for the whole run)."
+            "(it decides the order of the samples, so it is fixed for the whole run)."
         )
 
 
 def _solve_batch(recipe: Recipe, data_ranks: int, who: str) -> tuple[int, int]:
-    """The largest micro-batch up to train.micro_batch that deals out the total batch exactly."""
+    """The largest micro-batch up to train.micro_batch that divides the rank's share."""
     total, limit, repeats = recipe.train.total_batch, recipe.train.micro_batch, recipe.data.repeats
     if total % (data_ranks * repeats):
         step = data_ranks * repeats
@@ -196,17 +197,6 @@ def _solve_batch(recipe: Recipe, data_ranks: int, who: str) -> tuple[int, int]:
     if not fits:
         raise UserError(
             f"train.micro_batch={limit} is smaller than data.repeats={repeats}: the clips of one "
-            "video stay in one micro-batch. Raise train.micro_batch or lower data.repeats."
+            "video are in one micro-batch. Raise train.micro_batch or lower data.repeats."
         )
     return fits[-1], per_rank // fits[-1]
-
-
-def _count_videos(recipe: Recipe, num_videos: int | None) -> tuple[int, str]:
-    if num_videos is not None:
-        return num_videos, "manifest"
-    if recipe.data.num_videos is not None:
-        return recipe.data.num_videos, "data.num_videos"
-    raise UserError(
-        "the number of videos is unknown: there are no shards yet and the recipe has no "
-        "data.num_videos. Make the shards (`arvideo shards`) or give the count."
-    )

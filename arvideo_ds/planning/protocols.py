@@ -1,8 +1,8 @@
-"""Published numbers beside those of the recipes: read, compared, written as one page.
+"""Published numbers compared with those of the recipes, and written as one page.
 
-docs/protocols.yaml holds what papers and official scripts say, docs/protocols.md is the page that
-`arvideo protocols` makes of it. A recipe may differ from a published number where the file gives
-both values and a reason. Every recipe is either in a section or listed as one of our own.
+docs/protocols.yaml has the numbers of papers and official scripts, docs/protocols.md is the page
+that `arvideo protocols` writes from it. A recipe may differ from a published number where the file
+gives both values and a reason. Every recipe is either in a section or in the list `own`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Values = dict[str, Any]
 class Claim(Settings):
     """Numbers that one source gives for some recipes of a section (all of them by default).
 
-    `here` holds the keys whose value in the recipes differs on purpose, `because` says why.
+    here: keys whose value in the recipes differs on purpose. because: the reason.
     """
 
     recipes: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ class Section(Settings):
 
 
 class Protocols(Settings):
-    """The whole file. `own`: recipes whose numbers nobody published."""
+    """The whole file. own: recipes without published numbers."""
 
     introduction: str
     own: tuple[str, ...]
@@ -56,10 +56,9 @@ def read_protocols(path: Path) -> Protocols:
 
 
 def numbers_of(name: str) -> Values:
-    """Every number of a recipe by dotted key; of derived ones the plan's name.
+    """Every number of a recipe by dotted key, and of its plan by name; tuples become lists.
 
-    `decoder.width`, `depth` and `heads` are those that the model has, also where the size table
-    gives them. Tuples become lists, as YAML reads them.
+    decoder.width, depth and heads are those of the model, also where the size table gives them.
     """
     recipe = load_recipe(name, [], Recipe)
     sections = recipe.model_dump(mode="json", exclude={"task"})
@@ -77,26 +76,27 @@ def all_numbers() -> dict[str, Values]:
 
 
 def deviations(protocols: Protocols, numbers: Mapping[str, Values]) -> list[str]:
-    """What is wrong, a sentence each: numbers, reasons, unknown names, recipes without a place."""
-    known = set(numbers)
-    listed = [name for section in protocols.sections for name in section.recipes]
-    named = {*listed, *protocols.own}
-    found = [f"there is no recipe {name}." for name in sorted(named - known)]
-    found += [
-        f"recipe {name} has no section of published numbers and is not listed under own."
-        for name in sorted(known - named)
+    """Errors, a sentence each: numbers, reasons, unknown names, unlisted recipes."""
+    known, own = set(numbers), set(protocols.own)
+    listed = {name for section in protocols.sections for name in section.recipes}
+    unlisted = "has no section of published numbers and is not listed under own."
+    return [
+        *(f"there is no recipe {name}." for name in sorted((listed | own) - known)),
+        *(f"recipe {name} {unlisted}" for name in sorted(known - listed - own)),
+        *(
+            f"recipe {name} is in a section and under own; remove one."
+            for name in sorted(listed & own)
+        ),
+        *(
+            sentence
+            for section in protocols.sections
+            for claim in section.claims
+            for sentence in _deviations_of(section, claim, numbers)
+        ),
     ]
-    found += [
-        f"recipe {name} is in a section and under own; remove one."
-        for name in sorted(set(listed) & set(protocols.own))
-    ]
-    for section in protocols.sections:
-        for claim in section.claims:
-            found += _wrong_of(section, claim, numbers)
-    return found
 
 
-def _wrong_of(
+def _deviations_of(
     section: Section, claim: Claim, numbers_by_name: Mapping[str, Values]
 ) -> Iterable[str]:
     where = f"section '{section.title}', {claim.source}"
@@ -126,14 +126,14 @@ def _wrong_of(
 
 
 def _same(value: Any, expected: Any) -> bool:
-    """Equal as written: a rate that is a product may differ in its last digit."""
+    """Equal as written; a product of rates may differ in its last digit."""
     if isinstance(value, float) and isinstance(expected, int | float):
         return abs(value - expected) <= 1e-12 * max(abs(value), abs(expected))
     return bool(value == expected) and isinstance(value, bool) == isinstance(expected, bool)
 
 
 def page(protocols: Protocols, numbers: Mapping[str, Values]) -> str:
-    """docs/protocols.md."""
+    """The text of docs/protocols.md."""
     lines = [
         "<!-- Written by `arvideo protocols` from docs/protocols.yaml; do not edit. -->",
         "# Published numbers and ours",
@@ -160,17 +160,17 @@ def page(protocols: Protocols, numbers: Mapping[str, Values]) -> str:
 
 
 def _row(claim: Claim) -> list[str]:
-    same = {k: v for k, v in claim.published.items() if k not in claim.here}
+    same = [f"`{k}` {_word(v)}" for k, v in claim.published.items() if k not in claim.here]
     other = [
         f"`{key}` **{_word(value)}** for {_word(claim.published[key])}"
         for key, value in claim.here.items()
     ]
     reason = f"{', '.join(other)}: {claim.because}" if other else ""
-    return [claim.source, _listed(claim.recipes) or "all", _pairs(same), reason]
+    return [claim.source, _listed(claim.recipes) or "all", ", ".join(same), reason]
 
 
 def _schedules(protocols: Protocols, numbers: Mapping[str, Values]) -> Iterable[list[str]]:
-    """A row for all recipes of a section that have the same schedule."""
+    """A row per schedule, for all recipes of a section that have it."""
     for section in protocols.sections:
         rows: dict[tuple[str, ...], list[str]] = {}
         for name in section.recipes:
@@ -189,10 +189,6 @@ def _table(head: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
     lines: list[Iterable[str]] = [head, ["---"] * len(head), *rows]
     cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
     return [*(f"| {line} |" for line in cells), ""]
-
-
-def _pairs(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{key}` {_word(value)}" for key, value in values.items())
 
 
 def _word(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""What the adviser prints: tables and notes for people, or one JSON document."""
+"""What the adviser prints: tables and notes, or one JSON document."""
 
 from __future__ import annotations
 
@@ -25,21 +25,11 @@ from arvideo_ds.planning.plan import RunPlan
 
 LARGEST = 1024
 ASSUMED_TFLOPS, ASSUMED_BANDWIDTH_GB_S = 100.0, 20.0
-ASSUMPTIONS = (
-    "{tflops:g} TFLOP/s achieved in matrix products per GPU{tflops_from}; a backward pass costs "
-    "two forward passes, recomputing one more",
-    "every GPU sends {bandwidth:g} GB/s{bandwidth_from}, to its own host's GPUs as to others; "
-    "ring collectives; nothing overlaps computation",
-    "{share:.0%} of the GPU's memory is the run's; the rest is CUDA, libraries and fragmentation",
-    "data arrives in time, no rank is late; launches, ZeRO-3's many small gathers and small "
-    "micro-batches cost nothing more",
-    "fused attention; the mask becomes a matrix of the run's precision for each layer",
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Advice:
-    """All that is printed. name, json_name: what the recipe and the DeepSpeed JSON are called."""
+    """All that is printed. given: the recipe's own batch with the DeepSpeed JSON `json_name`."""
 
     name: str
     json_name: str
@@ -50,6 +40,7 @@ class Advice:
     options: list[Option]
     best: Option | None
     scales: list[Scale]
+    possible: list[int]
     assumptions: list[str]
 
 
@@ -65,16 +56,16 @@ def advise(
     tflops: float | None,
     bandwidth_gb_s: float | None,
 ) -> Advice:
-    """Weigh ZeRO stages, micro-batches and numbers of GPUs for a recipe.
+    """Compare ZeRO stages, micro-batches and numbers of GPUs for a recipe.
 
-    base: what the DeepSpeed JSON says. memory_gib: of one GPU. tflops: achieved by one GPU in
+    base: the DeepSpeed JSON's strategy. memory_gib: of one GPU. tflops: achieved by one GPU in
     matrix products; bandwidth_gb_s: sent by one; None: assumed.
     """
     machine = Machine(
         num_gpus, memory_gib, tflops or ASSUMED_TFLOPS, bandwidth_gb_s or ASSUMED_BANDWIDTH_GB_S
     )
-    compared = compare(recipe, base, machine)
-    counts = [2**power for power in range(LARGEST.bit_length())]
+    options = compare(recipe, base, machine)
+    counts = {*(2**power for power in range(LARGEST.bit_length())), num_gpus}
     return Advice(
         name=name,
         json_name=json_name,
@@ -82,18 +73,22 @@ def advise(
         plan=plan,
         machine=machine,
         given=weigh(recipe, base, plan.micro_batch, machine),
-        options=compared,
-        best=recommend(compared),
-        scales=scaling(recipe, base, machine, sorted({*counts, num_gpus})),
+        options=options,
+        best=recommend(options),
+        scales=scaling(recipe, base, machine, sorted(counts)),
+        possible=possible_gpu_counts(recipe, LARGEST, plan.sequence_parallel),
         assumptions=[
-            line.format(
-                tflops=machine.tflops,
-                tflops_from="" if tflops else " (assumed; give --tflops)",
-                bandwidth=machine.bandwidth_gb_s,
-                bandwidth_from="" if bandwidth_gb_s else " (assumed; give --bandwidth_gb_s)",
-                share=USABLE_SHARE,
-            )
-            for line in ASSUMPTIONS
+            f"{machine.tflops:g} TFLOP/s achieved in matrix products per GPU"
+            f"{'' if tflops else ' (assumed; give --tflops)'}; a backward pass costs two forward "
+            "passes, recomputing one more",
+            f"every GPU sends {machine.bandwidth_gb_s:g} GB/s"
+            f"{'' if bandwidth_gb_s else ' (assumed; give --bandwidth_gb_s)'}, to GPUs of its own "
+            "host as to others; ring collectives; nothing overlaps computation",
+            f"{USABLE_SHARE:.0%} of the GPU's memory is available to the run; the rest is CUDA, "
+            "libraries and fragmentation",
+            "data arrives in time, no rank is late; launches, ZeRO-3's many small gathers and "
+            "small micro-batches cost nothing more",
+            "fused attention; the mask becomes a matrix of the run's precision for each layer",
         ],
     )
 
@@ -106,129 +101,111 @@ def as_document(advice: Advice) -> dict[str, Any]:
         "plan": advice.plan.as_dict(),
         "given": _record(advice.given, advice),
         "options": [_record(option, advice) for option in advice.options],
-        "recommended": None if advice.best is None else _record(advice.best, advice),
-        "notes": notes(advice),
+        "recommended": _record(advice.best, advice),
+        "notes": _notes(advice),
         "scaling": [
             {
                 "num_gpus": scale.num_gpus,
                 "num_streams": scale.num_streams,
                 "refused": scale.refused,
-                "option": None if scale.option is None else _record(scale.option, advice),
+                "option": _record(scale.option, advice),
             }
             for scale in advice.scales
         ],
-        "possible_gpu_counts": _possible(advice),
+        "possible_gpu_counts": advice.possible,
         "assumptions": advice.assumptions,
     }
 
 
-def _possible(advice: Advice) -> list[int]:
-    return possible_gpu_counts(advice.recipe, LARGEST, advice.plan.sequence_parallel)
-
-
-def _record(option: Option, advice: Advice) -> dict[str, Any]:
-    rate = clips_per_s(option, advice)
+def _record(option: Option | None, advice: Advice) -> dict[str, Any] | None:
+    if option is None:
+        return None
+    step_s = option.step_s
     return {
         **dataclasses.asdict(option),
-        "name": label(option.strategy),
+        "name": _label(option.strategy),
         "peak_bytes": option.footprint.peak,
-        "step_s": option.step_s,
-        "clips_per_s": rate,
-        "train_s": None if option.step_s is None else option.step_s * advice.plan.steps,
+        "step_s": step_s,
+        "clips_per_s": None if step_s is None else advice.plan.total_batch / step_s,
+        "train_s": None if step_s is None else step_s * advice.plan.steps,
     }
 
 
-def clips_per_s(option: Option, advice: Advice) -> float | None:
-    return None if option.step_s is None else advice.plan.total_batch / option.step_s
+def _label(strategy: Strategy) -> str:
+    parts = [f"ZeRO-{strategy.stage}"]
+    if strategy.recompute:
+        every = f" every {strategy.recompute}th" if strategy.recompute > 1 else ""
+        parts.append(f"recompute{every}")
+    if strategy.offloads:
+        both = strategy.offload_optimizer and strategy.offload_parameters
+        one = "optimizer" if strategy.offload_optimizer else "weights"
+        parts.append(f"offload {'all' if both else one}")
+    if strategy.sequence_parallel > 1:
+        parts.append(f"{strategy.sequence_parallel} share tokens")
+    return " + ".join(parts)
 
 
-def label(strategy: Strategy) -> str:
-    offloads = {
-        (True, False): " + offload optimizer",
-        (True, True): " + offload all",
-        (False, True): " + offload weights",
-    }
-    recompute = {0: "", 1: " + recompute"}.get(
-        strategy.recompute, f" + recompute every {strategy.recompute}th"
-    )
-    key = (strategy.offload_optimizer, strategy.offload_parameters)
-    shared = (
-        f" + {strategy.sequence_parallel} share tokens" if strategy.sequence_parallel > 1 else ""
-    )
-    return f"ZeRO-{strategy.stage}{recompute}{offloads.get(key, '')}{shared}"
-
-
-def notes(advice: Advice) -> list[str]:
-    """The recommendation in words, and what to beware of."""
+def _notes(advice: Advice) -> list[str]:
+    """The recommendation in words, and warnings."""
     best, given = advice.best, advice.given
+    usable = f"{advice.machine.usable_bytes / GIB:.1f}"
     if best is None:
         least = min(advice.options, key=lambda option: option.footprint.peak)
         return [
-            f"nothing fits: {label(least.strategy)} with a micro-batch of {least.micro_batch} "
-            f"takes {gib(least.footprint.peak)} GiB of {advice.machine.usable_bytes / GIB:.1f} "
-            "usable. Use more GPUs, GPUs with more memory, or a smaller model."
+            f"nothing fits: {_label(least.strategy)} with a micro-batch of {least.micro_batch} "
+            f"takes {_gib(least.footprint.peak)} GiB of {usable} usable. Use more GPUs, GPUs with "
+            "more memory, or a smaller model."
         ]
-    said = [
+    lines = [
         f"{advice.json_name} with the recipe's batch, {given.micro_batch} x {given.accumulation}: "
-        f"{gib(given.footprint.peak)} GiB of {advice.machine.usable_bytes / GIB:.1f} usable, "
+        f"{_gib(given.footprint.peak)} GiB of {usable} usable, "
         + ("fits" if given.fits else "does not fit"),
-        f"recommended: {label(best.strategy)}, train.micro_batch={best.micro_batch}"
+        f"recommended: {_label(best.strategy)}, train.micro_batch={best.micro_batch}"
         f" ({best.accumulation} accumulated): {_how(best.strategy)}",
     ]
     if given.strategy.stage >= 2 and best.strategy.stage == 0 and best.sent_bytes:
-        more = given.sent_bytes / best.sent_bytes
-        said.append(
-            f"the model fits under plain data parallel: {advice.json_name} sends {more:.1f} times "
-            "as much a step and is slower."
+        lines.append(
+            f"the model fits under plain data parallel: {advice.json_name} sends "
+            f"{given.sent_bytes / best.sent_bytes:.1f} times as much per step and is slower."
         )
     if best.strategy.offloads:
-        said.append("offloading is slow, and how slow the host decides: no time is predicted.")
-    return said
+        lines.append("offloading is slow; its time depends on the host and is not predicted.")
+    return lines
 
 
 def _how(strategy: Strategy) -> str:
-    """The JSON that says it, and what to add where none of ours does."""
-    size = strategy.sequence_parallel
-    return _how_alone(strategy) + (f', with "sequence_parallel_size": {size}' if size > 1 else "")
-
-
-def _how_alone(strategy: Strategy) -> str:
-    ready = {
-        (2, 1, False): "zero2_checkpointing.json",
-        **{(stage, 0, False): f"zero{stage}.json" for stage in range(4)},
-    }
-    found = ready.get((strategy.stage, strategy.recompute, strategy.offloads))
-    if found is not None:
-        return f"ds_configs/{found}"
+    """The JSON in ds_configs/ that configures it, and what to add to it."""
+    recompute = 'with "activation_checkpointing": {}'
     if strategy.offload_parameters:
-        return 'ds_configs/zero3_offload.json with "activation_checkpointing": {}'
-    recompute = f'ds_configs/zero{strategy.stage}.json with "activation_checkpointing": {{}}'
-    if strategy.offload_optimizer:
-        return (
-            f'{recompute}, "zero_force_ds_cpu_optimizer": false and, in zero_optimization, '
-            '"offload_optimizer": {"device": "cpu", "pin_memory": true}'
+        how = f"zero3_offload.json {recompute}"
+    elif strategy.offload_optimizer:
+        how = (
+            f'zero{strategy.stage}.json {recompute}, "zero_force_ds_cpu_optimizer": false and, in '
+            'zero_optimization, "offload_optimizer": {"device": "cpu", "pin_memory": true}'
         )
-    return recompute
+    elif (strategy.stage, strategy.recompute) == (2, 1):
+        how = "zero2_checkpointing.json"
+    else:
+        how = f"zero{strategy.stage}.json" + (f" {recompute}" if strategy.recompute else "")
+    size = strategy.sequence_parallel
+    return f"ds_configs/{how}" + (f', with "sequence_parallel_size": {size}' if size > 1 else "")
 
 
-def gib(size: float) -> str:
+def _gib(size: float) -> str:
     return f"{size / GIB:.2f}" if size < 10 * GIB else f"{size / GIB:.1f}"
 
 
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns as wide as their longest cell; first and last to the left, numbers to the right."""
-    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
     lines = []
-    for row in [head, *rows]:
-        cells = [
-            cell.rjust(width) if 0 < i < len(head) - 1 else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    for first, *numbers, last in [head, *rows]:
+        cells = [cell.rjust(width) for cell, width in zip(numbers, widths[1:-1], strict=True)]
+        lines.append("  ".join([first.ljust(widths[0]), *cells, last]))
     return "\n".join(lines)
 
 
-def options_table(advice: Advice) -> str:
+def _options_table(advice: Advice) -> str:
     head = (
         "GiB per GPU", "batch", "weights", "gradients", "optimizer", "activations", "peak",
         "host", "sent GB", "step s", "fits",
@@ -236,82 +213,79 @@ def options_table(advice: Advice) -> str:
     rows = []
     for option in advice.options:
         states, kept = option.footprint.states, option.footprint.activations
+        sizes = (
+            states.parameters,
+            states.gradients,
+            states.optimizer,
+            kept.saved + kept.workspace,
+            option.footprint.peak,
+        )
         rows.append(
             (
-                ("* " if option == advice.best else "  ") + label(option.strategy),
+                ("* " if option == advice.best else "  ") + _label(option.strategy),
                 f"{option.micro_batch} x {option.accumulation}",
-                gib(states.parameters),
-                gib(states.gradients),
-                gib(states.optimizer),
-                gib(kept.saved + kept.workspace),
-                gib(option.footprint.peak),
-                gib(states.host) if states.host else "-",
+                *map(_gib, sizes),
+                _gib(states.host) if states.host else "-",
                 f"{option.sent_bytes / 1e9:.1f}",
                 "?" if option.step_s is None else f"{option.step_s:.3g}",
                 "yes" if option.fits else "no",
             )
         )
-    return table(head, rows)
+    return _table(head, rows)
 
 
-def scaling_table(advice: Advice) -> str:
+def _scaling_table(advice: Advice) -> str:
     head = ("GPUs", "batch", "peak GiB", "step s", "clips/s", "sending", "time to train", "how")
-    rows = []
-    for scale in advice.scales:
-        option = scale.option
-        if option is None:
-            why = "the batch cannot be shared evenly" if scale.refused else "does not fit"
-            rows.append((str(scale.num_gpus), *6 * ("-",), why))
-            continue
-        step_s, rate = option.step_s, clips_per_s(option, advice)
-        rows.append(
-            (
-                str(scale.num_gpus),
-                f"{option.micro_batch} x {option.accumulation}",
-                gib(option.footprint.peak),
-                "?" if step_s is None else f"{step_s:.3g}",
-                "?" if rate is None else f"{rate:.0f}",
-                "?" if step_s is None else f"{option.communication_s / step_s:.0%}",
-                "?" if step_s is None else duration(step_s * advice.plan.steps),
-                label(option.strategy) + _streams(scale, advice),
-            )
+    return _table(head, [_scaling_row(scale, advice) for scale in advice.scales])
+
+
+def _scaling_row(scale: Scale, advice: Advice) -> tuple[str, ...]:
+    option, plan = scale.option, advice.plan
+    if option is None:
+        why = "the batch cannot be divided evenly" if scale.refused else "does not fit"
+        return (str(scale.num_gpus), *6 * ("-",), why)
+    times: tuple[str, ...] = 4 * ("?",)
+    if option.step_s is not None:
+        times = (
+            f"{option.step_s:.3g}",
+            f"{plan.total_batch / option.step_s:.0f}",
+            f"{option.communication_s / option.step_s:.0%}",
+            _duration(option.step_s * plan.steps),
         )
-    return table(head, rows)
-
-
-def _streams(scale: Scale, advice: Advice) -> str:
     changed = scale.num_streams != advice.recipe.data.num_streams
-    return f", data.num_streams={scale.num_streams}" if changed else ""
-
-
-def duration(seconds: float) -> str:
     return (
-        f"{seconds / 86400:.1f} days" if seconds > 86400 else str(timedelta(seconds=round(seconds)))
+        str(scale.num_gpus),
+        f"{option.micro_batch} x {option.accumulation}",
+        _gib(option.footprint.peak),
+        *times,
+        _label(option.strategy) + (f", data.num_streams={scale.num_streams}" if changed else ""),
     )
+
+
+def _duration(seconds: float) -> str:
+    days = seconds / 86400
+    return f"{days:.1f} days" if days > 1 else str(timedelta(seconds=round(seconds)))
 
 
 def print_advice(advice: Advice) -> None:
     plan, machine, recipe = advice.plan, advice.machine, advice.recipe
     parameters = (plan.parameters_encoder + plan.parameters_decoder) / 1e6
-    print(
+    lines = [
         f"{advice.name}: ViT-{recipe.model.size}, {parameters:.0f} M parameters, "
-        f"{recipe.train.precision}, {plan.gflops_forward_per_clip:.0f} GFLOP forward per clip\n"
-        f"{machine.num_gpus} GPU(s) of {machine.memory_gib:g} GiB, {plan.total_batch} clips a "
-        f"step, {plan.steps} steps\n"
-    )
-    print(options_table(advice))
-    print("batch: micro-batch x accumulated. peak: most of a step, communication buffers included.")
-    print()
-    for note in notes(advice):
-        print(note)
-    print(f"\nThe same run on 1 to {LARGEST} GPUs:")
-    print(scaling_table(advice))
-    counts = ", ".join(map(str, _possible(advice)))
-    print(
-        f"numbers of GPUs that divide train.total_batch={plan.total_batch} and "
-        f"data.num_streams={recipe.data.num_streams}: {counts}. data.num_streams is free to choose "
-        "before a run starts, and fixed afterwards."
-    )
-    print("\nassumed:")
-    for line in advice.assumptions:
-        print(f"- {line}")
+        f"{recipe.train.precision}, {plan.gflops_forward_per_clip:.0f} GFLOP forward per clip",
+        f"{machine.num_gpus} GPU(s) of {machine.memory_gib:g} GiB, {plan.total_batch} clips per "
+        f"step, {plan.steps} steps",
+        "",
+        _options_table(advice),
+        "batch: micro-batch x accumulated. peak: of a step, communication buffers included.",
+        "",
+        *_notes(advice),
+        f"\nThe same run on 1 to {LARGEST} GPUs:",
+        _scaling_table(advice),
+        f"numbers of GPUs that divide train.total_batch={plan.total_batch} and data.num_streams="
+        f"{recipe.data.num_streams}: {', '.join(map(str, advice.possible))}. data.num_streams can "
+        "be chosen before a run starts, and is fixed afterwards.",
+        "\nassumed:",
+        *(f"- {line}" for line in advice.assumptions),
+    ]
+    print("\n".join(lines))

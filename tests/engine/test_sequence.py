@@ -97,11 +97,11 @@ def test_a_rank_keeps_what_the_adviser_says(ranks: int, curves: Curves, folder: 
 @pytest.mark.parametrize(
     ("recipe", "kind", "size", "ranks", "overrides", "said"),
     [
-        ("lvmae_vit_b_epic", PretrainRecipe, 2, 3, [], "3 rank(s) are no whole groups of"),
+        ("lvmae_vit_b_epic", PretrainRecipe, 2, 3, [], "3 rank(s) cannot form whole groups of"),
         ("lvmae_vit_b_epic", PretrainRecipe, 8, 8, [], "has 12. Use one of 1, 2, 3, 4, 6, 12"),
         ("lvmae_vit_b_epic", PretrainRecipe, 2, 2, ["train.compile=true"], "may lose gradients"),
         ("finetune_vit_b_epic_128f", FinetuneRecipe, 5, 5, [], "model.size=B has 12"),
-        ("tokenizer_b_k600", TokenizerRecipe, 2, 2, [], "and the tokenizer is none"),
+        ("tokenizer_b_k600", TokenizerRecipe, 2, 2, [], "not for task=tokenizer"),
     ],
 )
 def test_what_cannot_be_shared_is_said_before_a_run_begins(

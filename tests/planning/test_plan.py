@@ -138,7 +138,7 @@ def test_ranks_that_share_tokens_are_dealt_the_clips_of_one() -> None:
 @pytest.mark.parametrize(
     ("world", "size", "said"),
     [
-        (1, 2, r"1 rank\(s\) are no whole groups of sequence_parallel_size=2 "),
+        (1, 2, r"1 rank\(s\) cannot form whole groups of sequence_parallel_size=2 "),
         (6, 4, r"6 rank\(s\) .*multiple of 4 ranks"),
         (8, 8, r"model.size=B has 12. Use one of 1, 2, 3, 4, 6, 12"),
         (14, 2, r"7 groups of 2 ranks cannot share data.num_streams"),
