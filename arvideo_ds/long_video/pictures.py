@@ -10,13 +10,13 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from arvideo_ds.evaluation.pictures import BLANK, Row
+from arvideo_ds.evaluation.pictures import BLANK, FrameRow
 from arvideo_ds.long_video.tokenizer import Tokenizer
 from arvideo_ds.models.cubes import unit_pixels
 
 
 @torch.inference_mode()
-def example_rows(tokenizer: Tokenizer, clip: Tensor) -> list[Row]:
+def example_rows(tokenizer: Tokenizer, clip: Tensor) -> list[FrameRow]:
     """Four rows of pictures, 0..1, of a clip T H W 3 (uint8); importance is 1 where largest."""
     made = tokenizer(clip[None])
     scores, _ = tokenizer.tokens(clip[None])

@@ -54,8 +54,8 @@ def _(recipe: EncoderRecipe) -> Cost:
 def _(recipe: TokenizerRecipe) -> Cost:
     encoder = [*_tokenizer_encoder(recipe), *_tokenizer_scorer(recipe)]
     decoder = [*_tokenizer_decoder(recipe)]
-    parameters = [sum(sizes for sizes, _ in part) for part in (encoder, decoder)]
-    return Cost(*parameters, sum(flops for _, flops in encoder + decoder))
+    own, others = (sum(sizes for sizes, _ in part) for part in (encoder, decoder))
+    return Cost(own, others, sum(flops for _, flops in encoder + decoder))
 
 
 def encoder_flops(recipe: EncoderRecipe) -> int:

@@ -93,11 +93,11 @@ def read_listing(dataset: str, source: Source) -> Listing:
             f"no videos found for --dataset {dataset} below {source.videos}{details}; videos are "
             f"recognised by their suffix: {' '.join(sorted(VIDEO_SUFFIXES))}."
         )
-    for first, second in itertools.pairwise(entries):
-        if first.video_id == second.video_id:
+    for left, right in itertools.pairwise(entries):
+        if left.video_id == right.video_id:
             raise UserError(
-                f"two entries share the video id '{first.video_id}': {first.source_path} and "
-                f"{second.source_path}. Ids are paths without suffix and must be unique."
+                f"two entries share the video id '{left.video_id}': {left.source_path} and "
+                f"{right.source_path}. Ids are paths without suffix and must be unique."
             )
     return replace(listing, entries=tuple(entries))
 
