@@ -61,35 +61,24 @@ def index_shards(
     if (folder / m.MANIFEST).exists() and m.ShardSet(folder).manifest.settings != _SETTINGS:
         raise UserError(f"{folder} has shards of `arvideo shards`; they need no other index.")
     with lock(folder):
-        return _index_tars(folder, tars, dataset, workers, timeout_s, labels)
-
-
-def _index_tars(
-    folder: Path,
-    tars: Sequence[Path],
-    dataset: str,
-    workers: int,
-    timeout_s: float,
-    labels: Path | None,
-) -> ShardReport:
-    listed = {path: samples_of(path) for path in tqdm(tars, unit="tar", desc="listing")}
-    names = _names(labels, {sample.label for samples in listed.values() for sample in samples})
-    numbers = {name: number for number, name in enumerate(names or ())}
-    complete = {path: _complete_index(path) for path in tars}
-    indices = {}
-    for path, samples in listed.items():
-        index = complete[path] or _index(path, samples, workers, timeout_s)
-        indices[path.name] = _with_labels(path, index, samples, numbers)
-    return write_report(
-        folder,
-        indices,
-        (),
-        sum(index is not None for index in complete.values()),
-        dataset=dataset,
-        split=None,
-        labels=names,
-        settings=_SETTINGS,
-    )
+        listed = {path: samples_of(path) for path in tqdm(tars, unit="tar", desc="listing")}
+        names = _names(labels, {sample.label for samples in listed.values() for sample in samples})
+        numbers = {name: number for number, name in enumerate(names or ())}
+        complete = {path: _complete_index(path) for path in tars}
+        indices = {}
+        for path, samples in listed.items():
+            index = complete[path] or _index(path, samples, workers, timeout_s)
+            indices[path.name] = _with_labels(path, index, samples, numbers)
+        return write_report(
+            folder,
+            indices,
+            (),
+            sum(index is not None for index in complete.values()),
+            dataset=dataset,
+            split=None,
+            labels=names,
+            settings=_SETTINGS,
+        )
 
 
 def _names(path: Path | None, labels: Iterable[int | str | None]) -> tuple[str, ...] | None:

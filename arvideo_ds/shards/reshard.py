@@ -34,8 +34,8 @@ from arvideo_ds.shards.members import (
     parse_facts,
 )
 from arvideo_ds.shards.writer import (
+    LabelFacts,
     assign_to_shards,
-    facts_of_sets,
     label_numbers,
     write_manifest,
     write_missing,
@@ -373,12 +373,10 @@ def _inputs_hash(part: Part, settings: dict[str, str | int | None]) -> str:
 
 
 def _samples(pool: Pool, part: Part, items: Iterable[Item]) -> Iterator[tuple[str, Sample]]:
-    numbers = label_numbers(part.labels or ())
-    of_sets = {name: label_numbers(classes) for name, classes in (part.label_sets or {}).items()}
+    label_facts = LabelFacts(part.labels, part.label_sets)
     for item in items:
         video, facts = _read(pool.sources[item.source], item)
-        facts["label"] = None if item.label_name is None else numbers[item.label_name]
-        facts |= facts_of_sets(item.names_by_set, of_sets)
+        facts |= label_facts(item.label_name, item.names_by_set)
         yield item.key, Sample(video, item.video.suffix, facts)
 
 

@@ -96,36 +96,32 @@ def write_shards(job: ShardJob) -> ShardReport:
     """
     if job.transcode is None and any(entry.part for entry in job.listing.entries):
         raise UserError("samples that are parts of longer videos need --video transcode.")
-    with lock(job.output):
-        return _write_shards(job)
-
-
-def _write_shards(job: ShardJob) -> ShardReport:
     # Shuffled, so that each shard has all classes.
     shuffled = split_generator(job.seed).permutation(len(job.listing.entries))
     entries = [job.listing.entries[number] for number in shuffled]
     damaged: list[str] = []
-    indices, kept = write_missing(
-        job.output,
-        assign_to_shards(job.dataset, job.split, entries, job.samples_per_shard),
-        _inputs_hash(job),
-        read=partial(_ingest_all, job, damaged),
-        # The size of a transcoded video is not known before.
-        num_bytes=lambda entry: 0 if job.transcode else entry.path.stat().st_size,
-        title="shards",
-    )
-    return write_report(
-        job.output,
-        indices,
-        job.listing.rejects,
-        kept,
-        damaged,
-        dataset=job.dataset,
-        split=job.split,
-        labels=job.listing.labels,
-        label_sets=job.listing.label_sets,
-        settings=_settings(job),
-    )
+    with lock(job.output):
+        indices, kept = write_missing(
+            job.output,
+            assign_to_shards(job.dataset, job.split, entries, job.samples_per_shard),
+            _inputs_hash(job),
+            read=partial(_ingest_all, job, damaged),
+            # The size of a transcoded video is not known before.
+            num_bytes=lambda entry: 0 if job.transcode else entry.path.stat().st_size,
+            title="shards",
+        )
+        return write_report(
+            job.output,
+            indices,
+            job.listing.rejects,
+            kept,
+            damaged,
+            dataset=job.dataset,
+            split=job.split,
+            labels=job.listing.labels,
+            label_sets=job.listing.label_sets,
+            settings=_settings(job),
+        )
 
 
 def _inputs_hash(job: ShardJob) -> str:
@@ -257,9 +253,7 @@ def _ingest_all(job: ShardJob, damaged: list[str], entries: Sequence[Entry]) -> 
         timeout_s=job.timeout_s,
         prepare=partial(_prepare, decoders, job.memory_gib),
     )
-    labels = label_numbers(job.listing.labels or ())
-    sets = job.listing.label_sets or {}
-    numbers = {name: label_numbers(classes) for name, classes in sets.items()}
+    label_facts = LabelFacts(job.listing.labels, job.listing.label_sets)
     for entry, result in zip(entries, results, strict=True):
         if isinstance(result, Failed):
             yield rejected(entry.source_path, result)
@@ -269,9 +263,7 @@ def _ingest_all(job: ShardJob, damaged: list[str], entries: Sequence[Entry]) -> 
         facts = {
             "video_id": entry.video_id,
             "source_path": entry.source_path,
-            "label": labels.get(entry.label_name),
-            "label_name": entry.label_name,
-            **facts_of_sets(entry.names_by_set, numbers),
+            **label_facts(entry.label_name, entry.names_by_set),
             **({"part": entry.part} if entry.part else {}),
             **entry.facts,
             **result.facts,
@@ -290,17 +282,23 @@ def rejected(source_path: str, failed: Failed) -> m.Reject:
     return m.Reject(source_path=source_path, reason=failed.reason, message=failed.message)
 
 
-def facts_of_sets(
-    names: Mapping[str, str] | None, numbers: Mapping[str, Mapping[str | None, int]]
-) -> dict[str, Any]:
-    """The facts about a sample's label in each set; none where it has one label.
+class LabelFacts:
+    """The facts about a sample's label: number and name, also in each label set."""
 
-    numbers: of every class by set and name.
-    """
-    if names is None:
-        return {}
-    by_set = {name: numbers[name][label] for name, label in names.items()}
-    return {"labels_by_set": by_set, "names_by_set": dict(names)}
+    def __init__(
+        self, labels: Sequence[str] | None, label_sets: Mapping[str, Sequence[str]] | None
+    ) -> None:
+        self._labels = label_numbers(labels or ())
+        self._sets = {name: label_numbers(classes) for name, classes in (label_sets or {}).items()}
+
+    def __call__(
+        self, label_name: str | None, names_by_set: Mapping[str, str] | None
+    ) -> dict[str, Any]:
+        facts: dict[str, Any] = {"label": self._labels.get(label_name), "label_name": label_name}
+        if names_by_set is not None:
+            by_set = {name: self._sets[name][label] for name, label in names_by_set.items()}
+            facts |= {"labels_by_set": by_set, "names_by_set": dict(names_by_set)}
+        return facts
 
 
 def label_numbers(names: Sequence[str]) -> dict[str | None, int]:
@@ -369,20 +367,14 @@ def write_manifest(
     folder: Path,
     indices: Mapping[str, m.ShardIndex],
     rejects: Sequence[m.Reject],
-    *,
-    dataset: str,
-    split: str | None,
-    labels: tuple[str, ...] | None,
-    settings: dict[str, str | int | None],
-    label_sets: dict[str, tuple[str, ...]] | None = None,
+    **fields: Any,
 ) -> m.Manifest:
-    """Write the rejects, then the manifest of the complete shards (name -> index) of a folder."""
+    """Write the rejects, then the manifest of the complete shards (name -> index) of a folder.
+
+    fields: dataset, split, labels, label_sets and settings of the `Manifest`.
+    """
     manifest = m.Manifest(
-        dataset=dataset,
-        split=split,
-        labels=labels,
-        label_sets=label_sets,
-        settings=settings,
+        **fields,
         num_samples=sum(len(index.samples) for index in indices.values()),
         num_rejects=len(rejects),
         shards=tuple(

@@ -83,14 +83,14 @@ def read_listing(dataset: str, source: Source) -> Listing:
     listing = reader.read(source)
     entries = sorted(listing.entries, key=lambda entry: entry.video_id)
     if not entries:
-        details = f", split '{source.split}'" if source.split else ""
+        where = f", split '{source.split}'" if source.split else ""
         if rejects := listing.rejects:
-            first = rejects[0].source_path
-            details += f" ({len(rejects)} rows without a file there, such as {first})"
+            example = rejects[0].source_path
+            where += f" ({len(rejects)} rows without a file there, such as {example})"
         if listing.passed_over:
-            details += f"; {describe_passed_over(listing.passed_over)}"
+            where += f"; {describe_passed_over(listing.passed_over)}"
         raise UserError(
-            f"no videos found for --dataset {dataset} below {source.videos}{details}; videos are "
+            f"no videos found for --dataset {dataset} below {source.videos}{where}; videos are "
             f"recognised by their suffix: {' '.join(sorted(VIDEO_SUFFIXES))}."
         )
     for left, right in itertools.pairwise(entries):

@@ -3,15 +3,7 @@
 from __future__ import annotations
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.shards.datasets.listing import (
-    LABELS,
-    ClipRows,
-    Listing,
-    Reader,
-    Source,
-    compare_count,
-    json_file,
-)
+from arvideo_ds.shards.datasets.listing import LABELS, ClipRows, Listing, Reader, Source, json_file
 
 _CLASSES = 48
 
@@ -24,7 +16,8 @@ def read_diving48(source: Source) -> Listing:
     for number, row in enumerate(json_file(path, list), 1):
         with rows.at(number):
             rows.find(number, *_row(row, labels))
-    return rows.listing(labels, compare_count("classes", len(labels), _CLASSES))
+    rows.compare("classes", len(labels), _CLASSES)
+    return rows.listing(labels)
 
 
 def _labels(source: Source) -> list[str]:

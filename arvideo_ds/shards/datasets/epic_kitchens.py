@@ -21,7 +21,6 @@ from arvideo_ds.shards.datasets.listing import (
     Option,
     Reader,
     Source,
-    compare_count,
     csv_rows,
 )
 
@@ -61,10 +60,17 @@ def read_epic_kitchens(source: Source) -> Listing:
                 facts=facts,
                 names_by_set=names or None,
             )
-    notes = compare_count(f"rows in {path.name}", count, _ROWS.get(path.stem))
+    rows.compare(f"rows in {path.name}", count, _ROWS.get(path.stem))
     if not labelled:
-        return rows.listing(None, notes + _notes_on_unused(path, files))
-    return rows.listing(sets["verb"], notes + _notes_on_names(files, sets), label_sets=sets)
+        given = [_OPTIONS[name] for name, file in files.items() if file is not None]
+        rows.notes += [f"{path.name} has no labels; {' and '.join(given)} is ignored"] * bool(given)
+        return rows.listing(None)
+    for name, file in files.items():
+        if file is not None:
+            rows.compare(f"{name}s in {file.name}", len(sets[name]), _CLASSES[name])
+        elif any(files.values()):
+            rows.notes.append(f"the {name}s have numbers as names: {_OPTIONS[name]} names them")
+    return rows.listing(sets["verb"], **sets)
 
 
 def _is_labelled(path: Path, row: dict[str, str]) -> bool:
@@ -77,21 +83,6 @@ def _is_labelled(path: Path, row: dict[str, str]) -> bool:
             "both, or neither (test); use one of these."
         )
     return bool(present)
-
-
-def _notes_on_names(files: dict[str, Path | None], sets: dict[str, tuple[str, ...]]) -> list[str]:
-    notes = []
-    for name, file in files.items():
-        if file is not None:
-            notes += compare_count(f"{name}s in {file.name}", len(sets[name]), _CLASSES[name])
-        elif any(files.values()):
-            notes.append(f"the {name}s have numbers as names: {_OPTIONS[name]} names them")
-    return notes
-
-
-def _notes_on_unused(path: Path, files: dict[str, Path | None]) -> list[str]:
-    given = [_OPTIONS[name] for name, file in files.items() if file is not None]
-    return [f"{path.name} has no labels; {' and '.join(given)} is ignored"] if given else []
 
 
 def _names(name: str, path: Path | None) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,10 +20,10 @@ from arvideo_ds.shards.datasets.listing import (
     Option,
     Reader,
     Source,
+    class_names,
     csv_rows,
     file_entry,
     missing,
-    number_labels,
     text_lines,
 )
 from arvideo_ds.shards.manifest import Reject
@@ -65,7 +65,23 @@ def read_folder(source: Source) -> Listing:
             "ones into class folders, or use --dataset csv."
         )
     entries = tuple(map(partial(file_entry, source.videos), paths, labels))
-    return Listing(entries, number_labels(source, entries), passed_over=passed_over)
+    return Listing(entries, _number_labels(source, entries), passed_over=passed_over)
+
+
+def _number_labels(source: Source, entries: Sequence[Entry]) -> tuple[str, ...] | None:
+    """Class names in the order of their numbers: from --labels, else sorted; None without labels.
+
+    Errors: `UserError` where --labels does not match the entries.
+    """
+    names = {entry.label_name for entry in entries}
+    if source.labels is None:
+        return tuple(sorted(str(name) for name in names)) if None not in names else None
+    if None in names:
+        raise UserError(
+            f"--labels {source.labels} is given, but the videos have no labels: those come from "
+            "class folders, or from `label` in the rows."
+        )
+    return class_names(source.labels, (str(name) for name in names))
 
 
 def read_csv(source: Source) -> Listing:
@@ -151,7 +167,7 @@ def _listing(
                 rejects.append(missing(entry.source_path, line))
     rejects += bad_rows.finish()
     # Labels of all rows: missing files must not change the numbers.
-    labels = number_labels(source, [*entries, *absent])
+    labels = _number_labels(source, [*entries, *absent])
     return Listing(tuple(entries), labels, tuple(rejects))
 
 

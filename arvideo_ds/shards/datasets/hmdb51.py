@@ -6,15 +6,7 @@ import re
 from pathlib import Path
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.shards.datasets.listing import (
-    ClipRows,
-    Listing,
-    Reader,
-    Source,
-    VideoTree,
-    compare_count,
-    text_lines,
-)
+from arvideo_ds.shards.datasets.listing import ClipRows, Listing, Reader, Source, text_lines
 
 _CLASSES = 51
 _ROWS = {"train": 3570, "test": 1530}
@@ -30,17 +22,17 @@ def read_hmdb51(source: Source) -> Listing:
     files = {path.name.removesuffix(suffix): path for path in folder.glob(f"*{suffix}")}
     if not files:
         raise UserError(f"{folder} has no files <class>{suffix}.")
-    tree = VideoTree(source.videos)
-    listings = [
-        _read_class(source, tree, label, files[label], _FLAGS[part]) for label in sorted(files)
-    ]
-    entries = tuple(entry for listing in listings for entry in listing.entries)
-    rejects = tuple(reject for listing in listings for reject in listing.rejects)
-    notes = compare_count("classes", len(files), _CLASSES)
-    notes += compare_count(f"clips in {source.split}", len(entries) + len(rejects), _ROWS[part])
-    return Listing(
-        entries, tuple(sorted(files)), rejects, tuple(notes), passed_over=tree.passed_over
-    )
+    clips = ClipRows(source, folder)
+    for label, path in sorted(files.items()):
+        rows = ClipRows(source, path, tree=clips.tree)
+        for line, text in text_lines(path):
+            with rows.at(line):
+                _read_row(rows, line, text, label, _FLAGS[part])
+        clips.entries += rows.entries
+        clips.rejects += [*rows.rejects, *rows.finish()]
+    clips.compare("classes", len(files), _CLASSES)
+    clips.compare(f"clips in {source.split}", len(clips.entries + clips.rejects), _ROWS[part])
+    return clips.listing(sorted(files))
 
 
 def _split(split: str | None) -> tuple[str, str]:
@@ -50,17 +42,12 @@ def _split(split: str | None) -> tuple[str, str]:
     return match[1], match[2]
 
 
-def _read_class(source: Source, tree: VideoTree, label: str, path: Path, flag: str) -> Listing:
-    rows = ClipRows(source, path, tree=tree)
-    for line, text in text_lines(path):
-        name, _, row_flag = text.rpartition(" ")
-        with rows.at(line):
-            if row_flag not in ("0", "1", "2") or not name:
-                raise ValueError(f"expected '<name>.avi 0|1|2', found '{text}'")
-            if row_flag == flag:
-                stem = Path(name).stem
-                rows.find(line, stem, label, folder=label, name=f"{label}/{name}")
-    return rows.listing(None, ())
+def _read_row(rows: ClipRows, line: int, text: str, label: str, flag: str) -> None:
+    name, _, row_flag = text.rpartition(" ")
+    if row_flag not in ("0", "1", "2") or not name:
+        raise ValueError(f"expected '<name>.avi 0|1|2', found '{text}'")
+    if row_flag == flag:
+        rows.find(line, Path(name).stem, label, folder=label, name=f"{label}/{name}")
 
 
 HMDB51 = Reader(

@@ -8,14 +8,13 @@ and become rejects.
 from __future__ import annotations
 
 import re
-from collections import Counter
 from functools import partial
 from pathlib import Path
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
     LABELS,
-    BadRows,
+    ClipRows,
     Entry,
     Listing,
     Option,
@@ -23,7 +22,6 @@ from arvideo_ds.shards.datasets.listing import (
     Source,
     VideoTree,
     class_names,
-    compare_count,
     csv_rows,
     missing,
 )
@@ -41,54 +39,48 @@ def _read(num_classes: int, source: Source) -> Listing:
     path = source.need_annotations(
         "the release's train.csv, val.csv or test.csv (label,youtube_id,time_start,time_end)"
     )
-    bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    clips = _Clips(source.videos, source.get(_REPLACEMENT))
-    entries: list[Entry] = []
-    rejects: list[Reject] = []
-    rows = 0
-    label_names: set[str | None] = set()
+    rows = ClipRows(source, path)
+    clips = _Clips(rows.tree, source.get(_REPLACEMENT))
+    count = 0
+    names: set[str | None] = set()
     splits = _SPLIT_NAMES.get(source.split or "", (source.split,))
     used: dict[Path, int] = {}
-    for line, row in csv_rows(path, ["youtube_id", "time_start", "time_end"], bad_rows):
+    for line, row in csv_rows(path, ["youtube_id", "time_start", "time_end"], rows):
         if source.split and row.get("split", source.split) not in splits:
             continue
-        rows += 1
-        label_names.add(row.get("label"))
-        with bad_rows.at(line):
+        count += 1
+        names.add(row.get("label"))
+        with rows.at(line):
             entry = clips.entry(row)
             if entry is None:
-                rejects.append(missing(_name(row), line))
+                rows.rejects.append(missing(_name(row), line))
             elif (first := used.setdefault(entry.path, line)) != line:
                 message = f"line {line} names the file of line {first} again"
-                rejects.append(
+                rows.rejects.append(
                     Reject(source_path=entry.source_path, reason="duplicate", message=message)
                 )
             else:
-                entries.append(entry)
-    rejects += bad_rows.finish()
-    labels, notes = _labels(source, label_names - {""}, num_classes)
-    notes += compare_count(f"rows in {path.name}", rows, _ROWS.get((num_classes, path.stem)))
-    return Listing(
-        tuple(entries), labels, tuple(rejects), tuple(notes), passed_over=clips.passed_over
-    )
+                rows.entries.append(entry)
+    labels = _labels(rows, source.labels, names - {""}, num_classes)
+    rows.compare(f"rows in {path.name}", count, _ROWS.get((num_classes, path.stem)))
+    return rows.listing(labels)
 
 
 class _Clips:
     """Files by youtube id and start second; files of `replacement` have priority."""
 
-    def __init__(self, videos: Path, replacement: Path | None) -> None:
-        if replacement is not None and not replacement.is_dir():
-            raise UserError(f"--replacement {replacement} is not a folder.")
-        self._videos = videos
-        self.passed_over = Counter[str]()
+    def __init__(self, videos: VideoTree, replacement: Path | None) -> None:
+        self._videos, trees = videos.root, [videos]
+        if replacement is not None:
+            if not replacement.is_dir():
+                raise UserError(f"--replacement {replacement} is not a folder.")
+            trees.insert(0, VideoTree(replacement))
+            videos.passed_over = trees[0].passed_over + videos.passed_over
         self._trees: list[tuple[VideoTree, dict[tuple[str, int | None], str]]] = []
-        for root in (replacement, videos):
-            if root is not None:
-                tree = VideoTree(root)
-                self.passed_over += tree.passed_over
-                # Sorted: the choice between two files of one clip must not depend on the disk.
-                stems = {_file_key(stem): stem for stem in sorted(tree.stems())}
-                self._trees.append((tree, {key: stem for key, stem in stems.items() if key}))
+        for tree in trees:
+            # Sorted: the choice between two files of one clip must not depend on the disk.
+            stems = {_file_key(stem): stem for stem in sorted(tree.stems())}
+            self._trees.append((tree, {key: stem for key, stem in stems.items() if key}))
 
     def entry(self, row: dict[str, str]) -> Entry | None:
         """The entry of a row; None without a file. Errors: `ValueError` for a bad row."""
@@ -132,20 +124,21 @@ def _is_seconds(text: str) -> bool:
 
 
 def _labels(
-    source: Source, in_rows: set[str | None], num_classes: int
-) -> tuple[tuple[str, ...] | None, list[str]]:
-    """Class names in order, from --labels or, sorted, from the rows, and notes."""
+    rows: ClipRows, path: Path | None, in_rows: set[str | None], num_classes: int
+) -> tuple[str, ...] | None:
+    """Class names in order, from --labels or, sorted, from the rows."""
     if None in in_rows:
-        return None, []
+        return None
     names = tuple(sorted(str(name) for name in in_rows))
-    if source.labels is None:
-        note = (
+    if path is not None:
+        names = class_names(path, names)
+        rows.compare(f"classes in {path.name}", len(names), num_classes)
+    elif len(names) != num_classes:
+        rows.notes.append(
             f"the rows have {len(names)} of {num_classes} classes, numbered here by their sorted "
             "names; give --labels FILE, one name per line, where other splits must agree"
         )
-        return names, [note] * (len(names) != num_classes)
-    names = class_names(source.labels, names)
-    return names, compare_count(f"classes in {source.labels.name}", len(names), num_classes)
+    return names
 
 
 def _reader(num_classes: int) -> Reader:

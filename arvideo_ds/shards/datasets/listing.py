@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -199,15 +199,16 @@ class VideoTree:
 
 
 class ClipRows(BadRows):
-    """Rows that name a video each: entries of the files that exist, rejects for the others."""
+    """The rows of a data set's annotations, with the entries, rejects and notes that follow."""
 
     def __init__(
         self, source: Source, path: Path, *, unit: str = "line", tree: VideoTree | None = None
     ) -> None:
         super().__init__(path, skip=source.skip_bad_rows, unit=unit)
-        self._tree = tree or VideoTree(source.videos)
+        self.tree = tree or VideoTree(source.videos)
         self.entries: list[Entry] = []
         self.rejects: list[Reject] = []
+        self.notes: list[str] = []
 
     def find(
         self,
@@ -223,23 +224,28 @@ class ClipRows(BadRows):
 
         folder: as in `VideoTree.find`. Errors: `ValueError` for a bad row.
         """
-        path = self._tree.find(stem, folder)
+        path = self.tree.find(stem, folder)
         self.require_new(line, details.get("video_id", stem))
         if path is None:
             self.rejects.append(missing(name or stem, line))
         else:
-            self.entries.append(self._tree.entry(path, label, **details))
+            self.entries.append(self.tree.entry(path, label, **details))
 
-    def finish(self) -> list[Reject]:
-        """The missing files, then the bad rows. Errors: as in `BadRows`."""
-        return self.rejects + super().finish()
+    def compare(self, what: str, count: int, published: int | None) -> None:
+        """Add a note, where a count differs from the published one."""
+        if published is not None and count != published:
+            self.notes.append(f"{count:,} {what}; the published set has {published:,}")
 
-    def listing(self, labels: Iterable[str] | None, notes: Iterable[str], **more: Any) -> Listing:
+    def listing(self, labels: Iterable[str] | None, **label_sets: tuple[str, ...]) -> Listing:
         """Errors: as `finish`."""
-        names = None if labels is None else tuple(labels)
-        rejects, passed_over = tuple(self.finish()), self._tree.passed_over
-        entries = tuple(self.entries)
-        return Listing(entries, names, rejects, tuple(notes), passed_over=passed_over, **more)
+        return Listing(
+            tuple(self.entries),
+            None if labels is None else tuple(labels),
+            (*self.rejects, *self.finish()),
+            tuple(self.notes),
+            label_sets or None,
+            passed_over=self.tree.passed_over,
+        )
 
 
 def file_entry(root: Path, path: Path, label: str | None, **details: Any) -> Entry:
@@ -316,22 +322,6 @@ def json_file(path: Path, kind: type) -> Any:
     return content
 
 
-def number_labels(source: Source, entries: Sequence[Entry]) -> tuple[str, ...] | None:
-    """Class names in the order of their numbers: from --labels, else sorted; None without labels.
-
-    Errors: `UserError` where --labels does not match the entries.
-    """
-    names = {entry.label_name for entry in entries}
-    if source.labels is None:
-        return tuple(sorted(str(name) for name in names)) if None not in names else None
-    if None in names:
-        raise UserError(
-            f"--labels {source.labels} is given, but the videos have no labels: those come from "
-            "class folders, or from `label` in the rows."
-        )
-    return class_names(source.labels, (str(name) for name in names))
-
-
 def class_names(path: Path, used: Iterable[str]) -> tuple[str, ...]:
     """The class names of a file, one per line, in the order of their numbers.
 
@@ -343,13 +333,6 @@ def class_names(path: Path, used: Iterable[str]) -> tuple[str, ...]:
     if unknown := sorted(set(used) - set(names)):
         raise UserError(f"{path} lacks the label '{unknown[0]}' that is in use.")
     return names
-
-
-def compare_count(what: str, found: int, published: int | None) -> list[str]:
-    """A note, where a count differs from the published one."""
-    if published is None or found == published:
-        return []
-    return [f"{found:,} {what}; the published set has {published:,}"]
 
 
 def safe_key(video_id: str) -> str:

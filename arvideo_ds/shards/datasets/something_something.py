@@ -6,15 +6,7 @@ A row's `template` has brackets, [something]; the names in labels.json do not.
 from __future__ import annotations
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.shards.datasets.listing import (
-    LABELS,
-    ClipRows,
-    Listing,
-    Reader,
-    Source,
-    compare_count,
-    json_file,
-)
+from arvideo_ds.shards.datasets.listing import LABELS, ClipRows, Listing, Reader, Source, json_file
 
 _CLASSES = 174
 _ROWS = {"train": 168_913, "validation": 24_777, "test": 27_157}
@@ -33,11 +25,11 @@ def read_ssv2(source: Source) -> Listing:
             label = _label(row, numbers) if labelled else None
             rows.find(number, video_id, label, video_id=video_id)
     published = next((n for name, n in _ROWS.items() if path.stem.endswith(f"-{name}")), None)
-    notes = compare_count(f"rows in {path.name}", len(objects), published)
+    rows.compare(f"rows in {path.name}", len(objects), published)
     if not labelled:
-        return rows.listing(None, notes)
-    notes += compare_count("classes", len(numbers), _CLASSES)
-    return rows.listing(sorted(numbers, key=numbers.__getitem__), notes)
+        return rows.listing(None)
+    rows.compare("classes", len(numbers), _CLASSES)
+    return rows.listing(sorted(numbers, key=numbers.__getitem__))
 
 
 def _label_numbers(source: Source) -> dict[str, int]:

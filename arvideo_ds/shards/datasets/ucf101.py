@@ -6,14 +6,7 @@ import re
 from pathlib import Path, PurePosixPath
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.shards.datasets.listing import (
-    ClipRows,
-    Listing,
-    Reader,
-    Source,
-    compare_count,
-    text_lines,
-)
+from arvideo_ds.shards.datasets.listing import ClipRows, Listing, Reader, Source, text_lines
 
 _CLASSES = 101
 _ROWS = {
@@ -34,9 +27,9 @@ def read_ucf101(source: Source) -> Listing:
         with rows.at(line):
             name, label = _row(text, labels)
             rows.find(line, name.stem, label, folder=label, name=str(name))
-    notes = compare_count("classes", len(labels), _CLASSES)
-    notes += compare_count(f"rows in {path.name}", len(lines), _ROWS[source.split])
-    return rows.listing(labels, notes)
+    rows.compare("classes", len(labels), _CLASSES)
+    rows.compare(f"rows in {path.name}", len(lines), _ROWS[source.split])
+    return rows.listing(labels)
 
 
 def _labels(path: Path) -> list[str]:
