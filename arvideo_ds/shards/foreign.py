@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,14 +19,19 @@ from arvideo_ds.decoding.decoders import decisive_decoders, load_decoders
 from arvideo_ds.decoding.processes import Failed, killable_map
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import write_bytes
-from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.files.locks import lock
 from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards.datasets.listing import class_names
 from arvideo_ds.shards.ingest import ingest_bytes
 from arvideo_ds.shards.members import DamagedError, Member, read_members
 from arvideo_ds.shards.video_files import read_at
-from arvideo_ds.shards.writer import ShardReport, complete_index, rejected, write_report
+from arvideo_ds.shards.writer import (
+    ShardReport,
+    complete_index,
+    rejected,
+    write_index,
+    write_report,
+)
 
 _SETTINGS: dict[str, str | int | None] = {"video": m.AS_FOUND}
 _SUFFIXES = ("mp4", "webm", "avi", "mkv", "mov")
@@ -188,44 +193,33 @@ def _index(
     path: Path, samples: Sequence[ForeignSample], workers: int, timeout_s: float
 ) -> m.ShardIndex:
     """Write the index of a tar, without labels."""
-    results = list(_inspect_all(path, samples, workers, timeout_s))
-    index = m.ShardIndex(
-        inputs=_inputs(path),
-        shard_bytes=path.stat().st_size,
-        shard_sha256=sha256_of(path),
-        samples=tuple(result for result in results if isinstance(result, m.IndexedSample)),
-        rejects=tuple(result for result in results if isinstance(result, m.Reject)),
-    )
-    write_bytes(path.with_name(m.index_name(path.name)), m.dump_json(index))
-    return index
-
-
-def _inspect_all(
-    path: Path, samples: Sequence[ForeignSample], workers: int, timeout_s: float
-) -> Iterator[m.IndexedSample | m.Reject]:
     decoders = decisive_decoders()
-    inspected = killable_map(
+    results = killable_map(
         _inspect,
         ((path, sample.member, sample.suffix, decoders) for sample in samples),
         workers=workers,
         timeout_s=timeout_s,
         prepare=partial(load_decoders, decoders),
     )
+    indexed, rejects = [], []
     bar = tqdm(samples, unit="video", desc=path.name)
-    for sample, done in zip(bar, inspected, strict=True):
-        if isinstance(done, Failed):
-            yield rejected(f"{path.name}/{sample.key}", done)
+    for sample, result in zip(bar, results, strict=True):
+        if isinstance(result, Failed):
+            rejects.append(rejected(f"{path.name}/{sample.key}", result))
             continue
-        num_frames, crc32 = done
-        yield m.IndexedSample(
-            key=sample.key,
-            suffix=sample.suffix,
-            offset=sample.member.offset,
-            bytes=sample.member.bytes,
-            crc32=crc32,
-            num_frames=num_frames,
-            label=None,
+        num_frames, crc32 = result
+        indexed.append(
+            m.IndexedSample(
+                key=sample.key,
+                suffix=sample.suffix,
+                offset=sample.member.offset,
+                bytes=sample.member.bytes,
+                crc32=crc32,
+                num_frames=num_frames,
+                label=None,
+            )
         )
+    return write_index(path, _inputs(path), indexed, rejects)
 
 
 def _inspect(path: Path, member: Member, suffix: str, decoders: Sequence[str]) -> tuple[int, int]:

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 from arvideo_ds.decoding.video import Part, RejectedError
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.generic import read_csv, read_jsonl
-from arvideo_ds.shards.datasets.listing import Entry, Source, file_entry, missing
+from arvideo_ds.shards.datasets.listing import Entry, Listing, Source, file_entry, missing
 from arvideo_ds.shards.ingest import open_source
 from arvideo_ds.shards.manifest import MANIFEST, IndexedSample, Reject, ShardSet
 from arvideo_ds.shards.video_files import VIDEO_SUFFIXES, find_videos
@@ -61,7 +61,7 @@ class ShardVideo:
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
         """A seekable file, checked, never whole in memory. Errors: `RejectedError`."""
-        member = _Member(_shards(self.folder), self.shard, self.sample)
+        member = _Member(_open_shards(self.folder), self.shard, self.sample)
         crc32 = 0
         while block := member.read(_BLOCK):
             crc32 = zlib.crc32(block, crc32)
@@ -96,35 +96,36 @@ def list_videos(
     videos: root of the paths of a list, by default the list's folder. skip_bad_rows: wrong rows are
     rejects. Errors: `UserError` without any video, and for a wrong row or a repeated video.
     """
-    path, passed_over = Path(source), Counter[str]()
+    path = Path(source)
     if "://" in source or (path / MANIFEST).is_file():
         return _from_shards(source)
     if path.suffix.lower() in _LISTS and path.is_file():
         listing = _LISTS[path.suffix.lower()](
             Source(videos or path.parent, annotations=path, skip_bad_rows=skip_bad_rows)
         )
-        entries, rejects = listing.entries, listing.rejects
     elif path.is_dir():
-        entries, rejects = _from_folder(path, passed_over)
+        listing = _from_folder(path)
     elif path.is_file():
-        entries, rejects = (file_entry(path.parent, path, None),), ()
+        listing = Listing((file_entry(path.parent, path, None),), None)
     else:
         raise UserError(
             f"INPUT {source} does not exist: give a folder of videos, a .csv or .jsonl with a "
             "column 'path', a folder of shards, or one video."
         )
-    files = map(_file_video, entries)
-    return _video_list(source, files, str(path.resolve()), rejects, passed_over)
+    files = map(_file_video, listing.entries)
+    return _video_list(source, files, str(path.resolve()), listing.rejects, listing.passed_over)
 
 
-def _from_folder(
-    root: Path, passed_over: Counter[str]
-) -> tuple[tuple[Entry, ...], tuple[Reject, ...]]:
-    paths = list(find_videos(root, passed_over))
-    files = [path for path in paths if path.is_file()]
-    broken_links = sorted(set(paths) - set(files))
-    rejects = tuple(missing(path.relative_to(root).as_posix()) for path in broken_links)
-    return tuple(file_entry(root, path, None) for path in files), rejects
+def _from_folder(root: Path) -> Listing:
+    passed_over = Counter[str]()
+    entries, rejects = [], []
+    for path in find_videos(root, passed_over):
+        if path.is_file():
+            entries.append(file_entry(root, path, None))
+        else:
+            rejects.append(missing(path.relative_to(root).as_posix()))
+    rejects.sort(key=lambda reject: Path(reject.source_path))
+    return Listing(tuple(entries), None, tuple(rejects), passed_over=passed_over)
 
 
 def _file_video(entry: Entry) -> FileVideo:
@@ -180,9 +181,7 @@ def _video_list(
     return VideoList(tuple(listed), rejects, identity, passed_over or {})
 
 
-@functools.lru_cache(maxsize=1)
-def _shards(folder: str) -> ShardSet:
-    return ShardSet(folder)
+_open_shards = functools.lru_cache(maxsize=1)(ShardSet)
 
 
 class _Member(io.RawIOBase):
@@ -197,9 +196,6 @@ class _Member(io.RawIOBase):
 
     def seekable(self) -> bool:
         return True
-
-    def tell(self) -> int:
-        return self._position
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._sample.bytes}

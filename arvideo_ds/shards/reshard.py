@@ -35,7 +35,6 @@ from arvideo_ds.shards.members import (
 )
 from arvideo_ds.shards.writer import (
     LabelFacts,
-    assign_to_shards,
     label_numbers,
     write_manifest,
     write_missing,
@@ -321,7 +320,9 @@ def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m
     dataset = _joined(shards.manifest.dataset for shards in pool.sources) or ""
     indices, _ = write_missing(
         part.folder,
-        assign_to_shards(dataset, part.split, part.items, samples_per_shard),
+        "-".join(filter(None, (dataset, part.split))),
+        part.items,
+        samples_per_shard,
         _inputs_hash(part, settings),
         read=partial(_samples, pool, part),
         num_bytes=lambda item: item.video.bytes + _OVERHEAD_BYTES,

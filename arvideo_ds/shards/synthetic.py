@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -90,12 +90,9 @@ def _write_video(job: tuple[SyntheticSet, Path, str, int]) -> None:
     path = files / split / videos.classes[kind] / f"{number:05d}.mp4"
     path.parent.mkdir(parents=True, exist_ok=True)
     frames = videos.draw(kind, videos.generator(split, number))
-    write_bytes(path, encode(_video_frames(frames), rate=videos.rate, settings=_ENCODING))
-
-
-def _video_frames(frames: np.ndarray) -> Iterator[av.VideoFrame]:
-    for frame in frames:
-        yield av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p")
+    rgb = (av.VideoFrame.from_ndarray(frame, format="rgb24") for frame in frames)
+    yuv = (frame.reformat(format="yuv420p") for frame in rgb)
+    write_bytes(path, encode(yuv, rate=videos.rate, settings=_ENCODING))
 
 
 def background(generator: np.random.Generator, side: int) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
-# Folder, module and attribute of each set.
 _SETS = {
-    "demo": (Path("data/demo"), "arvideo_ds.shards.demo_set", "DEMO"),
-    "events": (Path("data/events"), "arvideo_ds.shards.events_set", "EVENTS"),
+    "demo": "arvideo_ds.shards.demo_set:DEMO",
+    "events": "arvideo_ds.shards.events_set:EVENTS",
 }
 NAMES = tuple(_SETS)
 
@@ -24,7 +23,7 @@ def set_of(shards: str | None) -> str | None:
 
 def folder_of(name: str) -> Path:
     """The folder of a set's splits, below the current folder."""
-    return _SETS[name][0]
+    return Path("data", name)
 
 
 def how_to_make(name: str) -> str:
@@ -41,5 +40,4 @@ def ensure(name: str) -> None:
 
 def load(name: str) -> Any:
     """The `SyntheticSet`."""
-    _, module, attribute = _SETS[name]
-    return getattr(importlib.import_module(module), attribute)
+    return resolve_name(_SETS[name])

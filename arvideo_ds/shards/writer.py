@@ -103,7 +103,9 @@ def write_shards(job: ShardJob) -> ShardReport:
     with lock(job.output):
         indices, kept = write_missing(
             job.output,
-            assign_to_shards(job.dataset, job.split, entries, job.samples_per_shard),
+            "-".join(filter(None, (job.dataset, job.split))),
+            entries,
+            job.samples_per_shard,
             _inputs_hash(job),
             read=partial(_ingest_all, job, damaged),
             # The size of a transcoded video is not known before.
@@ -157,44 +159,42 @@ def _settings(job: ShardJob) -> dict[str, str | int | None]:
     }
 
 
-def assign_to_shards(
-    dataset: str, split: str | None, items: Sequence[Item], samples_per_shard: int
-) -> dict[str, Sequence[Item]]:
-    """Shard name -> its items, in order."""
-    stem = "-".join(part for part in (dataset, split) if part)
-    starts = range(0, len(items), samples_per_shard)
-    return {
-        f"{stem}-{number:06d}.tar": items[start : start + samples_per_shard]
-        for number, start in enumerate(starts)
-    }
-
-
 def write_missing(
     folder: Path,
-    shards: Mapping[str, Sequence[Item]],
+    stem: str,
+    items: Sequence[Item],
+    samples_per_shard: int,
     inputs: str,
     *,
     read: Callable[[list[Item]], Iterator[Result]],
     num_bytes: Callable[[Item], int],
     title: str,
 ) -> tuple[dict[str, m.ShardIndex], int]:
-    """The indices of all shards, and how many shards were complete; writes the others.
+    """The indices of all shards, and the number of shards that were complete; writes the others.
 
-    read: the result of each item, in order. num_bytes: the disk space that an item needs. title:
-    of the progress bar. Errors: `UserError` where the folder has shards of other inputs, or its
-    disk is too small.
+    stem: of the shards' names. read: the result of each item, in order. num_bytes: the disk space
+    for an item. title: of the progress bar. Errors: `UserError` where the folder has shards of
+    other inputs, or its disk is too small.
     """
+    shards = {
+        f"{stem}-{number:06d}.tar": items[start : start + samples_per_shard]
+        for number, start in enumerate(range(0, len(items), samples_per_shard))
+    }
     complete = {name: complete_index(folder, name, inputs) for name in shards}
-    remove_leftovers(folder, inputs)
+    for path in folder.glob(f"*{PARTIAL}"):
+        path.unlink()
+    for path in folder.glob("*.index.json"):
+        # Raises for indices of other inputs: another data set is never overwritten.
+        complete_index(folder, path.name.removesuffix(".index.json") + ".tar", inputs)
     missing = [name for name, index in complete.items() if index is None]
-    items = [item for name in missing for item in shards[name]]
-    require_space(folder, sum(map(num_bytes, items)))
+    unwritten = [item for name in missing for item in shards[name]]
+    require_space(folder, sum(map(num_bytes, unwritten)))
     indices = {}
     with (
         explained_when_full(folder),
-        tqdm(total=len(items), unit="video", desc=title, disable=not items) as bar,
+        tqdm(total=len(unwritten), unit="video", desc=title, disable=not unwritten) as bar,
     ):
-        results = _counted(read(items), bar)
+        results = _counted(read(unwritten), bar)
         for name, index in complete.items():
             of_shard = itertools.islice(results, len(shards[name]))
             indices[name] = index or write_shard(folder, name, of_shard, inputs)
@@ -221,15 +221,6 @@ def complete_index(folder: Path, shard_name: str, inputs: str) -> m.ShardIndex |
     shard = folder / shard_name
     intact = shard.exists() and shard.stat().st_size == index.shard_bytes
     return index if intact else None
-
-
-def remove_leftovers(folder: Path, inputs: str) -> None:
-    """Delete the partial files of an interrupted run. Errors: as `complete_index`."""
-    for path in folder.glob(f"*{PARTIAL}"):
-        path.unlink()
-    for path in folder.glob("*.index.json"):
-        # Raises for indices of other inputs: another data set is never overwritten.
-        complete_index(folder, path.name.removesuffix(".index.json") + ".tar", inputs)
 
 
 def require_space(folder: Path, needed: int) -> None:
@@ -331,14 +322,21 @@ def write_shard(folder: Path, name: str, results: Iterable[Result], inputs: str)
             text = json.dumps(sample.facts, ensure_ascii=False).encode()
             tar.write({"__key__": key, sample.suffix: sample.video, "json": text})
             written[key] = sample.facts, zlib.crc32(sample.video)
+    return write_index(path, inputs, _indexed(path, written), rejects)
+
+
+def write_index(
+    path: Path, inputs: str, samples: Iterable[m.IndexedSample], rejects: Iterable[m.Reject]
+) -> m.ShardIndex:
+    """Write the index of a complete tar beside it."""
     index = m.ShardIndex(
         inputs=inputs,
         shard_bytes=path.stat().st_size,
         shard_sha256=sha256_of(path),
-        samples=tuple(_indexed(path, written)),
+        samples=tuple(samples),
         rejects=tuple(rejects),
     )
-    write_bytes(folder / m.index_name(name), m.dump_json(index))
+    write_bytes(path.with_name(m.index_name(path.name)), m.dump_json(index))
     return index
 
 

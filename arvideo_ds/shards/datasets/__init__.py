@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from functools import partial
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.registry import Registry
@@ -109,20 +110,17 @@ def readers_of(option: str) -> list[str]:
     ]
 
 
-def never_flipped(manifest: Manifest) -> set[str]:
-    """The data sets of the shards whose labels tell left from right."""
-    return _bound_by("never_flipped", manifest)
-
-
-def sampled_uniformly(manifest: Manifest) -> set[str]:
-    """The data sets of the shards whose labels need the whole video."""
-    return _bound_by("sampled_uniformly", manifest)
-
-
 def _bound_by(rule: str, manifest: Manifest) -> set[str]:
+    """The data sets of the shards with a rule."""
     stored = str(manifest.settings.get(rule) or "").split(JOINED_BY)
     registered = (name for name in manifest.datasets if name in READERS)
     return {name for name in registered if _RULES[rule](READERS[name])} | set(filter(None, stored))
+
+
+# Labels tell left from right.
+never_flipped = partial(_bound_by, "never_flipped")
+# Labels need the whole video.
+sampled_uniformly = partial(_bound_by, "sampled_uniformly")
 
 
 def rules_to_store(dataset: str) -> dict[str, str]:
