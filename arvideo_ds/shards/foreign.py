@@ -5,6 +5,7 @@ The index beside each tar gives them the exact order, resume and reject counts o
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import zlib
@@ -160,20 +161,16 @@ def _label(path: Path, key: str, descriptor: int, found: dict[str, Member]) -> i
 
     try:
         if "cls" in found:
-            return _checked(_parsed(content("cls").decode().strip()))
+            label: object = content("cls").decode().strip()
+            with contextlib.suppress(ValueError):
+                label = json.loads(str(label))
+            return _checked(label)
         if "json" in found:
             facts = json.loads(content("json"))
             return _checked(facts.get("label")) if isinstance(facts, dict) else None
     except ValueError as error:
         raise UserError(f"{path}, {key}: its label cannot be read ({error}).") from None
     return None
-
-
-def _parsed(text: str) -> object:
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def _checked(label: object) -> int | str | None:

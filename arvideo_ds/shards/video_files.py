@@ -18,7 +18,6 @@ VIDEO_SUFFIXES = frozenset(
 _EXPECTED_SUFFIXES = frozenset(
     ".csv .tsv .txt .json .jsonl .xml .yaml .yml .md .pbtxt .pkl .ini".split()
 )
-_EXPECTED_NAMES = frozenset({"thumbs.db"})
 NO_SUFFIX = "no suffix"
 # Folders searched for videos before an error.
 _SEARCHED = 20
@@ -69,11 +68,8 @@ def describe_passed_over(passed_over: Mapping[str, int]) -> str:
 
 def _is_expected(name: str) -> bool:
     lower = name.lower()
-    return (
-        lower.startswith(".")
-        or lower in _EXPECTED_NAMES
-        or Path(lower).suffix in _EXPECTED_SUFFIXES
-    )
+    is_hidden = lower.startswith(".")
+    return is_hidden or lower == "thumbs.db" or Path(lower).suffix in _EXPECTED_SUFFIXES
 
 
 def how_to_make_shards(folder: str) -> str:

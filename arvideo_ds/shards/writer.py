@@ -13,7 +13,6 @@ import itertools
 import json
 import shutil
 import sys
-import tarfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -36,6 +35,7 @@ from arvideo_ds.randomness import split_generator
 from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards.datasets import Entry, Listing, rules_to_store, safe_key
 from arvideo_ds.shards.ingest import Sample, ingest
+from arvideo_ds.shards.members import read_members
 
 _GIB = 2**30
 Item = TypeVar("Item")
@@ -341,24 +341,23 @@ def write_index(
 
 
 def _indexed(
-    tar_path: Path, written: dict[str, tuple[dict[str, Any], int]]
+    path: Path, written: dict[str, tuple[dict[str, Any], int]]
 ) -> Iterator[m.IndexedSample]:
     """Offsets are read from the file, not computed."""
-    with tarfile.open(tar_path) as tar:
-        for member in tar:
-            key, _, suffix = member.name.partition(".")
-            if suffix != "json":
-                facts, crc32 = written[key]
-                yield m.IndexedSample(
-                    key=key,
-                    suffix=suffix,
-                    offset=member.offset_data,
-                    bytes=member.size,
-                    crc32=crc32,
-                    num_frames=facts["num_frames"],
-                    label=facts["label"],
-                    labels_by_set=facts.get("labels_by_set"),
-                )
+    for member in read_members(path):
+        key, _, suffix = member.name.partition(".")
+        if suffix != "json":
+            facts, crc32 = written[key]
+            yield m.IndexedSample(
+                key=key,
+                suffix=suffix,
+                offset=member.offset,
+                bytes=member.bytes,
+                crc32=crc32,
+                num_frames=facts["num_frames"],
+                label=facts["label"],
+                labels_by_set=facts.get("labels_by_set"),
+            )
 
 
 def write_manifest(

@@ -9,18 +9,18 @@ from __future__ import annotations
 import csv
 import hashlib
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.datasets.listing import (
     BadRows,
-    Entry,
+    ClipRows,
     Listing,
     Option,
     Reader,
     Source,
-    VideoTree,
     missing,
     text_lines,
 )
@@ -39,20 +39,20 @@ def read_ava(source: Source) -> Listing:
     if window_s <= 0:
         raise UserError(f"--window_s {window_s:g} must be above 0.")
     path = source.need_annotations("ava_train_v2.2.csv or ava_val_v2.2.csv")
-    bad_rows = BadRows(path, skip=source.skip_bad_rows)
-    excluded, rejects = _excluded(source.get(_EXCLUDED), skip=source.skip_bad_rows)
-    rows: dict[tuple[str, int], list[int]] = defaultdict(list)
+    rows = ClipRows(source, path)
+    lines_of: dict[tuple[str, int], list[int]] = defaultdict(list)
     for line, text in text_lines(path):
-        with bad_rows.at(line):
-            rows[parse_row(text).keyframe].append(line)
-    num_excluded = sum(len(rows.pop(keyframe, ())) for keyframe in excluded)
-    tree = VideoTree(source.videos)
+        with rows.at(line):
+            lines_of[parse_row(text).keyframe].append(line)
+    excluded, bad_excluded = _excluded(source.get(_EXCLUDED), skip=source.skip_bad_rows)
+    num_excluded = sum(len(lines_of.pop(keyframe, ())) for keyframe in excluded)
+    if num_excluded:
+        rows.notes.append(f"{num_excluded} rows of excluded seconds skipped")
     reference = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-    entries: list[Entry] = []
     absent: dict[str, Reject] = {}
-    for (video_id, second), lines in rows.items():
-        with bad_rows.at(lines[0]):
-            video = tree.find(video_id)
+    for (video_id, second), lines in lines_of.items():
+        with rows.at(lines[0]):
+            video = rows.tree.find(video_id)
             if video is None:
                 absent.setdefault(video_id, missing(video_id, lines[0]))
                 continue
@@ -68,12 +68,12 @@ def read_ava(source: Source) -> Listing:
                 "keyframe_s": middle - part[0],
                 "boxes": {**reference, "lines": lines},
             }
-            sample_id = f"{video_id}_{second:04d}"
-            entries.append(tree.entry(video, None, video_id=sample_id, part=part, facts=facts))
-    rejects += bad_rows.finish()
-    notes = (f"{num_excluded} rows of excluded seconds skipped",) if num_excluded else ()
-    rejects += absent.values()
-    return Listing(tuple(entries), None, tuple(rejects), notes, passed_over=tree.passed_over)
+            name = f"{video_id}_{second:04d}"
+            entry = rows.tree.entry(video, None, video_id=name, part=part, facts=facts)
+            rows.entries.append(entry)
+    rows.rejects += bad_excluded
+    listing = rows.listing(None)
+    return replace(listing, rejects=(*listing.rejects, *absent.values()))
 
 
 class BoxRow(NamedTuple):

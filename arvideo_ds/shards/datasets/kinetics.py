@@ -51,9 +51,9 @@ def _read(num_classes: int, source: Source) -> Listing:
         count += 1
         names.add(row.get("label"))
         with rows.at(line):
-            entry = clips.entry(row)
-            if entry is None:
-                rows.rejects.append(missing(_name(row), line))
+            entry = clips.entry(row, line)
+            if isinstance(entry, Reject):
+                rows.rejects.append(entry)
             elif (first := used.setdefault(entry.path, line)) != line:
                 message = f"line {line} names the file of line {first} again"
                 rows.rejects.append(
@@ -82,22 +82,25 @@ class _Clips:
             stems = {_file_key(stem): stem for stem in sorted(tree.stems())}
             self._trees.append((tree, {key: stem for key, stem in stems.items() if key}))
 
-    def entry(self, row: dict[str, str]) -> Entry | None:
-        """The entry of a row; None without a file. Errors: `ValueError` for a bad row."""
+    def entry(self, row: dict[str, str], line: int) -> Entry | Reject:
+        """The entry of a row, or a reject without a file. Errors: `ValueError` for a bad row."""
         youtube_id, start, end = row["youtube_id"], row["time_start"], row["time_end"]
         if len(youtube_id) != _ID:
             raise ValueError(f"youtube_id '{youtube_id}' has not {_ID} characters")
-        if not (_is_seconds(start) and _is_seconds(end) and float(start) < float(end)):
+        are_seconds = all(re.fullmatch(r"\d+(\.\d+)?", text) for text in (start, end))
+        if not (are_seconds and float(start) < float(end)):
             raise ValueError(f"time_start '{start}' and time_end '{end}' are no seconds in order")
         label = row.get("label")
         if label == "":
             raise ValueError("label is empty")
-        path = self._find(youtube_id, int(float(start)), label)
+        start_s, end_s = int(float(start)), int(float(end))
+        name = f"{youtube_id}_{start_s:06d}_{end_s:06d}"
+        path = self._find(youtube_id, start_s, label)
         if path is None:
-            return None
+            return missing(name, line)
         inside = path.is_relative_to(self._videos)
         source_path = path.relative_to(self._videos).as_posix() if inside else path.name
-        return Entry(_name(row), path, source_path, label)
+        return Entry(name, path, source_path, label)
 
     def _find(self, youtube_id: str, start: int, label: str | None) -> Path | None:
         for tree, stems in self._trees:
@@ -112,15 +115,6 @@ def _file_key(stem: str) -> tuple[str, int | None] | None:
     if match is None:
         return None
     return match[1], int(match[2]) if match[2] else None
-
-
-def _name(row: dict[str, str]) -> str:
-    start, end = int(float(row["time_start"])), int(float(row["time_end"]))
-    return f"{row['youtube_id']}_{start:06d}_{end:06d}"
-
-
-def _is_seconds(text: str) -> bool:
-    return re.fullmatch(r"\d+(\.\d+)?", text) is not None
 
 
 def _labels(

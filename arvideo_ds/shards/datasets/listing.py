@@ -9,7 +9,7 @@ import json
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -261,26 +261,24 @@ def missing(name: str, line: int | None = None) -> Reject:
 
 
 def csv_rows(
-    path: Path, needed: Iterable[str], bad_rows: BadRows
+    path: Path, needed: Sequence[str], bad_rows: BadRows
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Line number and row of a CSV with a header; rows of another length are bad rows.
 
     Errors: `UserError` where the file is unreadable, lacks a column or is not separated by commas.
     """
-    needed = list(needed)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             # The header may be "path, label": names and values then begin after the space.
             spaced = ", " in file.readline()
             file.seek(0)
             reader = csv.DictReader(file, skipinitialspace=spaced)
-            columns = set(reader.fieldnames or ())
-            for column in needed:
-                if columns and column not in columns:
-                    _require_commas(path, ",".join(reader.fieldnames or ()), needed)
-                    raise UserError(
-                        f"{path} has no column '{column}' (it has: {', '.join(sorted(columns))})."
-                    )
+            columns = list(reader.fieldnames or ())
+            absent = [column for column in needed if column not in columns]
+            if columns and absent:
+                _require_commas(path, ",".join(columns), needed)
+                listed = ", ".join(sorted(set(columns)))
+                raise UserError(f"{path} has no column '{absent[0]}' (it has: {listed}).")
             for row in reader:
                 if None in row or None in row.values():
                     bad_rows.add(reader.line_num, "another number of fields than the header")
@@ -290,7 +288,7 @@ def csv_rows(
         raise UserError(f"cannot read {path}: {error}.") from None
 
 
-def _require_commas(path: Path, header: str, needed: Iterable[str]) -> None:
+def _require_commas(path: Path, header: str, needed: Sequence[str]) -> None:
     """Errors: `UserError` where the header has the columns with another separator."""
     for separator, name in _OTHER_SEPARATORS.items():
         columns = [column.strip(' "') for column in header.split(separator)]
