@@ -49,12 +49,7 @@ class ForeignSample:
 
 
 def index_shards(
-    folder: Path,
-    *,
-    dataset: str,
-    workers: int,
-    timeout_s: float,
-    labels: Path | None = None,
+    folder: Path, *, dataset: str, workers: int, timeout_s: float, labels: Path | None = None
 ) -> ShardReport:
     """Write an index beside every tar of a folder that has none, then manifest and rejects.
 

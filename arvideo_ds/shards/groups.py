@@ -35,7 +35,17 @@ class Grouping:
         """The group or "", which `require_all` reports. Errors: `UserError` for a list or dict."""
         self._num_samples += 1
         self._fact_names = self._fact_names or tuple(facts)
-        group = self._find(key, facts)
+        if self._pattern is not None:
+            match = self._pattern.search(str(facts["source_path"])) or self._pattern.search(key)
+            value = match[1] if match else None
+        else:
+            value = facts.get(self._group_by)
+        if isinstance(value, list | dict):
+            raise UserError(
+                f"--group_by {self._group_by}: this is a {type(value).__name__} in the facts of "
+                f"{key}; expected a text or a number."
+            )
+        group = "" if value is None else str(value)
         if not group:
             self._without.append(key)
         return group
@@ -53,18 +63,6 @@ class Grouping:
             f"--group_by {self._group_by}: {len(self._without):,} of the {self._num_samples:,} "
             f"samples {problem}, such as {', '.join(self._without[:_SHOWN])}{more}."
         )
-
-    def _find(self, key: str, facts: Mapping[str, Any]) -> str:
-        if self._pattern is not None:
-            match = self._pattern.search(str(facts["source_path"])) or self._pattern.search(key)
-            return match[1] or "" if match else ""
-        value = facts.get(self._group_by)
-        if isinstance(value, list | dict):
-            raise UserError(
-                f"--group_by {self._group_by}: this is a {type(value).__name__} in the facts of "
-                f"{key}; expected a text or a number."
-            )
-        return "" if value is None else str(value)
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -100,8 +100,7 @@ def _ingest(
     info = probe(io.BytesIO(data), max_pixels=max_pixels)
     # The copy shows the damage of the original, but decodes without errors.
     info.damaged_packets = source.damaged_packets
-    info.num_frames = _frames_for_all(decoders, data, info)
-    return _sample(data, "mp4", info)
+    return _sample(data, "mp4", info, decoders)
 
 
 def ingest_bytes(data: bytes, suffix: str, decoders: Sequence[str] | None = None) -> Sample:
@@ -118,8 +117,7 @@ def _copied(data: bytes, suffix: str, info: VideoInfo, decoders: Sequence[str]) 
         raise RejectedError("size_changes", f"frames of {sorted(info.sizes)}")
     if info.rotation:
         raise RejectedError("rotated", f"shown rotated by {info.rotation} degrees")
-    info.num_frames = _frames_for_all(decoders, data, info)
-    return _sample(data, suffix, info)
+    return _sample(data, suffix, info, decoders)
 
 
 def require_complete(info: VideoInfo) -> None:
@@ -192,10 +190,9 @@ def _difference(first: np.ndarray, second: np.ndarray) -> float:
     return float(np.abs(first - second).mean(axis=(1, 2, 3)).max())
 
 
-def _sample(data: bytes, suffix: str, info: VideoInfo) -> Sample:
-    facts = asdict(info)
-    for internal in _INTERNAL:
-        del facts[internal]
+def _sample(data: bytes, suffix: str, info: VideoInfo, decoders: Sequence[str]) -> Sample:
+    info.num_frames = _frames_for_all(decoders, data, info)
+    facts = {name: value for name, value in asdict(info).items() if name not in _INTERNAL}
     # Not written for 0: shards of sound videos keep their bytes.
     if info.damaged_packets:
         facts["decoder_errors"] = info.damaged_packets

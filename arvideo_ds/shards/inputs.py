@@ -52,11 +52,8 @@ class ShardVideo:
     folder: str
     shard: int
     sample: IndexedSample
+    num_bytes: int
     part: Part | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        return self.sample.bytes
 
     @contextlib.contextmanager
     def open(self) -> Iterator[BinaryIO]:
@@ -154,6 +151,7 @@ def _from_shards(source: str) -> VideoList:
             folder=source,
             shard=number,
             sample=sample,
+            num_bytes=sample.bytes,
         )
         for number, shard in enumerate(shards.manifest.shards)
         for sample in shards.index(number).samples

@@ -49,8 +49,11 @@ def find_videos(root: Path, passed_over: Counter[str] | None = None) -> Iterator
         for name in sorted(names):
             if is_video(name):
                 yield Path(folder, name)
-            elif passed_over is not None and not hidden and not _is_expected(name):
-                passed_over[Path(name).suffix.lower() or NO_SUFFIX] += 1
+                continue
+            suffix, lower = Path(name).suffix.lower(), name.lower()
+            expected = hidden or lower.startswith(".") or lower == "thumbs.db"
+            if passed_over is not None and not expected and suffix not in _EXPECTED_SUFFIXES:
+                passed_over[suffix or NO_SUFFIX] += 1
 
 
 def count_videos(what: str, count: int, passed_over: Mapping[str, int]) -> str:
@@ -64,12 +67,6 @@ def describe_passed_over(passed_over: Mapping[str, int]) -> str:
     total = sum(passed_over.values())
     listed = ", ".join(f"{suffix} {n:,}" for suffix, n in Counter(passed_over).most_common())
     return f"{total:,} files passed over (their suffix is not a video's): {listed}"
-
-
-def _is_expected(name: str) -> bool:
-    lower = name.lower()
-    is_hidden = lower.startswith(".")
-    return is_hidden or lower == "thumbs.db" or Path(lower).suffix in _EXPECTED_SUFFIXES
 
 
 def how_to_make_shards(folder: str) -> str:

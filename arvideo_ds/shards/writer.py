@@ -1,9 +1,7 @@
 """From entries to verified shards: parallel, restartable, byte-identical, every reject counted.
 
-Videos are assigned to shards before any work, so a shard's content depends on the inputs alone, not
-on workers or interruptions. Each video is read, probed and transcoded in a process that is killed
-after a time limit. A shard is written to a temporary name, synced and renamed; its index, written
-last, marks it as complete.
+Videos are assigned to shards before any work, so a shard depends only on the inputs, not on workers
+or interruptions. An index, written after its shard, marks the shard as complete.
 """
 
 from __future__ import annotations
@@ -361,10 +359,7 @@ def _indexed(
 
 
 def write_manifest(
-    folder: Path,
-    indices: Mapping[str, m.ShardIndex],
-    rejects: Sequence[m.Reject],
-    **fields: Any,
+    folder: Path, indices: Mapping[str, m.ShardIndex], rejects: Sequence[m.Reject], **fields: Any
 ) -> m.Manifest:
     """Write the rejects, then the manifest of the complete shards (name -> index) of a folder.
 

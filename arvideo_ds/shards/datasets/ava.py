@@ -10,7 +10,6 @@ import csv
 import hashlib
 from collections import defaultdict
 from dataclasses import replace
-from pathlib import Path
 from typing import NamedTuple
 
 from arvideo_ds.errors import UserError
@@ -44,8 +43,13 @@ def read_ava(source: Source) -> Listing:
     for line, text in text_lines(path):
         with rows.at(line):
             lines_of[parse_row(text).keyframe].append(line)
-    excluded, bad_excluded = _excluded(source.get(_EXCLUDED), skip=source.skip_bad_rows)
-    num_excluded = sum(len(lines_of.pop(keyframe, ())) for keyframe in excluded)
+    num_excluded = 0
+    if (excluded := source.get(_EXCLUDED)) is not None:
+        bad_excluded = BadRows(excluded, skip=source.skip_bad_rows)
+        for line, text in text_lines(excluded):
+            with bad_excluded.at(line):
+                num_excluded += len(lines_of.pop(parse_excluded(text), ()))
+        rows.rejects += bad_excluded.finish()
     if num_excluded:
         rows.notes.append(f"{num_excluded} rows of excluded seconds skipped")
     reference = {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
@@ -71,7 +75,6 @@ def read_ava(source: Source) -> Listing:
             name = f"{video_id}_{second:04d}"
             entry = rows.tree.entry(video, None, video_id=name, part=part, facts=facts)
             rows.entries.append(entry)
-    rows.rejects += bad_excluded
     listing = rows.listing(None)
     return replace(listing, rejects=(*listing.rejects, *absent.values()))
 
@@ -108,17 +111,6 @@ def _second(text: str) -> int:
     if not text.isdigit() or not _FIRST <= int(text) <= _LAST:
         raise ValueError(f"second '{text}' is not in {_FIRST}..{_LAST}")
     return int(text)
-
-
-def _excluded(path: Path | None, *, skip: bool) -> tuple[set[tuple[str, int]], list[Reject]]:
-    if path is None:
-        return set(), []
-    bad_rows = BadRows(path, skip=skip)
-    keyframes = set()
-    for line, text in text_lines(path):
-        with bad_rows.at(line):
-            keyframes.add(parse_excluded(text))
-    return keyframes, bad_rows.finish()
 
 
 def parse_excluded(text: str) -> tuple[str, int]:

@@ -22,11 +22,12 @@ def read_diving48(source: Source) -> Listing:
 
 def _labels(source: Source) -> list[str]:
     """Names such as 'Back 15som 05Twis FREE': the four parts of a vocabulary entry."""
-    if source.labels is None:
+    path = source.get(LABELS)
+    if path is None:
         raise UserError("--dataset diving48 needs --labels Diving48_vocab.json.")
     return [
         " ".join(map(str, parts)) if isinstance(parts, list) else str(parts)
-        for parts in json_file(source.labels, list)
+        for parts in json_file(path, list)
     ]
 
 

@@ -33,7 +33,7 @@ _ROWS = {"EPIC_100_train": 67_217, "EPIC_100_validation": 9_668}
 def read_epic_kitchens(source: Source) -> Listing:
     """Rows of the CSV; --labels EPIC_100_verb_classes.csv names the verbs, --nouns the nouns."""
     path = source.need_annotations("EPIC_100_train.csv, _validation.csv or _test_timestamps.csv")
-    files = {"verb": source.labels, "noun": source.get(_NOUNS)}
+    files = {"verb": source.get(LABELS), "noun": source.get(_NOUNS)}
     sets = {name: _names(name, file) for name, file in files.items()}
     rows = ClipRows(source, path)
     count = 0
@@ -41,7 +41,13 @@ def read_epic_kitchens(source: Source) -> Listing:
     needed = ["narration_id", "video_id", "start_timestamp", "stop_timestamp"]
     for line, row in csv_rows(path, needed, rows):
         count += 1
-        labelled = _is_labelled(path, row)
+        labelled = "verb_class" in row
+        if labelled != ("noun_class" in row):
+            present, absent = ("verb", "noun") if labelled else ("noun", "verb")
+            raise UserError(
+                f"{path} has a column '{present}_class' and none '{absent}_class'. The release's "
+                "files have both, or neither (test); use one of these."
+            )
         with rows.at(line):
             narration_id, video_id = row["narration_id"], row["video_id"]
             if not (narration_id and video_id):
@@ -73,18 +79,6 @@ def read_epic_kitchens(source: Source) -> Listing:
     return rows.listing(sets["verb"], **sets)
 
 
-def _is_labelled(path: Path, row: dict[str, str]) -> bool:
-    columns = [f"{name}_class" for name in _CLASSES]
-    present = [column for column in columns if column in row]
-    if len(present) == 1:
-        (absent,) = set(columns) - set(present)
-        raise UserError(
-            f"{path} has a column '{present[0]}' and none '{absent}'. The release's files have "
-            "both, or neither (test); use one of these."
-        )
-    return bool(present)
-
-
 def _names(name: str, path: Path | None) -> tuple[str, ...]:
     """Class names in the order of their numbers; the numbers themselves without a file."""
     if path is None:
@@ -108,17 +102,15 @@ def _classes(
     row: dict[str, str], sets: dict[str, tuple[str, ...]]
 ) -> tuple[dict[str, str], dict[str, object]]:
     """The names of verb and noun, and the facts."""
-    numbers = {name: _number(row, f"{name}_class", len(names)) for name, names in sets.items()}
-    facts: dict[str, object] = {f"{name}_class": number for name, number in numbers.items()}
-    facts["narration"] = row.get("narration")
-    return {name: sets[name][number] for name, number in numbers.items()}, facts
-
-
-def _number(row: dict[str, str], column: str, count: int) -> int:
-    text = row.get(column, "")
-    if not text.isdigit() or int(text) >= count:
-        raise ValueError(f"{column} '{text}' is not in 0..{count - 1}")
-    return int(text)
+    names: dict[str, str] = {}
+    facts: dict[str, object] = {}
+    for name, classes in sets.items():
+        column = f"{name}_class"
+        text = row.get(column, "")
+        if not text.isdigit() or int(text) >= len(classes):
+            raise ValueError(f"{column} '{text}' is not in 0..{len(classes) - 1}")
+        names[name], facts[column] = classes[int(text)], int(text)
+    return names, {**facts, "narration": row.get("narration")}
 
 
 def _seconds(text: str) -> float:

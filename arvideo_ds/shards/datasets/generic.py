@@ -27,6 +27,7 @@ from arvideo_ds.shards.datasets.listing import (
     text_lines,
 )
 from arvideo_ds.shards.manifest import Reject
+from arvideo_ds.shards.members import Facts
 from arvideo_ds.shards.video_files import find_videos
 
 _KEEP_COLUMNS = Option(
@@ -36,11 +37,8 @@ _KEEP_COLUMNS = Option(
     (),
     several=True,
 )
-# Names of the facts that make_shards writes (members.Facts).
-_TAKEN = frozenset(
-    """video_id source_path label label_name labels_by_set names_by_set part num_frames fps width
-    height duration_s length_s codec decoder_errors bytes sha256""".split()
-)
+# Names of the facts that make_shards writes.
+_TAKEN = {*Facts.model_fields, "part", "length_s"}
 
 
 def read_folder(source: Source) -> Listing:
@@ -74,14 +72,15 @@ def _number_labels(source: Source, entries: Sequence[Entry]) -> tuple[str, ...] 
     Errors: `UserError` where --labels does not match the entries.
     """
     names = {entry.label_name for entry in entries}
-    if source.labels is None:
+    path = source.get(LABELS)
+    if path is None:
         return tuple(sorted(str(name) for name in names)) if None not in names else None
     if None in names:
         raise UserError(
-            f"--labels {source.labels} is given, but the videos have no labels: those come from "
+            f"--labels {path} is given, but the videos have no labels: those come from "
             "class folders, or from `label` in the rows."
         )
-    return class_names(source.labels, (str(name) for name in names))
+    return class_names(path, (str(name) for name in names))
 
 
 def read_csv(source: Source) -> Listing:

@@ -17,7 +17,10 @@ _FLAGS = {"train": "1", "test": "2"}
 def read_hmdb51(source: Source) -> Listing:
     """`--split train1` is the training part of split 1; test3 the test part of split 3."""
     folder = source.need_annotations("the folder testTrainMulti_7030_splits")
-    part, number = _split(source.split)
+    match = re.fullmatch(r"(train|test)([123])", source.split or "")
+    if match is None:
+        raise UserError("--dataset hmdb51 needs --split train1, test1, train2, ... or test3.")
+    part, number = match.groups()
     suffix = f"_test_split{number}.txt"
     files = {path.name.removesuffix(suffix): path for path in folder.glob(f"*{suffix}")}
     if not files:
@@ -33,13 +36,6 @@ def read_hmdb51(source: Source) -> Listing:
     clips.compare("classes", len(files), _CLASSES)
     clips.compare(f"clips in {source.split}", len(clips.entries + clips.rejects), _ROWS[part])
     return clips.listing(sorted(files))
-
-
-def _split(split: str | None) -> tuple[str, str]:
-    match = re.fullmatch(r"(train|test)([123])", split or "")
-    if match is None:
-        raise UserError("--dataset hmdb51 needs --split train1, test1, train2, ... or test3.")
-    return match[1], match[2]
 
 
 def _read_row(rows: ClipRows, line: int, text: str, label: str, flag: str) -> None:

@@ -61,7 +61,7 @@ def _read(num_classes: int, source: Source) -> Listing:
                 )
             else:
                 rows.entries.append(entry)
-    labels = _labels(rows, source.labels, names - {""}, num_classes)
+    labels = _labels(rows, source.get(LABELS), names - {""}, num_classes)
     rows.compare(f"rows in {path.name}", count, _ROWS.get((num_classes, path.stem)))
     return rows.listing(labels)
 
@@ -106,7 +106,7 @@ class _Clips:
         for tree, stems in self._trees:
             for key in ((youtube_id, start), (youtube_id, None)):
                 if key in stems:
-                    return tree.find(stems[key], folder=label)
+                    return tree.find(stems[key], folder=label or "")
         return None
 
 

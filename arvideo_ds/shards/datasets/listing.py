@@ -90,11 +90,6 @@ class Source:
         self.skip_bad_rows = skip_bad_rows
         self.options = {name: value for name, value in options.items() if value is not None}
 
-    @property
-    def labels(self) -> Path | None:
-        """A file of class names in the order of their numbers."""
-        return self.get(LABELS)
-
     def get(self, option: Option) -> Any:
         return self.options.get(option.name, option.default)
 
@@ -126,7 +121,7 @@ class Reader:
 
 
 class BadRows:
-    """Wrong rows of a file: one error for all, or rejects with `skip`. unit: what is counted."""
+    """The wrong rows of a file: one error, or rejects with `skip`. unit: of the row numbers."""
 
     def __init__(self, path: Path, *, skip: bool, unit: str = "line") -> None:
         self._path, self._skip, self._unit = path, skip, unit
@@ -181,11 +176,8 @@ class VideoTree:
     def stems(self) -> Iterator[str]:
         return iter(self._by_stem)
 
-    def find(self, stem: str, folder: str | None = None) -> Path | None:
-        """The file of that name; of several, the one in `folder`.
-
-        Errors: `ValueError` where several files remain.
-        """
+    def find(self, stem: str, folder: str = "") -> Path | None:
+        """The file of that name; of several, the one in `folder`. Errors: `ValueError`."""
         paths = self._by_stem.get(stem, [])
         if len(paths) > 1:
             paths = [path for path in paths if path.parent.name == folder] or paths
@@ -211,25 +203,18 @@ class ClipRows(BadRows):
         self.notes: list[str] = []
 
     def find(
-        self,
-        line: int,
-        stem: str,
-        label: str | None,
-        *,
-        folder: str | None = None,
-        name: str | None = None,
-        **details: Any,
+        self, line: int, stem: str, label: str | None, folder: str = "", name: str = "", **more: Any
     ) -> None:
-        """Add the entry of a row, with `details`, or a reject under `name` (default: the stem).
+        """Add the entry of a row, with the fields `more`, or a reject under `name` or the stem.
 
         folder: as in `VideoTree.find`. Errors: `ValueError` for a bad row.
         """
         path = self.tree.find(stem, folder)
-        self.require_new(line, details.get("video_id", stem))
+        self.require_new(line, more.get("video_id", stem))
         if path is None:
             self.rejects.append(missing(name or stem, line))
         else:
-            self.entries.append(self.tree.entry(path, label, **details))
+            self.entries.append(self.tree.entry(path, label, **more))
 
     def compare(self, what: str, count: int, published: int | None) -> None:
         """Add a note, where a count differs from the published one."""

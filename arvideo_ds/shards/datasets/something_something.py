@@ -33,14 +33,15 @@ def read_ssv2(source: Source) -> Listing:
 
 
 def _label_numbers(source: Source) -> dict[str, int]:
-    if source.labels is None:
+    path = source.get(LABELS)
+    if path is None:
         raise UserError("--dataset ssv2 needs --labels something-something-v2-labels.json.")
     try:
-        numbers = {name: int(number) for name, number in json_file(source.labels, dict).items()}
+        numbers = {name: int(number) for name, number in json_file(path, dict).items()}
     except (TypeError, ValueError) as error:
-        raise UserError(f"{source.labels}: a label's number is not an integer ({error}).") from None
+        raise UserError(f"{path}: a label's number is not an integer ({error}).") from None
     if sorted(numbers.values()) != list(range(len(numbers))):
-        raise UserError(f"{source.labels}: the numbers are not 0..{len(numbers) - 1}, each once.")
+        raise UserError(f"{path}: the numbers are not 0..{len(numbers) - 1}, each once.")
     return numbers
 
 
