@@ -20,6 +20,7 @@ from typing import Any
 from tqdm import tqdm
 
 from arvideo_ds.errors import UserError
+from arvideo_ds.files.locks import lock
 from arvideo_ds.randomness import split_generator
 from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards.datasets import stored_rules
@@ -318,26 +319,27 @@ def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m
     """
     settings = _settings(pool, how, samples_per_shard)
     dataset = _joined(shards.manifest.dataset for shards in pool.sources) or ""
-    indices, _ = write_missing(
-        part.folder,
-        "-".join(filter(None, (dataset, part.split))),
-        part.items,
-        samples_per_shard,
-        _inputs_hash(part, settings),
-        read=partial(_samples, pool, part),
-        num_bytes=lambda item: item.video.bytes + _OVERHEAD_BYTES,
-        title=part.folder.name,
-    )
-    return write_manifest(
-        part.folder,
-        indices,
-        part.rejects,
-        dataset=dataset,
-        split=part.split,
-        labels=part.labels,
-        label_sets=part.label_sets,
-        settings=settings,
-    )
+    with lock(part.folder):
+        indices, _ = write_missing(
+            part.folder,
+            "-".join(filter(None, (dataset, part.split))),
+            part.items,
+            samples_per_shard,
+            _inputs_hash(part, settings),
+            read=partial(_samples, pool, part),
+            num_bytes=lambda item: item.video.bytes + _OVERHEAD_BYTES,
+            title=part.folder.name,
+        )
+        return write_manifest(
+            part.folder,
+            indices,
+            part.rejects,
+            dataset=dataset,
+            split=part.split,
+            labels=part.labels,
+            label_sets=part.label_sets,
+            settings=settings,
+        )
 
 
 def _settings(pool: Pool, how: str, samples_per_shard: int) -> dict[str, str | int | None]:
