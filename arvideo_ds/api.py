@@ -21,7 +21,7 @@ from arvideo_ds.exports.source import read_source
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, encode_clips
 from arvideo_ds.runs import run_folder
-from arvideo_ds.shards.inputs import FileVideo
+from arvideo_ds.shards.ingest import open_source
 from arvideo_ds.shards.manifest import ClassNames
 
 
@@ -150,7 +150,7 @@ def encode(
 def _windows(recipe: EncoderRecipe, path: Path, hop: int | None, batch: int) -> Iterator[Tensor]:
     shape = window_shape(recipe, hop)
     try:
-        with FileVideo(path.name, path.name, None, path, 0).open() as source:
+        with open_source(path) as source:
             for clips in read_windows(source, None, shape, batch=batch):
                 if not isinstance(clips, Windows):
                     yield torch.from_numpy(clips)

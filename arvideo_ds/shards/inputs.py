@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import io
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,48 +27,19 @@ _BLOCK = 2**20
 
 
 @dataclass(frozen=True)
-class FileVideo:
-    """A file, or a part of one. path: below the input. key: the path with the part."""
+class Video:
+    """A video of an input, or a part of one.
+
+    path: below the input, or shard and member. key: the path with the part, or the key in the
+    shard. open: gives a seekable file; errors: `RejectedError`.
+    """
 
     key: str
     path: str
     label: str | None
-    file: Path
     num_bytes: int
+    open: Callable[[], AbstractContextManager[BinaryIO]]
     part: Part | None = None
-
-    def open(self) -> AbstractContextManager[BinaryIO]:
-        """A seekable file. Errors: `RejectedError`."""
-        return open_source(self.file)
-
-
-@dataclass(frozen=True)
-class ShardVideo:
-    """A video in a shard. key: in the shard. path: shard and member."""
-
-    key: str
-    path: str
-    label: str | None
-    folder: str
-    shard: int
-    sample: IndexedSample
-    num_bytes: int
-    part: Part | None = None
-
-    @contextlib.contextmanager
-    def open(self) -> Iterator[BinaryIO]:
-        """A seekable file, checked, never whole in memory. Errors: `RejectedError`."""
-        member = _Member(_open_shards(self.folder), self.shard, self.sample)
-        crc32 = 0
-        while block := member.read(_BLOCK):
-            crc32 = zlib.crc32(block, crc32)
-        if crc32 != self.sample.crc32:
-            raise RejectedError("altered", "its bytes in the shard are not those once written")
-        member.seek(0)
-        yield io.BufferedReader(member)
-
-
-Video = FileVideo | ShardVideo
 
 
 @dataclass(frozen=True)
@@ -125,16 +96,16 @@ def _from_folder(root: Path) -> Listing:
     return Listing(tuple(entries), None, tuple(rejects), passed_over=passed_over)
 
 
-def _file_video(entry: Entry) -> FileVideo:
+def _file_video(entry: Entry) -> Video:
     key = entry.source_path
     if entry.part is not None:
         key += f"_{entry.part[0]:.3f}_{entry.part[1]:.3f}"
-    return FileVideo(
+    return Video(
         key=key,
         path=entry.source_path,
         label=entry.label_name,
-        file=entry.path,
         num_bytes=entry.path.stat().st_size,
+        open=partial(open_source, entry.path),
         part=entry.part,
     )
 
@@ -144,14 +115,12 @@ def _from_shards(source: str) -> VideoList:
     shards.check_sizes()
     labels = shards.manifest.labels
     videos = (
-        ShardVideo(
+        Video(
             key=sample.key,
             path=f"{shard.name}/{sample.key}.{sample.suffix}",
             label=None if labels is None or sample.label is None else labels[sample.label],
-            folder=source,
-            shard=number,
-            sample=sample,
             num_bytes=sample.bytes,
+            open=partial(_open_member, source, number, sample),
         )
         for number, shard in enumerate(shards.manifest.shards)
         for sample in shards.index(number).samples
@@ -179,7 +148,20 @@ def _video_list(
     return VideoList(tuple(listed), rejects, identity, passed_over or {})
 
 
-_open_shards = functools.lru_cache(maxsize=1)(ShardSet)
+_open_shards = lru_cache(maxsize=1)(ShardSet)
+
+
+@contextlib.contextmanager
+def _open_member(folder: str, shard: int, sample: IndexedSample) -> Iterator[BinaryIO]:
+    """A video in a shard: checked, never whole in memory."""
+    member = _Member(_open_shards(folder), shard, sample)
+    crc32 = 0
+    while block := member.read(_BLOCK):
+        crc32 = zlib.crc32(block, crc32)
+    if crc32 != sample.crc32:
+        raise RejectedError("altered", "its bytes in the shard are not those once written")
+    member.seek(0)
+    yield io.BufferedReader(member)
 
 
 class _Member(io.RawIOBase):

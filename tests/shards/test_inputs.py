@@ -11,7 +11,7 @@ import pytest
 from arvideo_ds.cli import predict
 from arvideo_ds.decoding.video import RejectedError
 from arvideo_ds.errors import UserError
-from arvideo_ds.shards.inputs import FileVideo, VideoList, list_videos
+from arvideo_ds.shards.inputs import VideoList, list_videos
 from arvideo_ds.shards.manifest import ShardSet
 
 
@@ -106,11 +106,12 @@ def test_altered_bytes_and_empty_files_are_rejected(demo_shards: Path, tmp_path:
     video = list_videos(str(copy)).videos[0]
     tar = next(copy.glob("*.tar"))
     with tar.open("r+b") as file:
-        file.seek(video.sample.offset)  # type: ignore[union-attr]
+        offsets = {sample.key: sample.offset for sample in ShardSet(copy).index(0).samples}
+        file.seek(offsets[video.key])
         file.write(b"?")
     with pytest.raises(RejectedError, match="altered"), video.open():
         pass
     (tmp_path / "empty.mp4").touch()
-    empty = FileVideo("empty.mp4", "empty.mp4", None, tmp_path / "empty.mp4", 0)
+    (empty,) = list_videos(str(tmp_path / "empty.mp4")).videos
     with pytest.raises(RejectedError, match="empty"), empty.open():
         pass
