@@ -18,7 +18,6 @@ VIDEO_SUFFIXES = frozenset(
 _EXPECTED_SUFFIXES = frozenset(
     ".csv .tsv .txt .json .jsonl .xml .yaml .yml .md .pbtxt .pkl .ini".split()
 )
-NO_SUFFIX = "no suffix"
 # Folders searched for videos before an error.
 _SEARCHED = 20
 
@@ -53,7 +52,7 @@ def find_videos(root: Path, passed_over: Counter[str] | None = None) -> Iterator
             suffix, lower = Path(name).suffix.lower(), name.lower()
             expected = hidden or lower.startswith(".") or lower == "thumbs.db"
             if passed_over is not None and not expected and suffix not in _EXPECTED_SUFFIXES:
-                passed_over[suffix or NO_SUFFIX] += 1
+                passed_over[suffix or "no suffix"] += 1
 
 
 def count_videos(what: str, count: int, passed_over: Mapping[str, int]) -> str:

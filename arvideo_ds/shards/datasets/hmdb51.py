@@ -29,21 +29,17 @@ def read_hmdb51(source: Source) -> Listing:
     for label, path in sorted(files.items()):
         rows = ClipRows(source, path, tree=clips.tree)
         for line, text in text_lines(path):
+            name, _, flag = text.rpartition(" ")
             with rows.at(line):
-                _read_row(rows, line, text, label, _FLAGS[part])
+                if flag not in ("0", "1", "2") or not name:
+                    raise ValueError(f"expected '<name>.avi 0|1|2', found '{text}'")
+                if flag == _FLAGS[part]:
+                    rows.find(line, Path(name).stem, label, folder=label, name=f"{label}/{name}")
         clips.entries += rows.entries
         clips.rejects += [*rows.rejects, *rows.finish()]
     clips.compare("classes", len(files), _CLASSES)
     clips.compare(f"clips in {source.split}", len(clips.entries + clips.rejects), _ROWS[part])
     return clips.listing(sorted(files))
-
-
-def _read_row(rows: ClipRows, line: int, text: str, label: str, flag: str) -> None:
-    name, _, row_flag = text.rpartition(" ")
-    if row_flag not in ("0", "1", "2") or not name:
-        raise ValueError(f"expected '<name>.avi 0|1|2', found '{text}'")
-    if row_flag == flag:
-        rows.find(line, Path(name).stem, label, folder=label, name=f"{label}/{name}")
 
 
 HMDB51 = Reader(

@@ -95,19 +95,14 @@ class _Clips:
             raise ValueError("label is empty")
         start_s, end_s = int(float(start)), int(float(end))
         name = f"{youtube_id}_{start_s:06d}_{end_s:06d}"
-        path = self._find(youtube_id, start_s, label)
+        keys = ((youtube_id, start_s), (youtube_id, None))
+        files = ((tree, stems[key]) for tree, stems in self._trees for key in keys if key in stems)
+        path = next((tree.find(stem, folder=label or "") for tree, stem in files), None)
         if path is None:
             return missing(name, line)
         inside = path.is_relative_to(self._videos)
         source_path = path.relative_to(self._videos).as_posix() if inside else path.name
         return Entry(name, path, source_path, label)
-
-    def _find(self, youtube_id: str, start: int, label: str | None) -> Path | None:
-        for tree, stems in self._trees:
-            for key in ((youtube_id, start), (youtube_id, None)):
-                if key in stems:
-                    return tree.find(stems[key], folder=label or "")
-        return None
 
 
 def _file_key(stem: str) -> tuple[str, int | None] | None:

@@ -21,7 +21,9 @@ def read_ssv2(source: Source) -> Listing:
     rows = ClipRows(source, path, unit="entry")
     for number, row in enumerate(objects, 1):
         with rows.at(number):
-            video_id = _video_id(row)
+            if not isinstance(row, dict) or not str(row.get("id", "")).isdigit():
+                raise ValueError("no object with a numeric 'id'")
+            video_id = str(row["id"])
             label = _label(row, numbers) if labelled else None
             rows.find(number, video_id, label, video_id=video_id)
     published = next((n for name, n in _ROWS.items() if path.stem.endswith(f"-{name}")), None)
@@ -43,12 +45,6 @@ def _label_numbers(source: Source) -> dict[str, int]:
     if sorted(numbers.values()) != list(range(len(numbers))):
         raise UserError(f"{path}: the numbers are not 0..{len(numbers) - 1}, each once.")
     return numbers
-
-
-def _video_id(row: object) -> str:
-    if not isinstance(row, dict) or not str(row.get("id", "")).isdigit():
-        raise ValueError("no object with a numeric 'id'")
-    return str(row["id"])
 
 
 def _label(row: dict[str, str], numbers: dict[str, int]) -> str:
