@@ -131,36 +131,36 @@ def _with_labels(
 def samples_of(path: Path) -> list[ForeignSample]:
     """The videos of a tar, in its order. Errors: `UserError` where it is damaged."""
     try:
-        members = [member for member in read_members(path) if member.is_file]
+        files = [member for member in read_members(path) if member.is_file]
     except DamagedError as error:
         raise UserError(f"{path} {error.message}; copy it again.") from None
-    parts: dict[str, dict[str, Member]] = {}
-    for member in members:
+    by_key: dict[str, dict[str, Member]] = {}
+    for member in files:
         folder, _, name = member.name.rpartition("/")
         # WebDataset: the key ends before the first dot of the file name.
         stem, _, suffix = name.partition(".")
         key = f"{folder}/{stem}" if folder else stem
-        parts.setdefault(key, {})[suffix.lower()] = member
+        by_key.setdefault(key, {})[suffix.lower()] = member
     with path.open("rb") as file:
         return [
-            ForeignSample(key, suffix, found[suffix], _label(path, key, file.fileno(), found))
-            for key, found in parts.items()
+            ForeignSample(key, suffix, members[suffix], _label(path, key, file.fileno(), members))
+            for key, members in by_key.items()
             for suffix in _SUFFIXES
-            if suffix in found
+            if suffix in members
         ]
 
 
-def _label(path: Path, key: str, descriptor: int, found: dict[str, Member]) -> int | str | None:
+def _label(path: Path, key: str, descriptor: int, members: dict[str, Member]) -> int | str | None:
     def content(suffix: str) -> bytes:
-        return read_at(descriptor, found[suffix].bytes, found[suffix].offset)
+        return read_at(descriptor, members[suffix].bytes, members[suffix].offset)
 
     try:
-        if "cls" in found:
+        if "cls" in members:
             label: object = content("cls").decode().strip()
             with contextlib.suppress(ValueError):
                 label = json.loads(str(label))
             return _checked(label)
-        if "json" in found:
+        if "json" in members:
             facts = json.loads(content("json"))
             return _checked(facts.get("label")) if isinstance(facts, dict) else None
     except ValueError as error:

@@ -130,7 +130,7 @@ def rules_to_store(dataset: str) -> dict[str, str]:
     """
     if dataset in _BUILT_IN or dataset not in READERS:
         return {}
-    return {rule: dataset for rule, holds in _RULES.items() if holds(READERS[dataset])}
+    return {rule: dataset for rule, applies in _RULES.items() if applies(READERS[dataset])}
 
 
 def stored_rules(manifests: Iterable[Manifest]) -> dict[str, str]:
