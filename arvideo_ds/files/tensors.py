@@ -37,8 +37,8 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     if expected is not None and expected != _hash_of(tensors):
         raise UserError(
             f"{path} is damaged: its tensors do not match the SHA-256 in its header. Copy it "
-            "again; in a run's own folder, repeat the training command, which writes the last "
-            "weights and their average again from the last checkpoint."
+            "again; in a run's own folder, give the training command again: it writes the last "
+            "weights and their average anew from the last checkpoint."
         )
     return tensors
 
