@@ -51,12 +51,12 @@ JOINED_BY = "+"
 # Open files and parsed indices that a reader keeps; a window of the order spans few shards.
 _OPEN_SHARDS = 64
 _MAX_FRAMES = 2**31 - 1
-# Threads, calls between two looks at the clock, and seconds before a progress bar appears.
+# Threads, calls between time checks, and seconds before a progress bar appears.
 _THREADS, _AT_ONCE, _SHOWN_AFTER_S = 16, 512, 5
 
 # Class names in the order of their numbers: of the only label, or of each label set by its name.
 ClassNames = Sequence[str] | Mapping[str, Sequence[str]]
-# Keys that are written only where samples have several labels.
+# Keys that only samples with several labels have.
 _OF_SETS = ("label_sets", "labels_by_set")
 
 
@@ -112,8 +112,7 @@ class Manifest(_Record):
     dataset: str
     split: str | None
     labels: tuple[str, ...] | None
-    # For samples with several labels (a verb and a noun): the names of each set. `labels` is then
-    # the set that tools for one label use.
+    # For samples with several labels, such as verb and noun; `labels` is then one of the sets.
     label_sets: dict[str, tuple[str, ...]] | None = None
     settings: dict[str, str | int | None]
     num_samples: int
@@ -226,14 +225,12 @@ class ShardSet:
         entry = self.manifest.shards[shard]
         data = self._index_bytes(entry)
         try:
-            index = ShardIndex.model_validate_json(data)
-            _require_sound(index, entry, self.manifest)
+            return _parse_index(data, entry, self.manifest)
         except ValueError as error:
             raise UserError(
                 f"{self.name}/{entry.index_name} is not a valid index of {entry.name} "
                 f"({_reason(error)}); make the shards again."
             ) from None
-        return index
 
     def read(self, shard: int, sample: IndexedSample) -> bytes:
         """The bytes of one video. Errors: `AlteredError` if they changed after writing."""
@@ -314,8 +311,8 @@ class ShardSet:
         entry = self.manifest.shards[shard]
         with self._explained(entry):
             size = self._store.size(entry.name)
-        if size not in (None, entry.bytes):  # some servers report no size
-            raise self._truncated(entry, size)
+            if size is not None and size != entry.bytes:
+                raise WrongSizeError(size)
 
     @contextlib.contextmanager
     def _explained(self, entry: Shard, name: str | None = None) -> Iterator[None]:
@@ -325,18 +322,16 @@ class ShardSet:
         except FetchError as error:
             raise UnreachableError(f"{error}.") from None
         except WrongSizeError as error:
-            raise self._truncated(entry, error.size) from None
+            raise UserError(
+                f"shard {self.name}/{entry.name} has {error.size} bytes, the manifest says "
+                f"{entry.bytes}: it was truncated or altered. Copy it again, or delete it and "
+                "rerun make_shards."
+            ) from None
         except OSError as error:
             raise UserError(
                 f"cannot open {self.name}/{name or entry.name}: {error.strerror or error}. Copy it "
                 "again, or make the shards again."
             ) from None
-
-    def _truncated(self, entry: Shard, size: int | None) -> UserError:
-        return UserError(
-            f"shard {self.name}/{entry.name} has {size} bytes, the manifest says {entry.bytes}: it "
-            "was truncated or altered. Copy it again, or delete it and rerun make_shards."
-        )
 
 
 def read_rejects(folder: Path) -> list[Reject]:
@@ -374,8 +369,9 @@ def _parse_manifest(file: BinaryIO, digest: str, folder: str) -> tuple[Manifest,
     return manifest, shards.samples
 
 
-def _require_sound(index: ShardIndex, entry: Shard, manifest: Manifest) -> None:
+def _parse_index(data: bytes, entry: Shard, manifest: Manifest) -> ShardIndex:
     """Errors: ValueError if an index contradicts the manifest or points outside its shard."""
+    index = ShardIndex.model_validate_json(data)
     samples = index.samples
     if index.version != VERSION:
         raise ValueError(f"it has version {index.version}, this program reads version {VERSION}")
@@ -393,12 +389,12 @@ def _require_sound(index: ShardIndex, entry: Shard, manifest: Manifest) -> None:
         if not 0 < sample.num_frames <= _MAX_FRAMES:
             raise ValueError(f"{sample.key} has {sample.num_frames} frames")
         for name, label in {"": sample.label, **(sample.labels_by_set or {})}.items():
-            if label is not None and not 0 <= label < counts.get(name, 0):
+            count = counts.get(name, 0)
+            if label is not None and not 0 <= label < count:
                 of_set = f" of {name}" if name else ""
-                raise ValueError(
-                    f"{sample.key} has label {label}{of_set}, the manifest {counts.get(name, 0)} "
-                    "labels"
-                )
+                message = f"{sample.key} has label {label}{of_set}, the manifest {count} labels"
+                raise ValueError(message)
+    return index
 
 
 def _reason(error: ValueError) -> str:
