@@ -156,8 +156,9 @@ def equal_videos(items: Sequence[Item]) -> Iterator[str]:
     equal = [same for same in keys.values() if len(same) > 1]
     if equal:
         listed = "; ".join(" = ".join(same[:_SHOWN]) for same in equal[:_SHOWN])
+        videos = "video is" if len(equal) == 1 else "videos are"
         yield (
-            f"{len(equal):,} {_videos(len(equal))} under several keys (the same SHA-256), such as "
+            f"{len(equal):,} {videos} under several keys (the same SHA-256), such as "
             f"{listed}; a later split may put them on both sides (--group_by sha256 does not)"
         )
 
@@ -167,16 +168,12 @@ def equal_on_both_sides(parts: Sequence[Part]) -> Iterator[str]:
     first, second = ({item.sha256: item.key for item in part.items} for part in parts)
     if both := sorted(first.keys() & second.keys(), key=lambda digest: first[digest]):
         listed = "; ".join(f"{first[digest]} = {second[digest]}" for digest in both[:_SHOWN])
-        names = [part.folder.name for part in parts]
+        places = " and in ".join(part.folder.name for part in parts)
+        videos = "video is" if len(both) == 1 else "videos are"
         yield (
-            f"{len(both):,} {_videos(len(both))} both in {names[0]} and in {names[1]} under "
-            f"different keys (the same SHA-256), such as {listed}; --group_by sha256 keeps equal "
-            "videos together"
+            f"{len(both):,} {videos} both in {places} under different keys (the same SHA-256), "
+            f"such as {listed}; --group_by sha256 keeps equal videos together"
         )
-
-
-def _videos(count: int) -> str:
-    return "video is" if count == 1 else "videos are"
 
 
 def _united_names(sources: Sequence[m.ShardSet]) -> dict[str, tuple[str, ...]]:
@@ -196,11 +193,8 @@ def _items(sources: Sequence[m.ShardSet]) -> Iterator[tuple[Item, Facts]]:
             samples = shards.index(shard).samples
             for sample, member, facts in located_facts(path, samples):
                 label = None if sample.label is None else names[""][sample.label]
-                in_sets = sample.labels_by_set
-                if in_sets is None:
-                    labels = None
-                else:
-                    labels = {which: names[which][n] for which, n in in_sets.items()}
+                by_set = (sample.labels_by_set or {}).items()
+                labels = {which: names[which][n] for which, n in by_set} or None
                 yield Item(number, shard, sample, member, label, labels, facts.sha256), facts
 
 
@@ -345,11 +339,7 @@ def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m
 def _settings(pool: Pool, how: str, samples_per_shard: int) -> dict[str, str | int | None]:
     """The settings that all sources share, and how these shards were made from them."""
     first, *others = (shards.manifest.settings for shards in pool.sources)
-    common = {
-        name: value
-        for name, value in first.items()
-        if all(name in other and other[name] == value for other in others)
-    }
+    common = dict(item for item in first.items() if all(item in o.items() for o in others))
     return {
         **common,
         **stored_rules(shards.manifest for shards in pool.sources),
@@ -397,9 +387,7 @@ def _read(shards: m.ShardSet, item: Item) -> tuple[bytes, dict[str, Any]]:
     except DamagedError as error:
         path = shards.folder / shards.manifest.shards[item.shard].name
         raise explained(path, error) from None
-    # Not from `facts`: the order of the keys stays.
-    raw: dict[str, Any] = json.loads(text)
-    return video, raw
+    return video, json.loads(text)  # the facts in their order
 
 
 def _joined(names: Iterable[str | None]) -> str | None:

@@ -137,11 +137,10 @@ class RemoteStore(Store):
         self._timeout_s = _number("ARVIDEO_FETCH_TIMEOUT_S") or 20.0
         self._failed: dict[str, tuple[float, OSError]] = {}
         self._ahead: _Ahead | None = None
-        self._files  # noqa: B018  an unknown protocol raises here
+        _file_system(url, os.getpid(), self._timeout_s)  # raises for an unknown protocol
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Another process needs its own threads and connections.
-        return RemoteStore, (self._url, self._version)
+        return RemoteStore, (self._url, self._version)  # without threads and connections
 
     def of(self, version: str) -> Store:
         return RemoteStore(self._url, version)
@@ -149,7 +148,7 @@ class RemoteStore(Store):
     def newest(self, name: str) -> Path:
         called = time.time()
         path = self.folder / name
-        with self._locked(name) as lock:
+        with _locked(self.folder / (name + _LOCK)) as lock:
             # While this process waited, another one of this machine may have fetched it.
             if not (path.exists() and path.stat().st_mtime > called):
                 self._fetch(name, self.size(name), lock)
@@ -162,7 +161,7 @@ class RemoteStore(Store):
         when, failure = self._failed.get(name, (0.0, None))
         if failure is not None and time.monotonic() < when + _FAILED_FOR_S:
             raise failure
-        with self._locked(name) as lock:
+        with _locked(self.folder / (name + _LOCK)) as lock:
             if not _is_cached(cached, size):
                 try:
                     self._fetch(name, size, lock)
@@ -184,7 +183,7 @@ class RemoteStore(Store):
             return descriptor
 
     def size(self, name: str) -> int | None:
-        size = self._retry(name, lambda: self._files.size(self._address(name), **self._limit()))
+        size = self._retry(name, lambda: self._request("size", name))
         return None if size is None else int(size)
 
     def fetch_ahead(self, name: str, size: int | None = None) -> None:
@@ -197,32 +196,12 @@ class RemoteStore(Store):
     def discard(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
 
-    @property
-    def _files(self) -> Any:
-        """fsspec's file system; connections and their event loop do not survive a fork."""
-        return _file_system(self._url, os.getpid(), self._timeout_s)[0]
-
-    def _address(self, name: str) -> str:
-        return f"{_file_system(self._url, os.getpid(), self._timeout_s)[1]}/{name}"
-
-    def _limit(self, size: int = 0) -> dict[str, float]:
-        """The time limit of a call, if the file system accepts one."""
-        if not isinstance(self._files, AsyncFileSystem):
-            return {}
-        return {"timeout": self._timeout_s + size / _SLOWEST_BYTES_PER_S}
-
-    @contextlib.contextmanager
-    def _locked(self, name: str) -> Iterator[int]:
-        """The lock of a cached file, as a descriptor."""
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"cannot write to {self.folder} ({error.strerror}). Set ARVIDEO_CACHE to a folder "
-                "of yours."
-            ) from None
-        with _locked(self.folder / (name + _LOCK)) as lock:
-            yield lock
+    def _request(self, method: str, name: str, *arguments: str, num_bytes: int = 0) -> Any:
+        """Call a method of fsspec's file system, with a time limit if it accepts one."""
+        files, root = _file_system(self._url, os.getpid(), self._timeout_s)
+        timeout = self._timeout_s + num_bytes / _SLOWEST_BYTES_PER_S
+        limit = {"timeout": timeout} if isinstance(files, AsyncFileSystem) else {}
+        return getattr(files, method)(f"{root}/{name}", *arguments, **limit)
 
     def _fetch(self, name: str, size: int | None, lock: int) -> None:
         """Download under another name, then rename. The caller has the file's lock."""
@@ -236,10 +215,10 @@ class RemoteStore(Store):
             os.ftruncate(lock, 0)
 
     def _download(self, name: str, partial: Path, size: int | None) -> None:
-        limit = self._limit(_ASSUMED_BYTES if size is None else size)
-        self._files.get_file(self._address(name), str(partial), **limit)
+        num_bytes = _ASSUMED_BYTES if size is None else size
+        self._request("get_file", name, str(partial), num_bytes=num_bytes)
         if size is not None and (actual := partial.stat().st_size) != size:
-            if self._files.size(self._address(name), **self._limit()) == actual:
+            if self._request("size", name) == actual:
                 raise WrongSizeError(actual)
             raise OSError(f"the connection ended after {actual} of {size} bytes")
 
@@ -274,7 +253,10 @@ class RemoteStore(Store):
 
 @functools.lru_cache(maxsize=8)
 def _file_system(url: str, _process: int, timeout_s: float) -> tuple[Any, str]:
-    """The file system of a URL in this process, and the folder in it. Errors: `UserError`."""
+    """The file system of a URL, and the folder in it. Errors: `UserError`.
+
+    Per process: connections and their event loop do not survive a fork.
+    """
     options: dict[str, Any] = {}
     protocol = url.partition("://")[0]
     try:
@@ -340,7 +322,14 @@ def _is_cached(path: Path, size: int | None) -> bool:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[int]:
-    """An exclusive lock, which also ends when its process dies."""
+    """Make the folder and lock a file in it; the lock also ends when its process dies."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot write to {path.parent} ({error.strerror}). Set ARVIDEO_CACHE to a folder of "
+            "yours."
+        ) from None
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
