@@ -136,7 +136,8 @@ class RemoteStore(Store):
         self._tries = int(_number("ARVIDEO_FETCH_TRIES") or 5)
         self._timeout_s = _number("ARVIDEO_FETCH_TIMEOUT_S") or 20.0
         self._failed: dict[str, tuple[float, OSError]] = {}
-        self._ahead: _Ahead | None = None
+        # Files to fetch in the background, and the process whose thread fetches them.
+        self._ahead: tuple[int, queue.Queue[tuple[str, int | None]]] = (0, queue.Queue())
         _file_system(url, os.getpid(), self._timeout_s)  # raises for an unknown protocol
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -189,12 +190,23 @@ class RemoteStore(Store):
     def fetch_ahead(self, name: str, size: int | None = None) -> None:
         if _is_cached(self.folder / name, size):
             return
-        if self._ahead is None or self._ahead.process != os.getpid():
-            self._ahead = _Ahead(self.path)
-        self._ahead.add(name, size)
+        if self._ahead[0] != os.getpid():
+            self._ahead = os.getpid(), queue.Queue(_AHEAD)
+            threading.Thread(target=self._fetch_queued, name="fetch-ahead", daemon=True).start()
+        # A longer queue would fetch files that another worker has fetched by then.
+        with contextlib.suppress(queue.Full):
+            self._ahead[1].put_nowait((name, size))
 
     def discard(self, name: str) -> None:
         (self.folder / name).unlink(missing_ok=True)
+
+    def _fetch_queued(self) -> None:
+        _, files = self._ahead
+        while True:
+            name, size = files.get()
+            # The reader of the file will get the same error and report it.
+            with contextlib.suppress(Exception):
+                self.path(name, size)
 
     def _request(self, method: str, name: str, *arguments: str, num_bytes: int = 0) -> Any:
         """Call a method of fsspec's file system, with a time limit if it accepts one."""
@@ -283,14 +295,15 @@ def _is_definite(error: Exception) -> bool:
         status = getattr(raised, "status", None)
         if isinstance(status, int):
             return status in _CLIENT_ERRORS and status not in _TRANSIENT
-    if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
-        return isinstance(error.__cause__, _DEFINITE)
-    return isinstance(error, _DEFINITE)
+    return isinstance(_cause(error), _DEFINITE)
+
+
+def _cause(error: Exception) -> BaseException:
+    return error.__cause__ or error if isinstance(error, FileNotFoundError) else error
 
 
 def _described(error: Exception) -> str:
-    cause = error.__cause__
-    shown = cause if isinstance(error, FileNotFoundError) and cause is not None else error
+    shown = _cause(error)
     text = " ".join(str(shown).split())[:300]
     return f"{type(shown).__name__}: {text}" if text else type(shown).__name__
 
@@ -372,13 +385,13 @@ class _Cache:
 
     def _reserve(self, lock: int, needed: int, limit: int) -> bool:
         with _locked(self._root / "room.lock"):
-            used, files = 0, []
+            files = []
             for path in self._root.rglob("*"):
                 with contextlib.suppress(OSError):
                     if path.is_file() and path.suffix != _PARTIAL:
                         facts = path.stat()
-                        used += facts.st_size
                         files.append((facts.st_mtime, facts.st_size, path))
+            used = sum(size for _, size, _ in files)
             for _, size, path in sorted(files):
                 if used + needed <= limit:
                     break
@@ -408,25 +421,3 @@ def _remove(path: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-class _Ahead:
-    """A thread of this process that fetches files in the background."""
-
-    def __init__(self, fetch: Callable[[str, int | None], Path]) -> None:
-        self.process = os.getpid()
-        self._fetch = fetch
-        self._queue: queue.Queue[tuple[str, int | None]] = queue.Queue(_AHEAD)
-        threading.Thread(target=self._work, name="fetch-ahead", daemon=True).start()
-
-    def add(self, name: str, size: int | None) -> None:
-        # A longer queue would fetch files that another worker has fetched by then.
-        with contextlib.suppress(queue.Full):
-            self._queue.put_nowait((name, size))
-
-    def _work(self) -> None:
-        while True:
-            name, size = self._queue.get()
-            # The reader of the file will get the same error and report it.
-            with contextlib.suppress(Exception):
-                self._fetch(name, size)

@@ -41,6 +41,8 @@ from arvideo_ds.shards.video_files import read_at
 NamesBySet = dict[str, tuple[str, ...]]
 # A key, or None for the whole shard, and a message.
 Finding = tuple[str | None, str]
+# An absolute path, or one with "..", of any system.
+_is_unsafe = re.compile(r"$|[/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL).match
 
 
 @dataclass(frozen=True)
@@ -199,7 +201,7 @@ def _member_problems(members: list[Member], index: m.ShardIndex) -> Iterator[Fin
     for name, count in Counter(member.name for member in members).items():
         if count > 1:
             yield None, f"member {name} occurs {count} times"
-        if not _is_safe(name):
+        if _is_unsafe(name):
             yield None, f"member {name} would be unpacked outside of a folder"
         elif name not in expected:
             yield None, f"member {name} belongs to no sample in the index"
@@ -300,9 +302,3 @@ def _read_video(path: Path, sample: m.IndexedSample) -> bytes | None:
     with path.open("rb") as file:
         video = read_at(file.fileno(), sample.bytes, sample.offset)
     return video if zlib.crc32(video) == sample.crc32 else None
-
-
-def _is_safe(name: str) -> bool:
-    """Whether unpacking stays below the target folder, on any system."""
-    parts = re.split(r"[/\\]", name)
-    return ".." not in parts and parts[0] != "" and not re.match("[A-Za-z]:", name)
