@@ -12,6 +12,7 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
@@ -28,45 +29,42 @@ def lock(folder: Path, part: str = "", *, wait: bool = False) -> contextlib.Exit
     wait: wait for another process instead of raising. Errors: `UserError` if another process has
     the lock, or the folder is not writable.
     """
-    make_folder(folder)
-    try:
+    with contextlib.ExitStack() as held, _explained_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
         # Not "w", which would delete the name of the process that has the lock.
-        file = (folder / f"{LOCK}{part}").open("a+")
-    except OSError as error:
-        raise _not_writable(folder, error) from None
-    # After Slurm requeued a job, a file server may keep the lock of a lost node for a while.
-    limit = time.monotonic() + (_STALE_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
-    while not _try_lock(file, folder):
-        if not wait and time.monotonic() > limit:
-            file.seek(0)
-            owner = file.read(200).strip()
-            file.close()
-            raise UserError(
-                f"another run{f' ({owner})' if owner else ''} is writing to {folder}. Wait for "
-                "it, or choose another folder (--output)."
-            )
-        time.sleep(_POLL_S)
-    _write_owner(file, f"process {os.getpid()} on {socket.gethostname()}")
-    held = contextlib.ExitStack()
-    held.callback(file.close)
-    held.callback(_write_owner, file, "")
-    return held
+        file = held.enter_context((folder / f"{LOCK}{part}").open("a+"))
+        # After Slurm requeued a job, a file server may keep the lock of a lost node for a while.
+        limit = time.monotonic() + (_STALE_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
+        while not _try_lock(file, folder):
+            if not wait and time.monotonic() > limit:
+                file.seek(0)
+                owner = file.read(200).strip()
+                raise UserError(
+                    f"another run{f' ({owner})' if owner else ''} is writing to {folder}. Wait for "
+                    "it, or choose another folder (--output)."
+                )
+            time.sleep(_POLL_S)
+        _write_owner(file, f"process {os.getpid()} on {socket.gethostname()}")
+        held.callback(_write_owner, file, "")
+        return held.pop_all()
 
 
 def make_folder(folder: Path) -> None:
     """Make the folder if it is missing. Errors: `UserError`."""
-    try:
+    with _explained_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def _explained_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
     except FileExistsError:
         raise UserError(f"--output {folder} is a file; give a folder.") from None
     except OSError as error:
-        raise _not_writable(folder, error) from None
-
-
-def _not_writable(folder: Path, error: OSError) -> UserError:
-    return UserError(
-        f"cannot write to {folder} ({error.strerror}); choose another folder (--output)."
-    )
+        raise UserError(
+            f"cannot write to {folder} ({error.strerror}); choose another folder (--output)."
+        ) from None
 
 
 def _write_owner(file: IO[str], owner: str) -> None:
@@ -84,7 +82,6 @@ def _try_lock(file: IO[str], folder: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        file.close()
         raise UserError(
             f"the file system of {folder} has no file locks ({error.strerror}). Choose a folder "
             "(--output) on another file system, or mount this one with locks (Lustre: -o flock)."

@@ -23,14 +23,8 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    SerializerFunctionWrapHandler,
-    SkipValidation,
-    ValidationError,
-    model_serializer,
-)
+import pydantic
+from pydantic import BaseModel, ConfigDict, SkipValidation, ValidationError
 from tqdm import tqdm
 
 from arvideo_ds.errors import UserError
@@ -63,8 +57,8 @@ _OF_SETS = ("label_sets", "labels_by_set")
 class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    @model_serializer(mode="wrap")
-    def _as_before(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    @pydantic.model_serializer(mode="wrap")
+    def _as_before(self, dump: pydantic.SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Omit unused label sets: JSON bytes, and so hashes, are those of earlier versions."""
         content: dict[str, Any] = dump(self)
         return {k: v for k, v in content.items() if k not in _OF_SETS or v is not None}
@@ -275,10 +269,7 @@ class ShardSet:
         each_in_threads(self._require_size, len(self.manifest.shards), f"sizes in {self.name}")
 
     def check(self, *, limit_s: float) -> int:
-        """Check all sizes, and as many indices as `limit_s` allows; returns their number.
-
-        Errors: `UserError` for the first that does not match the manifest.
-        """
+        """Check all sizes, and as many indices as `limit_s` allows; returns their number."""
         self.check_sizes()
         what = f"indices in {self.name}"
         return each_in_threads(self.index, len(self.manifest.shards), what, limit_s=limit_s)
@@ -293,10 +284,8 @@ class ShardSet:
                 return data
             # Perhaps only the cached copy is damaged.
             self._store.discard(entry.index_name)
-        raise UserError(
-            f"{self.name}/{entry.index_name} was altered after the manifest was written; make it "
-            "again."
-        )
+        where = f"{self.name}/{entry.index_name}"
+        raise UserError(f"{where} was altered after the manifest was written; make it again.")
 
     @functools.lru_cache(maxsize=_OPEN_SHARDS)  # noqa: B019
     def _keep_open(self, shard: int) -> _File:

@@ -23,23 +23,11 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.files.locks import lock
 from arvideo_ds.randomness import split_generator
 from arvideo_ds.shards import manifest as m
+from arvideo_ds.shards import members, writer
 from arvideo_ds.shards.datasets import stored_rules
 from arvideo_ds.shards.groups import Grouping, choose_groups
 from arvideo_ds.shards.ingest import Sample
-from arvideo_ds.shards.members import (
-    DamagedError,
-    Facts,
-    Member,
-    explained,
-    located_facts,
-    parse_facts,
-)
-from arvideo_ds.shards.writer import (
-    LabelFacts,
-    label_numbers,
-    write_manifest,
-    write_missing,
-)
+from arvideo_ds.shards.members import DamagedError, Facts, Member
 
 # Rough size of a sample beside its video: facts, headers, its line of the index.
 _OVERHEAD_BYTES = 4096
@@ -191,7 +179,7 @@ def _items(sources: Sequence[m.ShardSet]) -> Iterator[tuple[Item, Facts]]:
         for shard, entry in enumerate(shards.manifest.shards):
             path = shards.folder / entry.name
             samples = shards.index(shard).samples
-            for sample, member, facts in located_facts(path, samples):
+            for sample, member, facts in members.located_facts(path, samples):
                 label = None if sample.label is None else names[""][sample.label]
                 by_set = (sample.labels_by_set or {}).items()
                 labels = {which: names[which][n] for which, n in by_set} or None
@@ -236,28 +224,25 @@ def split(pool: Pool, share: Fraction, folder: Path, names: tuple[str, str]) -> 
             f"'{names[0] if sides[1] else names[1]}' without any. Choose another share"
             + (", or other groups." if among else ".")
         )
+    num_groups = [len(of_side) if pool.has_groups else None for of_side in groups]
     return [
-        replace(
-            pool.part(folder / name, side),
-            split=name,
-            num_groups=len(of_side) if pool.has_groups else None,
-        )
-        for name, side, of_side in zip(names, sides, groups, strict=True)
+        replace(pool.part(folder / name, side), split=name, num_groups=count)
+        for name, side, count in zip(names, sides, num_groups, strict=True)
     ]
 
 
 def _by_group(pool: Pool, share: Fraction) -> set[str]:
     """Keys of the first side: whole groups."""
-    members: dict[str, list[str | None]] = defaultdict(list)
+    labels: dict[str, list[str | None]] = defaultdict(list)
     for item in pool.items:
-        members[item.group or ""].append(item.label_name)
-    chosen = choose_groups(members, share)
+        labels[item.group or ""].append(item.label_name)
+    chosen = choose_groups(labels, share)
     return {item.key for item in pool.items if (item.group or "") in chosen}
 
 
 def _by_label(pool: Pool, share: Fraction) -> set[str]:
     """Keys of the first side: the share of every label."""
-    numbers: dict[str | None, int] = {None: -1, **label_numbers(pool.labels or ())}
+    numbers: dict[str | None, int] = {None: -1, **writer.label_numbers(pool.labels or ())}
     by_label = sorted(pool.items, key=lambda item: numbers[item.label_name])
     # One count over all labels gives the exact share of the whole, and nearly that of each.
     return {
@@ -314,7 +299,7 @@ def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m
     settings = _settings(pool, how, samples_per_shard)
     dataset = _joined(shards.manifest.dataset for shards in pool.sources) or ""
     with lock(part.folder):
-        indices, _ = write_missing(
+        indices, _ = writer.write_missing(
             part.folder,
             "-".join(filter(None, (dataset, part.split))),
             part.items,
@@ -324,7 +309,7 @@ def write_part(pool: Pool, part: Part, *, how: str, samples_per_shard: int) -> m
             num_bytes=lambda item: item.video.bytes + _OVERHEAD_BYTES,
             title=part.folder.name,
         )
-        return write_manifest(
+        return writer.write_manifest(
             part.folder,
             indices,
             part.rejects,
@@ -366,7 +351,7 @@ def _inputs_hash(part: Part, settings: dict[str, str | int | None]) -> str:
 
 
 def _samples(pool: Pool, part: Part, items: Iterable[Item]) -> Iterator[tuple[str, Sample]]:
-    label_facts = LabelFacts(part.labels, part.label_sets)
+    label_facts = writer.LabelFacts(part.labels, part.label_sets)
     for item in items:
         video, facts = _read(pool.sources[item.source], item)
         facts |= label_facts(item.label_name, item.names_by_set)
@@ -378,7 +363,7 @@ def _read(shards: m.ShardSet, item: Item) -> tuple[bytes, dict[str, Any]]:
     video = shards.read_bytes(item.shard, item.video.offset, item.video.bytes)
     text = shards.read_bytes(item.shard, item.facts.offset, item.facts.bytes)
     try:
-        facts = parse_facts(text, item.video)
+        facts = members.parse_facts(text, item.video)
         if facts.label_name != item.label_name:
             message = f"its facts say label '{facts.label_name}', the index '{item.label_name}'"
             raise DamagedError(item.key, message)
@@ -386,7 +371,7 @@ def _read(shards: m.ShardSet, item: Item) -> tuple[bytes, dict[str, Any]]:
             raise DamagedError(item.key, "its video was altered (another SHA-256 than its facts)")
     except DamagedError as error:
         path = shards.folder / shards.manifest.shards[item.shard].name
-        raise explained(path, error) from None
+        raise members.explained(path, error) from None
     return video, json.loads(text)  # the facts in their order
 
 

@@ -25,16 +25,9 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.randomness import pick_generator
 from arvideo_ds.shards import manifest as m
+from arvideo_ds.shards import members as tar
 from arvideo_ds.shards.ingest import MIN_DECODABLE
-from arvideo_ds.shards.members import (
-    FACTS_SUFFIX,
-    DamagedError,
-    Member,
-    facts_members,
-    parse_facts,
-    read_member,
-    read_members,
-)
+from arvideo_ds.shards.members import DamagedError, Member
 from arvideo_ds.shards.video_files import read_at
 
 # Class names of every label set; the only label is the set ''.
@@ -42,7 +35,7 @@ NamesBySet = dict[str, tuple[str, ...]]
 # A key, or None for the whole shard, and a message.
 Finding = tuple[str | None, str]
 # An absolute path, or one with "..", of any system.
-_is_unsafe = re.compile(r"$|[/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL).match
+_is_unsafe = re.compile(r"\Z|[/\\]|[A-Za-z]:|(.*[/\\])?\.\.([/\\]|\Z)", re.DOTALL).match
 
 
 @dataclass(frozen=True)
@@ -131,8 +124,8 @@ def _is_empty(folder: Path, shard_name: str) -> bool:
 
 
 def _check_shards(shards: m.ShardSet, workers: int) -> Iterator[Problem]:
-    entries = shards.manifest.shards
-    calls = [(shards.folder, entry, shards.manifest.names_by_set) for entry in entries]
+    entries, names = shards.manifest.shards, shards.manifest.names_by_set
+    calls = [(shards.folder, entry, names) for entry in entries]
     total = sum(entry.bytes for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, desc="shards") as bar:
         # No time limit: the time for a shard depends on its size and the disk.
@@ -158,7 +151,7 @@ def check_shard(folder: Path, entry: m.Shard, names: NamesBySet) -> list[Problem
         return [*problems, Problem(entry.index_name, None, error.message)]
     members: list[Member] = []
     try:
-        members.extend(read_members(path))
+        members.extend(tar.read_members(path))
     except DamagedError as error:
         problems.append(Problem(entry.name, None, error.message))
     findings = [*_member_problems(members, index), *_sample_problems(path, members, index, names)]
@@ -197,7 +190,9 @@ def _trusted_index(folder: Path, entry: m.Shard) -> m.ShardIndex:
 
 def _member_problems(members: list[Member], index: m.ShardIndex) -> Iterator[Finding]:
     """Members that are unsafe to unpack, occur twice, or belong to no sample."""
-    expected = {f"{s.key}.{suffix}" for s in index.samples for suffix in (s.suffix, FACTS_SUFFIX)}
+    expected = {
+        f"{s.key}.{suffix}" for s in index.samples for suffix in (s.suffix, tar.FACTS_SUFFIX)
+    }
     for name, count in Counter(member.name for member in members).items():
         if count > 1:
             yield None, f"member {name} occurs {count} times"
@@ -214,7 +209,7 @@ def _sample_problems(
     path: Path, members: list[Member], index: m.ShardIndex, names: NamesBySet
 ) -> Iterator[Finding]:
     """Samples that are not where the index says, or whose facts describe another video."""
-    places, facts_places = {member.name: member for member in members}, facts_members(members)
+    places, facts_places = {member.name: member for member in members}, tar.facts_members(members)
     with path.open("rb") as file:
         for sample in index.samples:
             place = places.get(f"{sample.key}.{sample.suffix}")
@@ -228,7 +223,8 @@ def _sample_problems(
                     f"{sample.bytes} bytes at {sample.offset}",
                 )
             try:
-                facts = parse_facts(read_member(file, facts_places, sample.key), sample)
+                text = tar.read_member(file, facts_places, sample.key)
+                facts = tar.parse_facts(text, sample)
             except DamagedError as error:
                 yield sample.key, error.message
                 continue
