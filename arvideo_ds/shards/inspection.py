@@ -121,11 +121,7 @@ def inspect_shards(folder: Path) -> Inspection:
 
 def table(inspection: Inspection, *, clip_frames: int) -> Iterator[tuple[str, str]]:
     """Rows of a name and a value; counts the videos that are shorter than a clip."""
-    size, num_frames, errors = (
-        inspection.shard_bytes,
-        inspection.num_frames,
-        inspection.decoder_errors,
-    )
+    size, num_frames = inspection.shard_bytes, inspection.num_frames
     hours = inspection.duration_s.sum() / 3600
     readable = f"{size / _GIB:,.2f} GiB" if size >= _GIB else f"{size / _MIB:,.1f} MiB"
     yield "data set", inspection.name
@@ -141,7 +137,7 @@ def table(inspection: Inspection, *, clip_frames: int) -> Iterator[tuple[str, st
     yield "sizes", _most_frequent(f"{width} x {height}" for width, height in sizes)
     yield "fps", _most_frequent(f"{value:g}" for value in inspection.fps.tolist())
     yield "codecs", _most_frequent(inspection.codecs)
-    if errors:
+    if errors := inspection.decoder_errors:
         videos = f"{len(errors):,} video" + "s" * (len(errors) > 1)
         yield "decoder errors", f"in {videos}, up to {max(errors):,} packets"
     yield from _label_rows(inspection)
@@ -200,8 +196,7 @@ def thumbnails(folder: Path, count: int, *, seed: int, workers: int) -> list[Thu
     for (_, sample), frame in zip(calls, bar, strict=True):
         label = None if sample.label is None else labels[sample.label]
         if isinstance(frame, Failed):
-            problem = f"{frame.reason}: {frame.message}"
-            thumbs.append(Thumbnail(sample.key, label, None, problem))
+            thumbs.append(Thumbnail(sample.key, label, None, f"{frame.reason}: {frame.message}"))
         else:
             thumbs.append(Thumbnail(sample.key, label, frame))
     return thumbs

@@ -125,10 +125,7 @@ class Manifest(_Record):
         return {"": self.labels or (), **(self.label_sets or {})}
 
     def class_names(self, heads: Sequence[str] | None = None) -> ClassNames | None:
-        """Names of `labels`, or of the label sets `heads`; None without labels.
-
-        Errors: `UserError` for an unknown set.
-        """
+        """Names of `labels`, or of the label sets `heads` (`UserError` if unknown)."""
         if heads is None:
             return self.labels
         sets = self.label_sets or {}
@@ -159,9 +156,9 @@ def require_same_labels(
         if a == b:
             continue
         first_set, second_set = (f"{x} ({name})" if name else x for x in (first, second))
-        alone = [(label, first_set) for label in a if label not in b]
-        alone += [(label, second_set) for label in b if label not in a]
-        what = f"'{alone[0][0]}' only in {alone[0][1]}" if alone else "in another order"
+        alone = [f"'{label}' only in {first_set}" for label in a if label not in b]
+        alone += [f"'{label}' only in {second_set}" for label in b if label not in a]
+        what = alone[0] if alone else "in another order"
         raise UserError(
             f"{first_set} and {second_set} have different labels ({len(a)} and {len(b)}; {what}), "
             "so their label numbers do not mean the same. Make both from one set of class names "
@@ -180,9 +177,8 @@ class UnreachableError(UserError):
 class ShardSet:
     """An open folder of shards (or its URL): counts, labels, hash, samples by (shard, place).
 
-    Opens each shard at its first use, in any process. Errors: `UserError` if the manifest is
-    missing or unreadable, or a shard does not match it; `UnreachableError` if a file cannot be read
-    at the moment.
+    Opens each shard at its first use, in any process. Errors: `UserError` for a missing or invalid
+    manifest, or a shard that differs from it; `UnreachableError` if a file is not readable now.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -335,10 +331,7 @@ def read_rejects(folder: Path) -> list[Reject]:
 
 
 def _parse_manifest(file: BinaryIO, digest: str, folder: str) -> tuple[Manifest, np.ndarray]:
-    """A manifest, and the samples of each shard (int32).
-
-    Errors: `UserError` for an invalid or contradictory manifest; `OSError`.
-    """
+    """A manifest, and the samples of each shard (int32). Errors: `UserError`, `OSError`."""
     try:
         tree, shards = shared_table(file, digest)
         if (version := tree.get("version")) != VERSION:
@@ -397,10 +390,7 @@ def _reason(error: ValueError) -> str:
 def each_in_threads(
     function: Callable[[int], Any], count: int, what: str, *, limit_s: float = math.inf
 ) -> int:
-    """Call a function that waits for I/O with 0 .. count-1; returns the number of calls.
-
-    limit_s: no call begins later. Errors: the function's first.
-    """
+    """Call a function that waits for I/O with 0 .. count-1 for `limit_s`; returns their number."""
     begun = time.monotonic()
     with (
         ThreadPoolExecutor(min(_THREADS, max(1, count))) as pool,

@@ -324,13 +324,11 @@ def _number(variable: str) -> float | None:
 
 
 def _is_cached(path: Path, size: int | None) -> bool:
-    try:
-        if size is not None and path.stat().st_size != size:
-            return False
-        os.utime(path)  # the cache removes the least recently used file first
-    except FileNotFoundError:
-        return False
-    return True
+    with contextlib.suppress(FileNotFoundError):
+        if size is None or path.stat().st_size == size:
+            os.utime(path)  # the cache removes the least recently used file first
+            return True
+    return False
 
 
 @contextlib.contextmanager

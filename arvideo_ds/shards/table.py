@@ -222,10 +222,9 @@ def _object(text: bytes) -> dict[str, Any]:
 
 
 def shared_table(file: BinaryIO, digest: str) -> tuple[dict[str, Any], ShardTable]:
-    """`read_table(file)`, once per machine for a large manifest.
+    """`read_table(file)`, once per machine for a large manifest if the cache is writable.
 
-    digest: SHA-256 of the file. Parses it in this process if the cache is not writable. Errors:
-    those of `read_table`.
+    digest: SHA-256 of the file. Errors: those of `read_table`.
     """
     if os.fstat(file.fileno()).st_size < _LARGE:
         return read_table(file)
