@@ -178,7 +178,7 @@ def _listed(changed: Mapping[str, tuple[Any, Any]]) -> str:
     return "; ".join(shown + more)
 
 
-def left_out(folder: Path) -> dict[str, str]:
+def excluded_videos(folder: Path) -> dict[str, str]:
     """Keys of videos on which data workers hung or crashed in earlier starts -> hang or crash."""
     return {
         line["key"]: line["kind"]

@@ -150,7 +150,7 @@ def _loader(settings: RunSettings[Any], world: World, first_step: int) -> TrainL
         first_step=first_step,
         num_workers=workers,
         pin_memory=world.device.type == "cuda",
-        left_out=run_folder.left_out(settings.folder),
+        left_out=run_folder.excluded_videos(settings.folder),
         **clips,
     )
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from arvideo_ds.files.json_lines import append_json_lines, read_json_lines
-from arvideo_ds.runs.run_folder import METRICS, left_out, read_metrics
+from arvideo_ds.runs.run_folder import METRICS, excluded_videos, read_metrics
 
 
 @pytest.mark.parametrize("torn", [b'{"step": 2, "lo', b"\x00\x00\x00", b"\xff\xfe{", b"3", b"[]"])
@@ -30,13 +30,13 @@ def test_a_torn_last_line_does_not_swallow_the_next_one(tmp_path: Path) -> None:
     path = tmp_path / "quarantine-rank-00000.jsonl"
     path.write_text('{"key": "a", "kind": "hang"}\n{"key": "b", "ki')
     append_json_lines(path, [{"key": "c", "kind": "crash"}])
-    assert left_out(tmp_path) == {"a": "hang", "c": "crash"}
+    assert excluded_videos(tmp_path) == {"a": "hang", "c": "crash"}
 
 
 def test_the_one_file_of_older_runs_is_read_although_lines_are_torn(tmp_path: Path) -> None:
     text = '{"key": "a", "kind": "hang"}\n{"key": "b", "kind": "ha{"key": "c", "kind": "hang"}\n'
     (tmp_path / "quarantine.jsonl").write_text(text + '{"kind": "hang"}\n{"key": "d"}\n')
-    assert left_out(tmp_path) == {"a": "hang"}
+    assert excluded_videos(tmp_path) == {"a": "hang"}
 
 
 def test_each_line_is_one_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,13 @@ from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.loader import Skipped
 from arvideo_ds.errors import UserError
-from arvideo_ds.runs.run_folder import METRICS, QUARANTINE, left_out, read_metrics, read_of_ranks
+from arvideo_ds.runs.run_folder import (
+    METRICS,
+    QUARANTINE,
+    excluded_videos,
+    read_metrics,
+    read_of_ranks,
+)
 from arvideo_ds.tasks import task_of
 from arvideo_ds.train import metrics
 from arvideo_ds.train.metrics import Console, JsonLines, Meter, Wandb, quarantine
@@ -224,7 +230,7 @@ def test_ranks_append_their_undecodable_videos(tmp_path: Path) -> None:
         ("b", 0),
         ("c", 3),
     ]
-    assert left_out(tmp_path) == {"old": "hang"}
+    assert excluded_videos(tmp_path) == {"old": "hang"}
     assert len(list(tmp_path.iterdir())) == 3, "a file for each rank, and that of older runs"
 
 
