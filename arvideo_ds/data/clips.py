@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -10,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.augment import Augment
@@ -26,7 +27,6 @@ from arvideo_ds.data.transforms import (
     short_side_crop,
     view_crop,
 )
-from arvideo_ds.data.watch import Watch
 from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, decode
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
@@ -37,6 +37,7 @@ from arvideo_ds.shards.manifest import AlteredError, IndexedSample, ShardSet, Un
 NO_LABEL = -1
 # A shard behind a URL is fetched so many items of its stream before it is read.
 _AHEAD = 32
+_IDLE = -1
 
 
 @dataclass(frozen=True)
@@ -104,14 +105,42 @@ class _Clips(Dataset[VideoClips]):
     def _label(self, sample: IndexedSample) -> int | tuple[int, ...]:
         if self.heads is None:
             return NO_LABEL if sample.label is None else sample.label
-        labels = sample.labels_by_set or {}
-        return tuple(labels.get(name, NO_LABEL) for name in self.heads)
+        return tuple((sample.labels_by_set or {}).get(name, NO_LABEL) for name in self.heads)
 
     def _black(self, sample: IndexedSample, keys: list[int], error: DecodeError) -> VideoClips:
         """The clips of a video that did not decode."""
         clips = [torch.zeros(self.data.frames, *self.data.size, 3, dtype=torch.uint8)] * len(keys)
         skipped = Skipped(sample.key, error.kind, error.message)
         return VideoClips(clips, keys, self._label(sample), skipped)
+
+
+class Watch:
+    """The run position of each worker and since when, in shared memory: a worker that hangs in
+    native code or died cannot report it."""
+
+    def __init__(self, num_workers: int) -> None:
+        self._lines = torch.full((max(1, num_workers), 2), _IDLE, dtype=torch.int64)
+        self._lines.share_memory_()
+
+    @contextmanager
+    def on(self, position: int) -> Iterator[None]:
+        """Around the work on one position, in the worker."""
+        worker = get_worker_info()
+        line = self._lines[0 if worker is None else worker.id]
+        line[1] = time.monotonic_ns()
+        line[0] = position
+        yield
+        line[0] = _IDLE
+
+    def position(self, worker: int) -> int | None:
+        """The last position of a worker, None if it completed it."""
+        position = int(self._lines[worker, 0])
+        return None if position == _IDLE else position
+
+    def longest(self) -> int | None:
+        """The worker that has been on one position for the longest time."""
+        busy = [w for w in range(len(self._lines)) if self.position(w) is not None]
+        return min(busy, key=lambda worker: int(self._lines[worker, 1]), default=None)
 
 
 class TrainClips(_Clips):
@@ -178,10 +207,8 @@ class TrainClips(_Clips):
         )
 
     def _clips(self, place: Place) -> VideoClips:
-        keys = [
-            draw_key(self.seed, place.epoch, place.position, repeat)
-            for repeat in range(self.data.repeats)
-        ]
+        draw = self.seed, place.epoch, place.position
+        keys = [draw_key(*draw, repeat) for repeat in range(self.data.repeats)]
         sample = None
         try:
             with _decode_errors():

@@ -1,7 +1,7 @@
 """Clips in batches, made by worker processes that are watched and replaced.
 
-PyTorch's DataLoader keeps the order for any number of workers. This module decides which positions
-come (order.py), what a position is (clips.py), and what happens when a worker is lost.
+PyTorch's DataLoader keeps the order for any number of workers; order.py decides which positions
+come, clips.py what a position is, this module what happens when a worker is lost.
 """
 
 from __future__ import annotations
@@ -27,9 +27,8 @@ from typing_extensions import Self
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.config.schema import DataSettings
-from arvideo_ds.data.clips import EvaluationClips, Skipped, TrainClips, VideoClips
+from arvideo_ds.data.clips import EvaluationClips, Skipped, TrainClips, VideoClips, Watch
 from arvideo_ds.data.order import rank_positions
-from arvideo_ds.data.watch import Watch
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import resident_bytes
 from arvideo_ds.planning.plan import RunPlan
@@ -152,13 +151,14 @@ class TrainLoader:
     ) -> None:
         self._timeout_s = recipe.data.timeout_s
         self._dataset = clips(shards, recipe, num_workers=num_workers, left_out=left_out)
+        self._batch_of = _Batches(self._dataset, together)
         self._crashes: Counter[str | None] = Counter()
         self.decoder = self._dataset.decoder
         self._positions = partial(rank_positions, plan, rank=rank, first_step=first_step)
         batch_bytes = plan.micro_batch * math.prod(recipe.geometry.clip) * 3
         self._options: dict[str, Any] = {
+            "batch_size": None,
             "num_workers": num_workers,
-            "collate_fn": partial(_collate_or_error, together),
             "pin_memory": pin_memory,
             "timeout": min(_POLL_S, self._timeout_s) if num_workers else 0,
             "prefetch_factor": _prefetch(recipe.data, num_workers, batch_bytes),
@@ -188,11 +188,9 @@ class TrainLoader:
         return sum(resident_bytes(worker.pid) for worker in self._workers) / 2**30
 
     def _batches(self, delivered: int) -> Generator[Batch, None, None]:
-        # torch accepts any iterable of lists, though its types require a Sampler.
-        positions: Any = itertools.islice(self._positions(), delivered, None)
+        positions = itertools.islice(self._positions(), delivered, None)
         handler = signal.getsignal(signal.SIGCHLD)
-        dataset = _UserErrorsAsItems(self._dataset)
-        batches: Any = iter(DataLoader(dataset, batch_sampler=positions, **self._options))
+        batches: Any = iter(DataLoader(self._batch_of, sampler=positions, **self._options))
         if threading.current_thread() is threading.main_thread():
             # torch's handler would raise a worker's death at any place of the trainer's code.
             signal.signal(signal.SIGCHLD, handler)
@@ -274,35 +272,29 @@ def loader_of(
     together: Callable[..., Batch],
 ) -> DataLoader[Any]:
     """The given batches of a data set, in their order. Errors while iterating: `UserError`."""
-    # torch accepts any iterable of lists, though its types require a Sampler.
-    sampler: Any = batches
     return _Loader(
-        _UserErrorsAsItems(clips),
-        batch_sampler=sampler,
+        _Batches(clips, together),
+        sampler=batches,
+        batch_size=None,
         num_workers=num_workers,
-        collate_fn=partial(_collate_or_error, together),
         # A decoder that hangs ends the evaluation.
         timeout=recipe.data.timeout_s if num_workers else 0,
         worker_init_fn=_start_worker,
     )
 
 
-class _UserErrorsAsItems(Dataset[Any]):
-    """Returns a `UserError` as an item: torch would hide its message in a worker's traceback."""
+class _Batches(Dataset[Any]):
+    """Positions of a batch -> the batch, or a `UserError` as an item: raised in a worker, torch
+    would bury its message in a traceback."""
 
-    def __init__(self, clips: Dataset[Any]) -> None:
-        self._clips = clips
+    def __init__(self, clips: Dataset[Any], together: Callable[..., Batch]) -> None:
+        self._clips, self._together = clips, together
 
-    def __getitem__(self, place: int) -> Any:
+    def __getitem__(self, positions: list[int]) -> Batch | UserError:
         try:
-            return self._clips[place]
+            return self._together([self._clips[position] for position in positions])
         except UserError as error:
             return error
-
-
-def _collate_or_error(together: Callable[..., Batch], clips: list[Any]) -> Batch | UserError:
-    errors = [each for each in clips if isinstance(each, UserError)]
-    return errors[0] if errors else together(clips)
 
 
 def _checked(batch: Any) -> Any:

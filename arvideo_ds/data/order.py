@@ -1,13 +1,13 @@
-"""The order of samples: a pure function of (shard sizes, seed, epoch), whatever the machine.
+"""The order of samples: a pure function of (shard sizes, seed, epoch).
 
     1. permute the shards of the epoch
     2. cut the resulting list of samples into `num_streams` equal contiguous ranges
     3. shuffle each stream within windows of a few shards' worth of samples
 
 Epoch position p is item p // num_streams of stream p % num_streams, so consecutive positions mix
-all streams while each stream reads almost sequentially. A run counts on across epochs: run
-position P is epoch P // n, position P % n; step k takes positions k*V .. (k+1)*V-1. One integer
-says where a run stands; no rank or worker appears anywhere. Planning costs O(shards).
+all streams while each stream reads almost sequentially. Run position P is position P % n of epoch
+P // n; step k takes run positions k*V .. (k+1)*V-1, so one integer, independent of ranks and
+workers, is the state of a run. Planning costs O(shards).
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from arvideo_ds.randomness import shard_generator, window_generator
 # One window of each stream is in use at a time; 2,048 of 40,000 samples are 330 MB.
 _CACHED_WINDOWS = 2048
 _CACHED_EPOCHS = 2
-# Shards that are looked up at once.
+# Shards per lookup.
 _PART = 2**16
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run position lands: epoch, position in it, shard number, place in the shard."""
+    """Epoch, position in it, shard number, and index in the shard of a run position."""
 
     epoch: int
     position: int
@@ -40,10 +40,8 @@ class Place:
 
 
 class SampleOrder:
-    """Order over shards of the given sizes; `place` is the whole interface.
-
-    window_shards: samples are shuffled within windows of so many average shards.
-    """
+    """Order over shards of the given sizes. window_shards: size of the shuffled windows, in average
+    shards. Errors: `UserError` without samples."""
 
     def __init__(
         self,
@@ -56,14 +54,14 @@ class SampleOrder:
         self._sizes = np.asarray(shard_sizes)
         self.num_samples = int(self._sizes.sum(dtype=np.int64))
         if self.num_samples < 1:
-            raise UserError("the shards hold no samples.")
+            raise UserError("the shards contain no samples.")
         self._seed = seed
         self._num_streams = num_streams
         mean_size = -(-self.num_samples // len(self._sizes))
         self._window = max(1, window_shards * mean_size)
 
     def place(self, run_position: int) -> Place:
-        """Epoch, shard and place in the shard of one position of the run."""
+        """Where the sample of a run position is."""
         epoch, position = divmod(run_position, self.num_samples)
         item, stream = divmod(position, self._num_streams)
         start, stop = self._stream_range(stream)
@@ -77,7 +75,7 @@ class SampleOrder:
         return Place(epoch, position, shard, listed - int(ends[slot] - self._sizes[shard]))
 
     def _stream_range(self, stream: int) -> tuple[int, int]:
-        """Start and stop in the epoch's list; the first n % num_streams are one item longer."""
+        """Start and stop in the epoch's list; the first n % num_streams have one item more."""
         length, longer = divmod(self.num_samples, self._num_streams)
         start = stream * length + min(stream, longer)
         return start, start + length + (stream < longer)
@@ -85,7 +83,7 @@ class SampleOrder:
     @functools.lru_cache(maxsize=_CACHED_EPOCHS)  # noqa: B019  one order per process
     def _epoch_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's shard sequence and the list position where each ends."""
-        # As `permutation` draws it, in half of its memory; numpy would index with 64 bits each.
+        # The draws of `permutation` in half its memory; numpy would index with 64 bits each.
         shards = np.arange(len(self._sizes), dtype=np.uint32)
         shard_generator(self._seed, epoch).shuffle(shards)
         ends = np.empty(len(shards), dtype=np.int64)
@@ -101,11 +99,10 @@ class SampleOrder:
 
 
 def rank_positions(plan: RunPlan, *, rank: int, first_step: int) -> Iterator[list[int]]:
-    """Run positions of one rank, a list for each micro-batch, from `first_step` to the end.
+    """Run positions of one rank, a list per micro-batch, from `first_step` to the end.
 
-    Step k is positions k*V .. (k+1)*V-1 (V videos per step); a data rank takes those congruent to
-    it modulo their number. So all have equally many, disjoint, and together all of them. The ranks
-    of a sequence group are one data rank.
+    Of a step's positions k*V .. (k+1)*V-1 (V videos per step), a data rank takes those congruent to
+    it modulo the number of data ranks; the ranks of a sequence group are one data rank.
     """
     per_rank = plan.videos_per_step // plan.data_ranks
     per_micro_batch = plan.micro_batch // plan.repeats

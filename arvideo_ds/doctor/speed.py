@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
@@ -11,7 +12,8 @@ import torch.distributed as dist
 from arvideo_ds.doctor.report import Finding
 
 _SIDE = {"cpu": 1024, "cuda": 8192}
-_REPEATS = 10
+# The first warms up.
+_TRIES = 11
 _MESSAGE_MIB = {"cpu": 16, "cuda": 256}
 
 
@@ -37,12 +39,7 @@ def matmul_gflops(device: torch.device, dtype: torch.dtype | None = None) -> flo
     side = _SIDE[device.type]
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
     matrix = torch.ones(side, side, dtype=dtype, device=device)
-    best_s = float("inf")
-    for _ in range(_REPEATS + 1):  # the first warms up
-        started = time.perf_counter()
-        torch.mm(matrix, matrix)
-        _wait(device)
-        best_s = min(best_s, time.perf_counter() - started)
+    best_s = min(_seconds(lambda: torch.mm(matrix, matrix), device) for _ in range(_TRIES))
     return 2 * side**3 / best_s / 1e9
 
 
@@ -66,13 +63,10 @@ def check_all_reduce(device: torch.device) -> Finding:
     size = dist.get_world_size()
     message = torch.empty(_MESSAGE_MIB[device.type] * 2**20 // 4, device=device)
     best_s = float("inf")
-    for _ in range(_REPEATS + 1):
+    for _ in range(_TRIES):
         message.fill_(dist.get_rank())
         dist.barrier()
-        started = time.perf_counter()
-        dist.all_reduce(message)
-        _wait(device)
-        best_s = min(best_s, time.perf_counter() - started)
+        best_s = min(best_s, _seconds(lambda: dist.all_reduce(message), device))
     right = bool((message == size * (size - 1) / 2).all())
     bus_gb_s = 2 * (size - 1) / size * message.nbytes / best_s / 1e9
     says = (
@@ -84,6 +78,9 @@ def check_all_reduce(device: torch.device) -> Finding:
     return Finding("all-reduce", "ok", says)
 
 
-def _wait(device: torch.device) -> None:
+def _seconds(call: Callable[[], object], device: torch.device) -> float:
+    started = time.perf_counter()
+    call()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter() - started
