@@ -15,18 +15,15 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Generic, TypeVar
+from typing import Any, BinaryIO, NamedTuple
 
 import av
 import numpy as np
 
 from arvideo_ds.data.sampling import view_frames
 from arvideo_ds.data.transforms import cut, view_crop
-from arvideo_ds.decoding.video import Part, read_frames, require_frames
+from arvideo_ds.decoding.video import Part, read_frames
 from arvideo_ds.shards.ingest import require_complete
-
-Frame = TypeVar("Frame")
-Prepared = TypeVar("Prepared")
 
 
 @dataclass(frozen=True)
@@ -55,14 +52,13 @@ class WindowShape:
         return math.gcd(self.hop, self.stride)
 
 
-@dataclass(frozen=True)
-class Window(Generic[Prepared]):
+class Window(NamedTuple):
     """F sampled frames and the range [start, stop) of frames that they cover; `stop` may be after
     the last frame, which is not known yet."""
 
     start: int
     stop: int
-    frames: list[Prepared]
+    frames: list[Any]
 
 
 @dataclass(frozen=True)
@@ -81,13 +77,13 @@ class Windows:
 
 
 def slide(
-    frames: Iterable[Frame], shape: WindowShape, prepare: Callable[[Frame], Prepared]
-) -> Iterator[Window[Prepared]]:
+    frames: Iterable[Any], shape: WindowShape, prepare: Callable[[Any], Any]
+) -> Iterator[Window]:
     """Windows in order, each as soon as its last frame is available.
 
     Prepares only frames that a window may sample, and keeps no more than one window needs.
     """
-    kept: dict[int, Prepared] = {}
+    kept: dict[int, Any] = {}
     start = number = 0
     for number, frame in enumerate(frames, start=1):
         last = number - 1
@@ -108,7 +104,7 @@ def slide(
         yield _window(last - shape.reach, kept, shape)
 
 
-def _window(start: int, kept: dict[int, Prepared], shape: WindowShape) -> Window[Prepared]:
+def _window(start: int, kept: dict[int, Any], shape: WindowShape) -> Window:
     numbers = range(start, start + shape.span, shape.stride)
     return Window(start, start + shape.span, [kept[number] for number in numbers])
 
@@ -128,7 +124,6 @@ def read_windows(
             starts.extend(window.start for window in group)
             stops.extend(window.stop for window in group)
             yield np.stack([np.concatenate(window.frames) for window in group])
-    require_frames(info, part)
     require_complete(info)
     # The last frame lasts 1 / fps.
     seconds = np.append(np.array(times), times[-1] + 1 / info.fps) - times[0]

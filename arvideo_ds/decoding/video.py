@@ -79,12 +79,10 @@ class VideoInfo:
 
 
 def probe(source: BinaryIO, part: Part | None = None, *, max_pixels: int = MAX_PIXELS) -> VideoInfo:
-    """Decode every frame (of the part). Errors: `RejectedError`, as `read_frames` and
-    `require_frames`."""
+    """Decode every frame (of the part). Errors: `RejectedError`, as `read_frames`."""
     with read_frames(source, part, max_pixels=max_pixels) as (info, frames):
         for _ in frames:
             pass
-    require_frames(info, part)
     return info
 
 
@@ -99,7 +97,8 @@ def read_frames(
     """Every frame (of the part) that decodes, and the info, which each frame updates.
 
     The file is streamed. upright: undo rotation and pixel aspect. max_pixels: limit of a frame,
-    checked before decoding where the header has the size. Errors: `RejectedError`.
+    checked before decoding where the header has the size. Errors: `RejectedError`, at the end where
+    no frame decoded or the part exceeds the video.
     """
     with _open(source) as container:
         stream = _video_stream(container, max_pixels)
@@ -117,6 +116,13 @@ def read_frames(
         frames = _counted(_frames(container, stream, part, info), info, max_pixels)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         yield info, _shown(frames, aspect, max_pixels) if upright else frames
+    where = ""
+    if part is not None:
+        where = f" from {part[0]:g} to {part[1]:g} s"
+        if part[1] > info.length_s:
+            _require_within(part, info)
+    if not info.num_frames:
+        raise RejectedError("no_frames", f"the file opens but not one frame decodes{where}")
 
 
 def _counted(
@@ -130,17 +136,6 @@ def _counted(
         info.width, info.height = frame.width, frame.height
         info.duration_s = round(info.num_frames / info.fps, 4)
         yield frame
-
-
-def require_frames(info: VideoInfo, part: Part | None = None) -> None:
-    """Errors: `RejectedError` where no frame decoded, or the part exceeds the video."""
-    where = ""
-    if part is not None:
-        where = f" from {part[0]:g} to {part[1]:g} s"
-        if part[1] > info.length_s:
-            _require_within(part, info)
-    if not info.num_frames:
-        raise RejectedError("no_frames", f"the file opens but not one frame decodes{where}")
 
 
 def _require_within(part: Part, info: VideoInfo) -> None:
@@ -174,12 +169,23 @@ def encode(
     frames: Iterable[av.VideoFrame], *, rate: Fraction, settings: TranscodeSettings
 ) -> bytes:
     """Frames of one even size as H.264/MP4; deterministic to the byte."""
+    options = {
+        "preset": settings.preset,
+        "tune": "fastdecode",
+        "crf": str(settings.crf),
+        "g": str(settings.gop),
+        "bf": "0",
+        # With lookahead, x264's output is not deterministic on small frames.
+        "rc-lookahead": "0",
+        "mbtree": "0",
+        "flags": "+cgop+bitexact",
+    }
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
         stream: Any = None
         for index, frame in enumerate(frames):
             if stream is None:
-                stream = output.add_stream("libx264", rate=rate, options=_x264_options(settings))
+                stream = output.add_stream("libx264", rate=rate, options=options)
                 stream.width, stream.height = frame.width, frame.height
                 stream.pix_fmt = "yuv420p"
                 stream.codec_context.thread_count = 1
@@ -191,20 +197,6 @@ def encode(
             raise RejectedError("no_frames", "nothing to encode")
         output.mux(stream.encode(None))
     return buffer.getvalue()
-
-
-def _x264_options(settings: TranscodeSettings) -> dict[str, str]:
-    return {
-        "preset": settings.preset,
-        "tune": "fastdecode",
-        "crf": str(settings.crf),
-        "g": str(settings.gop),
-        "bf": "0",
-        # With lookahead, x264's output is not deterministic on small frames.
-        "rc-lookahead": "0",
-        "mbtree": "0",
-        "flags": "+cgop+bitexact",
-    }
 
 
 def open_video(source: BinaryIO) -> av.container.InputContainer:
@@ -228,11 +220,8 @@ def _rate(stream: av.VideoStream) -> Fraction:
 
 def _require_size(width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
-        raise RejectedError(
-            "too_large",
-            f"frames of {width} x {height} pixels; the limit is {max_pixels:,} "
-            "(make_shards.py --max_pixels)",
-        )
+        what = f"frames of {width} x {height} pixels; the limit is {max_pixels:,}"
+        raise RejectedError("too_large", f"{what} (make_shards.py --max_pixels)")
 
 
 def _video_stream(container: av.container.InputContainer, max_pixels: int) -> av.VideoStream:
@@ -388,8 +377,7 @@ def _graph(frame: av.VideoFrame, size: tuple[int, int]) -> av.filter.Graph:
         )
     ]
     scale = ("scale", f"{size[0]}:{size[1]}:flags=bicubic+accurate_rnd+full_chroma_int")
-    for name, arguments in (*turns, scale, ("setsar", "1"), ("format", "yuv420p")):
-        nodes.append(graph.add(name, arguments) if arguments else graph.add(name))
-    nodes.append(graph.add("buffersink"))
+    filters = (*turns, scale, ("setsar", "1"), ("format", "yuv420p"), ("buffersink", None))
+    nodes += [graph.add(name, arguments) for name, arguments in filters]
     graph.link_nodes(*nodes).configure()
     return graph

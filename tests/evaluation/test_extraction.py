@@ -19,7 +19,6 @@ import torch
 from safetensors.torch import save_file
 
 from arvideo_ds.config import PretrainRecipe, Recipe
-from arvideo_ds.data.clips import decoded
 from arvideo_ds.data.transforms import cut, view_crop
 from arvideo_ds.decoding.decoders import decode
 from arvideo_ds.errors import UserError
@@ -164,7 +163,7 @@ def test_a_probe_of_several_clips_is_their_mean(
     assert (len(few.values), len(probed.values)) == (3, 5)
     samples = shards.index(0).samples
     for number in range(5):
-        film = decoded(shards, "pyav", 0, samples[number], np.arange(12))
+        film = decode("pyav", shards.read(0, samples[number]), np.arange(12))
         crop = view_crop(*film.shape[1:3], recipe.data.size)
         clips = [cut(film[at : at + 4], crop, recipe.data.size, flip=False) for at in (0, 4, 8)]
         with torch.no_grad():
