@@ -57,9 +57,7 @@ class VideoEncoder(VideoModel):
 
     def forward(self, clips: Tensor) -> Tensor:
         """Tokens B N D of clips B T H W 3, uint8 or floating 0..1, ordered by time, row, column.
-
-        Errors: `UserError` for another shape.
-        """
+        Errors: `UserError` for another shape."""
         self.check_clips(clips)
         return encode_clips(self.encoder, clips, self.recipe.patch)
 
@@ -80,9 +78,7 @@ class VideoClassifier(VideoModel):
 
     def predict(self, video: str | Path, top: int = 5) -> list[tuple[str, float]]:
         """The likeliest labels of a video file's central clip with their probabilities, best first.
-
-        Errors: `UserError` for a file that does not decode.
-        """
+        Errors: `UserError` for a file that does not decode."""
         return top_labels(self.classifier, self.labels, self.clip(video), top)
 
 
@@ -101,10 +97,8 @@ def load_encoder(run: str | Path, weights: str | None = None) -> VideoEncoder:
 
 
 def load_classifier(run: str | Path, weights: str | None = None) -> VideoClassifier:
-    """The classifier of a fine-tuned run, or of its export with --format encoder.
-
-    Arguments, device, mode and errors: as `load_encoder`.
-    """
+    """The classifier of a fine-tuned run, or of its export with --format encoder. Arguments,
+    device, mode and errors: as `load_encoder`."""
     folder = Path(run)
     recipe = run_folder.read_recipe(folder, FinetuneRecipe)
     source = read_source(folder, recipe, _weights(folder, weights))

@@ -17,10 +17,8 @@ T = TypeVar("T")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Accepts `-` for `_` and `_` for `-` in long options, but not in values or after `--`.
-
-    Every command takes `--plugin FILE`, the same as a FILE in ARVIDEO_PLUGINS.
-    """
+    """Accepts `-` for `_` and `_` for `-` in long options, but not in values or after `--`. Every
+    command takes `--plugin FILE`, the same as a FILE in ARVIDEO_PLUGINS."""
 
     def __init__(self, **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)

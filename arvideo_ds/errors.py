@@ -21,11 +21,8 @@ EXIT_PIPE_CLOSED = 141
 
 
 class UserError(Exception):
-    """A mistake that the user can fix.
-
-    The message is one paragraph: what is wrong, where, and how to fix it. Commands print it without
-    a traceback and exit with `EXIT_USER_ERROR`.
-    """
+    """A mistake that the user can fix. The message is one paragraph: what is wrong, where, and how
+    to fix it. Commands print it without a traceback and exit with `EXIT_USER_ERROR`."""
 
 
 @contextlib.contextmanager

@@ -55,9 +55,7 @@ def available_memory() -> int | None:
 
 def limit_memory(gib: float) -> None:
     """Let allocations fail beyond so many GiB more than now: a `MemoryError` in most libraries.
-
-    Without such a limit in the system, nothing happens.
-    """
+    Without such a limit in the system, nothing happens."""
     allocated = _field_bytes(_PROC / "self" / "status", "VmData")
     if allocated is None:
         return

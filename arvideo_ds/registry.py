@@ -26,11 +26,8 @@ T = TypeVar("T")
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """Entries by name, in the order of their registration.
-
-    kind: what an entry is, for errors. entries: objects, or "module:attribute" of objects to import
-    at first use.
-    """
+    """Entries by name, in the order of their registration. kind: what an entry is, for errors.
+    entries: objects, or "module:attribute" of objects to import at first use."""
 
     def __init__(self, kind: str, entries: Mapping[str, T | str]) -> None:
         self.kind = kind
@@ -87,10 +84,8 @@ def listed_plugins() -> list[str]:
 
 
 def load_plugins() -> list[str]:
-    """Import the listed plugins, each once per process; returns the list.
-
-    Errors: `UserError` for a plugin that does not exist or fails while it is imported.
-    """
+    """Import the listed plugins, each once per process; returns the list. Errors: `UserError` for a
+    plugin that does not exist or fails while it is imported."""
     plugins = listed_plugins()
     for plugin in plugins:
         try:

@@ -351,10 +351,8 @@ def require_protocol(shards: ShardSet, recipe: Recipe) -> None:
 
 
 def for_labels(shards: ShardSet, recipe: Recipe) -> Recipe:
-    """The recipe for probes on these shards: sampled as their labels need.
-
-    Pretraining may sample a data set differently from what its labels need; a probe may not.
-    """
+    """The recipe for probes on these shards: sampled as their labels need. Pretraining may sample a
+    data set differently from what its labels need; a probe may not."""
     if recipe.learns_labels or not sampled_uniformly(shards.manifest):
         return recipe
     data = recipe.data.model_copy(update={"sampling": "uniform"})

@@ -171,10 +171,8 @@ class EvaluationKeyframes(EvaluationClips):
 
 
 def training_boxes(shards: ShardSet, recipe: DetectRecipe) -> BoxSource:
-    """The boxes to train on: annotated ones and, if there is a file of them, detected ones.
-
-    Errors: `UserError` for files that are missing, wrong or of other shards.
-    """
+    """The boxes to train on: annotated ones and, if there is a file of them, detected ones. Errors:
+    `UserError` for files that are missing, wrong or of other shards."""
     settings = recipe.detect
     detections = None
     if settings.detections is not None:

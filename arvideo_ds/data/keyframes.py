@@ -159,10 +159,8 @@ class BoxSource:
 
 
 def read_annotations(path: str | None, key: str) -> Annotations:
-    """An annotations file of AVA; `key` is its setting, for errors. Wrong rows are counted.
-
-    Errors: `UserError` if `path` is None or has no valid row.
-    """
+    """An annotations file of AVA; `key` is its setting, for errors. Wrong rows are counted. Errors:
+    `UserError` if `path` is None or has no valid row."""
     if path is None:
         raise UserError(
             f"{key} is not given: the file of boxes that the shards were made from, such as "

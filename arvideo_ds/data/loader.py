@@ -221,10 +221,8 @@ class TrainLoader:
                     raise WorkerLostError("hang", self._dataset.watch.longest()) from error
 
     def _replace(self, lost: WorkerLostError, in_a_row: int) -> None:
-        """Report the loss and exclude the video that caused it.
-
-        Errors: `UserError` after several losses without a batch in between.
-        """
+        """Report the loss and exclude the video that caused it. Errors: `UserError` after several
+        losses without a batch in between."""
         position = None if lost.worker is None else self._dataset.watch.position(lost.worker)
         key = None if position is None else self.video_at(position)
         did = "died" if lost.kind == "crash" else f"hung for data.timeout_s={self._timeout_s} s"

@@ -35,10 +35,8 @@ def aligned_frames(
 
 
 def window_frames(num_frames: int, stride: int, window: int) -> np.ndarray:
-    """Frame numbers of every window of a video, int64, W x `window`.
-
-    Frames 0, stride, 2 stride, ... in adjacent windows; the last repeats its last frame.
-    """
+    """Frame numbers of every window of a video, int64, W x `window`. Frames 0, stride, 2 stride,
+    ... in adjacent windows; the last repeats its last frame."""
     sampled = -(-num_frames // stride)
     places = np.arange(-(-sampled // window) * window)
     return stride * np.minimum(places, sampled - 1).reshape(-1, window)
@@ -58,11 +56,8 @@ def view_frames(
 
 
 def keyframe_frames(num_frames: int, frames: int, stride: int, keyframe: int) -> np.ndarray:
-    """Frame numbers of the clip whose frame `frames // 2` is the keyframe.
-
-    Beyond the video's ends, the first or last frame is repeated. Source: SlowFast's and VideoMAE's
-    clips of AVA.
-    """
+    """Frame numbers of the clip whose frame `frames // 2` is the keyframe. Beyond the video's ends,
+    the first or last frame is repeated. Source: SlowFast's and VideoMAE's clips of AVA."""
     places = keyframe + stride * (np.arange(frames) - frames // 2)
     return places.clip(0, num_frames - 1)
 

@@ -58,11 +58,8 @@ def multi_scale_crop(
 def random_resized_crop(
     height: int, width: int, area: tuple[float, float], generator: np.random.Generator
 ) -> Crop:
-    """A box of a uniform share of the area and a log-uniform aspect from 3:4 to 4:3.
-
-    The central crop if ten tries do not fit. Source: Inception's crop, as torchvision's
-    RandomResizedCrop.
-    """
+    """A box of a uniform share of the area and a log-uniform aspect from 3:4 to 4:3. The central
+    crop if ten tries do not fit. Source: Inception's crop, as torchvision's RandomResizedCrop."""
     for _ in range(_TRIES):
         pixels = height * width * generator.uniform(*area)
         aspect = np.exp(generator.uniform(-np.log(_MOST_ASPECT), np.log(_MOST_ASPECT)))

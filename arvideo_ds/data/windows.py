@@ -63,10 +63,8 @@ class Window(NamedTuple):
 
 @dataclass(frozen=True)
 class Windows:
-    """All windows of a video: W ranges [start, stop) in frames and in seconds.
-
-    Seconds count from the first frame and follow the time stamps, also at a variable rate.
-    """
+    """All windows of a video: W ranges [start, stop) in frames and in seconds. Seconds count from
+    the first frame and follow the time stamps, also at a variable rate."""
 
     num_frames: int
     fps: float
@@ -79,10 +77,8 @@ class Windows:
 def slide(
     frames: Iterable[Any], shape: WindowShape, prepare: Callable[[Any], Any]
 ) -> Iterator[Window]:
-    """Windows in order, each as soon as its last frame is available.
-
-    Prepares only frames that a window may sample, and keeps no more than one window needs.
-    """
+    """Windows in order, each as soon as its last frame is available. Prepares only frames that a
+    window may sample, and keeps no more than one window needs."""
     kept: dict[int, Any] = {}
     start = number = 0
     for number, frame in enumerate(frames, start=1):

@@ -163,10 +163,8 @@ def decisive_decoders() -> tuple[str, ...]:
 
 
 def choose_decoder(name: str) -> str:
-    """The decoder of this name, or for "auto" the first that works.
-
-    Errors: `UserError` with the reason why it does not work, and those that do.
-    """
+    """The decoder of this name, or for "auto" the first that works. Errors: `UserError` with the
+    reason why it does not work, and those that do."""
     if name == "auto":
         return first_usable([usable_decoders()])
     problem = _load_problem(name)
@@ -179,10 +177,8 @@ def choose_decoder(name: str) -> str:
 
 
 def first_usable(usable: Sequence[Sequence[str]]) -> str:
-    """The preferred decoder of those that all ranks can use; `usable`: the names by rank.
-
-    The first rank prints once how to get a faster one. Errors: `UserError` if they share none.
-    """
+    """The preferred decoder of those that all ranks can use; `usable`: the names by rank. The first
+    rank prints once how to get a faster one. Errors: `UserError` if they share none."""
     shared = [name for name in DECODERS if all(name in names for names in usable)]
     if not shared:
         raise UserError(f"no decoder works on every rank: {', '.join(map(str, usable))}.")

@@ -39,9 +39,7 @@ class Finished:
 @dataclass(frozen=True)
 class Failed:
     """The end of a task that raised, hung or crashed: a reason to count by, and a message.
-
-    rejected: the video itself is at fault (`RejectedError`), so a second try fails too.
-    """
+    rejected: the video itself is at fault (`RejectedError`), so a second try fails too."""
 
     reason: str
     message: str

@@ -154,9 +154,7 @@ def transcode(
     max_pixels: int = MAX_PIXELS,
 ) -> bytes:
     """H.264/MP4: upright, square pixels, even sizes, 8-bit 4:2:0, short closed GOPs, no audio.
-
-    Errors: `RejectedError`, also for frames of more than `max_pixels` before or after scaling.
-    """
+    Errors: `RejectedError`, also for frames of more than `max_pixels` before or after scaling."""
     with _open(source) as container:
         stream = _video_stream(container, max_pixels)
         aspect = stream.sample_aspect_ratio or Fraction(1)

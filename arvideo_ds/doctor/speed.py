@@ -56,10 +56,8 @@ def check_matmul(gflops: list[float], device: torch.device) -> Finding:
 
 
 def check_all_reduce(device: torch.device) -> Finding:
-    """Time a sum over all n ranks and check the result. Collective.
-
-    Bus bandwidth: 2 (n - 1) / n x bytes / time. Source: nccl-tests, PERFORMANCE.md.
-    """
+    """Time a sum over all n ranks and check the result. Collective. Bus bandwidth: 2 (n - 1) / n x
+    bytes / time. Source: nccl-tests, PERFORMANCE.md."""
     size = dist.get_world_size()
     message = torch.empty(_MESSAGE_MIB[device.type] * 2**20 // 4, device=device)
     best_s = float("inf")
