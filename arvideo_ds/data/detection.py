@@ -6,9 +6,8 @@ keyframe, with the boxes that its crop shows.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -77,15 +76,8 @@ class TrainKeyframes(TrainClips):
     All draws are functions of the position.
     """
 
-    def __init__(
-        self,
-        shards: ShardSet,
-        recipe: DetectRecipe,
-        *,
-        num_workers: int = 0,
-        left_out: Mapping[str, str] | None = None,
-    ) -> None:
-        super().__init__(shards, recipe, num_workers=num_workers, left_out=left_out)
+    def __init__(self, shards: ShardSet, recipe: DetectRecipe, **options: Any) -> None:
+        super().__init__(shards, recipe, **options)
         self.boxes, self.settings = training_boxes(shards, recipe), recipe.detect
 
     def _decoded(self, place: Place, sample: IndexedSample, keys: list[int]) -> KeyframeClips:

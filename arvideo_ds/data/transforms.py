@@ -6,7 +6,7 @@ F frames, H W their size, h w the size of the clip.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,8 +20,7 @@ _QUARTERS = 4
 _TRIES, _MOST_ASPECT = 10, 4 / 3
 
 
-@dataclass(frozen=True)
-class Crop:
+class Crop(NamedTuple):
     top: int
     left: int
     height: int
@@ -46,13 +45,10 @@ def multi_scale_crop(
     second = near[int(generator.integers(len(near)))]
     crop_height = max(1, round(box_height * scales[first]))
     crop_width = max(1, round(box_width * scales[second]))
-    top, left = generator.integers(_QUARTERS + 1, size=2)
-    return Crop(
-        top=(height - crop_height) * int(top) // _QUARTERS,
-        left=(width - crop_width) * int(left) // _QUARTERS,
-        height=crop_height,
-        width=crop_width,
-    )
+    row, column = generator.integers(_QUARTERS + 1, size=2)
+    top = (height - crop_height) * int(row) // _QUARTERS
+    left = (width - crop_width) * int(column) // _QUARTERS
+    return Crop(top, left, crop_height, crop_width)
 
 
 def random_resized_crop(
@@ -158,9 +154,7 @@ def fill_up(clip: Tensor, missing: tuple[int, int]) -> Tensor:
 def cut(frames: np.ndarray, crop: Crop, size: tuple[int, int], *, flip: bool) -> Tensor:
     """Frames F H W 3 -> clip F h w 3, contiguous; it may share memory with the frames."""
     clip = torch.from_numpy(frames).permute(0, 3, 1, 2)
-    clip = F.resized_crop(
-        clip, crop.top, crop.left, crop.height, crop.width, list(size), antialias=True
-    )
+    clip = F.resized_crop(clip, *crop, size=list(size), antialias=True)
     if flip:
         clip = F.horizontal_flip(clip)
     return clip.permute(0, 2, 3, 1).contiguous()

@@ -22,7 +22,7 @@ import numpy as np
 
 from arvideo_ds.data.sampling import view_frames
 from arvideo_ds.data.transforms import cut, view_crop
-from arvideo_ds.decoding.video import Part, read_frames
+from arvideo_ds.decoding.video import Frames, Part, read_frames
 from arvideo_ds.shards.ingest import require_complete
 
 
@@ -135,9 +135,7 @@ def read_windows(
     )
 
 
-def _timed(
-    frames: Iterator[av.VideoFrame], times: array[float], fps: float
-) -> Iterator[av.VideoFrame]:
+def _timed(frames: Frames, times: array[float], fps: float) -> Frames:
     """The same frames; appends their seconds to `times`."""
     for number, frame in enumerate(frames):
         times.append(number / fps if frame.time is None else frame.time)

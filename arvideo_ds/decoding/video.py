@@ -18,6 +18,8 @@ import av.logging
 
 # Start and stop of a part of a video in seconds, counted from its first frame.
 Part = tuple[float, float]
+Frames = Iterator[av.VideoFrame]
+Container = av.container.InputContainer
 
 # Without a frame count in the header, expect at least this share of duration x rate.
 _ROUGH_PROMISE = 0.75
@@ -93,7 +95,7 @@ def read_frames(
     *,
     upright: bool = False,
     max_pixels: int = MAX_PIXELS,
-) -> Iterator[tuple[VideoInfo, Iterator[av.VideoFrame]]]:
+) -> Iterator[tuple[VideoInfo, Frames]]:
     """Every frame (of the part) that decodes, and the info, which each frame updates.
 
     The file is streamed. upright: undo rotation and pixel aspect. max_pixels: limit of a frame,
@@ -116,18 +118,18 @@ def read_frames(
         frames = _counted(_frames(container, stream, part, info), info, max_pixels)
         aspect = stream.sample_aspect_ratio or Fraction(1)
         yield info, _shown(frames, aspect, max_pixels) if upright else frames
-    where = ""
-    if part is not None:
-        where = f" from {part[0]:g} to {part[1]:g} s"
-        if part[1] > info.length_s:
-            _require_within(part, info)
+    if part is not None and part[1] > info.length_s:
+        lost = info.promised_frames - info.num_frames
+        if lost > max(1, _BEYOND_END * info.promised_frames):
+            where = f"the part is {part[0]:g} to {part[1]:g} s of a video of {info.length_s:.2f} s"
+            raise RejectedError("past_end", where)
+        info.promised_frames = info.num_frames
     if not info.num_frames:
+        where = "" if part is None else f" from {part[0]:g} to {part[1]:g} s"
         raise RejectedError("no_frames", f"the file opens but not one frame decodes{where}")
 
 
-def _counted(
-    frames: Iterator[av.VideoFrame], info: VideoInfo, max_pixels: int
-) -> Iterator[av.VideoFrame]:
+def _counted(frames: Frames, info: VideoInfo, max_pixels: int) -> Frames:
     for frame in frames:
         _require_size(frame.width, frame.height, max_pixels)
         info.num_frames += 1
@@ -136,14 +138,6 @@ def _counted(
         info.width, info.height = frame.width, frame.height
         info.duration_s = round(info.num_frames / info.fps, 4)
         yield frame
-
-
-def _require_within(part: Part, info: VideoInfo) -> None:
-    lost = info.promised_frames - info.num_frames
-    if lost > max(1, _BEYOND_END * info.promised_frames):
-        where = f"the part is {part[0]:g} to {part[1]:g} s of a video of {info.length_s:.2f} s"
-        raise RejectedError("past_end", where)
-    info.promised_frames = info.num_frames
 
 
 def transcode(
@@ -197,13 +191,13 @@ def encode(
     return buffer.getvalue()
 
 
-def open_video(source: BinaryIO) -> av.container.InputContainer:
+def open_video(source: BinaryIO) -> Container:
     """Open a file object to read; the only call of `av.open` for reading. Errors: PyAV's."""
     # No protocols: a crafted playlist cannot reach other files or hosts. Titles need not be UTF-8.
     return av.open(source, "r", options={"protocol_whitelist": "none"}, metadata_errors="replace")
 
 
-def _open(source: BinaryIO) -> av.container.InputContainer:
+def _open(source: BinaryIO) -> Container:
     try:
         return open_video(source)
     except (av.error.FFmpegError, ValueError, EOFError) as error:
@@ -222,7 +216,7 @@ def _require_size(width: int, height: int, max_pixels: int) -> None:
         raise RejectedError("too_large", f"{what} (make_shards.py --max_pixels)")
 
 
-def _video_stream(container: av.container.InputContainer, max_pixels: int) -> av.VideoStream:
+def _video_stream(container: Container, max_pixels: int) -> av.VideoStream:
     pictures = av.stream.Disposition.attached_pic
     streams = [s for s in container.streams.video if not s.disposition & pictures]
     if not streams:
@@ -238,11 +232,8 @@ def _video_stream(container: av.container.InputContainer, max_pixels: int) -> av
 
 
 def _frames(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    part: Part | None,
-    info: VideoInfo | None = None,
-) -> Iterator[av.VideoFrame]:
+    container: Container, stream: av.VideoStream, part: Part | None, info: VideoInfo | None = None
+) -> Frames:
     if part is None:
         yield from decodable_frames(container, stream, info)
         return
@@ -259,10 +250,8 @@ def _frames(
 
 
 def decodable_frames(
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    info: VideoInfo | None = None,
-) -> Iterator[av.VideoFrame]:
+    container: Container, stream: av.VideoStream, info: VideoInfo | None = None
+) -> Frames:
     """Every frame that decodes; `info` counts packets. Errors: `MemoryError`."""
     packets = container.demux(stream)
     while True:
@@ -301,9 +290,7 @@ def _error_messages() -> Iterator[list[Any]]:
         av.logging.set_level(level)
 
 
-def _seek_before(
-    container: av.container.InputContainer, stream: av.VideoStream, second: float
-) -> None:
+def _seek_before(container: Container, stream: av.VideoStream, second: float) -> None:
     """Seek to a key frame at or before `second`, or to the start where that fails."""
     assert stream.time_base is not None
     start = stream.start_time or 0
@@ -324,9 +311,7 @@ def _time(frame: av.VideoFrame, stream: av.VideoStream) -> float:
     return float(((frame.pts or 0) - (stream.start_time or 0)) * stream.time_base)
 
 
-def _shown(
-    frames: Iterator[av.VideoFrame], aspect: Fraction, max_pixels: int
-) -> Iterator[av.VideoFrame]:
+def _shown(frames: Frames, aspect: Fraction, max_pixels: int) -> Frames:
     """Frames upright with square pixels; untouched if they already are."""
     first = next(frames, None)
     if first is None:
@@ -337,9 +322,7 @@ def _shown(
     return _upright(frames, aspect, 0, max_pixels)
 
 
-def _upright(
-    frames: Iterator[av.VideoFrame], pixel_aspect: Fraction, short_side: int, max_pixels: int
-) -> Iterator[av.VideoFrame]:
+def _upright(frames: Frames, pixel_aspect: Fraction, short_side: int, max_pixels: int) -> Frames:
     """Frames upright, with square pixels, scaled to one even size."""
     size: tuple[int, int] | None = None
     graph: Any = None
