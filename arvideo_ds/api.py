@@ -39,11 +39,9 @@ class VideoModel(nn.Module):
 
     def check_clips(self, clips: Tensor) -> None:
         """Errors: `UserError` for clips that are not B T H W 3 of `clip_shape`."""
-        expected = (*self.clip_shape, 3)
-        if clips.ndim != 5 or tuple(clips.shape[1:]) != expected:
-            raise UserError(
-                f"expected clips of shape {('B', *expected)}, but got {tuple(clips.shape)}."
-            )
+        expected, shape = (*self.clip_shape, 3), tuple(clips.shape)
+        if len(shape) != 5 or shape[1:] != expected:
+            raise UserError(f"expected clips of shape {('B', *expected)}, but got {shape}.")
 
 
 class VideoEncoder(VideoModel):
@@ -134,11 +132,8 @@ def encode(
     else:
         groups = _windows(encoder.recipe, Path(video), hop, batch)
     device = next(encoder.parameters()).device
-    pooled = [
-        FEATURES[features](encoder(clips.to(device)).float(), encoder.grid[0]).cpu()
-        for clips in groups
-    ]
-    return torch.cat(pooled)
+    pool, times = FEATURES[features], encoder.grid[0]
+    return torch.cat([pool(encoder(clips.to(device)).float(), times).cpu() for clips in groups])
 
 
 def _windows(recipe: EncoderRecipe, path: Path, hop: int | None, batch: int) -> Iterator[Tensor]:

@@ -17,6 +17,9 @@ from arvideo_ds.errors import UserError
 Triple = tuple[int, int, int]
 CHANNELS = 3
 _AXES = ("frames", "height", "width")
+# Whole, its settings, part and its setting, for errors.
+_CUBE = ("clip", "data.frames and data.size", "cube", "model.patch")
+_CLUSTER = ("token grid", "data.frames, data.size or model.patch", "cluster", "objective.cluster")
 
 
 @dataclass(frozen=True)
@@ -32,17 +35,8 @@ class Geometry:
     cluster: Triple
 
     def __post_init__(self) -> None:
-        _require_division(
-            self.clip, self.patch, "clip", "data.frames and data.size", "cube", "model.patch"
-        )
-        _require_division(
-            self.grid,
-            self.cluster,
-            "token grid",
-            "data.frames, data.size or model.patch",
-            "cluster",
-            "objective.cluster",
-        )
+        _require_division(self.clip, self.patch, *_CUBE)
+        _require_division(self.grid, self.cluster, *_CLUSTER)
 
     @classmethod
     def whole(cls, clip: Triple, patch: Triple) -> Geometry:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image
 
-from arvideo_ds.data.transforms import Crop
+from arvideo_ds.data.transforms import Crop, Sides
 
 # A box with less height or width than this many pixels of the clip is not visible.
 _LEAST_PIXELS = 1.0
@@ -19,9 +20,7 @@ _LEAST_PIXELS = 1.0
 _LEAST_JITTERED = 2.0
 
 
-def to_clip(
-    boxes: np.ndarray, frame: tuple[int, int], crop: Crop, size: tuple[int, int], *, flip: bool
-) -> Tensor:
+def to_clip(boxes: np.ndarray, frame: Sides, crop: Crop, size: Sides, *, flip: bool) -> Tensor:
     """Boxes of a frame H W (shares) -> boxes of the clip h w that `cut` makes of it, n 4, float32;
     they may exceed the clip."""
     (height, width), (tall, wide) = frame, size
@@ -36,7 +35,7 @@ def to_clip(
     return pixels.float()
 
 
-def visible(boxes: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def visible(boxes: Tensor, size: Sides) -> tuple[Tensor, Tensor]:
     """Boxes of a clip h w clipped to it, and the share of each area that remains."""
     inside = clip_boxes_to_image(boxes, size)
     return inside, box_area(inside) / box_area(boxes).clamp(min=1e-9)
@@ -48,10 +47,7 @@ def is_there(inside: Tensor) -> Tensor:
 
 
 def jittered(
-    boxes: Tensor,
-    size: tuple[int, int],
-    largest: tuple[float, float, float, float],
-    generator: np.random.Generator,
+    boxes: Tensor, size: Sides, largest: tuple[float, float, float, float], generator: Generator
 ) -> Tensor:
     """Boxes of a clip h w, every side moved by a uniform share of the box, within the clip.
 
@@ -70,7 +66,7 @@ def jittered(
     return torch.cat([corner, opposite], dim=1)
 
 
-def extended(boxes: Tensor, size: tuple[int, int], by: tuple[float, float]) -> Tensor:
+def extended(boxes: Tensor, size: Sides, by: tuple[float, float]) -> Tensor:
     """Boxes of a clip h w grown by shares of their width and height, half at each side, within the
     clip. Source: VideoMAE's action detection (test_ext of modeling_finetune.py)."""
     grown = (boxes[:, 2:] - boxes[:, :2]) * torch.tensor(by) / 2

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 
@@ -17,16 +18,7 @@ from arvideo_ds.config import Recipe
 from arvideo_ds.data.augment import Augment
 from arvideo_ds.data.order import Place, SampleOrder
 from arvideo_ds.data.sampling import aligned_frames, train_frames, view_frames
-from arvideo_ds.data.transforms import (
-    Crop,
-    cut,
-    fit_to_grid,
-    grid_crop,
-    multi_scale_crop,
-    random_resized_crop,
-    short_side_crop,
-    view_crop,
-)
+from arvideo_ds.data.transforms import Crop, cut, fit_to_grid, random_crop, view_crop
 from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, decode
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
@@ -190,11 +182,10 @@ class TrainClips(_Clips):
 
     def key_at(self, run_position: int) -> str:
         """Key of the video there; if its index is unreachable, its shard and number in it."""
-        place = self.order.place(run_position)
         try:
-            return self._sample(place).key
+            return self.sample(run_position)[1].key
         except UnreachableError:
-            return self._unknown(place).key
+            return self._unknown(self.order.place(run_position)).key
 
     def _sample(self, place: Place) -> IndexedSample:
         return self.shards.index(place.shard).samples[place.member]
@@ -248,24 +239,14 @@ class TrainClips(_Clips):
 
     def _cropped(
         self, frames: np.ndarray, place: Place, repeat: int
-    ) -> tuple[Tensor, Crop, bool, np.random.Generator]:
+    ) -> tuple[Tensor, Crop, bool, Generator]:
         """A clip, its crop, whether it is flipped, and the generator for further draws."""
         data = self.data
         generator = clip_generator(self.seed, place.epoch, place.position, 1 + repeat)
-        crop = self._random_crop(frames.shape[1], frames.shape[2], generator)
+        crop = random_crop(frames.shape[1], frames.shape[2], data, self.patch[1:], generator)
         flip = data.flip and bool(generator.integers(2))
         clip = cut(frames, crop, data.size, flip=flip)
         return self.augment(clip, int(generator.integers(2**63))), crop, flip, generator
-
-    def _random_crop(self, height: int, width: int, generator: np.random.Generator) -> Crop:
-        data = self.data
-        if data.crop == "grid":
-            return grid_crop(height, width, data.size, self.patch[1:], generator)
-        if data.crop == "random_resized":
-            return random_resized_crop(height, width, data.crop_area, generator)
-        if data.crop == "short_side":
-            return short_side_crop(height, width, data.size, data.short_side, generator)
-        return multi_scale_crop(height, width, data.size, data.crop_scales, generator)
 
     def _black(self, sample: IndexedSample, keys: list[int], error: DecodeError) -> VideoClips:
         clips = super()._black(sample, keys, error)

@@ -94,7 +94,7 @@ def collate(videos: list[VideoClips]) -> Batch:
     counts = torch.tensor([len(video.keys) for video in videos])
     clips = [clip for video in videos for clip in video.clips]
     valid = torch.tensor([video.skipped is None for video in videos]).repeat_interleave(counts)
-    scores, codes = _scores(videos)
+    flat = [scores.flat() for video in videos for scores in video.scores or ()]
     return Batch(
         clips=torch.stack(clips, out=_shared(len(clips), clips[0])),
         keys=torch.tensor([key for video in videos for key in video.keys]),
@@ -103,19 +103,13 @@ def collate(videos: list[VideoClips]) -> Batch:
         num_skipped=int((~valid).sum()),
         skipped=[video.skipped for video in videos if video.skipped is not None],
         first_key=videos[0].keys[0],
-        scores=scores,
-        codes=codes,
+        scores=_stacked([scores for scores, _ in flat]),
+        codes=_stacked([codes for _, codes in flat if codes is not None]),
     )
 
 
-def _scores(videos: list[VideoClips]) -> tuple[Tensor | None, Tensor | None]:
-    """B N float32 and B N int64; None where the clips have none."""
-    flat = [scores.flat() for video in videos for scores in video.scores or ()]
-    if not flat:
-        return None, None
-    scores, codes = zip(*flat, strict=True)
-    stacked = None if codes[0] is None else torch.from_numpy(np.stack(codes))
-    return torch.from_numpy(np.stack(scores)), stacked
+def _stacked(arrays: list[np.ndarray]) -> Tensor | None:
+    return torch.from_numpy(np.stack(arrays)) if arrays else None
 
 
 def _shared(count: int, clip: Tensor) -> Tensor | None:

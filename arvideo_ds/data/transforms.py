@@ -10,14 +10,19 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.random import Generator
 from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
+
+from arvideo_ds.config.schema import DataSettings
 
 # Steps of a smaller crop's place along each axis.
 _QUARTERS = 4
 # Random resized crop: number of tries, and largest ratio of the sides.
 _TRIES, _MOST_ASPECT = 10, 4 / 3
+
+Sides = tuple[int, int]
 
 
 class Crop(NamedTuple):
@@ -27,12 +32,21 @@ class Crop(NamedTuple):
     width: int
 
 
+def random_crop(
+    height: int, width: int, data: DataSettings, patch: Sides, generator: Generator
+) -> Crop:
+    """The training crop of a frame by data.crop; patch: rows and columns, of "grid"."""
+    if data.crop == "grid":
+        return grid_crop(height, width, data.size, patch, generator)
+    if data.crop == "random_resized":
+        return random_resized_crop(height, width, data.crop_area, generator)
+    if data.crop == "short_side":
+        return short_side_crop(height, width, data.size, data.short_side, generator)
+    return multi_scale_crop(height, width, data.size, data.crop_scales, generator)
+
+
 def multi_scale_crop(
-    height: int,
-    width: int,
-    size: tuple[int, int],
-    scales: Sequence[float],
-    generator: np.random.Generator,
+    height: int, width: int, size: Sides, scales: Sequence[float], generator: Generator
 ) -> Crop:
     """The largest box of the clip's aspect with its sides scaled by `scales`, at a random place.
 
@@ -52,7 +66,7 @@ def multi_scale_crop(
 
 
 def random_resized_crop(
-    height: int, width: int, area: tuple[float, float], generator: np.random.Generator
+    height: int, width: int, area: tuple[float, float], generator: Generator
 ) -> Crop:
     """A box of a uniform share of the area and a log-uniform aspect from 3:4 to 4:3. The central
     crop if ten tries do not fit. Source: Inception's crop, as torchvision's RandomResizedCrop."""
@@ -70,11 +84,7 @@ def random_resized_crop(
 
 
 def short_side_crop(
-    height: int,
-    width: int,
-    size: tuple[int, int],
-    short_side: int,
-    generator: np.random.Generator,
+    height: int, width: int, size: Sides, short_side: int, generator: Generator
 ) -> Crop:
     """The clip's box in a frame scaled to a shorter side of `short_side` pixels.
 
@@ -88,13 +98,7 @@ def short_side_crop(
     return Crop(top, left, rows, columns)
 
 
-def grid_crop(
-    height: int,
-    width: int,
-    size: tuple[int, int],
-    patch: tuple[int, int],
-    generator: np.random.Generator,
-) -> Crop:
+def grid_crop(height: int, width: int, size: Sides, patch: Sides, generator: Generator) -> Crop:
     """A box of the clip's size at a uniform multiple of the patch, in frames of `fit_to_grid`."""
     top, left = (
         step * int(generator.integers((side - length) // step + 1))
@@ -103,7 +107,7 @@ def grid_crop(
     return Crop(top, left, *size)
 
 
-def fit_to_grid(frames: np.ndarray, size: tuple[int, int], patch: tuple[int, int]) -> np.ndarray:
+def fit_to_grid(frames: np.ndarray, size: Sides, patch: Sides) -> np.ndarray:
     """Frames F H W 3 -> F h' w' 3 (uint8), the smallest that contain the clip's box.
 
     The aspect is kept; the longer side is cut at both ends to a multiple of the patch. So all clips
@@ -119,9 +123,7 @@ def fit_to_grid(frames: np.ndarray, size: tuple[int, int], patch: tuple[int, int
     return pixels[:, top : top + kept[0], left : left + kept[1]].contiguous().numpy()
 
 
-def view_crop(
-    height: int, width: int, size: tuple[int, int], view: int = 0, views: int = 1
-) -> Crop:
+def view_crop(height: int, width: int, size: Sides, view: int = 0, views: int = 1) -> Crop:
     """The largest box of the clip's aspect, at place `view` of `views` from one end of the longer
     side to the other; a single view is the centre."""
     box_height, box_width = (max(1, round(side)) for side in _largest_box(height, width, size))
@@ -130,9 +132,7 @@ def view_crop(
     return Crop(top, left, box_height, box_width)
 
 
-def whole_frame(
-    height: int, width: int, short_side: int, patch: tuple[int, int]
-) -> tuple[tuple[int, int], tuple[int, int]]:
+def whole_frame(height: int, width: int, short_side: int, patch: Sides) -> tuple[Sides, Sides]:
     """Size of a frame scaled to a shorter side of `short_side`, and the rows and columns to add for
     a multiple of the patch."""
     scale = short_side / min(height, width)
@@ -141,7 +141,7 @@ def whole_frame(
     return (rows, columns), (-rows % patch[0], -columns % patch[1])
 
 
-def fill_up(clip: Tensor, missing: tuple[int, int]) -> Tensor:
+def fill_up(clip: Tensor, missing: Sides) -> Tensor:
     """Clip F h w 3 with `missing` rows below and columns at the right of ImageNet's mean colour,
     which the encoder normalises to zero."""
     frames, rows, columns, _ = clip.shape
@@ -151,7 +151,7 @@ def fill_up(clip: Tensor, missing: tuple[int, int]) -> Tensor:
     return filled
 
 
-def cut(frames: np.ndarray, crop: Crop, size: tuple[int, int], *, flip: bool) -> Tensor:
+def cut(frames: np.ndarray, crop: Crop, size: Sides, *, flip: bool) -> Tensor:
     """Frames F H W 3 -> clip F h w 3, contiguous; it may share memory with the frames."""
     clip = torch.from_numpy(frames).permute(0, 3, 1, 2)
     clip = F.resized_crop(clip, *crop, size=list(size), antialias=True)
@@ -160,6 +160,6 @@ def cut(frames: np.ndarray, crop: Crop, size: tuple[int, int], *, flip: bool) ->
     return clip.permute(0, 2, 3, 1).contiguous()
 
 
-def _largest_box(height: int, width: int, size: tuple[int, int]) -> tuple[float, float]:
+def _largest_box(height: int, width: int, size: Sides) -> tuple[float, float]:
     scale = min(height / size[0], width / size[1])
     return size[0] * scale, size[1] * scale

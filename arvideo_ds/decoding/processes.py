@@ -22,6 +22,9 @@ from typing import Any
 from arvideo_ds.decoding.video import RejectedError
 from arvideo_ds.errors import UserError
 
+Work = Callable[[Any], Iterator[Any]]
+Prepare = Callable[[], object] | None
+
 # Processes are replaced after so many tasks: native decoders leak.
 _TASKS_PER_PROCESS = 200
 # Calls of `killable_map` per process that run or wait for an earlier result.
@@ -52,7 +55,7 @@ def killable_map(
     *,
     workers: int,
     timeout_s: float | None,
-    prepare: Callable[[], object] | None = None,
+    prepare: Prepare = None,
 ) -> Iterator[Any]:
     """The result of each call, or why it has `Failed`, in order, computed a few calls ahead.
 
@@ -62,7 +65,7 @@ def killable_map(
     results: dict[int, Any] = {}
     first = 0
     task = partial(_call, function)
-    with contextlib.closing(_Pool(task, workers, timeout_s, prepare)) as pool:
+    with contextlib.closing(_Pool(task, workers, timeout_s, prepare, 0)) as pool:
         calls = enumerate(arguments)
         for (number, _), item in pool.items(calls, lambda: _AHEAD * workers - len(results)):
             if number >= first and not isinstance(item, Finished):
@@ -73,7 +76,7 @@ def killable_map(
 
 
 def stream_all(
-    function: Callable[[Any], Iterator[Any]],
+    function: Work,
     tasks: Iterable[Any],
     *,
     workers: int,
@@ -88,7 +91,7 @@ def stream_all(
     nothing can be killed. Errors: `UserError`, from a task or where processes do not start.
     """
     if workers:
-        with contextlib.closing(_Pool(function, workers, timeout_s, most_items=workers)) as pool:
+        with contextlib.closing(_Pool(function, workers, timeout_s, None, workers)) as pool:
             yield from pool.items(tasks, lambda: 0 if stop() else workers)
         return
     upcoming = iter(tasks)
@@ -116,12 +119,11 @@ class _Pool:
 
     def __init__(
         self,
-        function: Callable[[Any], Iterator[Any]],
+        function: Work,
         workers: int,
         timeout_s: float | None,
-        prepare: Callable[[], object] | None = None,
-        *,
-        most_items: int = 0,
+        prepare: Prepare,
+        most_items: int,
     ) -> None:
         self.closed = False
         self.lock = threading.Lock()
@@ -252,11 +254,7 @@ class _Worker(threading.Thread):
         return code
 
 
-def _serve(
-    pipe: Connection,
-    function: Callable[[Any], Iterator[Any]],
-    prepare: Callable[[], object] | None,
-) -> None:
+def _serve(pipe: Connection, function: Work, prepare: Prepare) -> None:
     """The main loop of a process: receive tasks, send items, until the pipe closes."""
     # Signals reach whole process groups; only the main process handles them.
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -273,7 +271,7 @@ def _serve(
                 pipe.send(item)
 
 
-def _items(function: Callable[[Any], Iterator[Any]], task: Any) -> Iterator[Any]:
+def _items(function: Work, task: Any) -> Iterator[Any]:
     try:
         yield from function(task)
     except UserError as error:

@@ -33,10 +33,10 @@ _CGROUPS = Path("/sys/fs/cgroup")
 def check_cores(cores: int, quota: float | None) -> Finding:
     """cores: in the affinity mask. quota: cores' worth of time (cgroup), None without a limit."""
     says = f"{cores} core(s)" + ("" if quota is None else f", time limit of {quota:g}")
-    if quota is not None and quota < cores:
-        fix = f"threads beyond the limit are stopped, not run: data.workers={max(1, int(quota))}"
-        return Finding("cores", "warning", says, fix)
-    return Finding("cores", "ok", says)
+    if quota is None or quota >= cores:
+        return Finding("cores", "ok", says)
+    fix = f"threads beyond the limit are stopped, not run: data.workers={max(1, int(quota))}"
+    return Finding("cores", "warning", says, fix)
 
 
 def check_memory(available: int | None, limit: int | None) -> Finding:
@@ -73,14 +73,14 @@ def check_open_files(soft: int, hard: int) -> Finding:
 
 def check_host_name(host: str, address: str | None, interfaces: list[str]) -> Finding:
     """address: what the host's own name resolves to, where other nodes connect to."""
-    among = f"interfaces: {', '.join(interfaces)}"
+    says = f"{host} is {address}" if address else f"{host} does not resolve its own name"
+    says += f"; interfaces: {', '.join(interfaces)}"
+    if address is not None:
+        if not ipaddress.ip_address(address).is_loopback:
+            return Finding("network", "ok", says)
+        says += "; other nodes cannot reach that"
     fix = "name the network: export GLOO_SOCKET_IFNAME=NAME NCCL_SOCKET_IFNAME=NAME"
-    if address is None:
-        return Finding("network", "warning", f"{host} does not resolve its own name; {among}", fix)
-    says = f"{host} is {address}; {among}"
-    if ipaddress.ip_address(address).is_loopback:
-        return Finding("network", "warning", f"{says}; other nodes cannot reach that", fix)
-    return Finding("network", "ok", says)
+    return Finding("network", "warning", says, fix)
 
 
 def check_disk(folder: Path) -> Finding:
@@ -126,13 +126,10 @@ def cgroup_cores(root: Path = _CGROUPS) -> float | None:
 
 def cgroup_memory(root: Path = _CGROUPS) -> int | None:
     """Bytes that the cgroup allows; None without a limit."""
-    limits = [
-        int(text)
-        for group in _groups(root, "memory")
-        for text in (read_text(group / "memory.max"), read_text(group / "memory.limit_in_bytes"))
-        # Version 1 writes "no limit" as nearly 2^63.
-        if text.isdigit() and int(text) < 2**60
-    ]
+    files = ("memory.max", "memory.limit_in_bytes")
+    texts = [read_text(group / file) for group in _groups(root, "memory") for file in files]
+    # Version 1 writes "no limit" as nearly 2^63.
+    limits = (int(text) for text in texts if text.isdigit() and int(text) < 2**60)
     return min(limits, default=None)
 
 

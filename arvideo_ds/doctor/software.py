@@ -16,8 +16,6 @@ from arvideo_ds.doctor.report import Finding
 
 NEEDED = ("torch", "torchvision", "deepspeed", "timm", "webdataset", "av", "numpy", "pydantic")
 OPTIONAL = ("torchcodec", "decord", "wandb")
-
-
 # torchcodec, torch that it does not work with, and what to install instead: torchcodec declares no
 # requirement of torch. Source: its README, table of torch versions.
 TORCHCODEC_CONFLICTS = (
@@ -65,23 +63,18 @@ def check_declared(
 
 def check_torchcodec(versions: Mapping[str, str]) -> list[Finding]:
     """Whether torchcodec and torch, if installed, work together."""
-    return [
-        Finding(
-            "versions",
-            "warning",
-            f"torchcodec {versions['torchcodec']} does not work with torch {versions['torch']} "
-            "(torchcodec's README, table of torch versions)",
-            f"pip install '{fix}', or pip uninstall torchcodec",
-        )
-        for torchcodec, torch, fix in TORCHCODEC_CONFLICTS
-        if _is(versions, "torchcodec", torchcodec) and _is(versions, "torch", torch)
-    ]
-
-
-def _is(versions: Mapping[str, str], package: str, specifier: str) -> bool:
-    version = versions.get(package)
+    if not {"torchcodec", "torch"} <= versions.keys():
+        return []
     # Without a local part such as +cu130.
-    return version is not None and SpecifierSet(specifier).contains(version.partition("+")[0], True)
+    torchcodec, torch = (versions[name].partition("+")[0] for name in ("torchcodec", "torch"))
+    says = f"torchcodec {versions['torchcodec']} does not work with torch {versions['torch']} "
+    says += "(torchcodec's README, table of torch versions)"
+    return [
+        Finding("versions", "warning", says, f"pip install '{fix}', or pip uninstall torchcodec")
+        for bad_torchcodec, bad_torch, fix in TORCHCODEC_CONFLICTS
+        if SpecifierSet(bad_torchcodec).contains(torchcodec, True)
+        and SpecifierSet(bad_torch).contains(torch, True)
+    ]
 
 
 def check_compilers() -> Finding:
@@ -100,8 +93,6 @@ def check_decoders(problems: Mapping[str, str]) -> list[Finding]:
     first = Finding("decoders", "ok", says)
     if usable[0] != "torchcodec":
         first = Finding("decoders", "warning", says, HOW_TO_GET_TORCHCODEC)
-    return [first] + [
-        Finding("decoders", "ok", f"{name} does not decode here ({problem}); others do")
-        for name, problem in problems.items()
-        if problem
-    ]
+    failing = {name: problem for name, problem in problems.items() if problem}
+    others = (f"{name} does not decode here ({failing[name]}); others do" for name in failing)
+    return [first, *(Finding("decoders", "ok", text) for text in others)]

@@ -27,9 +27,9 @@ def check_gpus() -> Finding:
     if shutil.which("nvidia-smi"):
         says = f"nvidia-smi is there, but torch {torch.__version__} sees no GPU"
         fix = (
-            "compare the driver's CUDA version (nvidia-smi) with torch's "
-            f"({torch.version.cuda}); in a Slurm job ask for GPUs; in a container pass them on"
+            f"compare the driver's CUDA version (nvidia-smi) with torch's ({torch.version.cuda}); "
         )
+        fix += "in a Slurm job ask for GPUs; in a container pass them on"
         return Finding("GPUs", "problem", says, fix)
     return Finding("GPUs", "ok", "none; everything runs on the CPU")
 
