@@ -11,7 +11,6 @@ from importlib import metadata
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from arvideo_ds.decoding.decoders import HOW_TO_GET_TORCHCODEC
 from arvideo_ds.doctor.report import Finding
 
 NEEDED = ("torch", "torchvision", "deepspeed", "timm", "webdataset", "av", "numpy", "pydantic")
@@ -85,6 +84,8 @@ def check_compilers() -> Finding:
 
 def check_decoders(problems: Mapping[str, str]) -> list[Finding]:
     """problems: as of `available_decoders`."""
+    from arvideo_ds.decoding.decoders import HOW_TO_GET_TORCHCODEC
+
     usable = [name for name, problem in problems.items() if not problem]
     if not usable:
         reasons = "; ".join(f"{name}: {problem}" for name, problem in problems.items())

@@ -94,6 +94,18 @@ def test_one_decoder_is_enough_and_without_torchcodec_the_report_says_how_to_get
     assert none.level == "problem"
 
 
+def test_a_missing_pyav_is_a_finding_and_no_traceback(
+    run: Callable[..., subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    code = (
+        "import sys; sys.modules['av'] = None; from pathlib import Path\n"
+        "from arvideo_ds.doctor.examine import examine\n"
+        "print([f.level for f in examine(Path(sys.argv[1])) if f.about == 'decoders'])"
+    )
+    done = run(sys.executable, "-c", code, tmp_path)
+    assert done.stdout == "['problem']\n", done.stderr
+
+
 @pytest.mark.parametrize(
     ("finding", "level"),
     [
