@@ -41,10 +41,8 @@ def how_to_install(extra: str) -> str:
 
 def command(main: Callable[[], int | None]) -> Callable[[], int]:
     """Make `main` a command that ends with an exit code and no traceback on expected errors.
-
     `UserError`: one paragraph on stderr, `EXIT_USER_ERROR`. Ctrl-C that `main` does not handle:
-    `EXIT_INTERRUPTED`. Standard output closed by its reader: `EXIT_PIPE_CLOSED`.
-    """
+    `EXIT_INTERRUPTED`. Standard output closed by its reader: `EXIT_PIPE_CLOSED`."""
 
     @functools.wraps(main)
     def run() -> int:

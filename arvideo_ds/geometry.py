@@ -24,11 +24,9 @@ _CLUSTER = ("token grid", "data.frames, data.size or model.patch", "cluster", "o
 
 @dataclass(frozen=True)
 class Geometry:
-    """Shape of a clip, of its cubes (`patch`) and of its clusters (`cluster`, in tokens).
-
-    Errors: `UserError` when a cube does not divide the clip or a cluster the token grid, with the
-    axis, both numbers and their settings.
-    """
+    """Shape of a clip, of its cubes (`patch`) and of its clusters (`cluster`, in tokens). Errors:
+    `UserError` when a cube does not divide the clip or a cluster the token grid, with the axis,
+    both numbers and their settings."""
 
     clip: Triple
     patch: Triple

@@ -1,8 +1,8 @@
 """Random draws as functions of numbers, without hidden state.
 
 A clip is identified by (seed, epoch, position, repeat). `clip_generator` draws its frames, crop and
-flip; the device expands `draw_key` to its cluster order, kept tokens and targets. So resumed runs
-and other numbers of workers or ranks draw the same.
+flip; the device expands `draw_key` to its order, kept tokens and targets. So resumed runs and other
+numbers of workers or ranks draw the same.
 """
 
 from __future__ import annotations

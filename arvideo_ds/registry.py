@@ -1,9 +1,8 @@
 """Named choices of one kind (objectives, probes, readers, ...) and plugins that add some.
 
 A plugin is a Python file or module that calls `register` while it is imported. The environment
-variable ARVIDEO_PLUGINS lists plugins, separated as in PATH, so that ranks, data workers and Slurm
-jobs load the same ones. Recipes and run folders cannot name plugins: reading a run never runs its
-author's code.
+variable ARVIDEO_PLUGINS lists them, separated as in PATH, for ranks, data workers and Slurm jobs
+alike. Recipes and run folders cannot name plugins: reading a run never runs its author's code.
 """
 
 from __future__ import annotations

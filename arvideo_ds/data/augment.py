@@ -99,14 +99,12 @@ def jitter_hsv(
 
 
 def _randaugment(data: DataSettings) -> Callable[[Image.Image], Image.Image]:
-    options = {
-        "translate_const": int(_SHIFT * min(data.size)),
-        "img_mean": tuple(round(_COLOUR * value) for value in IMAGENET_DEFAULT_MEAN),
-    }
+    mean = tuple(round(_COLOUR * value) for value in IMAGENET_DEFAULT_MEAN)
+    options = {"translate_const": int(_SHIFT * min(data.size)), "img_mean": mean}
     try:
         return rand_augment_transform(data.randaugment, options)
     except (AssertionError, ValueError, KeyError) as error:
         raise UserError(
-            f"data.randaugment={data.randaugment!r} is no configuration of timm's RandAugment "
+            f"data.randaugment={data.randaugment!r} is not valid for timm's RandAugment "
             f"({type(error).__name__}: {error}). An example: rand-m7-n4-mstd0.5-inc1."
         ) from None

@@ -50,10 +50,8 @@ def jittered(
     boxes: Tensor, size: Sides, largest: tuple[float, float, float, float], generator: Generator
 ) -> Tensor:
     """Boxes of a clip h w, every side moved by a uniform share of the box, within the clip.
-
     largest: shares of the width outwards and inwards, then of the height. Source: VideoMAE's action
-    detection (random_aug of alphaction/structures/bounding_box.py).
-    """
+    detection (random_aug of alphaction/structures/bounding_box.py)."""
     (height, width), (wide_out, wide_in, tall_out, tall_in) = size, largest
     low = np.array([-wide_out, -tall_out, -wide_in, -tall_in])
     high = np.array([wide_in, tall_in, wide_out, tall_out])

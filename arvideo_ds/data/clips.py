@@ -66,11 +66,9 @@ class ScoreReader(Protocol):
 
 @dataclass(frozen=True)
 class VideoClips:
-    """K clips of one video, each F h w 3, uint8, with the model's key of each.
-
-    label: its number, -1 if it has none; with heads, the number for each head. scores: of each
-    clip's tokens, with data.scores.
-    """
+    """K clips of one video, each F h w 3, uint8, with the model's key of each. label: its number,
+    -1 if it has none; with heads, the number for each head. scores: of each clip's tokens, with
+    data.scores."""
 
     clips: list[Tensor]
     keys: list[int]
@@ -256,11 +254,9 @@ class TrainClips(_Clips):
 
 
 class EvaluationClips(_Clips):
-    """Sample number -> its test views; every sample once, in the order of the shards.
-
-    views: temporal x spatial; (1, 1) is the central clip. `VideoClips.keys` repeat the sample
-    number for each view, temporal views outermost. Errors: `UserError`, as `require_protocol`.
-    """
+    """Sample number -> its test views; every sample once, in the order of the shards. views:
+    temporal x spatial; (1, 1) is the central clip. `VideoClips.keys` repeat the sample number for
+    each view, temporal views outermost. Errors: `UserError`, as `require_protocol`."""
 
     def __init__(
         self, shards: ShardSet, recipe: Recipe, *, views: tuple[int, int] = (1, 1)
@@ -311,11 +307,9 @@ def _decode_errors() -> Iterator[None]:
 
 
 def require_protocol(shards: ShardSet, recipe: Recipe) -> None:
-    """Errors: `UserError` where the settings contradict the labels of the data set.
-
-    The rules of a data set also hold for shards that it was merged into. Flips are refused for
-    every task; uniform sampling is required where labels are learnt.
-    """
+    """Errors: `UserError` where the settings contradict the labels of the data set. The rules of a
+    data set also hold for shards that it was merged into. Flips are refused for every task; uniform
+    sampling is required where labels are learnt."""
     data = recipe.data
     names = never_flipped(shards.manifest)
     if data.flip and names:

@@ -42,6 +42,9 @@ class ClipBoxes:
     scores: Tensor
 
 
+Views = tuple[list[Tensor], list[ClipBoxes]]
+
+
 @dataclass(frozen=True)
 class KeyframeClips(VideoClips):
     """Clips of one keyframe and the boxes of each; none where the video did not decode."""
@@ -71,10 +74,8 @@ class DetectionBatch(Batch):
 
 class TrainKeyframes(TrainClips):
     """Run position -> clips around a keyframe and their boxes, cropped and flipped alike.
-
     recipe.detect decides on annotated and detected boxes, on those outside the crop, and on jitter.
-    All draws are functions of the position.
-    """
+    All draws are functions of the position."""
 
     def __init__(self, shards: ShardSet, recipe: DetectRecipe, **options: Any) -> None:
         super().__init__(shards, recipe, **options)
@@ -103,11 +104,9 @@ class TrainKeyframes(TrainClips):
 
 
 class EvaluationKeyframes(EvaluationClips):
-    """Sample number -> clips of one keyframe as `evaluation` says, every keyframe once.
-
-    Crops along its longer side, where each box belongs to the (first) crop that shows most of it,
-    so it is judged once; or the whole frame. Boxes are extended; `in_frame` is not.
-    """
+    """Sample number -> clips of one keyframe as `evaluation` says, every keyframe once. Crops along
+    its longer side, where each box belongs to the (first) crop that shows most of it, so it is
+    judged once; or the whole frame. Boxes are extended; `in_frame` is not."""
 
     def __init__(self, shards: ShardSet, recipe: DetectRecipe, boxes: BoxSource) -> None:
         super().__init__(shards, recipe)
@@ -135,9 +134,7 @@ class EvaluationKeyframes(EvaluationClips):
             clips, boxes = self._whole(frames, known, short_side)
         return KeyframeClips(clips, keys, NO_LABEL, None, known.keyframe, boxes)
 
-    def _whole(
-        self, frames: np.ndarray, known: KeyframeBoxes, short_side: int
-    ) -> tuple[list[Tensor], list[ClipBoxes]]:
+    def _whole(self, frames: np.ndarray, known: KeyframeBoxes, short_side: int) -> Views:
         height, width = frame = frames.shape[1:3]
         everything = Crop(0, 0, height, width)
         size, missing = whole_frame(height, width, short_side, self.patch[1:])
@@ -146,20 +143,15 @@ class EvaluationKeyframes(EvaluationClips):
         inside = extended(boxes, size, self.settings.extend)
         return [clip], [_clip_boxes(known, inside, torch.ones(len(boxes), dtype=torch.bool))]
 
-    def _crops(
-        self, frames: np.ndarray, known: KeyframeBoxes
-    ) -> tuple[list[Tensor], list[ClipBoxes]]:
+    def _crops(self, frames: np.ndarray, known: KeyframeBoxes) -> Views:
         (height, width), size, views = frames.shape[1:3], self.data.size, self.settings.views
         crops = [view_crop(height, width, size, view, views) for view in range(views)]
         clips = [cut(frames, crop, size, flip=False) for crop in crops]
         moved = [to_clip(known.boxes, (height, width), crop, size, flip=False) for crop in crops]
         shares = torch.stack([visible(boxes, size)[1] for boxes in moved])
         best, by = shares.argmax(dim=0), self.settings.extend
-        boxes = [
-            _clip_boxes(known, extended(boxes, size, by), best == view)
-            for view, boxes in enumerate(moved)
-        ]
-        return clips, boxes
+        grown = [extended(boxes, size, by) for boxes in moved]
+        return clips, [_clip_boxes(known, boxes, best == v) for v, boxes in enumerate(grown)]
 
 
 def training_boxes(shards: ShardSet, recipe: DetectRecipe) -> BoxSource:

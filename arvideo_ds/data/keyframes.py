@@ -1,7 +1,6 @@
-"""Boxes of AVA's keyframes: of the annotations, to which samples refer, and of a person detector.
+"""Boxes of AVA's keyframes: of the annotations and of a person detector.
 
-A sample of AVA lists its lines of the annotations file (datasets/ava.py); detected boxes are looked
-up by film and second.
+A sample lists its lines of the annotations file; detected boxes are found by film and second.
 """
 
 from __future__ import annotations
@@ -34,10 +33,8 @@ _FORMAT = "video_id,second,x1,y1,x2,y2,score (or with a column before the score,
 @dataclass(frozen=True)
 class Annotations:
     """An annotations file by line: line i + 1 is boxes[i] (x1 y1 x2 y2, 0..1), actions[i].
-
     keyframes: indices of their lines. Lines without a valid row have action 0; `bad_rows` counts
-    those that are not empty.
-    """
+    those that are not empty."""
 
     path: Path
     sha256: str

@@ -45,11 +45,10 @@ _MAX_LOST_IN_A_ROW = 3
 class Batch:
     """Clips B F h w 3 (uint8), keys B (int64), labels B (int64, -1 = none), valid B (bool).
 
-    With heads, labels are B x heads. The clip of a video that did not decode is black and not
-    valid: shapes stay fixed, the loss ignores it. num_skipped: number of such clips; skipped: their
-    videos. first_key: key of the first clip, on the host. With data.scores, scores B N (float32)
-    and, from a tokenizer, codes B N (int64) of the clips' tokens along (time, row, column); 0 where
-    a clip is not valid.
+    With heads, labels are B x heads. A video that did not decode has black, invalid clips: shapes
+    stay fixed, the loss ignores them. num_skipped: number of such clips; skipped: their videos.
+    first_key: of the first clip, on the host. With data.scores, scores B N (float32) and, from a
+    tokenizer, codes B N (int64) along (time, row, column); 0 where a clip is not valid.
     """
 
     # Tensors that stay on the host.
@@ -124,9 +123,8 @@ class TrainLoader:
     """Micro-batches of one rank from a step to the end of the run.
 
     When a worker hangs for data.timeout_s or dies, its video is reported, all workers are replaced,
-    and the order continues. A video that hung, or on which a worker died twice, is then skipped as
-    one that does not decode. left_out: such videos of earlier starts. clips and together: data set
-    and collate function of a task.
+    and the order continues. A video that hung, or on which a worker died twice, is then skipped.
+    left_out: such videos of earlier starts. clips, together: data set and collate function.
     """
 
     def __init__(

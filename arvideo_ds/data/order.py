@@ -22,7 +22,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.randomness import shard_generator, window_generator
 
-# One window of each stream is in use at a time; 2,048 of 40,000 samples are 330 MB.
+# One window per stream is in use; 2,048 of 40,000 samples are 330 MB.
 _CACHED_WINDOWS = 2048
 _CACHED_EPOCHS = 2
 # Shards per lookup.
@@ -99,11 +99,9 @@ class SampleOrder:
 
 
 def rank_positions(plan: RunPlan, *, rank: int, first_step: int) -> Iterator[list[int]]:
-    """Run positions of one rank, a list per micro-batch, from `first_step` to the end.
-
-    Of a step's positions k*V .. (k+1)*V-1 (V videos per step), a data rank takes those congruent to
-    it modulo the number of data ranks; the ranks of a sequence group are one data rank.
-    """
+    """Run positions of one rank, a list per micro-batch, from `first_step` to the end. Of a step's
+    positions k*V .. (k+1)*V-1 (V videos per step), a data rank takes those congruent to it modulo
+    the number of data ranks; the ranks of a sequence group are one data rank."""
     per_rank = plan.videos_per_step // plan.data_ranks
     per_micro_batch = plan.micro_batch // plan.repeats
     for step in range(first_step, plan.steps):

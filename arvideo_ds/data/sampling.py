@@ -46,10 +46,8 @@ def view_frames(
     num_frames: int, frames: int, stride: int, sampling: str, view: int = 0, views: int = 1
 ) -> np.ndarray:
     """Frame numbers of one of several temporal test views; a single view is the central clip.
-
     dense: clips evenly spaced from the first to the last that fits. uniform: the same place in each
-    segment, which differs between views. Source: VideoMAE's tests.
-    """
+    segment, which differs between views. Source: VideoMAE's tests."""
     if sampling == "uniform":
         return segment_frames(num_frames, frames, np.full(frames, (view + 0.5) / views))
     return dense_frames(num_frames, frames, stride, view / (views - 1) if views > 1 else 0.5)

@@ -1,7 +1,4 @@
-"""Crop, resize and flip of decoded frames; uint8 in, uint8 out.
-
-F frames, H W their size, h w the size of the clip.
-"""
+"""Crop, resize and flip of decoded frames F H W to clips F h w; uint8 in, uint8 out."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from arvideo_ds.config.schema import DataSettings
 
 # Steps of a smaller crop's place along each axis.
 _QUARTERS = 4
-# Random resized crop: number of tries, and largest ratio of the sides.
+# Random resized crop: tries, and largest ratio of the sides.
 _TRIES, _MOST_ASPECT = 10, 4 / 3
 
 Sides = tuple[int, int]
@@ -49,10 +46,8 @@ def multi_scale_crop(
     height: int, width: int, size: Sides, scales: Sequence[float], generator: Generator
 ) -> Crop:
     """The largest box of the clip's aspect with its sides scaled by `scales`, at a random place.
-
     The scales of height and width differ by at most one step; the place is uniform over a 5x5 grid.
-    Source: TSN's multi-scale cropping, as in VideoMAE.
-    """
+    Source: TSN's multi-scale cropping, as in VideoMAE."""
     box_height, box_width = _largest_box(height, width, size)
     first = int(generator.integers(len(scales)))
     near = [i for i in range(len(scales)) if abs(i - first) <= 1]
@@ -86,11 +81,9 @@ def random_resized_crop(
 def short_side_crop(
     height: int, width: int, size: Sides, short_side: int, generator: Generator
 ) -> Crop:
-    """The clip's box in a frame scaled to a shorter side of `short_side` pixels.
-
-    Its place is uniform over the pixels of the unscaled frame. Source: VideoMAE's action detection
-    (data/transforms.py, short side 256, boxes of 224).
-    """
+    """The clip's box in a frame scaled to a shorter side of `short_side` pixels. Its place is
+    uniform over the pixels of the unscaled frame. Source: VideoMAE's action detection
+    (data/transforms.py, short side 256, boxes of 224)."""
     scale = min(height, width) / short_side
     rows, columns = (max(1, round(side * scale)) for side in size)
     top = int(generator.integers(height - rows + 1))
@@ -108,11 +101,9 @@ def grid_crop(height: int, width: int, size: Sides, patch: Sides, generator: Gen
 
 
 def fit_to_grid(frames: np.ndarray, size: Sides, patch: Sides) -> np.ndarray:
-    """Frames F H W 3 -> F h' w' 3 (uint8), the smallest that contain the clip's box.
-
-    The aspect is kept; the longer side is cut at both ends to a multiple of the patch. So all clips
-    of a video have the same tokens.
-    """
+    """Frames F H W 3 -> F h' w' 3 (uint8), the smallest that contain the clip's box. The aspect is
+    kept; the longer side is cut at both ends to a multiple of the patch. So all clips of a video
+    have the same tokens."""
     (height, width), (rows, columns) = frames.shape[1:3], size
     scale = max(rows / height, columns / width)
     fitted = max(rows, round(height * scale)), max(columns, round(width * scale))

@@ -1,11 +1,9 @@
 """A video of any length as a sliding window of clips, decoded once, in constant memory.
 
 Windows start at frames 0, hop, 2 hop, ... A window samples F frames, one every `stride`, and covers
-F x stride frames. The last window is moved to the end of the video, so nothing is padded and,
-unless the hop is larger than a window, every frame is covered. A video shorter than a window is one
-window, sampled as in evaluation.
-
-F frames of a clip, h w its size, W windows.
+F x stride frames. The last window is moved to the end of the video: nothing is padded, and unless
+the hop is larger than a window, every frame is covered. A video shorter than a window is one
+window, sampled as in evaluation. F frames of a clip, h w its size, W windows.
 """
 
 from __future__ import annotations
@@ -109,10 +107,8 @@ def read_windows(
     source: BinaryIO, part: Part | None, shape: WindowShape, *, batch: int
 ) -> Iterator[np.ndarray | Windows]:
     """Clips of a video (or a part), uint8, up to `batch` x F h w 3 at a time; last its `Windows`.
-
     Decodes once; memory depends on shape and batch, not on the video's length. Errors:
-    `RejectedError`, for a truncated file after the clips of its readable frames.
-    """
+    `RejectedError`, for a truncated file after the clips of its readable frames."""
     starts, stops, times = array("q"), array("q"), array("d")
     with read_frames(source, part, upright=True) as (info, frames):
         windows = slide(_timed(frames, times, info.fps), shape, lambda frame: _clip(frame, shape))

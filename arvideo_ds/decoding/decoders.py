@@ -1,8 +1,7 @@
 """Frames of a video by their numbers, from bytes, by any decoder that works on this machine.
 
-A decoder is a function (bytes, frame numbers) -> uint8 array F H W 3. All return the same frames
-for the same numbers, up to the rounding of colours. Each call opens, reads and closes: cached
-readers would make the memory of workers grow.
+A decoder is a function (bytes, frame numbers) -> uint8 array F H W 3. All return the same frames,
+up to rounding. Each call opens, reads and closes: cached readers would make workers grow.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ import numpy as np
 
 from arvideo_ds.decoding.video import TranscodeSettings, decodable_frames, encode, open_video
 from arvideo_ds.errors import UserError
-
-Decoder = Callable[[bytes, np.ndarray], np.ndarray]
 
 
 class DecodeError(Exception):
@@ -128,7 +125,7 @@ def _count_pyav(data: bytes) -> int:
 
 
 # In order of preference; decord is unmaintained since 2022 and contains FFmpeg 4.1.
-DECODERS: dict[str, Decoder] = {
+DECODERS: dict[str, Callable[[bytes, np.ndarray], np.ndarray]] = {
     "torchcodec": decode_torchcodec,
     "pyav": decode_pyav,
     "decord": decode_decord,

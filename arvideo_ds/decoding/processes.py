@@ -1,7 +1,6 @@
 """Run functions in processes that can be killed, so that a hang or crash costs one task only.
 
-Each process has a thread here that feeds it and waits for it. A process that does not answer in
-time or dies is replaced; its task has failed, and the others continue.
+A thread here feeds each process and waits for it. A process that times out or dies is replaced.
 """
 
 from __future__ import annotations
@@ -58,10 +57,8 @@ def killable_map(
     prepare: Prepare = None,
 ) -> Iterator[Any]:
     """The result of each call, or why it has `Failed`, in order, computed a few calls ahead.
-
     timeout_s: longest time of a call. prepare: called once in each process, outside the timeout.
-    Errors: `UserError` where processes do not start.
-    """
+    Errors: `UserError` where processes do not start."""
     results: dict[int, Any] = {}
     first = 0
     task = partial(_call, function)
@@ -114,26 +111,20 @@ def _checked(item: Any) -> Any:
 
 
 class _Pool:
-    """Processes, the tasks that wait for one, and their items; at most `most_items` (0: no limit)
-    wait to be taken."""
+    """Processes, the tasks that wait for one, and their items, of which at most `room` (0: no
+    limit) wait to be taken."""
 
     def __init__(
-        self,
-        function: Work,
-        workers: int,
-        timeout_s: float | None,
-        prepare: Prepare,
-        most_items: int,
+        self, function: Work, workers: int, timeout_s: float | None, prepare: Prepare, room: int
     ) -> None:
         self.closed = False
         self.lock = threading.Lock()
         self.timeout_s = timeout_s
         self.arguments = function, prepare
         self.tasks: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._items: queue.Queue[tuple[Any, Any]] = queue.Queue(most_items)
+        self._items: queue.Queue[tuple[Any, Any]] = queue.Queue(room)
         self._workers = [_Worker(self) for _ in range(workers)]
-        # If an error ends the program in the middle, it would otherwise wait for processes that
-        # ignore SIGTERM.
+        # If an error ends the program, it would otherwise wait for processes that ignore SIGTERM.
         atexit.register(self.close)
 
     def items(self, tasks: Iterable[Any], limit: Callable[[], int]) -> Iterator[tuple[Any, Any]]:

@@ -24,7 +24,6 @@ Container = av.container.InputContainer
 # Without a frame count in the header, expect at least this share of duration x rate.
 _ROUGH_PROMISE = 0.75
 # Annotated times are rounded: a part may exceed the video by this share of its frames, or by one.
-# The sample then ends with the video.
 _BEYOND_END = 0.1
 # Default limit of a frame: 8K.
 MAX_PIXELS = 8192 * 4320
@@ -73,8 +72,7 @@ class VideoInfo:
     length_s: float
     sizes: set[tuple[int, int]] = field(default_factory=set)
     packets: int = 0
-    # Packets (about one per frame) that the decoder refused or reported errors in. Decoders conceal
-    # such damage; pictures after it stay wrong up to the next key frame.
+    # Packets (about one per frame) with decoder errors: pictures are wrong to the next key frame.
     damaged_packets: int = 0
     # Packets that an edit list hides.
     hidden_packets: int = 0

@@ -138,11 +138,10 @@ def _groups(root: Path, controller: str, own: Path = Path("/proc/self/cgroup")) 
     groups = []
     for line in read_text(own).splitlines():
         _, controllers, path = line.split(":", 2)
-        if controllers not in ("", controller) and controller not in controllers.split(","):
-            continue
-        top = root / controller if controllers else root
-        inner = top / path.lstrip("/")
-        groups += [inner, *(p for p in inner.parents if p == top or top in p.parents)]
+        if not controllers or controller in controllers.split(","):
+            top = root / controller if controllers else root
+            inner = top / path.lstrip("/")
+            groups += [inner, *(p for p in inner.parents if p == top or top in p.parents)]
     return groups
 
 

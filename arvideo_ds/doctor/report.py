@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 Level = Literal["ok", "warning", "problem"]
@@ -38,8 +38,5 @@ def render(findings: Sequence[Finding]) -> str:
 
 def of_other_hosts(host: str, findings: Sequence[Finding]) -> list[Finding]:
     """Findings of another host for the report of the first: those that are not ok."""
-    return [
-        Finding(f"{host}: {finding.about}", finding.level, finding.says, finding.fix)
-        for finding in findings
-        if finding.level != "ok"
-    ]
+    bad = (finding for finding in findings if finding.level != "ok")
+    return [replace(finding, about=f"{host}: {finding.about}") for finding in bad]
