@@ -54,8 +54,9 @@ def main() -> int:
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder.")
     from arvideo_ds.data.loader import worker_count
-    from arvideo_ds.evaluation.attention import Clips, evenly
-    from arvideo_ds.evaluation.attention_report import (
+    from arvideo_ds.evaluation.attention import (
+        Clips,
+        evenly,
         measure,
         open_encoders,
         require_same_clips,

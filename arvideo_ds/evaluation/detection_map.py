@@ -6,14 +6,12 @@ is right if that IoU is at least 0.5 and no earlier detection matched the box. A
 the whole area under the curve after precision was made monotone (no 11 points). The mean is over
 evaluated classes that have ground truth. Excluded keyframes do not count.
 
-ActivityNet's script counts the 50 best rows of a keyframe; the script behind VideoMAE's and
-SlowFast's figures counts all. With 60 actions, 50 rows are less than one box, so the cap costs
-points where there are many persons, and the two figures are not comparable.
+ActivityNet's script counts the 50 best rows of a keyframe, the script behind VideoMAE's and
+SlowFast's figures all; the two figures are not comparable.
 
-No library is exact: torchmetrics and pycocotools compute COCO's measure, which samples precision at
-101 recalls and lets a detection whose best box is taken match its second best (up to 0.9 points off
-on small random sets). The official script leaves the order of equal scores to an unstable sort;
-here it is the input's.
+torchmetrics and pycocotools compute COCO's measure instead, which samples precision at 101 recalls
+and lets a detection whose best box is taken match its second best. Equal scores keep the order of
+the input; the official script's sort is unstable.
 """
 
 from __future__ import annotations

@@ -93,10 +93,9 @@ def extract_features(
     require_format(job.format)
     shape = window_shape(recipe, job.hop)
     encoder = load_encoder(recipe, weights).to(device)
-    videos, rejects = job.listing.videos, job.listing.rejects
     config = _config(recipe, weights, job, shape)
-    folder = FeatureFolder(job.output, config, videos, rejects, kind=job.format)
-    pending = [video for video in videos if video.key not in folder.done]
+    folder = FeatureFolder(job.output, config, job.listing, kind=job.format)
+    pending = [video for video in job.listing.videos if video.key not in folder.done]
     items = stream_all(
         functools.partial(_clips, shape, job.batch),
         pending,
@@ -107,7 +106,7 @@ def extract_features(
     encode = functools.partial(_encode, encoder, recipe, job, device)
     try:
         with explained_when_full(job.output, "with the videos that are not done"), folder:
-            ended = _collect(folder, items, encode, total=len(videos))
+            ended = _collect(folder, items, encode, total=len(job.listing.videos))
     except torch.OutOfMemoryError:
         raise UserError(
             f"the GPU's memory is too small for --batch {job.batch} windows of {shape.frames} "

@@ -12,7 +12,6 @@ import json
 import math
 import shutil
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
@@ -32,6 +31,7 @@ _ROW_GROUP_BYTES = 2**25
 _SAFETENSORS_TYPES = {"<i8": "I64", "<f8": "F64", "<f4": "F32"}
 
 Arrays = dict[str, np.ndarray]
+Shape = tuple[int, ...]
 
 
 class FeatureFile:
@@ -41,7 +41,7 @@ class FeatureFile:
         self._path, self._write = path, WRITERS[kind]
         self._spool_path = path.with_name(path.name + _SPOOL)
         self._spool = self._spool_path.open("w+b")
-        self._shape: tuple[int, ...] = (0,)
+        self._shape: Shape = (0,)
 
     def append(self, features: Tensor) -> None:
         """Features of the next windows, b ..., as float32."""
@@ -49,9 +49,8 @@ class FeatureFile:
         self._spool.write(values.data)
         self._shape = (self._shape[0] + len(values), *values.shape[1:])
 
-    def finish(self, windows: Arrays) -> tuple[int, ...]:
-        """Write the whole file atomically, with the arrays of its W windows; returns the features'
-        shape."""
+    def finish(self, windows: Arrays) -> Shape:
+        """Write the file atomically, with the arrays of its windows; the shape of the features."""
         self._spool.seek(0)
         with replacing(self._path) as partial, partial.open("wb") as file:
             self._write(file, windows, self._spool, self._shape)
@@ -79,7 +78,7 @@ def require_format(kind: str) -> None:
             import pyarrow.parquet  # noqa: F401
 
 
-def _write_npz(file: IO[bytes], windows: Arrays, spool: IO[bytes], shape: tuple[int, ...]) -> None:
+def _write_npz(file: IO[bytes], windows: Arrays, spool: IO[bytes], shape: Shape) -> None:
     # ZipInfo's default date: equal content gives equal bytes.
     with zipfile.ZipFile(file, "w") as archive:
         with archive.open(zipfile.ZipInfo("features.npy"), "w", force_zip64=True) as member:
@@ -91,15 +90,13 @@ def _write_npz(file: IO[bytes], windows: Arrays, spool: IO[bytes], shape: tuple[
                 np.lib.format.write_array(member, values)
 
 
-def _write_safetensors(
-    file: IO[bytes], windows: Arrays, spool: IO[bytes], shape: tuple[int, ...]
-) -> None:
+def _write_safetensors(file: IO[bytes], windows: Arrays, spool: IO[bytes], shape: Shape) -> None:
     header, end = {}, 0
-    kinds = {name: (values.dtype.str, values.shape) for name, values in windows.items()}
+    kinds = {name: (values.dtype, values.shape) for name, values in windows.items()}
     # Wider types first, so that every array is aligned.
-    for name, (kind, lengths) in {**kinds, "features": ("<f4", shape)}.items():
-        begin, end = end, end + math.prod(lengths) * np.dtype(kind).itemsize
-        dtype = _SAFETENSORS_TYPES[kind]
+    for name, (kind, lengths) in {**kinds, "features": (np.dtype("<f4"), shape)}.items():
+        begin, end = end, end + math.prod(lengths) * kind.itemsize
+        dtype = _SAFETENSORS_TYPES[kind.str]
         header[name] = {"dtype": dtype, "shape": lengths, "data_offsets": (begin, end)}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -109,9 +106,7 @@ def _write_safetensors(
     shutil.copyfileobj(spool, file, _BLOCK)
 
 
-def _write_parquet(
-    file: IO[bytes], windows: Arrays, spool: IO[bytes], shape: tuple[int, ...]
-) -> None:
+def _write_parquet(file: IO[bytes], windows: Arrays, spool: IO[bytes], shape: Shape) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -127,9 +122,4 @@ def _write_parquet(
             writer.write_table(pa.table(columns, schema=writer.schema))
 
 
-Writer = Callable[[IO[bytes], Arrays, IO[bytes], tuple[int, ...]], None]
-WRITERS: dict[str, Writer] = {
-    "npz": _write_npz,
-    "safetensors": _write_safetensors,
-    "parquet": _write_parquet,
-}
+WRITERS = {"npz": _write_npz, "safetensors": _write_safetensors, "parquet": _write_parquet}

@@ -13,9 +13,8 @@ rejects are sorted by key, so the same videos and settings give the same files.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import FeatureFile, file_name
 from arvideo_ds.files.atomic import PARTIAL, write_json, write_text
 from arvideo_ds.files.json_lines import append_json_lines, read_json_lines
-from arvideo_ds.shards.inputs import Video
+from arvideo_ds.shards.inputs import Video, VideoList
 from arvideo_ds.shards.manifest import REJECTS, Reject
 
 CONFIG, INDEX, FEATURES = "config.json", "index.jsonl", "features"
@@ -41,39 +40,28 @@ class FeatureFolder:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        config: Mapping[str, Any],
-        videos: Iterable[Video],
-        rejects: Iterable[Reject],
-        *,
-        kind: str,
+        self, folder: Path, config: Mapping[str, Any], listing: VideoList, *, kind: str
     ) -> None:
         self._folder, self._kind = folder, kind
         (folder / FEATURES).mkdir(parents=True, exist_ok=True)
         _require_same(folder / CONFIG, config)
         for leftover in (folder / FEATURES).glob(f"*{PARTIAL}"):
             leftover.unlink()
-        sizes = {video.key: video.num_bytes for video in videos}
+        sizes = {video.key: video.num_bytes for video in listing.videos}
         # Videos that changed or whose file is missing are done again.
         self.done: dict[str, dict[str, Any]] = {
             line["key"]: line
             for line in read_json_lines(folder / INDEX)
             if sizes.get(line["key"]) == line["video_bytes"] and (folder / line["file"]).exists()
         }
-        self.rejects = list(rejects)
+        self.rejects = list(listing.rejects)
         self._open: dict[str, FeatureFile] = {}
 
     def __enter__(self) -> FeatureFolder:
         self._write_lists()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
         for file in self._open.values():
             file.discard()
         if error is None:

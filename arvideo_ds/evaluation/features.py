@@ -95,15 +95,8 @@ def freeze(
     def tokens(batch: Batch) -> Tensor:
         return encode_clips(encoder, batch.clips, recipe.patch)
 
-    return FrozenEncoder(
-        tokens,
-        recipe,
-        train,
-        test,
-        device,
-        num_workers=worker_count(recipe, cores=len(available_cores())),
-        videos=videos,
-    )
+    workers = worker_count(recipe, cores=len(available_cores()))
+    return FrozenEncoder(tokens, recipe, train, test, device, workers, videos=videos)
 
 
 def mean(tokens: Tensor, _times: int) -> Tensor:

@@ -62,11 +62,10 @@ def write_soup(
 def uniform_soup(states: Sequence[State]) -> State:
     """The mean of all, summed in float64. Errors: `UserError` where names or shapes differ."""
     _require_same_shapes(states)
-    means = {}
-    for name, first in states[0].items():
-        total = torch.stack([state[name].double() for state in states]).mean(0)
-        means[name] = total.to(first.dtype)
-    return means
+    return {
+        name: torch.stack([state[name].double() for state in states]).mean(0).to(first.dtype)
+        for name, first in states[0].items()
+    }
 
 
 def greedy_soup(

@@ -36,14 +36,9 @@ class Finetune(nn.Module):
         )
         self.num_classes = num_classes
         self.smoothing = settings.label_smoothing
-        self.mixup = (
-            Mixup(mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix)
-            if settings.mixes
-            else None
-        )
-        self.grid, self.seen_places = recipe.geometry.grid, recipe.seen_places
-        self.seen_tokens = recipe.counts.encoded
-        self.drops = settings.drop_tokens > 0
+        mixup = Mixup(mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix)
+        self.mixup = mixup if settings.mixes else None
+        self.recipe = recipe
 
     def forward(self, batch: Batch) -> Tensor:
         if not self.training:
@@ -85,6 +80,8 @@ class Finetune(nn.Module):
 
         Source: LVMAE (arXiv 2411.13683): fine-tuning drops random tubes of tokens.
         """
-        if not self.drops:
+        recipe = self.recipe
+        if not recipe.finetune.drop_tokens:
             return None
-        return tokens_of(tube(keys, self.grid, self.seen_places), self.seen_tokens)
+        tubes = tube(keys, recipe.geometry.grid, recipe.seen_places)
+        return tokens_of(tubes, recipe.counts.encoded)

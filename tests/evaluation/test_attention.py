@@ -27,13 +27,13 @@ from arvideo_ds.evaluation.attention import (
     Clips,
     attention_map,
     attention_spectra,
+    draw_ranks,
     effective_rank,
     evenly,
     measured_spectra,
     rank,
     statistics,
 )
-from arvideo_ds.evaluation.attention_report import draw_ranks
 from arvideo_ds.evaluation.pretrained import untrained
 from arvideo_ds.models.encoder import Encoder, build_encoder
 from arvideo_ds.runs import run_folder
