@@ -14,7 +14,6 @@ section 3; effective rank: Roy and Vetterli 2007, EUSIPCO.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import sys
@@ -23,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -102,8 +101,7 @@ def effective_rank(spectra: Tensor) -> Tensor:
     return torch.special.entr(shares).sum(-1).exp()
 
 
-@dataclass(frozen=True)
-class Statistics:
+class Statistics(TypedDict):
     """Mean and deviation of a measure over clips and heads, L each, and means of heads, L h."""
 
     mean: list[float]
@@ -312,10 +310,7 @@ def write_report(
         "tokens": tokens,
         "thresholds": list(thresholds),
         "encoders": {named.name: named.source for named in encoders},
-        "measures": {
-            title: {name: dataclasses.asdict(row) for name, row in rows.items()}
-            for title, rows in panels.items()
-        },
+        "measures": panels,
     }
     path = output / "attention_rank.json"
     write_json(path, document)
@@ -329,11 +324,12 @@ def write_report(
 
 def _table(title: str, rows: Mapping[str, Statistics]) -> list[str]:
     """Markdown: a row for each encoder, a column for each layer; mean and deviation."""
-    depth = max(len(row.mean) for row in rows.values())
+    depth = max(len(row["mean"]) for row in rows.values())
     layers = " | ".join(f"layer {number}" for number in range(1, depth + 1))
     lines = [f"| {title} | {layers} |", "|---" * (depth + 1) + "|"]
     for name, row in rows.items():
-        cells = [f"{m:.1f} ± {d:.1f}" for m, d in zip(row.mean, row.deviation, strict=True)]
+        figures = zip(row["mean"], row["deviation"], strict=True)
+        cells = [f"{mean:.1f} ± {deviation:.1f}" for mean, deviation in figures]
         lines.append(f"| {name} | {' | '.join(cells + [''] * (depth - len(cells)))} |")
     return lines
 
@@ -347,7 +343,7 @@ def draw_ranks(panels: Mapping[str, Mapping[str, Statistics]], num_tokens: int) 
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, (title, encoders) in zip(axes, panels.items(), strict=True):
         for name, row in encoders.items():
-            mean, deviation = np.array(row.mean), np.array(row.deviation)
+            mean, deviation = np.array(row["mean"]), np.array(row["deviation"])
             layers = 1 + np.arange(len(mean))
             (line,) = axis.plot(layers, mean, marker="o", markersize=4, label=name)
             axis.fill_between(

@@ -106,13 +106,13 @@ def extract_features(
     encode = functools.partial(_encode, encoder, recipe, job, device)
     try:
         with explained_when_full(job.output, "with the videos that are not done"), folder:
-            ended = _collect(folder, items, encode, total=len(job.listing.videos))
+            _collect(folder, items, encode, total=len(job.listing.videos))
     except torch.OutOfMemoryError:
         raise UserError(
             f"the GPU's memory is too small for --batch {job.batch} windows of {shape.frames} "
             "frames; halve --batch."
         ) from None
-    return _report(folder, job, new=pending, interrupted=ended < len(pending))
+    return _report(folder, job, pending)
 
 
 def load_encoder(recipe: EncoderRecipe, weights: Path) -> Encoder:
@@ -183,10 +183,9 @@ def _collect(
     encode: Callable[[np.ndarray], Tensor],
     *,
     total: int,
-) -> int:
-    """Encode and write what the decoders deliver; returns the number of finished or rejected
-    videos."""
-    ended = windows = 0
+) -> None:
+    """Encode and write what the decoders deliver."""
+    windows = 0
     # miniters=0: a long video updates its windows as they come.
     initial = len(folder.done)
     with tqdm(desc="features", unit="video", total=total, initial=initial, miniters=0) as bar:
@@ -195,22 +194,19 @@ def _collect(
                 folder.append(video, encode(item))
                 windows += len(item)
                 bar.set_postfix(windows=windows, refresh=False)
-                bar.update(0)
             elif isinstance(item, Windows):
                 folder.finish(video, item)
             elif isinstance(item, Failed):
                 folder.reject(video, item.reason, item.message)
                 tqdm.write(f"rejected: {video.key!r}: {item.reason} ({item.message})")
-            if isinstance(item, Finished | Failed):
-                ended += 1
-                bar.update()
-    return ended
+            bar.update(isinstance(item, Finished | Failed))
 
 
-def _report(
-    folder: FeatureFolder, job: ExtractionJob, *, new: list[Video], interrupted: bool
-) -> ExtractionReport:
+def _report(folder: FeatureFolder, job: ExtractionJob, pending: list[Video]) -> ExtractionReport:
     reasons = dict(Counter(reject.reason for reject in folder.rejects).most_common())
+    new = sum(video.key in folder.done for video in pending)
+    rejected = len(folder.rejects) - len(job.listing.rejects)
+    interrupted = new + rejected < len(pending)
     if not folder.done and not interrupted:
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons.items())
         raise UserError(
@@ -220,7 +216,7 @@ def _report(
     lines = folder.done.values()
     return ExtractionReport(
         videos=len(lines),
-        new=sum(video.key in folder.done for video in new),
+        new=new,
         windows=sum(line["windows"] for line in lines),
         seconds=sum(line["frames"] / line["fps"] for line in lines),
         rejects=reasons,

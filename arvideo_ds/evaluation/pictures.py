@@ -56,15 +56,13 @@ def predict_clip(model: Objective, clip: Tensor, key: int, recipe: PretrainRecip
         mean, std = target_statistics(pick(cubes, draw.targets))
         split = rearrange(values, "b q (p c) -> b q p c", c=CHANNELS)
         values = rearrange(split * std + mean, "b q p c -> b q (p c)")
-    pixels = unit_pixels(cubes)[0]
-    grid = recipe.geometry.grid
+    pixels, grid = unit_pixels(cubes)[0], recipe.geometry.grid
 
     def picture(cube_values: Tensor) -> np.ndarray:
         return np.asarray(from_cubes(cube_values[None], model.patch, grid)[0].clamp(0, 1))
 
-    kept = torch.full_like(pixels, BLANK)
+    kept, canvas = torch.full_like(pixels, BLANK), torch.full_like(pixels, BLANK)
     kept[draw.encoded[0]] = pixels[draw.encoded[0]]
-    canvas = torch.full_like(pixels, BLANK)
     visible = model.visible(draw)[0]
     canvas[visible] = pixels[visible]
     after_step, newest = [], []

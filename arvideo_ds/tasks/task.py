@@ -37,8 +37,6 @@ class Task(ABC):
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe
 
-    # Before the start.
-
     def settled(self, folder: Path) -> Any:  # noqa: ARG002
         """The recipe with all choices made that depend on other files. folder: of the run."""
         return self.recipe
@@ -84,21 +82,17 @@ class Task(ABC):
                 "`arvideo shards`, or remove the key."
             )
 
-    # Text in the header and in a logged step.
-
     @abstractmethod
     def model_words(self) -> str:
-        """The model, without its parameter counts."""
+        """The model for the run's header, without its parameter counts."""
 
     @abstractmethod
     def token_words(self, plan: RunPlan) -> str:
-        """How many tokens of a clip are used; follows the token grid, begins with a separator."""
+        """Use of a clip's tokens; follows the grid in the header, begins with a separator."""
 
     @abstractmethod
     def metric_words(self, metrics: Mapping[str, Any]) -> str:
-        """The validation's metrics, named without their prefix."""
-
-    # Training.
+        """Text of a validation's metrics, which are named without their prefix."""
 
     @abstractmethod
     def build(self, shards: ShardSet) -> Any:

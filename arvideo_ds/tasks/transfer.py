@@ -86,10 +86,9 @@ def _choose_positions(recipe: TransferRecipe, transfer: TransferSettings) -> dic
             _require_same_encoder(recipe, source, transfer.init_from)
     if positions is None:
         positions = "recomputed" if clip in (None, recipe.clip) else "interpolated"
-    return {
-        "positions": positions,
-        "pretrained_clip": None if positions == "recomputed" else clip,
-    }
+    if positions == "recomputed":
+        clip = None
+    return {"positions": positions, "pretrained_clip": clip}
 
 
 def _origin(source: Path) -> tuple[Triple | None, EncoderRecipe | None]:

@@ -160,9 +160,9 @@ def fails(*_: object) -> Tensor:
 def test_statistics_are_over_clips_and_heads_of_each_layer() -> None:
     values = torch.tensor([[[1, 3], [5, 5]], [[1, 7], [5, 5]]])
     found = statistics(values)
-    assert found.mean == [3, 5]
-    assert found.deviation == pytest.approx([6**0.5, 0])
-    assert found.heads == [[1, 5], [5, 5]]
+    assert found["mean"] == [3, 5]
+    assert found["deviation"] == pytest.approx([6**0.5, 0])
+    assert found["heads"] == [[1, 5], [5, 5]]
 
 
 @pytest.mark.parametrize(("total", "count"), [(10, 10), (10, 3), (97, 64), (1, 1)])
@@ -240,7 +240,7 @@ def test_the_picture_has_a_line_for_each_encoder_over_its_own_layers() -> None:
     figure = draw_ranks({"rank": {"a": deep, "b": shallow}, "effective": {"a": deep}}, TOKENS)
     drawn = [[len(line.get_xdata()) for line in axis.lines] for axis in figure.axes]
     assert drawn == [[6, 4], [6]]
-    assert figure.axes[0].lines[1].get_ydata().tolist() == shallow.mean
+    assert figure.axes[0].lines[1].get_ydata().tolist() == shallow["mean"]
 
 
 Start = Callable[..., int]
