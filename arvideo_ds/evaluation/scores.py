@@ -16,6 +16,7 @@ from tqdm import tqdm
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.clips import Skipped, for_labels
 from arvideo_ds.data.loader import Batch, evaluation_batches, evaluation_loader
+from arvideo_ds.engine.agreement import gather_objects
 from arvideo_ds.shards.manifest import ShardSet, by_set
 
 Key = TypeVar("Key")
@@ -209,9 +210,7 @@ def over_ranks(
         if number < len(mine):
             results |= computed
             skipped += batch.skipped
-    shares: list[Any] = [(results, skipped)]
-    if dist.is_initialized():
-        shares = [None] * size
-        dist.all_gather_object(shares, (results, skipped))
-    merged = {key: result for share, _ in shares for key, result in share.items()}
-    return merged, [video for _, share in shares for video in share]
+    share = (results, skipped)
+    shares = gather_objects(share) if dist.is_initialized() else [share]
+    merged = {key: result for part, _ in shares for key, result in part.items()}
+    return merged, [video for _, part in shares for video in part]
