@@ -132,15 +132,11 @@ def _match(
     right = np.zeros(len(rows.scores), dtype=bool)
     if truth is not None and len(truth.actions) and len(right):
         same_action = rows.actions[:, None] == truth.actions
-        overlaps = np.where(same_action, _iou(rows.boxes, truth.boxes), -1.0)
+        pair = (torch.as_tensor(b, dtype=torch.float64) for b in (rows.boxes, truth.boxes))
+        overlaps = np.where(same_action, box_iou(*pair).numpy(), -1.0)
         nearest = overlaps.argmax(axis=1)
         hits = np.flatnonzero(overlaps.max(axis=1) >= LEAST_IOU)
         # Each ground-truth box is matched by the first row that hits it, the one of best score.
         _, first = np.unique(nearest[hits], return_index=True)
         right[hits[first]] = True
     return rows.actions, rows.scores, right, ranks
-
-
-def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    pair = (torch.as_tensor(b, dtype=torch.float64).reshape(-1, 4) for b in (boxes, others))
-    return np.asarray(box_iou(*pair))

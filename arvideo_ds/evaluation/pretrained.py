@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Annotated, TypeVar
 
 import torch
+from pydantic import Field, TypeAdapter
 from safetensors import SafetensorError
 from torch import nn
 
@@ -22,6 +22,9 @@ from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ClassNames, by_set
 
 AnyModel = TypeVar("AnyModel", bound=nn.Module)
+_LABELS: TypeAdapter[ClassNames] = TypeAdapter(
+    list[str] | Annotated[dict[str, list[str]], Field(min_length=1)]
+)
 
 
 def build_objective(recipe: PretrainRecipe) -> Objective:
@@ -62,14 +65,13 @@ def read_labels(folder: Path) -> ClassNames | None:
     if not path.is_file():
         return None
     try:
-        labels = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        return _LABELS.validate_json(path.read_bytes(), strict=True)
+    except OSError as error:
         raise UserError(f"cannot read {path}: {error}.") from None
-    lists = list(labels.values()) if isinstance(labels, dict) else [labels]
-    are_lists = bool(lists) and all(isinstance(names, list) for names in lists)
-    if not are_lists or not all(isinstance(name, str) for names in lists for name in names):
-        raise UserError(f"{path} must have a list of class names, or one for each label set.")
-    return cast(ClassNames, labels)
+    except ValueError:
+        raise UserError(
+            f"{path} must be JSON: a list of class names, or one for each label set."
+        ) from None
 
 
 def require_classifier(folder: Path) -> ClassNames:

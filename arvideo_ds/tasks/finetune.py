@@ -56,7 +56,10 @@ class Finetune(nn.Module):
         heads = list(zip(labels, self.num_classes, strict=True))
         if self.mixup is None:
             clips, weight = batch.clips, usable
-            targets = [self._smoothed(*head) for head in heads]
+            targets = [
+                F.one_hot(classes, count).float() * (1 - self.smoothing) + self.smoothing / count
+                for classes, count in heads
+            ]
         else:
             # Channels first for timm, which cuts boxes out of the last two axes.
             flat = unit_pixels(batch.clips).permute(0, 1, 4, 2, 3).flatten(1, 2)
@@ -70,10 +73,6 @@ class Finetune(nn.Module):
         pairs = zip(logits, targets, strict=True)
         losses = torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs]).sum(0)
         return (losses * weight).sum() / weight.sum().clamp(min=1)
-
-    def _smoothed(self, labels: Tensor, num_classes: int) -> Tensor:
-        targets = F.one_hot(labels, num_classes).float()
-        return targets * (1 - self.smoothing) + self.smoothing / num_classes
 
     def _seen(self, keys: Tensor) -> Tensor | None:
         """Tokens B M that the encoder sees, the same places at every time; None = all.

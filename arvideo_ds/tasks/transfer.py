@@ -49,8 +49,7 @@ class Transfer(Task):
         source = self.recipe.transfer.init_from
         if source is None:
             return None
-        same = self.same_classes(Path(source), shards)
-        patch = self.recipe.patch
+        same, patch = self.same_classes(Path(source), shards), self.recipe.patch
         return str(load_classifier_weights(module.model, source, patch=patch, same_classes=same))
 
     def same_classes(self, source: Path, shards: ShardSet) -> bool | None:  # noqa: ARG002
