@@ -9,7 +9,7 @@ full rank. So every rank is reported with its threshold, beside the effective ra
 
 B clips, L layers, h heads, N tokens, d width of a head, D of the encoder.
 Source: ARVideo (arXiv 2405.15160), section 4.2 and Figure 3; Linformer (arXiv 2006.04768),
-section 3; effective rank: Roy and Vetterli 2007, EUSIPCO.
+section 3; effective rank: Roy and Vetterli 2007, EUSIPCO, definition 1.
 """
 
 from __future__ import annotations
@@ -93,10 +93,7 @@ def rank(spectra: Tensor, threshold: float) -> Tensor:
 
 
 def effective_rank(spectra: Tensor) -> Tensor:
-    """exp of the entropy of the singular values (last axis) as shares of their sum: 1 to N.
-
-    Source: Roy and Vetterli 2007, definition 1.
-    """
+    """exp of the entropy of the singular values (last axis) as shares of their sum: 1 to N."""
     shares = spectra / spectra.sum(-1, keepdim=True)
     return torch.special.entr(shares).sum(-1).exp()
 
@@ -206,20 +203,12 @@ def open_encoders(sources: Sequence[str], recipe_name: str | None) -> list[Named
 
     Errors: `UserError` where a source has neither, is given twice or cannot be loaded.
     """
-    recipes = [_recipe_beside(source) for source in sources]
+    names, recipes = _names(sources), [_recipe_beside(source) for source in sources]
     fallback: EncoderRecipe | None = (
         load_recipe(recipe_name) if recipe_name else next(filter(None, recipes), None)
     )
-    opened = []
-    for source, name, beside in zip(sources, _names(sources), recipes, strict=True):
-        recipe = beside or fallback
-        if recipe is None:
-            raise UserError(
-                f"{source} has no recipe.yaml beside it, and no other encoder has one. Give the "
-                "recipe with --recipe, such as --recipe pretrain_vit_b_k400."
-            )
-        opened.append(NamedEncoder(name, source, recipe, _open(source, recipe)))
-    return opened
+    opened = zip(names, sources, (recipe or fallback for recipe in recipes), strict=True)
+    return [_open(*each) for each in opened]
 
 
 def _folder(source: str) -> Path:
@@ -233,12 +222,18 @@ def _recipe_beside(source: str) -> EncoderRecipe | None:
     return run_folder.read_recipe(_folder(source), kind)
 
 
-def _open(source: str, recipe: EncoderRecipe) -> Encoder:
+def _open(name: str, source: str, recipe: EncoderRecipe | None) -> NamedEncoder:
+    if recipe is None:
+        raise UserError(
+            f"{source} has no recipe.yaml beside it, and no other encoder has one. Give the recipe "
+            "with --recipe, such as --recipe pretrain_vit_b_k400."
+        )
     if source.startswith(_UNTRAINED):
-        return untrained(run_folder.read_recipe(_folder(source), PretrainRecipe)).encoder
-    encoder = build_encoder(recipe.encoder)
-    print(load_encoder(encoder, source, patch=recipe.patch), file=sys.stderr)
-    return encoder
+        encoder = untrained(run_folder.read_recipe(_folder(source), PretrainRecipe)).encoder
+    else:
+        encoder = build_encoder(recipe.encoder)
+        print(load_encoder(encoder, source, patch=recipe.patch), file=sys.stderr)
+    return NamedEncoder(name, source, recipe, encoder)
 
 
 def _names(sources: Sequence[str]) -> list[str]:
@@ -246,12 +241,12 @@ def _names(sources: Sequence[str]) -> list[str]:
     for source, times in Counter(sources).items():
         if times > 1:
             raise UserError(f"{source} is given {times} times; give each encoder once.")
-    names = [_folder(source).resolve().name for source in sources]
-    for place, source in enumerate(sources):
-        if source.startswith(_UNTRAINED):
-            names[place] = f"untrained {names[place]}"
-    unique = [names.count(name) == 1 for name in names]
-    return [names[i] if unique[i] else source for i, source in enumerate(sources)]
+    names = [
+        "untrained " * source.startswith(_UNTRAINED) + _folder(source).resolve().name
+        for source in sources
+    ]
+    pairs = zip(names, sources, strict=True)
+    return [name if names.count(name) == 1 else source for name, source in pairs]
 
 
 def require_same_clips(encoders: Sequence[NamedEncoder]) -> None:
@@ -277,9 +272,9 @@ def measure(encoders: Sequence[NamedEncoder], clips: Clips, cache: Path) -> dict
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     measured = {}
     for named in encoders:
-        measured[named.name], skipped = measured_spectra(
-            named.encoder, clips, device, cache, name=f"attention of {named.name}"
-        )
+        title = f"attention of {named.name}"
+        spectra, skipped = measured_spectra(named.encoder, clips, device, cache, name=title)
+        measured[named.name] = spectra
         if skipped:
             print(f"{skipped} clips did not decode and are skipped", file=sys.stderr)
     return measured

@@ -116,10 +116,7 @@ def extract_features(
 
 
 def load_encoder(recipe: EncoderRecipe, weights: Path) -> Encoder:
-    """The encoder of a run. Errors: `UserError` when the weights are missing or do not fit.
-
-    A fine-tuned encoder that classified the mean of its tokens has no last norm.
-    """
+    """The encoder of a run. Errors: `UserError` when the weights are missing or do not fit."""
     if recipe.learns_labels:
         return load_classifier(recipe, weights.parent, weights.name)[0].encoder
     return load_trained_encoder(recipe, weights)

@@ -110,8 +110,8 @@ def mean(tokens: Tensor, _times: int) -> Tensor:
 def change(tokens: Tensor, times: int) -> Tensor:
     """Mean of the tokens of the later times less that of the earlier times.
 
-    Tokens B (t s) D -> B D. What does not move (scene, colours) cancels; motion remains. The
-    middle one of an odd number of times is in neither half.
+    Tokens B (t s) D -> B D. What does not move (scene, colours) cancels; motion remains. The middle
+    one of an odd number of times is in neither half.
     """
     means, half = by_time(tokens, times), times // 2
     return means[:, -half:].mean(1) - means[:, :half].mean(1)

@@ -74,16 +74,14 @@ class Scores(Outputs):
 class JointScores(Outputs):
     """`Scores` of the same videos in several label sets: `sets` by name; labels are V x sets.
 
-    A combination has a class of each set; its score is the product of their probabilities. Views
-    are averaged in each set first. Source: EPIC-KITCHENS-100 (arXiv 2006.13256), action
-    recognition: an action's score is that of its verb times that of its noun.
+    A combination of classes scores the product of their probabilities; views are averaged before.
+    Source: EPIC-KITCHENS-100 (arXiv 2006.13256): an action is a verb and a noun.
     """
 
     sets: dict[str, Scores]
 
     def accuracy(self, top: int = 1) -> float:
-        """Share of the readable, fully labelled videos whose labels are among the `top` best
-        combinations."""
+        """Share of the readable, labelled videos whose labels are a `top` best combination."""
         usable = self.valid & (self.labels >= 0).all(dim=1)
         probabilities = [scores.probabilities[usable] for scores in self.sets.values()]
         _, best = best_combinations(probabilities, top)
@@ -195,9 +193,9 @@ def over_ranks(
 ) -> tuple[dict[Key, Result], list[Skipped]]:
     """Compute results for batches of sample numbers; every rank gets all of them. Collective.
 
-    load: the batches of one rank. The ranks share the given batches, so no result depends on the
-    number of ranks. All ranks compute equally often (ZeRO-3 gathers weights within): a rank with
-    fewer batches repeats the first one and discards its results.
+    load: loader of one rank's batches. The batches are given, so no result depends on the number of
+    ranks. All ranks compute equally often (ZeRO-3 gathers weights within): a rank with fewer
+    batches repeats the first one and discards its results.
     """
     rank, size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     mine = batches[rank::size]

@@ -59,10 +59,9 @@ class Task(ABC):
         """Errors: `UserError` where recipe, plan and shards contradict each other."""
 
     def sets_to_make(self) -> list[str]:
-        """Synthetic sets that the run reads; its start makes missing ones.
+        """Synthetic sets that the run's start makes where they are missing.
 
-        Empty where it trains on other shards, or needs token scores, which are made from the shards
-        first.
+        Empty where it trains on other shards, or on token scores, which need the shards first.
         """
         train = self.recipe.data.shards
         if self.recipe.needs_scores or set_of(train) is None:
