@@ -76,7 +76,7 @@ def main() -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stop = Stop()
     with lock(args.output):
-        report = extract_features(recipe, args.model / weights, job, device, stop=stop.asked)
+        report = extract_features(recipe, args.model / weights, job, device, stop=stop.requested)
     print(
         f"{args.output}: {report.videos:,} videos ({report.new:,} of them new), "
         f"{report.windows:,} windows, {report.seconds / 3600:,.2f} h"

@@ -117,7 +117,7 @@ def main() -> int:
         )
     with lock(output, "" if world.is_main else f"-{world.rank}"):
         try:
-            report = score_shards(job, stop=stop.asked)
+            report = score_shards(job, stop=stop.requested)
         except KeyboardInterrupt:
             return EXIT_INTERRUPTED
     if report.failed:

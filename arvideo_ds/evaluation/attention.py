@@ -118,7 +118,7 @@ def statistics(values: Tensor) -> Statistics:
 
 @dataclass(frozen=True)
 class Clips:
-    """The central clips of the samples `numbers` of shards, cropped as one recipe says."""
+    """The central clips of the samples `numbers` of shards, cropped by one recipe."""
 
     shards: ShardSet
     numbers: list[int]
@@ -157,7 +157,7 @@ def measured_spectra(
     if not measured:
         raise UserError(
             f"none of the {len(files)} clips of {clips.shards.name} decoded: "
-            "`arvideo verify` says why."
+            "`arvideo verify` reports why."
         )
     return torch.stack(measured), len(files) - len(measured)
 

@@ -56,8 +56,8 @@ class FrozenEncoder:
 
     @cached_property
     def features(self) -> tuple[Features, Features]:
-        """Features of the videos of `train` and of `test`: pooled as `probe.features` says, then
-        averaged over the `probe.clips` clips of a video. Collective."""
+        """Features of `train` and of `test`: pooled by `probe.features`, then averaged over the
+        `probe.clips` clips of a video. Collective."""
         train, test = self.videos or (None, None)
         return self._of(self.train, train), self._of(self.test, test)
 

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Outputs:
-    """Of all videos, in the order of the shards: values V x K, labels V (-1 = none), valid V.
+    """All videos in the order of the shards: values V x K, labels V (-1 = none), valid V.
 
     Where the recipe has heads, labels are V x heads. Videos that did not decode have zeros, are not
     `valid`, and are listed in `skipped`.

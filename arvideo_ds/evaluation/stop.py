@@ -11,16 +11,16 @@ class Stop:
     """The first Ctrl-C or SIGTERM requests a stop, the second Ctrl-C ends the process at once."""
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._receive)
 
-    def asked(self) -> bool:
-        return self._asked
+    def requested(self) -> bool:
+        return self._requested
 
     def _receive(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self._asked:
+        if number == signal.SIGINT and self._requested:
             raise KeyboardInterrupt
-        self._asked = True
+        self._requested = True
         # Not print: a signal may come in the middle of one.
-        os.write(2, b"\nfinishing the videos under way; Ctrl-C again ends at once\n")
+        os.write(2, b"\nfinishing the videos in progress; Ctrl-C again ends at once\n")

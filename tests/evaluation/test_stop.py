@@ -23,9 +23,9 @@ def stop() -> Iterator[Stop]:
 def test_the_first_signal_asks_and_a_ctrl_c_after_it_ends_at_once(
     stop: Stop, first: signal.Signals, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert not stop.asked()
+    assert not stop.requested()
     signal.raise_signal(first)
-    assert stop.asked()
+    assert stop.requested()
     assert "Ctrl-C again" in capfd.readouterr().err
     # Schedulers send it more than once.
     signal.raise_signal(signal.SIGTERM)
