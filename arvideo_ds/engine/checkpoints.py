@@ -24,10 +24,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from torch import Tensor
 
 from arvideo_ds.engine.agreement import gather_objects
 from arvideo_ds.engine.build import Engine
@@ -40,7 +39,7 @@ from arvideo_ds.engine.fragments import (
     spread_weights,
     state_of,
 )
-from arvideo_ds.engine.saved_state import SavedState, file_of_rank, header, key_of
+from arvideo_ds.engine.saved_state import SavedState, file_of_rank, write_state
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.atomic import finite, replacing, write_json, write_text
 from arvideo_ds.files.checksums import changed_files, sha256_of, sha256_of_facts
@@ -93,7 +92,7 @@ def save_checkpoint(
 
 
 def newest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint whose files all exist in their full size; reads none of them."""
+    """The newest checkpoint with all its files in full size; reads none of them."""
     paths = sorted(folder.glob(_PREFIX + "*"), reverse=True)
     return next(filter(None, map(_complete, paths)), None)
 
@@ -169,8 +168,8 @@ def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = WEI
         save_tensors(weights, partial)
 
 
-def _rank_state(engine: Engine) -> dict[str, torch.Tensor]:
-    """This rank's part of the state, on the CPU."""
+def _rank_state(engine: Engine) -> dict[tuple[str, int, str], Tensor]:
+    """This rank's part of the state by parameter, start and kind, on the CPU."""
     rank, size = dist.get_rank(), dist.get_world_size()
     tensors = {}
     for number, fragment in enumerate(fragments(engine)):
@@ -179,7 +178,7 @@ def _rank_state(engine: Engine) -> dict[str, torch.Tensor]:
             continue
         for kind, values in state_of(engine, fragment).items():
             # A copy: views share storage, and training continues in it.
-            tensors[key_of(fragment.name, fragment.start, kind)] = values.float().cpu().clone()
+            tensors[fragment.name, fragment.start, kind] = values.float().cpu().clone()
     return tensors
 
 
@@ -225,9 +224,9 @@ def _require_room(partial: Path, num_bytes: int) -> None:
         raise OSError(f"it needs about {num_bytes / gib:.2f} GiB, {free / gib:.2f} GiB are free")
 
 
-def _write(partial: Path, engine: Engine, tensors: dict[str, torch.Tensor]) -> str:
+def _write(partial: Path, engine: Engine, tensors: dict[tuple[str, int, str], Tensor]) -> str:
     path = file_of_rank(partial, dist.get_rank())
-    save_file(tensors, path, metadata=header(_shapes(engine)))
+    write_state(path, tensors, _shapes(engine))
     with path.open("rb") as file, ThreadPoolExecutor(1) as pool:
         # The disk writes while the processor hashes.
         on_disk = pool.submit(os.fsync, file.fileno())

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from arvideo_ds.errors import UserError
@@ -34,13 +35,12 @@ def file_of_rank(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.safetensors"
 
 
-def key_of(parameter: str, start: int, kind: str) -> str:
-    return f"{parameter}/{start}/{kind}"
-
-
-def header(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, str]:
-    """Metadata of a file: the shape of every parameter of the model."""
-    return {_SHAPES: json.dumps(shapes)}
+def write_state(
+    path: Path, tensors: Mapping[tuple[str, int, str], Tensor], shapes: Mapping[str, Any]
+) -> None:
+    """Write a rank's file. tensors: by parameter, start and kind; shapes: of all parameters."""
+    named = {f"{name}/{start}/{kind}": values for (name, start, kind), values in tensors.items()}
+    save_file(named, path, metadata={_SHAPES: json.dumps(shapes)})
 
 
 class SavedState:

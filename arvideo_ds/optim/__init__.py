@@ -1,6 +1,5 @@
-"""Optimisers, parameter groups and learning-rate schedules.
+"""Optimisers and their rules, parameter groups and the learning-rate schedule.
 
-Owns which optimiser updates the weights and what it must obey, which parameter decays, and the
-learning rate of a step. Must not know DeepSpeed, data or the loop: groups come from names and
-shapes, schedules are pure functions of the step.
+Must not know DeepSpeed, data or the loop: groups come from names and shapes, the learning rate from
+plan and step.
 """

@@ -1,5 +1,4 @@
-"""Running: the composition root, the loop, its records and its interruptions.
+"""Training: `run.py` builds a run from the other rooms, `loop.py` trains.
 
-Owns metrics and their sinks, validation, failures and signals. `run.py` builds a run from the other
-rooms; read it first, then loop.py.
+Owns metrics and their sinks, validation, failures and signals.
 """

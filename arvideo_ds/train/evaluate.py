@@ -20,7 +20,6 @@ from arvideo_ds.files.atomic import write_json
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ClassNames, ShardSet, by_set, require_same_labels
 
-FOLDER = "evaluation"
 _MOST_LISTED = 100
 
 
@@ -111,7 +110,7 @@ def _of_classes(scores: Scores, labels: list[str]) -> dict[str, Any]:
 def _write(folder: Path, scores: AnyScores, labels: ClassNames, result: dict[str, Any]) -> None:
     views = "x".join(map(str, result["views"]))
     stem = f"{Path(result['shards']).name}-{result['weights']}-{views}"
-    target = folder / FOLDER
+    target = folder / "evaluation"
     target.mkdir(exist_ok=True)
     write_json(target / f"{stem}.json", result)
     tensors = {"labels": scores.labels, "valid": scores.valid}

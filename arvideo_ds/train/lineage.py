@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +10,6 @@ from arvideo_ds.engine.checkpoints import Checkpoint
 from arvideo_ds.runs import run_folder
 
 PARENT = "parent"
-
-
-@dataclass(frozen=True)
-class Parent:
-    """A run that another one continues from the checkpoint of `step`."""
-
-    folder: Path
-    step: int
 
 
 def parent_facts(folder: Path, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
@@ -35,24 +26,27 @@ def parent_facts(folder: Path, checkpoint: Checkpoint | None) -> dict[str, Any] 
     return {"run": os.path.relpath(source, folder.resolve()), "step": checkpoint.step}
 
 
-def parents(folder: Path) -> list[Parent]:
-    """The runs that a run continues, the nearest first; the last one may be missing."""
-    chain: list[Parent] = []
+def parents(folder: Path) -> list[tuple[Path, int]]:
+    """The runs that a run continues, each with the step of the checkpoint that it continued from.
+
+    The nearest one first; the last one may be missing.
+    """
+    chain: list[tuple[Path, int]] = []
     seen = {folder.resolve()}
     while (facts := run_folder.read_facts(folder).get(PARENT)) is not None:
         folder = (folder / facts["run"]).resolve()
         if folder in seen:
             break
         seen.add(folder)
-        chain.append(Parent(folder, facts["step"]))
+        chain.append((folder, facts["step"]))
     return chain
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
     """The logged steps of a run after those of its parents, each up to where its child starts."""
     metrics = run_folder.read_metrics(folder)
-    for parent in parents(folder):
-        before = [m for m in run_folder.read_metrics(parent.folder) if m["step"] <= parent.step]
-        first = metrics[0]["step"] if metrics else parent.step + 1
+    for parent, step in parents(folder):
+        before = [m for m in run_folder.read_metrics(parent) if m["step"] <= step]
+        first = metrics[0]["step"] if metrics else step + 1
         metrics = [*(m for m in before if m["step"] < first), *metrics]
     return metrics

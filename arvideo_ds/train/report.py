@@ -48,7 +48,7 @@ def write_report(run: Path, recipe: PretrainRecipe, shards: str | None, clips: i
 
 def facts(run: Path, recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tuple[str, Any]]:
     plan = summary["plan"]
-    chain = [f"{parent.folder.name} from step {parent.step}" for parent in parents(run)]
+    chain = [f"{parent.name} from step {step}" for parent, step in parents(run)]
     millions = plan["parameters_encoder"] / 1e6
     return [
         *([("continues", ", which continues ".join(chain))] if chain else []),
@@ -73,13 +73,13 @@ def loss(run: Path, summary: dict[str, Any]) -> str:
         )
     if summary.get(BELOW_BASELINE) is False:
         notes.append(f"Note: {not_below(summary['final']['loss/pretrain'], baseline)}")
-    first = continued[-1] if continued else None
-    if first is not None and not run_folder.read_metrics(first.folder):
-        notes.append(
-            f"Steps 1 to {first.step} are not drawn: there are no metrics of the run that was "
-            f"continued, {first.folder.name}."
-        )
-    joins = [(parent.step, parent.folder.name) for parent in reversed(continued)]
+    for parent, step in continued[-1:]:
+        if not run_folder.read_metrics(parent):
+            notes.append(
+                f"Steps 1 to {step} are not drawn: there are no metrics of the run that was "
+                f"continued, {parent.name}."
+            )
+    joins = [(step, parent.name) for parent, step in reversed(continued)]
     figure = pictures.draw_loss(curve(run), baseline=baseline, joins=joins)
     return report.section("Loss", " ".join(notes), [figure])
 

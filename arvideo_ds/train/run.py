@@ -196,7 +196,6 @@ def with_one_decoder(settings: RunSettings[Any]) -> RunSettings[Any]:
     recipe = settings.recipe
     if recipe.data.decoder != "auto":
         return settings
-    usable = gather_objects(" ".join(usable_decoders()))
-    decoder = first_usable([names.split() for names in usable])
+    decoder = first_usable(gather_objects(usable_decoders()))
     data = recipe.data.model_copy(update={"decoder": decoder})
     return replace(settings, recipe=recipe.model_copy(update={"data": data}))

@@ -19,7 +19,7 @@ def settings(*overrides: str) -> RunSettings[Any]:
 
 
 def test_every_rank_decodes_with_what_all_have(monkeypatch: pytest.MonkeyPatch) -> None:
-    others = "torchcodec pyav decord", "pyav"
+    others = ["torchcodec", "pyav", "decord"], ["pyav"]
     monkeypatch.setattr(run, "gather_objects", lambda own: [own, *others])
     given = settings()
     assert run.with_one_decoder(given).recipe.data.decoder == "pyav"
