@@ -1,22 +1,20 @@
 """Sequence parallelism (DeepSpeed-Ulysses): S ranks encode the same clips, each 1/S of the tokens.
 
-In a transformer layer only attention mixes tokens. So each rank embeds and processes its slice of
-the tokens; for attention the ranks exchange tokens for heads (all-to-all), so that each has all
-tokens of its heads, and back. After the encoder the slices are gathered: every rank of the group
-computes decoder and loss as one rank does.
+Only attention mixes tokens. Each rank embeds and processes a slice of them; for attention the ranks
+exchange tokens for heads (all-to-all), and back. After the encoder the slices are gathered: every
+rank of a group computes decoder and loss of all tokens.
 
-Why DeepSpeed's mean over all W ranks is the gradient of one rank: let L be the loss of a group's
-clips. The true gradient is the mean of dL over the W / S groups. It is the mean over all W ranks
-if the gradients of a group's ranks add up to S dL. That is true for every weight if backward keeps
+DeepSpeed takes the mean over all W ranks. The true gradient is the mean of dL, the gradient of a
+group's loss, over W / S groups. Both agree if the gradients of a group's ranks add up to S dL:
 
-    (1)  for a tensor that all ranks of a group have: their gradients add up to S times the true one
-    (2)  for a tensor that one rank has: its gradient is S times the true one
+    (1)  for a tensor that all ranks of a group have, their gradients add up to S times the true one
+    (2)  for a tensor that one rank has, its gradient is S times the true one
 
-The loss has (1): S ranks, a gradient of 1 each. Equal computations on all ranks are linear in the
-gradient and keep (1). The gathering turns (1) into (2) if its backward sums the group's gradients
-and takes this rank's slice: a reduce-scatter. Attention's exchange moves values of (2), and their
-gradients back. Slicing turns (2) into (1): zeros elsewhere, no communication. A weight that is
-applied to slices gets the sum of (2) over the ranks' tokens.
+The loss has (1): S ranks, a gradient of 1 each. Equal computations on all ranks keep (1), being
+linear in the gradient. The backward of the gathering sums the gradients and takes this rank's slice
+(reduce-scatter): (1) becomes (2). Attention's exchange moves values of (2), and gradients back. The
+backward of slicing turns (2) into (1): zeros elsewhere. A weight that is applied to slices gets the
+sum of (2) over the ranks' tokens.
 
 Source: DeepSpeed-Ulysses (Jacobs et al. 2023, arXiv 2309.14509).
 

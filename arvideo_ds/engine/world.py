@@ -48,7 +48,7 @@ def start_world() -> World:
         torch.set_num_threads(world.cores)
     if world.size > 1:
         # Before they meet: in a start that hangs, a missing line names the missing rank.
-        print(_place(world), flush=True)
+        print(_description(world), flush=True)
     _init_process_group(world)
     return world
 
@@ -73,7 +73,7 @@ def find_world() -> World:
     )
 
 
-def _place(world: World) -> str:
+def _description(world: World) -> str:
     device = str(world.device)
     if world.device.type == "cuda" and "CUDA_VISIBLE_DEVICES" in os.environ:
         device += f" of CUDA_VISIBLE_DEVICES={os.environ['CUDA_VISIBLE_DEVICES']}"

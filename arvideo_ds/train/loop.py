@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 from arvideo_ds.data.loader import Batch, TrainLoader
 from arvideo_ds.engine.agreement import gather_objects
@@ -25,10 +25,6 @@ from arvideo_ds.train.signals import Interrupt
 from arvideo_ds.train.validation import Validation
 
 
-class Sink(Protocol):
-    def log(self, metrics: dict[str, Any]) -> None: ...
-
-
 @dataclass
 class Run:
     """Everything the loop works with; built by run.py."""
@@ -38,7 +34,7 @@ class Run:
     engine: Engine
     loader: TrainLoader
     first_step: int
-    sinks: list[Sink]
+    sinks: list[Callable[[dict[str, Any]], None]]
     heartbeat: Heartbeat
     guard: Guard
     baseline: Baseline
@@ -145,6 +141,6 @@ def _log(
         "data/workers_gib": run.loader.workers_resident_gib(),
     }
     if run.world.is_main:
-        for sink in run.sinks:
-            sink.log(metrics)
+        for log in run.sinks:
+            log(metrics)
     return metrics

@@ -12,7 +12,7 @@ import secrets
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -60,31 +60,27 @@ class Stopwatch:
         return float(sum(stop - start for start, stop in pairs))
 
 
-@dataclass
 class Meter:
-    """One rank's measurements since the last logged step; losses stay on the device until then."""
+    """One rank's measurements since the last logged step; losses stay on the device until then.
 
-    device: torch.device
-    task: str
-    # Number of consecutive ranks that load the same clips.
-    sharing: int = 1
-    # A loss per micro-step.
-    losses: list[torch.Tensor] = field(default_factory=list)
-    # Per step: 1 where it was not applied.
-    refused: list[torch.Tensor] = field(default_factory=list)
-    clips: int = 0
-    skipped: int = 0
-    data_wait_s: float = 0.0
-    forward: Stopwatch = field(init=False)
-    started: float = field(default_factory=time.perf_counter)
+    sharing: number of consecutive ranks that load the same clips.
+    """
 
-    def __post_init__(self) -> None:
-        self.forward = Stopwatch(self.device)
+    def __init__(self, device: torch.device, task: str, sharing: int = 1) -> None:
+        self._device, self._task, self._sharing = device, task, sharing
+        # Per micro-step.
+        self.losses: list[torch.Tensor] = []
+        # Per step: 1 where it was not applied.
+        self.refused: list[torch.Tensor] = []
+        self.data_wait_s = 0.0
+        self.forward = Stopwatch(device)
+        self._clips = self._skipped = 0
+        self._started = time.perf_counter()
 
     def add(self, loss: torch.Tensor, batch: Batch) -> None:
         self.losses.append(loss.detach().float())
-        self.clips += len(batch.keys)
-        self.skipped += batch.num_skipped
+        self._clips += len(batch.keys)
+        self._skipped += batch.num_skipped
 
     def read(self, hosts: list[str]) -> Reading:
         """Measurements of all ranks, by their `hosts`. Collective, and the loop's one host sync."""
@@ -92,18 +88,18 @@ class Meter:
         finite = [loss for loss in losses if math.isfinite(loss)]
         forward_s = self.forward.seconds()
         # Timed after the sync, so that queued work is included.
-        elapsed_s = time.perf_counter() - self.started
-        mine = [sum(finite), len(finite), self.clips, self.skipped]
+        elapsed_s = time.perf_counter() - self._started
+        mine = [sum(finite), len(finite), self._clips, self._skipped]
         mine += [self.data_wait_s, forward_s, elapsed_s]
-        ranks = gather_over_ranks(mine, self.device)
+        ranks = gather_over_ranks(mine, self._device)
         *columns, waits_s, forwards_s, elapsed = map(list, zip(*ranks, strict=True))
-        loss_sum, num_finite, clips, skipped = (sum(c[:: self.sharing]) for c in columns)
+        loss_sum, num_finite, clips, skipped = (sum(c[:: self._sharing]) for c in columns)
         steps, world_size, elapsed_mean_s = len(refused), len(ranks), sum(elapsed) / len(ranks)
         slowest = max(range(world_size), key=forwards_s.__getitem__)
-        on_gpu = self.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(self.device) if on_gpu else peak_resident_bytes()
+        on_gpu = self._device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_resident_bytes()
         metrics = {
-            f"loss/{self.task}": loss_sum / num_finite if num_finite else math.nan,
+            f"loss/{self._task}": loss_sum / num_finite if num_finite else math.nan,
             "throughput/clips_per_s": clips / elapsed_mean_s,
             "throughput/clips_per_s_per_gpu": clips / elapsed_mean_s / world_size,
             "time/step_s": elapsed_mean_s / steps,

@@ -35,7 +35,7 @@ from arvideo_ds.train.failure import guarded
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
 from arvideo_ds.train.lineage import PARENT, parent_facts
-from arvideo_ds.train.loop import Run, Sink, train
+from arvideo_ds.train.loop import Run, train
 from arvideo_ds.train.metrics import Console, JsonLines, Wandb
 from arvideo_ds.train.preflight import check_data, find_checkpoint
 from arvideo_ds.train.settle import RunSettings
@@ -167,17 +167,15 @@ def _baseline(
     return Baseline(facts[BASELINE], getattr(engine.module, "baseline", None), keep)
 
 
-def _sinks(settings: RunSettings[Any], first_step: int, stack: ExitStack) -> list[Sink]:
-    sinks: list[Sink] = [
-        Console(settings.plan.steps, settings.task),
-        JsonLines(settings.folder, first_step),
-    ]
+def _sinks(settings: RunSettings[Any], first_step: int, stack: ExitStack) -> list[Any]:
+    console = Console(settings.plan.steps, settings.task)
+    sinks = [console.log, JsonLines(settings.folder, first_step).log]
     wandb = settings.recipe.wandb.settled()
     if wandb.mode != "disabled":
         tracker = Wandb(settings.folder, wandb, settings.as_dict())
         # Before the last barrier: srun may end this rank as soon as another one has ended.
         stack.callback(tracker.close)
-        sinks.append(tracker)
+        sinks.append(tracker.log)
     return sinks
 
 
