@@ -50,9 +50,7 @@ class Average:
 class Engine:
     """The part of DeepSpeed's engine that training uses."""
 
-    def __init__(
-        self, engine: Any, config: dict[str, Any], group: SequenceGroup | None = None
-    ) -> None:
+    def __init__(self, engine: Any, config: dict[str, Any], group: SequenceGroup | None) -> None:
         self.deepspeed = engine
         self.config = config
         self.stage = zero_stage(config)
@@ -80,8 +78,7 @@ class Engine:
     def step(self) -> None:
         """End a micro-step; the last one of an accumulation updates the weights.
 
-        Gradients that are not finite on any rank change neither weights nor optimiser, at every
-        stage and in every precision.
+        Gradients that are not finite on any rank change nothing, at every stage and precision.
         """
         updates = self.deepspeed.is_gradient_accumulation_boundary()
         if self._checks_gradients and updates:
@@ -156,8 +153,7 @@ def build_engine(
     # gradients, which Adam counts.
     optimizer.state.clear()
     if zero_stage(config) == 0 and engine.world_size == 1:
-        # One rank would flatten all gradients, reduce them with itself and copy them back: 18.6 %
-        # of a step of ViT-B on a CPU (docs/performance.md).
+        # One rank would reduce all gradients with itself: 18.6 % of a step of ViT-B on a CPU.
         engine.enable_backward_allreduce = False
     return Engine(engine, config, group)
 
@@ -165,8 +161,7 @@ def build_engine(
 def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
     """Make transformer layers recompute their activations in the backward pass.
 
-    Parameters keep their names. Returns the configuration without our key `every`, which DeepSpeed
-    does not know.
+    Parameters keep their names. Returns the configuration without `every`, a key of ours.
     """
     section = dict(config[ACTIVATION_CHECKPOINTING])
     every = section.pop(EVERY, 1)

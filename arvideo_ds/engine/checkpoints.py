@@ -127,10 +127,9 @@ def newest_sound_checkpoint(folder: Path, *, own: bool) -> Checkpoint | None:
 
 
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
-    """Load weights, moments, counters and loss scale. Collective.
+    """Load weights, moments, counters and loss scale, at any ranks and stage. Collective.
 
-    Ranks and stage may differ from those that saved. Errors: `UserError` when it is of another
-    model.
+    Errors: `UserError` when it is of another model.
     """
     saved, shapes = SavedState(checkpoint.path), _shapes(engine)
     if shapes != saved.shapes:
@@ -151,10 +150,9 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
 
 
 def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = WEIGHT) -> None:
-    """Write the whole fp32 weights below `prefix` as safetensors, atomically; one process does it.
+    """Write the whole fp32 weights below `prefix` as safetensors, atomically. One process calls it.
 
-    kind: WEIGHT, or AVERAGE for their moving average. Errors: `UserError` where the checkpoint is
-    damaged or has no such weights.
+    kind: WEIGHT or AVERAGE. Errors: `UserError` where the checkpoint is damaged or has none.
     """
     if damage := _damage(_complete(checkpoint), rank=0, size=1):
         raise UserError(
@@ -183,11 +181,9 @@ def _rank_state(engine: Engine) -> dict[tuple[str, int, str], Tensor]:
 
 
 def _shapes(engine: Engine) -> dict[str, tuple[int, ...]]:
-    """Whole shapes; stage 3 leaves an empty tensor in a parameter's place."""
-    return {
-        name: tuple(getattr(parameter, "ds_shape", parameter.shape))
-        for name, parameter in engine.module.named_parameters()
-    }
+    # Stage 3 leaves an empty tensor in a parameter's place.
+    parameters = engine.module.named_parameters()
+    return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in parameters}
 
 
 def _counters(engine: Engine) -> dict[str, Any]:

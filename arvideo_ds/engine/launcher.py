@@ -35,6 +35,9 @@ def slurm_ranks(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     Ranks are Slurm's; an exported MASTER_ADDR or MASTER_PORT overrides the computed one.
     """
     node = int(environment["SLURM_NODEID"])
+    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
+    restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
+    port = _FIRST_PORT + (10 * job + (restart + step) % 10) % _PORTS
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"],
@@ -42,7 +45,7 @@ def slurm_ranks(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
         "LOCAL_WORLD_SIZE": str(tasks_per_node(environment["SLURM_STEP_TASKS_PER_NODE"])[node]),
         "MASTER_ADDR": environment.get("MASTER_ADDR")
         or first_host(environment["SLURM_STEP_NODELIST"]),
-        "MASTER_PORT": environment.get("MASTER_PORT") or str(_port(environment)),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(port),
     }
 
 
@@ -56,9 +59,3 @@ def first_host(listed: str) -> str:
     """ "rack[2-3]node[01-04,7],gpu5" -> "rack2node01". Containers often have no scontrol."""
     first = re.match(r"(?:[^,\[]|\[[^\]]*\])*", listed)
     return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first.group() if first else listed)
-
-
-def _port(environment: Mapping[str, str]) -> int:
-    job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
-    restart = int(environment.get("SLURM_RESTART_COUNT", "0"))
-    return _FIRST_PORT + (10 * job + (restart + step) % 10) % _PORTS

@@ -67,10 +67,9 @@ def sequence_parallel(tree: dict[str, Any], origin: str) -> int:
 
 
 def resolve(tree: dict[str, Any], recipe: Recipe, plan: RunPlan, origin: str) -> dict[str, Any]:
-    """Fill every "auto": the dict for `deepspeed.initialize`, which `--dry_run` prints.
+    """Fill every "auto" of a JSON, for `deepspeed.initialize`. origin: its name in errors.
 
-    origin: name of the JSON in errors. Errors: `UserError` for contradictions, unknown keys and
-    combinations that are known to fail.
+    Errors: `UserError` for contradictions, unknown keys and combinations that are known to fail.
     """
     _check_keys(tree, origin)
     resolved = copy.deepcopy(tree)

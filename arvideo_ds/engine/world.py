@@ -59,7 +59,15 @@ def find_world() -> World:
     Errors: `UserError` when there are more ranks than GPUs.
     """
     launcher = find_launcher()
-    _set_environment(launcher)
+    if launcher == "srun":
+        os.environ.update(slurm_ranks())
+    elif launcher == "python":
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
+        os.environ.update(
+            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1"
+        )
     local_rank = int(os.environ["LOCAL_RANK"])
     local_size = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("LOCAL_SIZE") or 1)
     return World(
@@ -145,15 +153,3 @@ def _device(local_rank: int, local_size: int, launcher: str) -> torch.device:
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
-
-
-def _set_environment(launcher: str) -> None:
-    if launcher == "srun":
-        os.environ.update(slurm_ranks())
-    elif launcher == "python":
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(probe.getsockname()[1])
-        os.environ.update(
-            RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1"
-        )

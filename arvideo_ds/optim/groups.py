@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 _BLOCK = re.compile(r"\bencoder\.blocks\.(\d+)\.")
 _EMBEDDING = re.compile(r"\bencoder\.embed\.")
@@ -27,7 +27,8 @@ def parameter_groups(
     for name, parameter in named:
         # One rate for all layers needs one group only.
         layer = top if layer_decay == 1 else layer_of(name, top)
-        decays = _is_matrix(parameter)
+        # Matrices decay. A learned query has 1 in all axes but the last.
+        decays = parameter.ndim == 2 or parameter.shape[:-1].numel() > 1
         group = groups.setdefault(
             (layer, decays),
             {
@@ -46,8 +47,3 @@ def layer_of(name: str, top: int) -> int:
     if block := _BLOCK.search(name):
         return int(block.group(1)) + 1
     return 0 if _EMBEDDING.search(name) else top
-
-
-def _is_matrix(parameter: Tensor) -> bool:
-    # A learned query has 1 in all leading axes.
-    return parameter.ndim == 2 or parameter.shape[:-1].numel() > 1

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from arvideo_ds.engine.world import World
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from arvideo_ds.files.atomic import write_text
 
@@ -34,14 +35,14 @@ _LOST_PEER = re.compile(
 )
 
 
-def guarded(run: Callable[[], int], folder: Path, *, rank: int, size: int) -> int:
+def guarded(run: Callable[[], int], folder: Path, world: World) -> int:
     """`run()`; an error ends this process, and is printed once for all ranks."""
-    path = _file(folder, rank)
+    rank, path = world.rank, _file(folder, world.rank)
     path.unlink(missing_ok=True)
     try:
         return run()
     except UserError as error:
-        if size == 1:
+        if world.size == 1:
             raise
         text, code = f"error: {' '.join(str(error).split())}", EXIT_USER_ERROR
         _write(path, text)
@@ -49,13 +50,13 @@ def guarded(run: Callable[[], int], folder: Path, *, rank: int, size: int) -> in
         if rank and _wait_for(folder, [0]) == 0 and _file(folder, 0).read_text() == text:
             text = ""
     except KeyboardInterrupt:
-        text, code = "ended at once, without a save, by a second Ctrl-C", EXIT_INTERRUPTED
+        text = f"rank {rank}: ended without a save by a second Ctrl-C; the same command goes on."
+        code = EXIT_INTERRUPTED
         _write(path, text)
-        text = f"rank {rank}: {text}; the same command goes on."
     except Exception as error:
         code = EXIT_CRASH
-        if size > 1 and _LOST_PEER.search(f"{type(error).__name__} {error}"):
-            text = _lost_peer(folder, rank, size, error)
+        if world.size > 1 and _LOST_PEER.search(f"{type(error).__name__} {error}"):
+            text = _lost_peer(folder, world, error)
         else:
             text = f"rank {rank} on {socket.gethostname()} failed:\n{traceback.format_exc()}"
             _write(path, text)
@@ -64,9 +65,9 @@ def guarded(run: Callable[[], int], folder: Path, *, rank: int, size: int) -> in
     return _leave(code)
 
 
-def _lost_peer(folder: Path, rank: int, size: int, error: Exception) -> str:
-    here = f"rank {rank} on {socket.gethostname()} stops"
-    failed = _wait_for(folder, [other for other in range(size) if other != rank])
+def _lost_peer(folder: Path, world: World, error: Exception) -> str:
+    here = f"rank {world.rank} on {socket.gethostname()} stops"
+    failed = _wait_for(folder, [rank for rank in range(world.size) if rank != world.rank])
     if failed is not None:
         return f"{here}, since rank {failed} failed (see {_file(folder, failed)})"
     message = " ".join(str(error).split())[:300]
@@ -77,7 +78,6 @@ def _lost_peer(folder: Path, rank: int, size: int, error: Exception) -> str:
 
 
 def _wait_for(folder: Path, ranks: list[int]) -> int | None:
-    """The first of these ranks that has reported a failure; None if none does in time."""
     limit = time.monotonic() + _WAIT_S
     while time.monotonic() < limit:
         for rank in ranks:

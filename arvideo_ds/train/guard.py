@@ -1,8 +1,4 @@
-"""Losses and gradients that are not finite: reported with their videos, and limited in number.
-
-The engine refuses a step whose loss or gradient is not finite (engine/build.py), without a host
-sync; the guard reads the refusals whenever the loop logs.
-"""
+"""Steps that the engine refused (engine/build.py) and videos that did not decode: their limits."""
 
 from __future__ import annotations
 
@@ -24,10 +20,7 @@ _TOTALS = ("data/seen_total", "data/skipped_total", "guard/refused_total")
 
 
 class Guard:
-    """Counts over the whole run, earlier starts included; ends it above the recipe's limits.
-
-    video_at: names the video at a position of the run.
-    """
+    """Counts over the whole run, earlier starts included. video_at: run position -> video."""
 
     def __init__(
         self, settings: RunSettings[Any], rank: int, first_step: int, video_at: Callable[[int], str]

@@ -46,8 +46,8 @@ class Beat:
         return self.step, PHASES.index(self.phase)
 
     def __str__(self) -> str:
-        where = f"{self.host}, process {self.pid}"
-        return f"rank {self.rank} ({where}) in {self.phase} of step {self.step}"
+        place = f"{self.phase} of step {self.step}"
+        return f"rank {self.rank} ({self.host}, process {self.pid}) in {place}"
 
 
 class Heartbeat:
@@ -129,14 +129,14 @@ class Heartbeat:
         waiting = [beat for beat in beats if beat not in late]
         lines = [f"stalled: nothing has moved for {self._stall_s:g} s (train.stall_s)."]
         if silent:
-            more = f" and {len(silent) - 10} more" if len(silent) > 10 else ""
-            ranks = ", ".join(map(str, silent[:10])) + more
+            ranks = ", ".join(map(str, silent[:10]))
+            ranks += f" and {len(silent) - 10} more" if len(silent) > 10 else ""
             lines.append(f"  silent: rank(s) {ranks}: dead, or stuck in native code")
         lines += [f"  late: {beat}" for beat in late[:10]]
         if not silent and not late:
             lines.append("  all ranks are at the same place: the network, or a collective")
         lines += [f"  waits: {beat}" for beat in waiting[:1]]
         if len(waiting) > 1:
-            lines.append(f"  and so do {len(waiting) - 1} more")
+            lines.append(f"  {len(waiting) - 1} more wait")
         lines.append(f"  stacks of every rank: {self._folder}/rank-*.stack")
         return "\n".join(lines)

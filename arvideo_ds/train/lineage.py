@@ -15,8 +15,7 @@ PARENT = "parent"
 def parent_facts(folder: Path, checkpoint: Checkpoint | None) -> dict[str, Any] | None:
     """The entry `PARENT` of run.json for the run in `folder` that resumes from a checkpoint.
 
-    The parent's folder is relative to the run's, so that both can be moved together. A checkpoint
-    of the run itself has the entry.
+    The parent's folder is relative to the run's, so that both can be moved together.
     """
     if checkpoint is None:
         return None
@@ -27,10 +26,7 @@ def parent_facts(folder: Path, checkpoint: Checkpoint | None) -> dict[str, Any] 
 
 
 def parents(folder: Path) -> list[tuple[Path, int]]:
-    """The runs that a run continues, each with the step of the checkpoint that it continued from.
-
-    The nearest one first; the last one may be missing.
-    """
+    """The runs that a run continues, each with its step, nearest first; the last may be gone."""
     chain: list[tuple[Path, int]] = []
     seen = {folder.resolve()}
     while (facts := run_folder.read_facts(folder).get(PARENT)) is not None:

@@ -87,7 +87,8 @@ def train(run: Run) -> Outcome:
                 beat("log", done)
                 reading = meter.read(hosts)
                 run.baseline.read(run.world.device)
-                metrics = _log(run, reading, done, lr, _validate(run, done) if validates else {})
+                validated = _validate(run, done) if validates else {}
+                metrics = _log(run, reading, done, lr, validated)
                 run.guard.require_health(done, metrics, reading)
                 meter = _meter(run)
             if saves:

@@ -68,9 +68,8 @@ class Meter:
 
     def __init__(self, device: torch.device, task: str, sharing: int = 1) -> None:
         self._device, self._task, self._sharing = device, task, sharing
-        # Per micro-step.
+        # A loss per micro-step; per step 1 where it was not applied.
         self.losses: list[torch.Tensor] = []
-        # Per step: 1 where it was not applied.
         self.refused: list[torch.Tensor] = []
         self.data_wait_s = 0.0
         self.forward = Stopwatch(device)
@@ -116,7 +115,7 @@ class Meter:
 
 @dataclass(frozen=True)
 class Reading:
-    """Metrics over all ranks; this rank's losses per micro-step; per step 1 if not applied."""
+    """Metrics over all ranks, and this rank's `losses` and `refused` as in `Meter`."""
 
     metrics: dict[str, Any]
     losses: list[float]
@@ -190,10 +189,7 @@ class Wandb:
             self._run = wandb.init(
                 id=run_id,
                 resume="allow",
-                mode=settings.mode,
-                project=settings.project,
-                entity=settings.entity,
-                group=settings.group,
+                **settings.model_dump(include={"mode", "project", "entity", "group"}),
                 tags=list(settings.tags) or None,
                 name=folder.name,
                 dir=str(folder),

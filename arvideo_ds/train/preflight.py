@@ -17,16 +17,13 @@ _CHECK_S = 120
 
 
 def check_data(settings: RunSettings[Any], world: World) -> None:
-    """Compare the shards with their manifests. Collective.
+    """Compare the shards with their manifests: one rank per machine, of remote shards one in all.
 
-    One rank per machine does it, for remote shards one rank in all. Errors: `UserError`, on every
-    rank.
+    Collective. Errors: `UserError`, on every rank.
     """
     error = ""
     try:
-        for shards in (settings.require_shards(), settings.validation):
-            if shards is None:
-                continue
+        for shards in filter(None, (settings.shards, settings.validation)):
             if world.is_main if shards.is_remote else world.local_rank == 0:
                 checked, total = shards.check(limit_s=_CHECK_S), len(shards.manifest.shards)
                 if checked < total and world.is_main:

@@ -25,6 +25,10 @@ _PACKAGES = ("torch", "deepspeed", "timm", "webdataset", "decord", "torchcodec",
 
 def facts(settings: RunSettings[Any], world_size: int) -> dict[str, Any]:
     """Facts of a run that are saved with every checkpoint; resuming needs some of them."""
+    versions = {"python": platform.python_version(), **dict.fromkeys(_PACKAGES, "absent")}
+    for package in _PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     return {
         **settings.as_dict(),
         "world_size": world_size,
@@ -32,16 +36,8 @@ def facts(settings: RunSettings[Any], world_size: int) -> dict[str, Any]:
         "manifest": settings.require_shards().hash,
         "scores": hash_of_scores(settings.recipe),
         "commit": git_commit(),
-        "versions": {"python": platform.python_version(), **_versions()},
+        "versions": versions,
     }
-
-
-def _versions() -> dict[str, str]:
-    versions = dict.fromkeys(_PACKAGES, "absent")
-    for package in _PACKAGES:
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            versions[package] = metadata.version(package)
-    return versions
 
 
 def write_start(

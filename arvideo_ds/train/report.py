@@ -31,10 +31,9 @@ HOW_PREDICTED = {
 
 
 def write_report(run: Path, recipe: PretrainRecipe, shards: str | None, clips: int) -> Path:
-    """Write RUN/report.html; its path.
+    """Write RUN/report.html; its path. shards: of the clips to show, by default the recipe's.
 
-    shards: of the clips to show, by default those of the recipe. Errors: `UserError` where the
-    run has no metrics or no summary yet, or there are no clips to show.
+    Errors: `UserError` where the run has no metrics or no summary, or there are no clips to show.
     """
     if not run_folder.read_metrics(run):
         raise UserError(f"{run} has no metrics yet; train it first.")

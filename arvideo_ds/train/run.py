@@ -50,9 +50,7 @@ def start(settings: RunSettings[Any]) -> int:
     with Interrupt() as interrupt:
         world = start_world()
         interrupt.connect(AnyRank(world.size))
-        return guarded(
-            lambda: _run(settings, world, interrupt), folder, rank=world.rank, size=world.size
-        )
+        return guarded(lambda: _run(settings, world, interrupt), folder, world)
 
 
 def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt) -> int:

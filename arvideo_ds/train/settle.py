@@ -74,10 +74,9 @@ class RunSettings(Generic[AnyRecipe]):
 def settle(
     options: RunOptions, kind: type[AnyRecipe], *, world_size: int
 ) -> RunSettings[AnyRecipe]:
-    """Recipe (of `kind`), plan and DeepSpeed configuration, resolved against each other.
+    """Recipe (of `kind`), plan and DeepSpeed configuration, checked together.
 
-    Missing shards are no error yet, as a dry run needs none: data.num_videos replaces their count.
-    Errors: `UserError`.
+    Without shards, as in a dry run, data.num_videos gives their number. Errors: `UserError`.
     """
     recipe = load_recipe(options.recipe, options.overrides, kind)
     OPTIMIZERS.check(recipe.optim.name, key="optim.name")

@@ -36,10 +36,9 @@ def ignore_signals() -> None:
 class Interrupt:
     """While entered, the first signal only sets a flag; a second Ctrl-C ends the process at once.
 
-    Entered before anything slow begins, so that any signal leads to a save. Launchers send SIGTERM
-    after the terminal's SIGINT, so only a repeated SIGINT ends the process; none does after a
-    scheduler's SIGUSR1 or SIGUSR2. Once the interrupted run has saved, signals are ignored until
-    the process ends, so that its exit code stays.
+    Launchers send SIGTERM after the terminal's SIGINT, so only a repeated SIGINT ends the process;
+    none does after a scheduler's SIGUSR1 or SIGUSR2. Once an interrupted run has saved, signals are
+    ignored until the process ends, so that its exit code stays.
     """
 
     def __init__(self) -> None:

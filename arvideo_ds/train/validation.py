@@ -18,10 +18,7 @@ BEST = "best.json"
 
 
 class Validation:
-    """The task's validation on the settings' validation shards.
-
-    `best`: step and metrics of the best weights so far.
-    """
+    """The task's validation. `best`: step and metrics of the best weights so far."""
 
     def __init__(
         self, engine: Engine, settings: RunSettings[Any], world: World, first_step: int

@@ -10,7 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
+from arvideo_ds.engine.world import World
 from arvideo_ds.errors import EXIT_INTERRUPTED
 from arvideo_ds.train.failure import guarded
 from arvideo_ds.train.signals import SIGNALS, Interrupt
@@ -85,7 +87,7 @@ def test_a_second_ctrl_c_ends_at_once_and_says_that_nothing_was_saved(
         return run()
 
     with Interrupt():
-        guarded(twice, tmp_path, rank=0, size=1)
+        guarded(twice, tmp_path, World(0, 1, 0, 1, torch.device("cpu"), "python", 1))
         os.kill(os.getpid(), signal.SIGINT)
     assert codes == [EXIT_INTERRUPTED]
     assert "by a second Ctrl-C; the same command goes on" in capsys.readouterr().err
