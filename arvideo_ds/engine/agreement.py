@@ -27,8 +27,7 @@ def gather_objects(value: Any) -> list[Any]:
 class AnyRank:
     """Whether any rank has raised its flag; all ranks know it at the same step, one step later.
 
-    A step starts an all-reduce of one number on the CPU (gloo), which runs during the next step.
-    So no rank waits and the device never syncs.
+    The all-reduce on the CPU (gloo) runs during the next step: no rank waits, no device syncs.
     """
 
     def __init__(self, world_size: int) -> None:

@@ -67,8 +67,7 @@ def save_checkpoint(
 ) -> None:
     """Save after `step` optimiser steps, then keep the newest `keep` complete ones. Collective.
 
-    The step also gives the position in the data. Errors: `UserError` on every rank when one could
-    not write; earlier checkpoints stay.
+    Errors: `UserError` on every rank when one could not write; earlier checkpoints stay.
     """
     name = f"{_PREFIX}{step:08d}"
     final, partial = folder / name, folder / (_PARTIAL + name)

@@ -30,10 +30,7 @@ def planned_world_size(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def slurm_ranks(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables of torch's process groups for one task of srun.
-
-    Ranks are Slurm's; an exported MASTER_ADDR or MASTER_PORT overrides the computed one.
-    """
+    """Variables of torch's process group for a task of srun; an exported MASTER_* overrides one."""
     node = int(environment["SLURM_NODEID"])
     job, step = int(environment["SLURM_JOB_ID"]), int(environment["SLURM_STEP_ID"])
     restart = int(environment.get("SLURM_RESTART_COUNT", "0"))

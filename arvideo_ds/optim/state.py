@@ -1,7 +1,6 @@
-"""The state of an optimiser that checkpoints save and restore.
+"""The state of an optimiser in checkpoints: moments, as large as the weight, and number of steps.
 
-That is the moments, tensors with as many values as the weight, and the number of steps. An
-optimiser with any other state is refused at the start (trial.py).
+An optimiser with any other state is refused at the start (trial.py).
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Guard:
         self._totals = {name: float(last.get(name, 0)) for name in _TOTALS}
 
     def count(self, reading: Reading) -> dict[str, float]:
-        """Add a reading; the totals up to it."""
+        """Add a reading; the new totals."""
         self._totals["data/seen_total"] += reading.metrics["data/seen"]
         self._totals["data/skipped_total"] += reading.metrics["data/skipped"]
         self._totals["guard/refused_total"] += sum(reading.refused)

@@ -3,8 +3,8 @@
     <run>/heartbeats/rank-00003.json    host, process, step, phase; rewritten every few seconds
     <run>/heartbeats/rank-00003.stack   every thread's stack, once nothing moved for train.stall_s
 
-A timer in C (faulthandler) writes the stack, even while native code blocks the interpreter. The
-time-out of the collectives ends a stalled run.
+A timer in C (faulthandler) writes the stack, even while native code blocks the interpreter. Only
+the time-out of the collectives ends a stalled run.
 """
 
 from __future__ import annotations

@@ -172,10 +172,7 @@ class JsonLines:
 
 
 class Wandb:
-    """W&B on request, never fatal: the first failure is printed, and training continues without it.
-
-    settings: settled, so that the environment has been read.
-    """
+    """W&B; its first failure is printed and ends the logging, not the run. settings: settled."""
 
     def __init__(self, folder: Path, settings: WandbSettings, config: dict[str, Any]) -> None:
         self._run: Any = None

@@ -39,7 +39,7 @@ class RunOptions:
 
 @dataclass(frozen=True)
 class RunSettings(Generic[AnyRecipe]):
-    """A run, decided: `--dry_run` prints it."""
+    """All settings of a run, resolved; `--dry_run` prints them."""
 
     options: RunOptions
     recipe: AnyRecipe

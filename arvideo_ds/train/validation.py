@@ -52,10 +52,7 @@ class Validation:
         return {f"validation/{name}": value for name, value in metrics.items()}
 
     def keep_best(self, done: int, metrics: dict[str, Any]) -> None:
-        """Export the checkpoint of `done`, the newest one, if its weights are the best so far.
-
-        One rank calls it. metrics: of that step; without a validation nothing happens.
-        """
+        """Export the newest checkpoint, of step `done`, if its metrics are the best. One rank."""
         best_by = self._task.best_by
         value = metrics.get(f"validation/{best_by}")
         if best_by is None or value is None or (self.best and value <= self.best[best_by]):
