@@ -14,7 +14,7 @@ import pytest
 
 from arvideo_ds.errors import EXIT_USER_ERROR
 from arvideo_ds.shards import synthetic_sets
-from arvideo_ds.train import command_line
+from arvideo_ds.train import run
 from tests.conftest import ROOT
 
 START = {"pretrain": "demo", "train_tokenizer": "tokenizer_demo", "finetune": "finetune_demo"}
@@ -90,7 +90,7 @@ def test_own_shards_need_no_demo(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     started: list[Any] = []
-    monkeypatch.setattr(command_line, "_start", lambda *args: started.append(args) or 0)
+    monkeypatch.setattr(run, "start", lambda *args: started.append(args) or 0)
     shutil.copytree(tmp_path / "own", tmp_path / "test")
     where = [] if script == "pretrain" else ["evaluation.shards=test"]
     assert start(script, "--recipe", START[script], own_shards, *where) == 0
@@ -101,7 +101,7 @@ def test_a_recipe_based_on_the_demo_makes_its_videos_and_one_with_own_shards_doe
     start: Command, made: list[str], own_shards: str, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch, demo_shards: Path,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(command_line, "_start", lambda *args: 0)
+    monkeypatch.setattr(run, "start", lambda *args: 0)
     (tmp_path / "mine.yaml").write_text("base: demo\ntrain: {max_steps: 4}\n")
     assert start("pretrain", "--recipe", "mine.yaml", own_shards) == 0
     assert made == []

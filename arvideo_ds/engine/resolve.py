@@ -112,7 +112,7 @@ def _fill(tree: dict[str, Any], dotted: str, value: Any, owner: str, origin: str
     given = node.get(key, AUTO)
     if given not in (AUTO, value):
         raise UserError(
-            f"{origin} says {dotted}={json.dumps(given)}, the recipe makes it "
+            f"{origin} has {dotted}={json.dumps(given)}, the recipe sets it to "
             f'{json.dumps(value)} ({owner}). Write "auto" in the JSON, or change the recipe.'
         )
     node[key] = value
