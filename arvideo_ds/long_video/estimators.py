@@ -31,8 +31,6 @@ _GREY = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class _WithoutWeights:
-    """A scorer without weights, which runs in the processes that decode."""
-
     patch: Triple
     tokenizer: ClassVar[None] = None
     levels: ClassVar[None] = None

@@ -46,27 +46,23 @@ class Scored:
 
 
 class Scorer(Protocol):
-    """A scorer; unless `on_device` it is pickled to the processes that decode."""
+    """A scorer; unless `on_device` it is pickled to the processes that decode.
+
+    settings: everything that determines the scores, except the windows and the tokenizer.
+    tokenizer: hash of the tokenizer's weights. levels: of its codes. on_device: whether it runs on
+    an accelerator, in the main process.
+    """
 
     @property
     def name(self) -> str: ...
-
     @property
-    def settings(self) -> dict[str, Any]:
-        """Everything else that determines the scores."""
-
+    def settings(self) -> dict[str, Any]: ...
     @property
-    def tokenizer(self) -> str | None:
-        """Hash of the tokenizer's weights."""
-
+    def tokenizer(self) -> str | None: ...
     @property
-    def levels(self) -> tuple[int, ...] | None:
-        """Levels of its codes."""
-
+    def levels(self) -> tuple[int, ...] | None: ...
     @property
-    def on_device(self) -> bool:
-        """Whether it runs on an accelerator, in the main process."""
-
+    def on_device(self) -> bool: ...
     def __call__(self, piece: Piece) -> Scored: ...
 
 

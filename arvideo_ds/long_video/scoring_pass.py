@@ -97,47 +97,6 @@ class ScoringJob:
         return stored(self.path(shard), self.spec, self.keys(shard))
 
 
-@dataclass(frozen=True)
-class ScoringReport:
-    """Results of one rank.
-
-    failed: videos that hung or crashed twice, and how. For the last rank: lacking, the videos of
-    all ranks without scores; or contents, of the scores.json that it wrote.
-    """
-
-    new_videos: int
-    new_files: int
-    interrupted: bool
-    failed: dict[str, str]
-    lacking: list[str]
-    contents: ScoreContents | None
-
-
-def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -> ScoringReport:
-    """Write this rank's missing files and, once all ranks' files exist, scores.json.
-
-    stop: once true, the current videos are finished and no other is begun. Errors: `UserError`
-    where the folder has scores of another spec, or its disk is full.
-    """
-    job.output.mkdir(parents=True, exist_ok=True)
-    if (job.output / SCORES).exists():
-        before = parse_contents((job.output / SCORES).read_bytes(), str(job.output))
-        require_same(before.spec, job.spec, str(job.output))
-    shards = _OpenShards(job)
-    with explained_when_full(job.output):
-        shards.score(stop)
-        interrupted = bool(shards.places())
-        lacking, contents = ([], None) if interrupted else _finish(job, shards.had_work)
-    return ScoringReport(
-        new_videos=shards.num_videos,
-        new_files=shards.num_files,
-        interrupted=interrupted,
-        failed=shards.failed,
-        lacking=lacking,
-        contents=contents,
-    )
-
-
 def _read_windows(job: ScoringJob, place: VideoIndex) -> Iterator[Piece]:
     """The windows of a video.
 
@@ -170,29 +129,33 @@ def _work(job: ScoringJob, place: VideoIndex) -> Iterator[Piece | Scored]:
         yield piece if job.scorer.on_device else job.scorer(piece)
 
 
-class _OpenShards:
-    """This rank's shards with missing or incomplete files.
+class ScoringPass:
+    """The pass of one rank.
 
-    num_videos, num_files: videos settled and files completed in this pass. failed: videos that hung
-    or crashed, by key, and how.
+    new_videos, new_files: settled and completed in this pass. interrupted: whether videos are left.
+    failed: videos that hung or crashed twice, by key, and how. For the rank that ends last:
+    lacking, the videos of all ranks without scores; or contents, of the scores.json that it wrote.
+    Errors: `UserError` where a file has scores of another spec.
     """
 
     def __init__(self, job: ScoringJob) -> None:
         self._job = job
-        self.num_videos = self.num_files = 0
+        self.new_videos = self.new_files = 0
+        self.interrupted = False
         self.failed: dict[str, str] = {}
-        # By shard and key: scores, or the reason in the video itself for none.
+        self.lacking: list[str] = []
+        self.contents: ScoreContents | None = None
+        # By open shard and key: scores, or the reason in the video itself for none.
         self._videos: dict[int, dict[str, VideoScores | str]] = {}
         self._parts: defaultdict[VideoIndex, list[Scored]] = defaultdict(list)
         for shard in range(job.rank, len(job.shards.manifest.shards), job.num_ranks):
             videos = dict(job.stored(shard))
             if len(videos) < len(job.keys(shard)) or not job.path(shard).exists():
                 self._videos[shard] = videos
-        self.had_work = bool(self._videos)
+        self._had_work = bool(self._videos)
 
-    def score(self, stop: Callable[[], bool]) -> None:
-        """Score the missing videos and write the files."""
-        total = len(self.places())
+    def run(self, stop: Callable[[], bool]) -> None:
+        total = len(self._places())
         with tqdm(
             desc="scores", unit="video", total=total, miniters=0, disable=self._job.rank > 0
         ) as bar:
@@ -210,9 +173,12 @@ class _OpenShards:
                 self._videos[shard] |= why
             if not self._close_if_complete(shard) and (self._videos[shard] or why):
                 self._write(shard)
+        self.interrupted = bool(self._places())
+        if not self.interrupted:
+            self._finish()
 
     def _score_videos(self, bar: tqdm, stop: Callable[[], bool]) -> None:
-        places = self.places()
+        places = self._places()
         items = stream_all(
             functools.partial(_work, self._job),
             places,
@@ -222,9 +188,9 @@ class _OpenShards:
         )
         for place, item in items:
             self._take(place, self._job.scorer(item) if isinstance(item, Piece) else item)
-            bar.update(self.num_videos - bar.n)
+            bar.update(self.new_videos - bar.n)
 
-    def places(self) -> list[VideoIndex]:
+    def _places(self) -> list[VideoIndex]:
         """The videos that are neither settled nor failed."""
         return [
             (shard, member)
@@ -250,7 +216,7 @@ class _OpenShards:
                 self.failed[sample.key] = why
                 return
         self._videos[shard][sample.key] = why if isinstance(result, Failed) else result
-        self.num_videos += 1
+        self.new_videos += 1
         self._close_if_complete(shard)
 
     def _close_if_complete(self, shard: int) -> bool:
@@ -258,11 +224,47 @@ class _OpenShards:
             return False
         self._write(shard)
         del self._videos[shard]
-        self.num_files += 1
+        self.new_files += 1
         return True
 
     def _write(self, shard: int) -> None:
         write_bytes(self._job.path(shard), file_bytes(self._job.spec, self._videos[shard]))
+
+    def _finish(self) -> None:
+        """Write scores.json if this rank is the last one and no video lacks scores."""
+        job, shards = self._job, range(len(self._job.shards.manifest.shards))
+        # Existence first: most ranks end before the last one.
+        if not all(job.path(shard).exists() for shard in shards):
+            return
+        lacking = []
+        for shard in shards:
+            present = {key for key, _ in job.stored(shard)}
+            lacking += [key for key in job.keys(shard) if key not in present]
+        if lacking:
+            # Without work of its own, missing videos belong to ranks that are still running.
+            self.lacking = lacking if self._had_work else []
+            return
+        self.contents = contents_of(job.output, job.spec, job.shards)
+        # Ranks that end at the same moment all write it, with the same bytes.
+        own = job.output / f"{SCORES}.{job.rank}"
+        write_bytes(own, dump_json(self.contents))
+        own.rename(job.output / SCORES)
+
+
+def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -> ScoringPass:
+    """Write this rank's missing files and, once all ranks' files exist, scores.json.
+
+    stop: once true, the current videos are finished and no other is begun. Errors: `UserError`
+    where the folder has scores of another spec, or its disk is full.
+    """
+    job.output.mkdir(parents=True, exist_ok=True)
+    if (job.output / SCORES).exists():
+        before = parse_contents((job.output / SCORES).read_bytes(), str(job.output))
+        require_same(before.spec, job.spec, str(job.output))
+    scoring = ScoringPass(job)
+    with explained_when_full(job.output):
+        scoring.run(stop)
+    return scoring
 
 
 def _result(parts: list[Scored], end: Finished | Failed, times: int) -> VideoScores | Failed:
@@ -281,26 +283,3 @@ def _joined(parts: list[np.ndarray], times: int) -> np.ndarray:
     """The windows of a video joined, without the times after its end."""
     windows = np.concatenate(parts)
     return windows.reshape(-1, *windows.shape[2:])[:times]
-
-
-def _finish(job: ScoringJob, had_work: bool) -> tuple[list[str], ScoreContents | None]:
-    """Write scores.json if this rank is the last one; else return the videos without scores.
-
-    had_work: without it, missing videos belong to ranks that are still running.
-    """
-    shards = range(len(job.shards.manifest.shards))
-    # Existence first: most ranks end before the last one.
-    if not all(job.path(shard).exists() for shard in shards):
-        return [], None
-    lacking = []
-    for shard in shards:
-        present = {key for key, _ in job.stored(shard)}
-        lacking += [key for key in job.keys(shard) if key not in present]
-    if lacking:
-        return lacking if had_work else [], None
-    contents = contents_of(job.output, job.spec, job.shards)
-    # Ranks that end at the same moment all write it, with the same bytes.
-    own = job.output / f"{SCORES}.{job.rank}"
-    write_bytes(own, dump_json(contents))
-    own.rename(job.output / SCORES)
-    return [], contents

@@ -31,7 +31,7 @@ from arvideo_ds.long_video import scorers, scoring_pass
 from arvideo_ds.long_video.estimators import Everest, Flow, TokenizerScorer
 from arvideo_ds.long_video.score_store import SCORES, TokenScores, open_scores
 from arvideo_ds.long_video.scorers import Piece, Scored, Scorer
-from arvideo_ds.long_video.scoring_pass import ScoringJob, ScoringReport, score_shards
+from arvideo_ds.long_video.scoring_pass import ScoringJob, ScoringPass, score_shards
 from arvideo_ds.models.cubes import to_cubes
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.shards.manifest import ShardSet
@@ -76,7 +76,7 @@ def score(
     stop_after: int | None = None,
     spec: dict[str, Any] | None = None,
     **options: Any,
-) -> ScoringReport:
+) -> ScoringPass:
     opened = ShardSet(shards)
     shape = {"stride": STRIDE, "size": SIZE, "patch": PATCH, **(spec or {})}
     asked = iter(range(10**9))
