@@ -20,8 +20,7 @@ from arvideo_ds.config import EncoderRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.extraction import ExtractionJob, extract_features
 from arvideo_ds.evaluation.pretrained import untrained
-from arvideo_ds.exports import native
-from arvideo_ds.exports.source import read_source
+from arvideo_ds.exports.source import export_encoder, read_source
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.inputs import list_videos
@@ -80,7 +79,7 @@ def finetuned(tiny_finetune: Callable[..., FinetuneRecipe], tmp_path: Path) -> P
 def exported(run: Path, folder: Path) -> Path:
     """As `arvideo export --format encoder` writes it."""
     folder.mkdir()
-    native.export(read_source(run, run_folder.read_recipe(run, EncoderRecipe)), folder)
+    export_encoder(read_source(run, run_folder.read_recipe(run, EncoderRecipe)), folder)
     return folder
 
 

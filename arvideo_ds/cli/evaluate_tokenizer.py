@@ -47,8 +47,7 @@ def main() -> None:
     run_folder.choose_weights(args.run, weights)
     from arvideo_ds.data.clips import EvaluationClips
     from arvideo_ds.evaluation.pictures import draw_rows
-    from arvideo_ds.long_video.pictures import example_rows
-    from arvideo_ds.long_video.quality import judge_run
+    from arvideo_ds.long_video.quality import judge_run, picture_rows
     from arvideo_ds.long_video.tokenizer import load_tokenizer
 
     tokenizer = load_tokenizer(args.run / run_folder.WEIGHTS[weights])
@@ -69,7 +68,7 @@ def main() -> None:
     shown = [clips[n].clips[0] for n in range(0, len(clips), step)][: args.pictures]
     if shown:
         title = f"{args.run.name}, {weights}: central clips of {where}"
-        rows = [row for clip in shown for row in example_rows(tokenizer, clip)]
+        rows = [row for clip in shown for row in picture_rows(tokenizer, clip)]
         draw_rows(rows, title).savefig(args.run / PICTURE, dpi=110)
     print(f"{args.run / REPORT}, {PICTURE}")
 

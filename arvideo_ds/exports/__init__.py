@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 FORMATS: Registry[Callable[[ExportSource, Path], OpenedExport]] = Registry(
     "format",
     {
-        "encoder": "arvideo_ds.exports.native:export",
+        "encoder": "arvideo_ds.exports.source:export_encoder",
         "huggingface": "arvideo_ds.exports.huggingface:export",
         "onnx": "arvideo_ds.exports.onnx_graph:export",
         "timm": "arvideo_ds.exports.timm_vit:export",

@@ -15,13 +15,7 @@ import torch
 from torch import Tensor
 
 from arvideo_ds.errors import UserError, needs_extra
-from arvideo_ds.exports.source import (
-    ExportSource,
-    OpenedExport,
-    Outputs,
-    save_weights,
-    versions,
-)
+from arvideo_ds.exports.source import ExportSource, OpenedExport, Outputs, save_weights, versions
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
 from arvideo_ds.models.encoder import NORM_EPSILON

@@ -1,4 +1,9 @@
-"""The run to export, its facts, and an export opened again.
+"""The run to export, its facts, and the format of this package: a run reduced to its model.
+
+model.safetensors   the encoder; of a fine-tuned run the whole classifier
+recipe.yaml         the recipe with shortened paths; this package builds the model from it
+labels.json         class names of a fine-tuned run
+config.json         shape and preprocessing, for other programs
 
 B clips, T H W frames and pixels, N tokens, D width.
 """
@@ -13,16 +18,19 @@ from pathlib import Path, PurePath
 from typing import Any
 
 import torch
+import yaml
 from torch import Tensor
 
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder, read_labels
+from arvideo_ds.files.atomic import write_json
 from arvideo_ds.files.tensors import save_tensors
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
 from arvideo_ds.models.encoder import NORM_EPSILON, Encoder, encode_clips
+from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ClassNames, by_set
 
 # "tokens" B N D, "features" B D (pooled), "logits" B x classes.
@@ -78,6 +86,24 @@ def read_source(
         model, labels = load_classifier(recipe, folder, weights)
     summary, run = (read_json(folder / name) for name in ("summary.json", "run.json"))
     return ExportSource(recipe, model, labels, summary, run, weights)
+
+
+def export_encoder(source: ExportSource, folder: Path) -> OpenedExport:
+    save_weights(source.model.state_dict(), folder / "model.safetensors")
+    recipe = yaml.safe_dump(public_recipe(source.recipe), sort_keys=False)
+    (folder / "recipe.yaml").write_text(recipe)
+    write_json(folder / "config.json", architecture(source))
+    what = "encoder"
+    if source.labels is not None:
+        what = "classifier"
+        write_json(folder / run_folder.LABELS, source.labels)
+    again = read_source(folder, source.recipe)
+    return OpenedExport(
+        run=lambda clips: outputs(again, clips),
+        how_to=f"import arvideo_ds\n{what} = arvideo_ds.load_{what}('FOLDER')",
+        versions=versions("safetensors", "timm"),
+        remarks=logits_in_words(source),
+    )
 
 
 @torch.no_grad()

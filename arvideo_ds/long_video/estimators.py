@@ -20,7 +20,7 @@ import torch
 from einops import rearrange, reduce
 
 from arvideo_ds.errors import UserError
-from arvideo_ds.geometry import Triple
+from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.long_video import optical_flow as flow
 from arvideo_ds.long_video.score_store import WINDOW
 from arvideo_ds.long_video.scorers import TOKENIZER, Piece, Scored
@@ -80,8 +80,7 @@ class Everest(_WithoutWeights):
         _require_several_times(self.name, self.patch)
 
     def __call__(self, piece: Piece) -> Scored:
-        frames, height, width = piece.frames.shape[1:4]
-        t, h, w = frames // self.patch[0], height // self.patch[1], width // self.patch[2]
+        t, h, w = Geometry.whole(piece.frames.shape[1:4], self.patch).grid
         cubes = standardize(to_cubes(torch.from_numpy(piece.frames), self.patch))
         by_time = rearrange(cubes, "b (t h w) p -> b t h w p", t=t, h=h, w=w)
         distances = (by_time[:, 1:] - by_time[:, :-1]).norm(dim=-1)

@@ -31,16 +31,13 @@ def optical_flow(first: Tensor, second: Tensor) -> Tensor:
         pyramid.append((F.avg_pool2d(one, 2), F.avg_pool2d(other, 2)))
     flow = first.new_zeros(len(first), 2, *pyramid[-1][0].shape[-2:])
     for one, other in reversed(pyramid):
-        flow = _finer(flow, one.shape[-2:])
-        flow = _refined(flow, one, other)
+        flow = _refined(_finer(flow, one.shape[-2:]), one, other)
     return flow
 
 
 def _finer(flow: Tensor, sides: torch.Size) -> Tensor:
     """The flow resized to a level of these sides, in its pixels."""
     height, width = flow.shape[-2:]
-    if (height, width) == tuple(sides):
-        return flow
     scale = flow.new_tensor([sides[1] / width, sides[0] / height])[:, None, None]
     return scale * F.interpolate(flow, tuple(sides), mode="bilinear", align_corners=False)
 

@@ -9,8 +9,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor
 
 from arvideo_ds.config import TokenizerRecipe
@@ -171,3 +172,26 @@ def judge_run(tokenizer: Tokenizer, shards: ShardSet, recipe: TokenizerRecipe) -
     )
     tokenizer.cpu()
     return quality
+
+
+@torch.inference_mode()
+def picture_rows(tokenizer: Tokenizer, clip: Tensor) -> list[tuple[str, np.ndarray, None]]:
+    """Rows for `draw_rows` of a clip T H W 3 (uint8); importance is 1 where it is largest."""
+    from arvideo_ds.evaluation.pictures import BLANK  # matplotlib
+
+    made = tokenizer(clip[None])
+    scores, _ = tokenizer.tokens(clip[None])
+    original = unit_pixels(clip)
+
+    def spread(tokens: Tensor) -> Tensor:
+        pt, ph, pw = tokenizer.patch
+        return repeat(tokens, "t h w -> (t pt) (h ph) (w pw)", pt=pt, ph=ph, pw=pw)
+
+    kept = spread(made.kept[0])[..., None]
+    pictures = {
+        "original": original,
+        "reconstruction": made.pixels[0].clamp(0, 1),
+        "tokens kept": original * kept + BLANK * (1 - kept),
+        "importance": spread(scores[0] / scores.max()),
+    }
+    return [(label, np.asarray(picture), None) for label, picture in pictures.items()]

@@ -40,11 +40,7 @@ class Objective(nn.Module, ABC):
         self.encoder = build_encoder(encoder)
 
     def forward(
-        self,
-        clips: Tensor,
-        keys: Tensor,
-        scores: Tensor | None = None,
-        codes: Tensor | None = None,
+        self, clips: Tensor, keys: Tensor, scores: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
         """Loss of each clip, float32, B: mean squared error over the predicted tokens.
 
@@ -58,11 +54,7 @@ class Objective(nn.Module, ABC):
         return (predicted - self.compute_targets(cubes, draw, codes)).square().mean(dim=(1, 2))
 
     def target_values(
-        self,
-        clips: Tensor,
-        keys: Tensor,
-        scores: Tensor | None = None,
-        codes: Tensor | None = None,
+        self, clips: Tensor, keys: Tensor, scores: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
         """Targets of the loss, B Q P float32; arguments as in `forward`."""
         return self.compute_targets(to_cubes(clips, self.patch), self.draw(keys, scores), codes)

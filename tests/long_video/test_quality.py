@@ -15,8 +15,13 @@ from arvideo_ds.config import TokenizerRecipe, load_recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pictures import draw_rows
 from arvideo_ds.geometry import Geometry
-from arvideo_ds.long_video.pictures import example_rows
-from arvideo_ds.long_video.quality import measured, motion_clip, object_share, untrained
+from arvideo_ds.long_video.quality import (
+    measured,
+    motion_clip,
+    object_share,
+    picture_rows,
+    untrained,
+)
 from arvideo_ds.long_video.tokenizer import Reconstruction
 from arvideo_ds.models.cubes import to_cubes, unit_pixels
 from arvideo_ds.runs import run_folder
@@ -97,7 +102,7 @@ def test_a_clip_that_spans_more_than_the_motion_sets_videos_is_refused() -> None
 def test_the_picture_shows_four_rows_of_every_clip() -> None:
     recipe = demo("tokenizer.filters=4")
     tokenizer = untrained(recipe)
-    rows = [row for n in range(2) for row in example_rows(tokenizer, motion_clip(recipe, n)[0])]
+    rows = [row for n in range(2) for row in picture_rows(tokenizer, motion_clip(recipe, n)[0])]
     pictures = {label: picture for label, picture, _ in rows[:4]}
     assert pictures["original"].shape == pictures["tokens kept"].shape == (8, 32, 32, 3)
     assert pictures["importance"].max() == pytest.approx(1)

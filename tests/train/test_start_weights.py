@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from arvideo_ds.config import FinetuneRecipe
-from arvideo_ds.exports import native
-from arvideo_ds.exports.source import read_source
+from arvideo_ds.exports.source import export_encoder, read_source
 from arvideo_ds.files.tensors import save_tensors
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.layouts import load_classifier_weights
@@ -50,7 +49,7 @@ def test_a_fine_tuned_run_passes_on_its_norm_and_of_the_same_classes_its_head(
     if exported:
         folder = tmp_path / "export"
         folder.mkdir()
-        native.export(source, folder)
+        export_encoder(source, folder)
     theirs = source.model.state_dict()
     for names, kept in ((CLASSES, True), (CLASSES[::-1], False), (["a", "b"], False)):
         target = Classifier(recipe.encoder, len(names))
