@@ -80,7 +80,7 @@ def shape_shares(tokenizer: Any, recipe: TokenizerRecipe, videos: int) -> dict[s
     result: dict[str, Any] = {"videos": videos}
     for name, model in (("trained", tokenizer), ("untrained", untrained(recipe))):
         share = object_share(model, recipe, videos=videos)
-        result[name] = {**dataclasses.asdict(share), "times_random": share.times_random}
+        result[name] = dataclasses.asdict(share)
         print(
             f"{name}: {100 * share.chosen:.1f} % of the 15 % most important tokens are the "
             f"shape's, {100 * share.all:.1f} % of all: {share.times_random:.2f} times random choice"

@@ -88,10 +88,7 @@ def _require_supported(source: ExportSource) -> None:
 def _config(source: ExportSource, transformers: Any, architecture: str) -> Any:
     recipe, size = source.recipe, source.recipe.size
     (tubelet, *patch), labels = recipe.patch, source.labels
-    named = {} if labels is None else {
-        "id2label": dict(enumerate(labels)),
-        "label2id": {label: number for number, label in enumerate(labels)},
-    }  # fmt: skip
+    label_of = None if labels is None else dict(enumerate(labels))
     return transformers.VideoMAEConfig(
         architectures=[architecture],
         image_size=_square(recipe.data.size),
@@ -106,7 +103,8 @@ def _config(source: ExportSource, transformers: Any, architecture: str) -> Any:
         qkv_bias=True,
         # Then the pooled token is normalised instead of the encoder's tokens.
         use_mean_pooling=labels is not None,
-        **named,
+        id2label=label_of,
+        label2id=None if label_of is None else {name: n for n, name in label_of.items()},
     )
 
 

@@ -176,8 +176,7 @@ def architecture(source: ExportSource) -> dict[str, Any]:
 
 def public_recipe(recipe: EncoderRecipe) -> dict[str, Any]:
     """The recipe with only the last name of each path."""
-    tree: dict[str, Any] = _without_folders(recipe.model_dump(mode="json"))
-    return tree
+    return _without_folders(recipe.model_dump(mode="json"))
 
 
 def _without_folders(value: Any) -> Any:

@@ -102,12 +102,8 @@ def export(source: ExportSource, folder: Path) -> OpenedExport:
 
 def _state(source: ExportSource) -> dict[str, Tensor]:
     ours = source.encoder.state_dict()
-    state = {
-        name: value
-        for name, value in to_videomae(ours, source.recipe.patch).items()
-        if not name.endswith(("q_bias", "v_bias"))
-    }
-    state |= {name: value for name, value in ours.items() if name.endswith("qkv.bias")}
+    embed = {name: ours.pop(name) for name in ("embed.weight", "embed.bias")}
+    state = {**ours, **to_videomae(embed, source.recipe.patch)}
     state["pos_embed"] = source.encoder.positions[None]
     if isinstance(source.model, Classifier):
         parts = {"norm": "fc_norm", "head": "head", "class_attention": "attn_pool"}

@@ -43,7 +43,9 @@ def _finer(flow: Tensor, sides: torch.Size) -> Tensor:
 
 
 def _refined(flow: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    dx, dy = _gradients(first)
+    padded = F.pad(first, (1, 1, 1, 1), mode="replicate")
+    dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    dy = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     xx, xy, yy = _mean(dx * dx) + _PENALTY, _mean(dx * dy), _mean(dy * dy) + _PENALTY
     determinant = xx * yy - xy * xy
     for _ in range(ITERATIONS):
@@ -52,13 +54,6 @@ def _refined(flow: Tensor, first: Tensor, second: Tensor) -> Tensor:
         step = torch.cat([yy * x - xy * y, xx * y - xy * x], dim=1) / determinant
         flow = flow + step.clamp(-_LONGEST_STEP, _LONGEST_STEP)
     return flow
-
-
-def _gradients(images: Tensor) -> tuple[Tensor, Tensor]:
-    """Central differences along x and y."""
-    padded = F.pad(images, (1, 1, 1, 1), mode="replicate")
-    dx = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
-    return dx, (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
 
 
 def _mean(values: Tensor) -> Tensor:

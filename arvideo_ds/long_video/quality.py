@@ -108,10 +108,8 @@ class ObjectShare:
 
     chosen: float
     all: float
-
-    @property
-    def times_random(self) -> float:
-        return self.chosen / self.all
+    # Their ratio.
+    times_random: float
 
 
 def object_share(tokenizer: Tokenizer, recipe: TokenizerRecipe, *, videos: int) -> ObjectShare:
@@ -130,7 +128,8 @@ def object_share(tokenizer: Tokenizer, recipe: TokenizerRecipe, *, videos: int) 
         chosen += len(best)
         covered += int(of_shape.sum())
         tokens += len(of_shape)
-    return ObjectShare(hits / chosen, covered / tokens)
+    of_chosen, of_all = hits / chosen, covered / tokens
+    return ObjectShare(of_chosen, of_all, of_chosen / of_all)
 
 
 def motion_clip(recipe: TokenizerRecipe, number: int) -> tuple[Tensor, Tensor]:

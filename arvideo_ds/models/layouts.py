@@ -36,11 +36,11 @@ _LISTED = 6
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of an encoder in a kind of file: below `prefix`, recognised by the key `marker`."""
+    """Names of an encoder in a kind of file, recognised by its patch embedding below `prefix`."""
 
     name: str
-    marker: str
     prefix: str
+    embedding: str
     to_ours: Callable[[State], State]
 
 
@@ -139,8 +139,8 @@ def _load_encoder(
 ) -> KeyReport:
     layout = find_layout(found, path)
     prefix = layout.prefix
-    _require_video_patch(tuple(found[layout.marker].shape[2:]), patch, path)
     inside = {n.removeprefix(prefix): value for n, value in found.items() if n.startswith(prefix)}
+    _require_video_patch(tuple(inside[layout.embedding].shape[2:]), patch, path)
     state = layout.to_ours(inside)
     _require_fixed_positions(state.pop(_POSITIONS, None), encoder, path)
     ours = encoder.state_dict()
@@ -167,7 +167,7 @@ def _load_encoder(
 def find_layout(state: State, path: Path) -> Layout:
     """The layout of a file's names. Errors: `UserError` where it is unknown."""
     for layout in LAYOUTS:
-        if layout.marker in state:
+        if layout.prefix + layout.embedding in state:
             return layout
     if any(name.startswith("decoder.") for name in state):
         raise UserError(
@@ -262,23 +262,14 @@ def _renamed(name: str, names: dict[str, str]) -> str:
     return name
 
 
+_HF_CONVOLUTION = f"{_HF_NAMES['patch_embed.proj.']}weight"
 LAYOUTS = (
-    Layout(
-        "VideoMAE of transformers, with a head or decoder",
-        "videomae.embeddings.patch_embeddings.projection.weight",
-        "videomae.",
-        from_huggingface,
-    ),
-    Layout(
-        "VideoMAEModel of transformers",
-        "embeddings.patch_embeddings.projection.weight",
-        "",
-        from_huggingface,
-    ),
-    Layout("VideoMAE, pretraining", f"encoder.{_CONVOLUTION}", "encoder.", from_videomae),
-    Layout("VideoMAE, fine-tuned", _CONVOLUTION, "", from_videomae),
-    Layout("arvideo_ds, pretraining or classifier", f"encoder.{_EMBED}", "encoder.", dict),
-    Layout("arvideo_ds, encoder alone", _EMBED, "", dict),
+    Layout("VideoMAE of transformers with a head", "videomae.", _HF_CONVOLUTION, from_huggingface),
+    Layout("VideoMAEModel of transformers", "", _HF_CONVOLUTION, from_huggingface),
+    Layout("VideoMAE, pretraining", "encoder.", _CONVOLUTION, from_videomae),
+    Layout("VideoMAE, fine-tuned", "", _CONVOLUTION, from_videomae),
+    Layout("arvideo_ds, pretraining or classifier", "encoder.", _EMBED, dict),
+    Layout("arvideo_ds, encoder alone", "", _EMBED, dict),
 )
 
 
