@@ -1,7 +1,7 @@
 """Export a run to a folder in one of the formats, and compare the opened export with the run.
 
 DIR/
-  ...            the model in the format's own files (a module of this room each)
+  ...            the model in the format's own files (a module each)
   parity.json    differences of its outputs from the run's, on which clips, with which versions
   README.md      model card
 """

@@ -241,14 +241,14 @@ class ScoringPass:
             present = {key for key, _ in job.stored(shard)}
             lacking += [key for key in job.keys(shard) if key not in present]
         if lacking:
-            # Without work of its own, missing videos belong to ranks that are still running.
+            # If it had no work, missing videos belong to ranks that are still running.
             self.lacking = lacking if self._had_work else []
             return
         self.contents = contents_of(job.output, job.spec, job.shards)
         # Ranks that end at the same moment all write it, with the same bytes.
-        own = job.output / f"{SCORES}.{job.rank}"
-        write_bytes(own, dump_json(self.contents))
-        own.rename(job.output / SCORES)
+        partial = job.output / f"{SCORES}.{job.rank}"
+        write_bytes(partial, dump_json(self.contents))
+        partial.rename(job.output / SCORES)
 
 
 def score_shards(job: ScoringJob, *, stop: Callable[[], bool] = lambda: False) -> ScoringPass:

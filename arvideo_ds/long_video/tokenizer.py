@@ -237,5 +237,5 @@ def load_tokenizer(path: Path) -> Tokenizer:
     state = read_weights(file)
     recipe = run_folder.read_recipe(path if path.is_dir() else path.parent, TokenizerRecipe)
     tokenizer = Tokenizer(recipe.patch, recipe.tokenizer)
-    load_state(tokenizer, state, f"{file} does not fit the {run_folder.RECIPE} beside it")
+    load_state(tokenizer, state, f"{file} does not fit the {run_folder.RECIPE} in its folder")
     return tokenizer.eval().requires_grad_(requires_grad=False)

@@ -49,7 +49,7 @@ class KeyReport:
     """What happened to every tensor; `str` of it is a summary.
 
     loaded, missing: names of our encoder; missing tensors keep their values. unexpected: unused
-    names of the file. beside: loaded names outside the encoder (`load_classifier_weights`).
+    names of the file. outside: loaded names outside the encoder (`load_classifier_weights`).
     """
 
     path: Path
@@ -58,7 +58,7 @@ class KeyReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     notes: tuple[str, ...] = ()
-    beside: tuple[str, ...] = ()
+    outside: tuple[str, ...] = ()
 
     @property
     def match(self) -> float:
@@ -68,8 +68,8 @@ class KeyReport:
     def __str__(self) -> str:
         whole = len(self.loaded) + len(self.missing)
         lines = [f"weights of {self.path} ({self.layout}): {len(self.loaded)} of {whole} tensors"]
-        if self.beside:
-            lines.append(f"  beside the encoder: {_listed(self.beside)}")
+        if self.outside:
+            lines.append(f"  outside the encoder: {_listed(self.outside)}")
         if self.missing:
             lines.append(f"  not in the file, unchanged: {_listed(self.missing)}")
         if self.unexpected:
@@ -128,24 +128,24 @@ def load_classifier_weights(
         notes.append(f"not in the file, newly initialised: {_listed(missing)} (it pools otherwise)")
     return dataclasses.replace(
         report,
-        beside=tuple(loaded),
+        outside=tuple(loaded),
         unexpected=tuple(n for n in report.unexpected if _renamed(n, _OTHER_NAMES) not in loaded),
         notes=tuple(notes),
     )
 
 
 def _load_encoder(
-    encoder: Encoder, found: State, path: Path, patch: Triple | None, min_match: float
+    encoder: Encoder, tensors: State, path: Path, patch: Triple | None, min_match: float
 ) -> KeyReport:
-    layout = find_layout(found, path)
+    layout = find_layout(tensors, path)
     prefix = layout.prefix
-    inside = {n.removeprefix(prefix): value for n, value in found.items() if n.startswith(prefix)}
+    inside = {n.removeprefix(prefix): value for n, value in tensors.items() if n.startswith(prefix)}
     _require_video_patch(tuple(inside[layout.embedding].shape[2:]), patch, path)
     state = layout.to_ours(inside)
     _require_fixed_positions(state.pop(_POSITIONS, None), encoder, path)
     ours = encoder.state_dict()
     _require_same_shapes(ours, state, path)
-    outside = [name for name in found if not name.startswith(prefix)]
+    outside = [name for name in tensors if not name.startswith(prefix)]
     report = KeyReport(
         path=path,
         layout=layout.name,

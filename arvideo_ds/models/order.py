@@ -50,7 +50,7 @@ def step_numbers(steps: Tensor, tokens_per_step: int) -> Tensor:
 
 
 def may_see_up_to(rows: Tensor, columns: Tensor) -> Tensor:
-    """Step i attends to steps <= i (block-causal, with the whole own cluster)."""
+    """Step i attends to steps <= i (block-causal, with all of cluster i)."""
     return rows[:, None] >= columns[None, :]
 
 

@@ -295,7 +295,7 @@ def test_a_classifier_begins_with_a_classifier_s_norm_and_a_head_that_fits(
     head = source.head.weight if kept else fresh_head
     assert torch.equal(target.head.weight, head)
     assert report.match == 1
-    assert "beside the encoder: norm.weight" in str(report)
+    assert "outside the encoder: norm.weight" in str(report)
     assert f"the head is {'loaded' if kept else 'newly initialised'}" in str(report)
     # Nothing is counted as unused that was taken, and the other way round.
     assert any("head" in n or "classifier" in n for n in report.unexpected) != kept
@@ -309,7 +309,7 @@ def test_a_classifier_that_pools_otherwise_gives_its_encoder_alone(
     recipe = tiny_finetune(finetune={"pooling": "attention"})
     target = Classifier(recipe.encoder, 7, pooling=recipe.pooling)
     report = load_classifier_weights(target, saved(tmp_path, source.state_dict()))
-    assert report.beside == ()
+    assert report.outside == ()
     assert "newly initialised: class_attention." in str(report)
 
 
@@ -318,7 +318,7 @@ def test_a_pretraining_file_has_nothing_beside_the_encoder(tiny: Any, tmp_path: 
     target = Classifier(recipe.encoder, 5)
     norm = target.norm.weight.clone()
     report = load_classifier_weights(target, saved(tmp_path, build_objective(recipe).state_dict()))
-    assert report.beside == ()
+    assert report.outside == ()
     assert torch.equal(target.norm.weight, norm)
 
 
