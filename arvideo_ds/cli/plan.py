@@ -15,8 +15,9 @@ from pathlib import Path
 from arvideo_ds.arguments import CommandParser, add_deepspeed, add_overrides, require_positive
 from arvideo_ds.config import EncoderRecipe, Recipe, load_recipe
 from arvideo_ds.errors import UserError, command
+from arvideo_ds.planning.advice import advise
 from arvideo_ds.planning.memory import Strategy
-from arvideo_ds.planning.text import advise, as_document, print_advice
+from arvideo_ds.planning.text import as_document, print_advice
 from arvideo_ds.train.settle import RunOptions, settle
 
 

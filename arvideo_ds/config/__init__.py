@@ -1,7 +1,6 @@
-"""Settings: what a run is, as data.
+"""The recipe schema, the size table, and loading with overrides.
 
-Owns the recipe schema, the size table, and loading with overrides.
-Must not know torch, files of video, ranks or DeepSpeed: reading a recipe is instant anywhere.
+Must not import torch or DeepSpeed, so that reading a recipe is instant on any machine.
 """
 
 from arvideo_ds.config.detect import DetectRecipe

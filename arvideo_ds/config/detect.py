@@ -27,15 +27,13 @@ class DetectSettings(TransferSettings):
     annotations: str | None = None
     """The file of boxes that the shards were made from (ava_train_v2.2.csv)."""
     train_on: Literal["all", "annotated"] = "all"
-    """all: annotated boxes and those of `detections`, if given. annotated: annotated boxes only;
-    `detections` is refused."""
+    """all: annotated boxes and `detections`, if given. annotated: only annotated boxes."""
     detections: str | None = None
     """Boxes of a person detector for training, a CSV of video_id, second, x1, y1, x2, y2,
     [anything,] score; boxes below min_score are ignored."""
     min_score: Share = 0.9
     match_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Smallest IoU at which a detected box gets the actions of the annotated box that it overlaps
-    most; below, it has none."""
+    """Smallest IoU at which a detected box gets the actions of the closest annotated box."""
     outside: Literal["dropped", "kept"] = "dropped"
     """Boxes outside the crop: dropped, or kept with their actions as a line on the nearest edge."""
     jitter: tuple[Share, Share, Share, Share] = (0.0, 0.0, 0.0, 0.0)
@@ -70,8 +68,7 @@ class DetectEvaluationSettings(Settings):
     batch: Positive = 24
     """Clips per rank and forward pass; 1 with `short_side`."""
     extend: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(ge=0)]] = (0.0, 0.0)
-    """Share of its width and height by which a box grows, half at each side, before the model reads
-    it; the evaluated box is unchanged."""
+    """Share of width and height by which the model's input box grows, half at each side."""
     person_score: bool = False
     """Multiplies the probability of the action by the score of the box in `detections`."""
     best_by: Literal["map", "map_uncapped"] = "map"
@@ -80,7 +77,7 @@ class DetectEvaluationSettings(Settings):
 
     @property
     def crops(self) -> int:
-        """Clips of a keyframe in a test."""
+        """Clips per keyframe in a test."""
         return self.views if self.short_side is None else 1
 
     @property
@@ -125,8 +122,7 @@ class DetectRecipe(TransferRecipe):
             )
         if self.evaluation.keyframes < 1:
             raise UserError(
-                f"evaluation.batch={self.evaluation.batch} is smaller than evaluation.views="
-                f"{self.evaluation.views}: the views of a keyframe stay together. Raise it to "
-                f"{self.evaluation.views}."
+                f"evaluation.batch={self.evaluation.batch} is smaller than evaluation.views: the "
+                f"views of a keyframe stay together. Raise it to {self.evaluation.views}."
             )
         return self

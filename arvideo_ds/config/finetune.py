@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -21,8 +22,8 @@ class FinetuneSettings(TransferSettings):
     num_classes: Positive | None = None
     """Number of classes that the plan assumes before the shards exist."""
     heads: tuple[str, ...] | None = None
-    """Label sets of the shards that are learnt together, such as [verb, noun]: a linear layer each,
-    their losses are added. None = the one label of each sample."""
+    """Label sets that are learnt together, such as [verb, noun]: a linear layer each, the loss is
+    their sum. None = the one label of each sample."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the linear layer while training. VideoMAE's --fc_drop_rate (0.5 for ViT-H on
@@ -39,7 +40,6 @@ class FinetuneSettings(TransferSettings):
 
     @property
     def mixes(self) -> bool:
-        """Whether clips are mixed in pairs."""
         return bool(self.mixup or self.cutmix)
 
     @field_validator("heads", mode="before")
@@ -104,11 +104,11 @@ class FinetuneRecipe(TransferRecipe):
 
     @property
     def counts(self) -> TokenCounts:
-        seen = self.seen_places * self.geometry.grid[0]
-        return TokenCounts(encoded=seen, decoded=0, predicted=0)
+        return TokenCounts(encoded=self.seen_places * self.geometry.grid[0])
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        _ = self.geometry  # checks that the patch divides the clip
         heads, count = self.finetune.heads, self.finetune.num_classes
         if heads is not None and (not heads or len(set(heads)) < len(heads)):
             raise UserError(
@@ -120,12 +120,10 @@ class FinetuneRecipe(TransferRecipe):
                 f"finetune.num_classes={count} counts one label set, but finetune.heads="
                 f"{list(heads)} are learnt; remove finetune.num_classes."
             )
-        _ = self.geometry  # checks that the patch divides the clip
-        temporal, spatial = self.evaluation.views
-        if self.evaluation.batch < temporal * spatial:
+        batch, views = self.evaluation.batch, self.evaluation.views
+        if batch < math.prod(views):
             raise UserError(
-                f"evaluation.batch={self.evaluation.batch} is smaller than evaluation.views="
-                f"{[temporal, spatial]}: the views of a video stay together. Raise it to "
-                f"{temporal * spatial}."
+                f"evaluation.batch={batch} is smaller than evaluation.views={list(views)}: the "
+                f"views of a video stay together. Raise it to {math.prod(views)}."
             )
         return self

@@ -7,10 +7,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args, overload
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from typing_extensions import TypeVar
 
 from arvideo_ds.config.objectives import OBJECTIVES, BaseObjective
 from arvideo_ds.config.pretrain import PretrainRecipe
@@ -23,7 +24,7 @@ _BASES, GRIDS = "bases", "grids"
 # The loader in C takes an eighth of the time, where PyYAML was built with it.
 _YamlLoader: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-AnyRecipe = TypeVar("AnyRecipe", bound=Recipe)
+AnyRecipe = TypeVar("AnyRecipe", bound=Recipe, default=PretrainRecipe)
 AnySchema = TypeVar("AnySchema", bound=BaseModel)
 
 
@@ -42,15 +43,11 @@ def _task_of(tree: Mapping[str, Any]) -> Any:
     return tree.get("task", "pretrain")
 
 
-@overload
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> PretrainRecipe: ...
-@overload
 def load_recipe(
-    name_or_path: str, overrides: Sequence[str], kind: type[AnyRecipe]
-) -> AnyRecipe: ...
-def load_recipe(
-    name_or_path: str, overrides: Sequence[str] = (), kind: type[Recipe] = PretrainRecipe
-) -> Recipe:
+    name_or_path: str,
+    overrides: Sequence[str] = (),
+    kind: type[AnyRecipe] = PretrainRecipe,  # type: ignore[assignment]
+) -> AnyRecipe:
     """Read a recipe by name (`recipe_names`) or path, apply `section.key=value` overrides.
 
     Values of overrides are YAML: `train.precision=bf16`, `objective.cluster=[1,7,7]`. `kind` is the
@@ -63,11 +60,11 @@ def load_recipe(
     return validate(tree, f"recipe {path.name}" + (" with overrides" if overrides else ""), kind)
 
 
-@overload
-def validate(tree: Mapping[str, Any], origin: str) -> PretrainRecipe: ...
-@overload
-def validate(tree: Mapping[str, Any], origin: str, kind: type[AnyRecipe]) -> AnyRecipe: ...
-def validate(tree: Mapping[str, Any], origin: str, kind: type[Recipe] = PretrainRecipe) -> Recipe:
+def validate(
+    tree: Mapping[str, Any],
+    origin: str,
+    kind: type[AnyRecipe] = PretrainRecipe,  # type: ignore[assignment]
+) -> AnyRecipe:
     """A nested mapping as a recipe; `origin` names it in error messages."""
     task = _task_of(tree)
     schema = RECIPES.get(task) if isinstance(task, str) else None
@@ -85,7 +82,8 @@ def parse(schema: type[AnySchema], tree: object, origin: str) -> AnySchema:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        objective = _objective(tree)
+        section = tree.get("objective") if isinstance(tree, Mapping) else None
+        objective = str((section if isinstance(section, Mapping) else {}).get("name", "arvideo"))
         known, descriptions = _settings_of(schema), _settings_of(schema, objective)
         # A square size is checked for both of its sides: one sentence is enough.
         messages = dict.fromkeys(
@@ -98,13 +96,8 @@ def parse(schema: type[AnySchema], tree: object, origin: str) -> AnySchema:
 
 def _find_recipe(name_or_path: str) -> Path:
     path = Path(name_or_path)
-    if path.suffix in (".yaml", ".yml"):
-        if path.is_file():
-            return path
-        raise UserError(
-            f"there is no recipe file {name_or_path}; give a path or a name: "
-            f"{', '.join(recipe_names())}."
-        )
+    if path.suffix in (".yaml", ".yml") and path.is_file():
+        return path
     is_name = name_or_path.replace("_", "").replace("-", "").isalnum()
     paths = recipes_dir().rglob(f"{name_or_path}.yaml") if is_name else ()
     recipe = next((path for path in paths if path.parent.name != GRIDS), None)
@@ -113,7 +106,7 @@ def _find_recipe(name_or_path: str) -> Path:
         near = difflib.get_close_matches(name_or_path, names, n=1)
         hint = f" Did you mean '{near[0]}'?" if near else ""
         raise UserError(
-            f"there is no recipe '{name_or_path}'.{hint} There are: {', '.join(names)}."
+            f"there is no recipe '{name_or_path}'.{hint} Give a file or one of: {', '.join(names)}."
         )
     return recipe
 
@@ -129,7 +122,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """The file's tree merged over that of its `base:`, if it has one."""
+    """The file's tree merged over its `base:`, a file in its folder or a recipe's name or path."""
     path = path.resolve()
     if path in seen:
         chain = " -> ".join(p.name for p in (*seen, path))
@@ -140,18 +133,12 @@ def _read_with_base(path: Path, seen: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = tree.pop("base", None)
     if base is None:
         return tree
-    return _merged(_read_with_base(_find_base(path, str(base)), (*seen, path)), tree)
-
-
-def _find_base(path: Path, base: str) -> Path:
-    """A file in the recipe's folder, else what `--recipe` would find."""
-    for neighbour in (path.parent / base, path.parent / f"{base}.yaml"):
-        if neighbour.is_file():
-            return neighbour
+    neighbours = (path.parent / f"{base}{suffix}" for suffix in ("", ".yaml"))
     try:
-        return _find_recipe(base)
+        base_path = next(filter(Path.is_file, neighbours), None) or _find_recipe(str(base))
     except UserError as error:
         raise UserError(f"{path} names base '{base}': {error}") from None
+    return _merged(_read_with_base(base_path, (*seen, path)), tree)
 
 
 def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
@@ -171,7 +158,14 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     """The tree with all overrides merged at once, so that their order does not matter."""
     above: dict[str, Any] = {}
     for override in overrides:
-        keys, value = _parse_override(override)
+        dotted, equals, text = override.partition("=")
+        keys = dotted.strip().split(".")
+        if not equals or not all(keys):
+            raise UserError(f"'{override}' is not an override; write section.key=value.")
+        try:
+            value = yaml.load(text, _YamlLoader)
+        except yaml.YAMLError:
+            raise UserError(f"the value in '{override}' is not valid YAML; quote it.") from None
         _require_sections(tree, keys, override)
         _require_sections(above, keys, override)
         node = above
@@ -179,17 +173,6 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             node = node.setdefault(key, {})
         node[keys[-1]] = value
     return _merged(tree, above)
-
-
-def _parse_override(override: str) -> tuple[list[str], Any]:
-    dotted, equals, text = override.partition("=")
-    keys = dotted.strip().split(".")
-    if not equals or not all(keys):
-        raise UserError(f"'{override}' is not an override; write section.key=value.")
-    try:
-        return keys, yaml.load(text, _YamlLoader)
-    except yaml.YAMLError:
-        raise UserError(f"the value in '{override}' is not valid YAML; quote it.") from None
 
 
 def _require_sections(tree: dict[str, Any], keys: list[str], override: str) -> None:
@@ -201,23 +184,16 @@ def _require_sections(tree: dict[str, Any], keys: list[str], override: str) -> N
             raise UserError(f"'{override}': {dotted} is a value, not a section.")
 
 
-def _objective(tree: object) -> str:
-    """The name of a recipe's objective."""
-    section = tree.get("objective") if isinstance(tree, Mapping) else None
-    return str(section.get("name", "arvideo")) if isinstance(section, Mapping) else "arvideo"
-
-
 def _explain(
     error: Any, known: Iterable[str], descriptions: Mapping[str, str | None], objective: str
 ) -> str:
     """One pydantic error in words: dotted key, value, remedy, description of the setting."""
-    kind, value = error["type"], error["input"]
-    # An unknown key is the last part, and may have the name of a union's branch.
-    *above, last = error["loc"]
-    tags = _UNION_TAGS if kind != "extra_forbidden" else set()
-    parts = [*(p for p in above if p not in _UNION_TAGS), *([last] if last not in tags else [])]
-    dotted = ".".join(part for part in parts if isinstance(part, str))
-    # Positions in a list, counted from 1.
+    kind, value, dotted = error["type"], error["input"], ""
+    # pydantic's location also has positions in lists and branches of unions.
+    for part in error["loc"]:
+        longer = f"{dotted}.{part}" if dotted else str(part)
+        if longer in known or (kind == "extra_forbidden" and part == error["loc"][-1]):
+            dotted = longer
     places = [part + 1 for part in error["loc"] if isinstance(part, int)]
     if kind == "extra_forbidden" and dotted in known:
         return f"'{dotted}' is not a setting of objective.name={objective}; remove it"
@@ -257,18 +233,13 @@ _EXAMPLES = {
     **dict.fromkeys(("bool_type", "bool_parsing"), ("true or false", "true")),
 }
 
-# Branches of `int | "auto"` appear in pydantic's locations; they are not in the recipe.
-_UNION_TAGS = {"int", "constrained-int", "literal['auto']"}
-
 
 def _nearest(key: str, known: Iterable[str]) -> str | None:
     """The known key most similar to `key`: by its whole path, else by its last part."""
-    whole = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
-    if whole:
-        return whole[0]
     last = {name.rsplit(".", 1)[-1]: name for name in known}
+    whole = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
     part = difflib.get_close_matches(key.rsplit(".", 1)[-1], last, n=1)
-    return last[part[0]] if part else None
+    return next(iter([*whole, *(last[name] for name in part)]), None)
 
 
 def _settings_of(

@@ -19,9 +19,8 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple, num_kept
 from arvideo_ds.registry import Registry
 
-# How the tokens under the loss are chosen (models/selection.py). "random" is uniform, so a loss on
-# part of the tokens estimates the loss on all; the others are biased on purpose. "scores" are those
-# of data.scores.
+# How the tokens under the loss are chosen (models/selection.py). With "random", a loss on part of
+# the tokens estimates the loss on all; the others are biased on purpose. "scores": data.scores.
 Rule = Literal["random", "uniform", "running_cell", "scores"]
 # A larger difference between drop_ratio and the share that is dropped is worth a note.
 _TOLERATED_DIFFERENCE = 0.03
@@ -47,8 +46,8 @@ class TokenCounts:
     """
 
     encoded: int
-    decoded: int
-    predicted: int
+    decoded: int = 0
+    predicted: int = 0
     dropped_share: float | None = None
 
 
@@ -98,7 +97,7 @@ class BaseObjective(Settings, ABC):
         if self.normalize_targets and geometry.cube_pixels < 2:
             raise UserError(
                 "objective.normalize_targets needs cubes of two or more pixels, but model.patch "
-                "is [1, 1, 1]; set objective.normalize_targets: false for pixel elements."
+                "is [1, 1, 1]. Set objective.normalize_targets: false."
             )
 
 
@@ -113,18 +112,17 @@ class ArvideoSettings(BaseObjective):
     drop_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """Share of the tokens of steps 1..C-1 that the encoder does not see."""
     drop: Literal["tokens", "clusters"] = "tokens"
-    """tokens: the same share of every cluster, at least one stays, so clusters of one token drop
-    nothing. clusters: whole clusters, of any size; needs a random order."""
+    """tokens: the same share of every cluster, which keeps at least one. clusters: whole clusters,
+    of any size; needs a random order."""
 
     def geometry(self, clip: Triple, patch: Triple) -> Geometry:
         return Geometry(clip, patch, self.cluster)
 
     def encoded_steps(self, geometry: Geometry) -> tuple[int, ...]:
-        """Steps, from 1, whose cluster the encoder sees; never the last one.
+        """Steps, from 1, whose cluster the encoder sees; always the first, never the last.
 
-        With drop=clusters the kept steps are evenly spaced and the same for every clip: a random
-        order makes the dropped clusters random, and all clips share the attention masks. Step 1
-        is always kept, so that the first prediction has a token to attend to.
+        With drop=clusters they are evenly spaced and the same for every clip, so that all clips
+        share the attention masks; a random order makes the dropped clusters random.
         """
         last = geometry.num_clusters - 1
         if self.drop == "tokens":
@@ -169,9 +167,8 @@ class ArvideoSettings(BaseObjective):
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:
         if self.steps_predicted(geometry) < 1:
             raise UserError(
-                f"objective.cluster divides the token grid {geometry.grid} into "
-                f"{geometry.num_clusters} cluster(s): nothing is left to predict. Use smaller "
-                "clusters."
+                f"objective.cluster divides the token grid {geometry.grid} into only "
+                f"{geometry.num_clusters} cluster(s). Use smaller clusters."
             )
         super().check(geometry, decoder)
         if self.drop == "clusters" and self.order != "random":
@@ -181,15 +178,13 @@ class ArvideoSettings(BaseObjective):
             )
         if decoder.self_attention and decoder.target_ratio < 1:
             raise UserError(
-                f"decoder.target_ratio={decoder.target_ratio} with decoder.self_attention=true "
-                "changes what the queries see, so the loss does not estimate the full loss. Set "
-                "target_ratio: 1.0 or self_attention: false."
+                f"decoder.target_ratio={decoder.target_ratio} changes what the queries of "
+                "decoder.self_attention=true see. Set target_ratio: 1.0 or self_attention: false."
             )
         if decoder.target_rule != "random" and decoder.target_ratio == 1:
             raise UserError(
                 f"decoder.target_rule={decoder.target_rule} chooses among the tokens of a cluster, "
-                "but decoder.target_ratio=1 takes all. Lower the ratio, such as 0.15, or remove "
-                "the rule."
+                "but decoder.target_ratio=1 takes all. Lower the ratio or remove the rule."
             )
 
 
@@ -227,8 +222,8 @@ class MaskedSettings(BaseObjective):
         if decoder.self_attention or decoder.target_ratio < 1 or decoder.target_rule != "random":
             raise UserError(
                 "decoder.self_attention, decoder.target_ratio and decoder.target_rule are for "
-                f"arvideo; the decoder of {self.name} attends to all of its tokens, and "
-                "reconstructs fewer with objective.decoder_mask, such as running_cell. Remove them."
+                f"arvideo. Remove them; {self.name} reconstructs fewer tokens with "
+                "objective.decoder_mask, such as running_cell."
             )
 
 
@@ -248,9 +243,8 @@ class VideomaeSettings(MaskedSettings):
         t, h, w = geometry.grid
         if self.decoder_mask == "running_cell" and (t % 4 or h % 2 or w % 2):
             raise UserError(
-                "objective.decoder_mask=running_cell walks over cells of 2 x 2 places in 4 times, "
-                f"so the token grid must be a multiple of 4 x 2 x 2, but is {t}x{h}x{w}. Change "
-                "data.frames or data.size, or objective.decoder_mask."
+                "objective.decoder_mask=running_cell needs a token grid of multiples of 4 x 2 x 2, "
+                f"not {t}x{h}x{w}. Change data.frames, data.size or objective.decoder_mask."
             )
 
 

@@ -25,10 +25,9 @@ class ProbeSettings(Settings):
 
     # Not validated here: a run can be used without the plugin that has its pooling.
     features: str = "mean"
-    """How the tokens of a clip become one vector (`POOLINGS` in evaluation/probes.py): their mean;
-    their change, the mean of the later half of the times less that of the earlier half, which drops
-    what does not move; or their course, the means of 8 time spans concatenated, less the total
-    mean."""
+    """How a clip's tokens become one vector (`POOLINGS` in evaluation/probes.py): mean; change, the
+    mean of the later half of the times less that of the earlier half, which removes what does not
+    move; course, the means of 8 time spans less the total mean, concatenated."""
     clips: Positive = 1
     """Clips per video, evenly spread, whose features are averaged; 1: the central clip."""
     train_shards: str | None = None
@@ -82,13 +81,11 @@ class PretrainRecipe(EncoderRecipe):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        geometry = self.geometry
+        geometry, width, heads = self.geometry, self.decoder_shape.width, self.decoder_shape.heads
         self.objective.check(geometry, self.decoder)
-        shape = self.decoder_shape
-        if shape.width % shape.heads or shape.width % 2:
+        if width % heads or width % 2:
             raise UserError(
-                f"decoder.width {shape.width} must be even and a multiple of decoder.heads "
-                f"{shape.heads}."
+                f"decoder.width {width} must be even and a multiple of decoder.heads {heads}."
             )
         if self.probe.features in ("change", "course") and geometry.grid[0] < 2:
             raise UserError(

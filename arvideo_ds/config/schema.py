@@ -36,9 +36,9 @@ class ModelSettings(Settings):
     def _size_of_backbone(self) -> Self:
         sizes = BACKBONES.choose(self.name, key="model.name")
         if self.size not in sizes:
+            known = ", ".join(sizes)
             raise UserError(
-                f"model.size={self.size!r}: model.name={self.name} has the sizes "
-                f"{', '.join(sizes)}."
+                f"model.size={self.size}: model.name={self.name} has the sizes {known}."
             )
         return self
 
@@ -54,10 +54,10 @@ class DataSettings(Settings):
     sampling: Literal["dense", "uniform"] = "dense"
     """Frames with a stride from a random start ("dense") or one frame per segment ("uniform")."""
     crop: Literal["multi_scale", "random_resized", "grid", "short_side"] = "multi_scale"
-    """multi_scale: sides are `crop_scales` of the largest crop; height and width may differ by one
-    step. random_resized: a share of the area within `crop_area`, aspect 3:4 to 4:3. grid: short
-    side resized to the clip's, then a box at a multiple of the patch (data.scores). short_side:
-    short side resized to `short_side`, then a uniform box of the clip's size."""
+    """multi_scale: sides are `crop_scales` of the largest crop, at most one step apart.
+    random_resized: a share of the area within `crop_area`, aspect 3:4 to 4:3. grid: short side as
+    the clip's, box at a multiple of the patch (for data.scores). short_side: short side as
+    `short_side`, uniform box of the clip's size."""
     crop_scales: Annotated[tuple[_Scale, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
     """Scales of crop=multi_scale; [1.0] is the plain crop."""
     crop_area: tuple[_Scale, _Scale] = (0.08, 1.0)
@@ -95,17 +95,13 @@ class DataSettings(Settings):
         return (value, value) if isinstance(value, int | str) else value
 
     @model_validator(mode="after")
-    def _box_fits(self) -> Self:
+    def _consistent(self) -> Self:
         if self.crop == "short_side" and self.short_side < max(self.size):
             raise UserError(
                 f"data.short_side={self.short_side} is smaller than data.size={list(self.size)}, "
                 f"so the crop does not fit into the frame. Raise it to {max(self.size)} or more."
             )
-        return self
-
-    @model_validator(mode="after")
-    def _scores_are_replayed(self) -> Self:
-        """Stored scores fit a clip only where its tokens are tokens of the whole video."""
+        # Stored scores fit a clip only where its tokens are tokens of the whole video.
         needed = {"crop": "grid", "sampling": "dense", "flip": False}
         needed |= {"randaugment": None, "hsv_jitter": None, "erase": 0.0}
         wrong = [key for key, value in needed.items() if getattr(self, key) != value]
@@ -120,19 +116,19 @@ class DataSettings(Settings):
 
 
 class OptimSettings(Settings):
-    """Learning rates are given for 256 videos per step and scale linearly.
+    """Learning rates are given for 256 videos per step, and scaled by V / 256.
 
-    With V = train.total_batch / data.repeats, a run warms up from warmup_lr x V / 256 to
-    base_lr x V / 256 and ends at min_lr x V / 256. This is the convention of the official VideoMAE
-    and VideoMAE V2 scripts; several clips of one video count once.
+    V = train.total_batch / data.repeats is the number of videos per step: several clips of a video
+    count once, as in the official scripts of VideoMAE and VideoMAE V2.
     """
 
     name: str = "adamw"
     """The optimiser (optim/optimizers.py; docs/extending.md adds one)."""
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
-    """Peak learning rate for 256 videos per step."""
+    """Peak learning rate for 256 videos per step, after the warm-up from warmup_lr."""
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
+    """Final learning rate for 256 videos per step."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 40
     warmup_steps: NonNegative | None = None
     """Replaces warmup_epochs, for runs whose length is given in steps."""
@@ -141,8 +137,7 @@ class OptimSettings(Settings):
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     implementation: Literal["torch", "deepspeed"] = "torch"
-    """Of adamw: torch's (fused) or DeepSpeed's: FusedAdam, and CPUAdam where the optimiser is
-    offloaded; both are compiled at first use."""
+    """AdamW of torch (fused) or of DeepSpeed (FusedAdam, CPUAdam if offloaded; compiled first)."""
 
     @model_validator(mode="after")
     def _implementation_of_adamw(self) -> Self:
@@ -161,8 +156,7 @@ class TrainSettings(Settings):
     total_batch: Positive
     """Clips per optimiser step over all ranks, repeats counted."""
     micro_batch: Positive
-    """Largest number of clips per rank and forward pass: memory, not mathematics. The plan takes
-    the largest divisor of the rank's share up to it and accumulates gradients."""
+    """Largest number of clips per rank and forward pass; the rest is accumulated, same result."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     compile: bool = False
     """torch.compile of each transformer layer; the first step takes minutes longer."""
@@ -174,8 +168,7 @@ class TrainSettings(Settings):
     max_refused_steps: Positive = 20
     """Largest number of consecutive steps skipped because loss or gradient was not finite."""
     stall_s: Annotated[int, Field(ge=1, le=1500)] = 600
-    """Seconds without progress after which the stacks of all ranks are written and the late rank
-    is reported; below the 30 minutes after which a collective times out."""
+    """Seconds without progress until the stacks of all ranks are written; collectives wait 1800."""
 
 
 class WandbSettings(Settings):
@@ -188,8 +181,7 @@ class WandbSettings(Settings):
     entity: str | None = None
     """None: $WANDB_ENTITY, else the default of the account."""
     group: str | None = None
-    """Runs of a group are shown together. `arvideo ablate` sets group and tags where no group is
-    given: the seeds of a recipe are a group."""
+    """Runs of a group are shown together; `arvideo ablate` groups the seeds of a recipe."""
     tags: tuple[str, ...] = ()
 
     def settled(self, environment: Mapping[str, str] = os.environ) -> WandbSettings:
@@ -207,10 +199,7 @@ class WandbSettings(Settings):
 
 
 class Recipe(Settings):
-    """All settings of one run, as in its YAML file; `load_recipe` reads one.
-
-    A task is a subclass that is registered in `RECIPES`, and a specification (tasks/).
-    """
+    """All settings of one run. A task is a subclass in `RECIPES` and a specification (tasks/)."""
 
     # For messages: what a run does, its command, what a run is called, and the command that tests
     # it. learns_labels: the task trains on labels, so protocols of labelled data sets apply.
@@ -245,7 +234,7 @@ class Recipe(Settings):
     @property
     def counts(self) -> TokenCounts:
         """Tokens of a training clip."""
-        return TokenCounts(encoded=self.geometry.num_tokens, decoded=0, predicted=0)
+        return TokenCounts(encoded=self.geometry.num_tokens)
 
     @property
     def heads(self) -> tuple[str, ...] | None:
@@ -293,10 +282,8 @@ class EncoderRecipe(Recipe):
 
     @property
     def encoder(self) -> EncoderSpec:
-        model = self.model
-        return EncoderSpec(
-            self.geometry, self.size, model.positions, self.pretrained_grid, model.name
-        )
+        positions, backbone = self.model.positions, self.model.name
+        return EncoderSpec(self.geometry, self.size, positions, self.pretrained_grid, backbone)
 
     @property
     def pooling(self) -> Literal["mean", "attention"]:
@@ -324,7 +311,7 @@ class EncoderRecipe(Recipe):
         return Transformer(self.size, self.model.size)
 
 
-# The recipe class of each task, by the value of `task`.
+# By the value of `task`.
 RECIPES: Registry[type[Recipe]] = Registry(
     "task",
     {

@@ -1,7 +1,5 @@
 """Backbones, their size tables, and the descriptions that models are built from.
 
-A backbone is a size table here and a builder in models/encoder.py.
-
 Source: ViT-S/B/L/H/g as in VideoMAE and VideoMAE V2 (arXiv 2203.12602, 2303.16727), ViT-G from
 "Scaling Vision Transformers" (arXiv 2106.04560); decoder of ARVideo, section 4.1, and VideoMAE V2's
 decoder width (models/modeling_pretrain.py), with the same width per head. VideoMAE's ViT-H has a
@@ -42,7 +40,7 @@ SIZES: dict[str, Size] = {
     "g": Size(1408, 40, 16, 6144, 14, 512, 4, 8, 512),
     "G": Size(1664, 48, 16, 8192, 14, 512, 4, 8, 512),
 }
-# Sizes of each `model.name`.
+# Sizes of each `model.name`; its builder is in models/encoder.py.
 BACKBONES: Registry[Mapping[str, Size]] = Registry("backbone", {"vit": SIZES})
 TUBELET = 2
 DECODER_MLP_RATIO = 4
@@ -53,7 +51,7 @@ class EncoderSpec:
     """What an encoder is built from.
 
     backbone: `model.name`. positions: scheme of the position table. pretrained_grid: token grid
-    from which the table is interpolated to the clip's; None: no interpolation.
+    from which the table is interpolated to the clip's, if any.
     """
 
     geometry: Geometry
@@ -93,8 +91,3 @@ class Transformer:
     class_attention: bool = False
     outputs: int = 0
     mixes_clips: bool = False
-
-    @property
-    def masked(self) -> bool:
-        """Whether attention is masked by steps."""
-        return self.decoder is not None and self.decoder.crosses

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from arvideo_ds.config.schema import Recipe
@@ -53,26 +53,17 @@ class TokenizerSettings(Settings):
     """Weight of the distance between VGG16 features."""
     perceptual_network: str | None = None
     """File of VGG16's weights, torchvision's state of vgg16. Nothing is downloaded."""
-    adversarial_weight: float = 0.0
+    adversarial_weight: Annotated[float, Field(ge=0, le=0)] = 0.0
+    """Always 0, there is no adversarial loss: a run has one optimiser."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999
     """Moving average of the weights, saved beside them."""
-
-    @field_validator("adversarial_weight")
-    @classmethod
-    def _no_adversary(cls, value: float) -> float:
-        if value:
-            raise ValueError(
-                "there is no adversarial loss: its discriminator needs a second optimiser, and a "
-                "run has one DeepSpeed engine with one. Remove the key"
-            )
-        return value
 
     @property
     def num_codes(self) -> int:
         return math.prod(self.levels)
 
     def kept(self, geometry: Geometry) -> int:
-        """Tokens of a clip that the decoder gets: all of the first time, the best of the rest."""
+        """Tokens that the decoder gets: all of the first time, the best of the rest."""
         return num_kept(self.keep_share, geometry.num_tokens)
 
     def check(self, geometry: Geometry) -> None:
@@ -87,8 +78,7 @@ class TokenizerSettings(Settings):
         if len(self.multipliers) != needed:
             raise UserError(
                 f"tokenizer.multipliers has {len(self.multipliers)} numbers, but model.patch="
-                f"{list(geometry.patch)} takes {needed - 1} halvings: give {needed}, one per "
-                "resolution."
+                f"{list(geometry.patch)} needs {needed}, one per resolution."
             )
         times, rows, columns = geometry.grid
         if times < 2:
@@ -100,8 +90,7 @@ class TokenizerSettings(Settings):
         if not first < kept < geometry.num_tokens:
             raise UserError(
                 f"tokenizer.keep_share={self.keep_share:g} keeps {kept} of {geometry.num_tokens} "
-                f"tokens; it must keep more than the {first} of the first time, which are always "
-                "kept, and drop some."
+                f"tokens; it must keep more than the {first} of the first time, and drop some."
             )
         if self.num_codes > _MOST_CODES:
             raise UserError(
@@ -115,9 +104,8 @@ class TokenizerSettings(Settings):
             )
         if self.perceptual_weight and self.perceptual_network is None:
             raise UserError(
-                f"tokenizer.perceptual_weight={self.perceptual_weight:g} needs the weights of a "
-                "network: give tokenizer.perceptual_network=FILE, torchvision's state of vgg16 "
-                "(vgg16-397923af.pth). Nothing is downloaded."
+                f"tokenizer.perceptual_weight={self.perceptual_weight:g} needs weights: set "
+                "tokenizer.perceptual_network=FILE, torchvision's vgg16-397923af.pth."
             )
 
 
@@ -136,7 +124,7 @@ def halvings(patch: Triple) -> list[Triple]:
     (2, 16, 16) is reached by (2, 2, 2), (1, 2, 2), (1, 2, 2), (1, 2, 2).
     """
     steps = [side.bit_length() - 1 for side in patch]
-    strides = [[2 if number < n else 1 for n in steps] for number in range(max(steps))]
+    strides = [[2 if level < n else 1 for n in steps] for level in range(max(steps))]
     return [(t, h, w) for t, h, w in strides]
 
 

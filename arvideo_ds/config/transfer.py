@@ -16,12 +16,10 @@ class TransferSettings(Settings):
     """How a pretrained encoder is loaded and trained further; defaults of VideoMAE for ViT-B."""
 
     init_from: str | None = None
-    """Initial weights: a run folder, an exported encoder, a public checkpoint (--init-from). None
-    trains from scratch."""
+    """Initial weights: a run, an exported encoder, a public checkpoint; None: from scratch."""
     positions: Literal["recomputed", "interpolated"] | None = None
     """Position table: recomputed for the clip's token grid, or interpolated from that of the clips
-    in pretraining (models/positions.py). None = interpolated where these are known and have another
-    grid; the run's recipe.yaml records the choice."""
+    in pretraining. None = interpolated if known and different; recipe.yaml records the choice."""
     pretrained_clip: PositiveTriple | None = None
     """Frames, height and width of the clips in pretraining; read from --init-from where given."""
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
@@ -39,8 +37,7 @@ class TransferRecipe(EncoderRecipe):
 
     @property
     def transfer(self) -> TransferSettings:
-        section: TransferSettings = getattr(self, self.task)
-        return section
+        return getattr(self, self.task)
 
     @property
     def pretrained_clip(self) -> Triple | None:

@@ -1,4 +1,4 @@
 """What a recipe costs before it runs: batch and schedule, FLOPs, memory, advice, protocols.
 
-Must not know torch, video files or DeepSpeed: a plan is instant anywhere.
+Must not import torch or DeepSpeed, so that a plan is instant on any machine.
 """

@@ -1,8 +1,7 @@
 """Which ZeRO stage, micro-batch and number of GPUs: predictions of a step, compared.
 
-A step is modelled from the recipe in three terms: matrix products at a given rate, bytes sent at a
-given rate, and memory (memory.py). Nothing overlaps, so times are upper bounds at these rates;
-data loading, launch overheads and stragglers are not modelled.
+A step is modelled as matrix products and sent bytes, both at given rates, and memory (memory.py).
+Nothing overlaps, so times are upper bounds; data, launches and stragglers are not modelled.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.cost import cost_of, encoder_flops, parameter_sizes
 from arvideo_ds.planning.memory import BYTES, Footprint, Strategy, footprint, kept_gathered
-from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.planning.plan import RunPlan, make_plan
 
 GIB = 2**30
 # The rest is CUDA's context, libraries' workspaces and fragmentation.
@@ -24,6 +23,9 @@ USABLE_SHARE = 0.9
 SMALL_MICRO_BATCH = 8
 # A higher stage must make the predicted step faster by this factor.
 WORTH_IT = 1.1
+# Numbers of GPUs in the scaling table end here.
+LARGEST = 1024
+ASSUMED_TFLOPS, ASSUMED_BANDWIDTH_GB_S = 100.0, 20.0
 # A backward pass costs two forward passes, recomputing a layer one more.
 _FORWARD_AND_BACKWARD = 3
 
@@ -75,12 +77,8 @@ def sent_bytes(
     encoder, decoder = parameter_sizes(recipe)
     sizes = encoder + decoder
     total = sum(sizes)
-    if strategy.stage == 0:
-        passes = 2 * total
-    elif strategy.stage == 1:
-        passes = 3 * total
-    elif strategy.stage == 2:
-        passes = (2 * accumulation + 1) * total
+    if strategy.stage < 3:
+        passes = (2, 3, 2 * accumulation + 1)[strategy.stage] * total
     else:
         persistent = sum(size for size in sizes if size <= strategy.persistence_threshold)
         gathered = 2 * total - persistent - kept_gathered(sizes, strategy)
@@ -104,20 +102,16 @@ def exchanged_bytes(recipe: EncoderRecipe, strategy: Strategy, clips: int) -> in
 
 def weigh(recipe: EncoderRecipe, strategy: Strategy, micro_batch: int, machine: Machine) -> Option:
     """The costs of a strategy and a micro-batch, a divisor of the rank's share, on a machine."""
-    group = strategy.sequence_parallel
-    clips = recipe.train.total_batch * group // machine.num_gpus
+    group, gpus = strategy.sequence_parallel, machine.num_gpus
+    clips = recipe.train.total_batch * group // gpus
     accumulation = clips // micro_batch
     memory = footprint(
-        recipe,
-        strategy,
-        world_size=machine.num_gpus,
-        micro_batch=micro_batch,
-        accumulation=accumulation,
+        recipe, strategy, world_size=gpus, micro_batch=micro_batch, accumulation=accumulation
     )
     again = 1 / strategy.recompute if strategy.recompute else 0
     forward = cost_of(recipe).flops_forward_per_clip - encoder_flops(recipe) * (1 - 1 / group)
     flops = clips * forward * (_FORWARD_AND_BACKWARD + again)
-    sent = sent_bytes(recipe, strategy, machine.num_gpus, accumulation)
+    sent = sent_bytes(recipe, strategy, gpus, accumulation)
     sent += exchanged_bytes(recipe, strategy, clips)
     return Option(
         strategy=strategy,
@@ -146,10 +140,9 @@ def micro_batches(recipe: EncoderRecipe, num_gpus: int, sequence_parallel: int =
 
 
 def compare(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> list[Option]:
-    """Stages 0-3 without and with recomputation, then the offloads.
+    """Stages 0-3 without and with recomputation, then the offloads, otherwise as `base`.
 
-    Each has the largest micro-batch that fits, else the smallest one. `base` gives buckets and
-    thresholds.
+    Each has the largest micro-batch that fits, else the smallest one.
     """
     every = base.recompute or 1
     plain = replace(base, offload_optimizer=False, offload_parameters=False)
@@ -168,10 +161,10 @@ def compare(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> list[Opt
 
 
 def recommend(options: Sequence[Option]) -> Option | None:
-    """The fastest that fits, or the simplest that is not slower by more than `WORTH_IT`.
+    """The simplest option that fits and is at most `WORTH_IT` times slower than the fastest.
 
-    Simple is no recomputation, then the lower stage: higher stages need many small collectives,
-    whose cost is not predicted. Offloading only where nothing else fits.
+    Simple is no recomputation, then the lower stage: the cost of many small collectives is not
+    predicted. Offloading only where nothing else fits.
     """
     fitting = [option for option in options if option.fits]
     if not fitting:
@@ -196,14 +189,14 @@ def _seconds(option: Option) -> float:
 class Scale:
     """One row of the scaling table.
 
-    `num_streams`: the data.num_streams that it needs. `option` is None where nothing fits, or where
-    the batch cannot be divided: then `refused` says why.
+    num_streams: the data.num_streams that it needs. refused: why the batch cannot be divided.
+    option: None where it cannot, or where nothing fits.
     """
 
     num_gpus: int
     num_streams: int
+    refused: str | None
     option: Option | None
-    refused: str | None = None
 
 
 def scaling(
@@ -219,9 +212,9 @@ def scaling(
         changed = recipe.model_copy(update={"data": data})
         try:
             options = compare(changed, base, replace(machine, num_gpus=num_gpus))
-            rows.append(Scale(num_gpus, streams, recommend(options)))
+            rows.append(Scale(num_gpus, streams, None, recommend(options)))
         except UserError as error:
-            rows.append(Scale(num_gpus, streams, None, str(error)))
+            rows.append(Scale(num_gpus, streams, str(error), None))
     return rows
 
 
@@ -233,3 +226,69 @@ def possible_gpu_counts(
     common = math.gcd(recipe.data.num_streams, videos)
     groups = range(1, largest // sequence_parallel + 1)
     return [n * sequence_parallel for n in groups if common % n == 0]
+
+
+@dataclass(frozen=True)
+class Advice:
+    """All that is printed. given: the recipe's own batch with the DeepSpeed JSON `json_name`."""
+
+    name: str
+    json_name: str
+    recipe: EncoderRecipe
+    plan: RunPlan
+    machine: Machine
+    given: Option
+    options: list[Option]
+    best: Option | None
+    scales: list[Scale]
+    possible: list[int]
+    assumptions: list[str]
+
+
+def advise(
+    name: str,
+    json_name: str,
+    recipe: EncoderRecipe,
+    plan: RunPlan,
+    base: Strategy,
+    *,
+    num_gpus: int,
+    memory_gib: float,
+    tflops: float | None,
+    bandwidth_gb_s: float | None,
+) -> Advice:
+    """Compare ZeRO stages, micro-batches and numbers of GPUs for a recipe.
+
+    base: the DeepSpeed JSON's strategy. memory_gib: of one GPU. tflops: achieved by one GPU in
+    matrix products; bandwidth_gb_s: sent by one; None: assumed.
+    """
+    machine = Machine(
+        num_gpus, memory_gib, tflops or ASSUMED_TFLOPS, bandwidth_gb_s or ASSUMED_BANDWIDTH_GB_S
+    )
+    options = compare(recipe, base, machine)
+    counts = {*(2**power for power in range(LARGEST.bit_length())), num_gpus}
+    return Advice(
+        name=name,
+        json_name=json_name,
+        recipe=recipe,
+        plan=plan,
+        machine=machine,
+        given=weigh(recipe, base, plan.micro_batch, machine),
+        options=options,
+        best=recommend(options),
+        scales=scaling(recipe, base, machine, sorted(counts)),
+        possible=possible_gpu_counts(recipe, LARGEST, plan.sequence_parallel),
+        assumptions=[
+            f"{machine.tflops:g} TFLOP/s achieved in matrix products per GPU"
+            f"{'' if tflops else ' (assumed; give --tflops)'}; a backward pass costs two forward "
+            "passes, recomputing one more",
+            f"every GPU sends {machine.bandwidth_gb_s:g} GB/s"
+            f"{'' if bandwidth_gb_s else ' (assumed; give --bandwidth_gb_s)'}, to GPUs of its own "
+            "host as to others; ring collectives; nothing overlaps computation",
+            f"{USABLE_SHARE:.0%} of the GPU's memory is available to the run; the rest is CUDA, "
+            "libraries and fragmentation",
+            "data arrives in time, no rank is late; launches, ZeRO-3's many small gathers and "
+            "small micro-batches cost nothing more",
+            "fused attention; the mask becomes a matrix of the run's precision for each layer",
+        ],
+    )

@@ -43,7 +43,7 @@ def _(recipe: EncoderRecipe) -> Cost:
     model, flops = recipe.transformer, encoder_flops(recipe)
     if model.class_attention:
         width = model.size.width
-        flops += _attention(1, recipe.counts.encoded, width) + _mlp(1, width, model.size.mlp)
+        flops += _attention(1, recipe.counts.encoded, width) + 2 * _linear(1, width, model.size.mlp)
     encoder, decoder = parameter_sizes(recipe)
     if model.decoder is None:
         return Cost(sum(encoder), 0, flops)
@@ -52,24 +52,23 @@ def _(recipe: EncoderRecipe) -> Cost:
 
 @cost_of.register
 def _(recipe: TokenizerRecipe) -> Cost:
-    encoder = [*_tokenizer_encoder(recipe), *_tokenizer_scorer(recipe)]
-    decoder = [*_tokenizer_decoder(recipe)]
-    own, others = (sum(sizes for sizes, _ in part) for part in (encoder, decoder))
-    return Cost(own, others, sum(flops for _, flops in encoder + decoder))
+    encoder, decoder = _tokenizer(recipe)
+    encoder_size, decoder_size = (sum(size for size, _ in part) for part in (encoder, decoder))
+    return Cost(encoder_size, decoder_size, sum(flops for _, flops in encoder + decoder))
 
 
 def encoder_flops(recipe: EncoderRecipe) -> int:
     """FLOP of the encoder on one clip's encoded tokens, forward."""
     size, tokens = recipe.size, recipe.counts.encoded
     return _linear(tokens, recipe.geometry.cube_values, size.width) + size.depth * (
-        _attention(tokens, tokens, size.width) + _mlp(tokens, size.width, size.mlp)
+        _attention(tokens, tokens, size.width) + 2 * _linear(tokens, size.width, size.mlp)
     )
 
 
 def _decoder_flops(recipe: EncoderRecipe, decoder: DecoderShape) -> int:
     width, counts = decoder.width, recipe.counts
     rows = counts.decoded
-    layer = _mlp(rows, width, DECODER_MLP_RATIO * width)
+    layer = 2 * _linear(rows, width, DECODER_MLP_RATIO * width)
     if decoder.crosses:
         layer += _attention(rows, counts.encoded, width)
     if decoder.self_attention:
@@ -82,15 +81,14 @@ def _decoder_flops(recipe: EncoderRecipe, decoder: DecoderShape) -> int:
 
 
 def parameter_sizes(recipe: EncoderRecipe) -> tuple[list[int], list[int]]:
-    """Elements of every weight and bias: of the encoder with its pooling, and of what follows.
+    """Elements of every weight and bias: of the encoder with its pooling; of the decoder or head.
 
-    That is the decoder, or the linear head, which is empty while the number of classes is not
-    known.
+    The head is empty while the number of classes is not known.
     """
     model, size = recipe.transformer, recipe.size
     block = [*_attention_sizes(size.width), *_mlp_sizes(size.width, size.mlp)]
     embed = _linear_sizes(recipe.geometry.cube_values, size.width)
-    encoder = [*embed, *(size.depth * block), *_norm_sizes(size.width)]
+    encoder = [*embed, *(size.depth * block), size.width, size.width]
     if model.class_attention:  # without a norm of the queries, with a learnt query
         attention = _cross_attention_sizes(size.width)
         encoder += [size.width, *attention, *_mlp_sizes(size.width, size.mlp)]
@@ -103,13 +101,13 @@ def _decoder_sizes(recipe: EncoderRecipe, decoder: DecoderShape) -> list[int]:
     width, inputs = decoder.width, recipe.size.width
     layer = _mlp_sizes(width, DECODER_MLP_RATIO * width)
     if decoder.crosses:
-        layer += [*_norm_sizes(width), *_cross_attention_sizes(width)]
+        layer += [width, width, *_cross_attention_sizes(width)]
     if decoder.self_attention:
         layer += _attention_sizes(width)
     # VideoMAE's projection has no bias; both have one learnt vector for the hidden tokens.
     projection = _linear_sizes(inputs, width) if decoder.crosses else [inputs * width]
     outputs = _linear_sizes(width, recipe.transformer.outputs)
-    return [*projection, width, *(decoder.depth * layer), *_norm_sizes(width), *outputs]
+    return [*projection, width, *(decoder.depth * layer), width, width, *outputs]
 
 
 def _linear(rows: int, inputs: int, outputs: int) -> int:
@@ -121,20 +119,13 @@ def _attention(queries: int, keys: int, width: int) -> int:
     return projections + 2 * _linear(queries, width, keys)
 
 
-def _mlp(rows: int, width: int, hidden: int) -> int:
-    return 2 * _linear(rows, width, hidden)
-
-
 def _linear_sizes(inputs: int, outputs: int) -> list[int]:
     return [inputs * outputs, outputs]
 
 
-def _norm_sizes(width: int) -> list[int]:
-    return [width, width]
-
-
 def _attention_sizes(width: int) -> list[int]:
-    return [*_norm_sizes(width), *_linear_sizes(width, 3 * width), *_linear_sizes(width, width)]
+    """A norm first, as in `_mlp_sizes`."""
+    return [width, width, *_linear_sizes(width, 3 * width), *_linear_sizes(width, width)]
 
 
 def _cross_attention_sizes(width: int) -> list[int]:
@@ -143,7 +134,7 @@ def _cross_attention_sizes(width: int) -> list[int]:
 
 
 def _mlp_sizes(width: int, hidden: int) -> list[int]:
-    return [*_norm_sizes(width), *_linear_sizes(width, hidden), *_linear_sizes(hidden, width)]
+    return [width, width, *_linear_sizes(width, hidden), *_linear_sizes(hidden, width)]
 
 
 def _convolution(
@@ -154,44 +145,38 @@ def _convolution(
     return parameters, 2 * voxels * kernel * inputs * outputs
 
 
-def _tokenizer_levels(recipe: TokenizerRecipe) -> list[tuple[int, int]]:
-    """Channels and voxels at each resolution, the clip's first."""
-    voxels = [math.prod(recipe.clip)]
+def _tokenizer(recipe: TokenizerRecipe) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Convolutions of encoder and scorer, and of the decoder."""
+    settings, sizes = recipe.tokenizer, [math.prod(recipe.clip)]
     for stride in halvings(recipe.patch):
-        voxels.append(voxels[-1] // math.prod(stride))
-    widths = [recipe.tokenizer.filters * multiplier for multiplier in recipe.tokenizer.multipliers]
-    return list(zip(widths, voxels, strict=True))
+        sizes.append(sizes[-1] // math.prod(stride))
+    # Channels and voxels at each resolution, the clip's first.
+    widths = [settings.filters * multiplier for multiplier in settings.multipliers]
+    levels = list(zip(widths, sizes, strict=True))
 
-
-def _tokenizer_encoder(recipe: TokenizerRecipe) -> Iterator[tuple[int, int]]:
-    settings, levels = recipe.tokenizer, _tokenizer_levels(recipe)
-    before, size = levels[0]
-    yield _convolution(_CUBE, CHANNELS, before, size)
-    for width, size in [*levels, levels[-1]]:
-        yield from _residuals([before, *settings.blocks * [width]], size)
+    before, latent, size = widths[0], len(settings.levels), sizes[-1]
+    encoder = [_convolution(_CUBE, CHANNELS, before, sizes[0])]
+    for width, voxels in [*levels, levels[-1]]:
+        encoder += _residuals([before, *settings.blocks * [width]], voxels)
         before = width
-    yield _convolution(1, before, len(settings.levels), size, normed=True)
+    encoder.append(_convolution(1, before, latent, size, normed=True))
 
-
-def _tokenizer_scorer(recipe: TokenizerRecipe) -> Iterator[tuple[int, int]]:
-    voxels, inputs, filters = math.prod(recipe.clip), CHANNELS, recipe.tokenizer.filters
+    inputs, voxels = CHANNELS, sizes[0]
     for stride in scorer_strides(recipe.patch):
         voxels //= math.prod(stride)
-        yield _convolution(math.prod(scorer_kernel(stride)), inputs, filters, voxels)
-        inputs = filters
+        kernel = math.prod(scorer_kernel(stride))
+        encoder.append(_convolution(kernel, inputs, settings.filters, voxels))
+        inputs = settings.filters
 
-
-def _tokenizer_decoder(recipe: TokenizerRecipe) -> Iterator[tuple[int, int]]:
-    settings, levels = recipe.tokenizer, _tokenizer_levels(recipe)
-    before, size = levels[-1]
-    yield _convolution(_CUBE, len(settings.levels), before, size)
-    yield from _residuals([before, *settings.blocks * [before]], size)
-    for level, (width, size) in reversed(list(enumerate(levels))):
-        yield from _residuals([before, *settings.blocks * [width]], size)
+    decoder = [_convolution(_CUBE, latent, before, size)]
+    decoder += _residuals([before, *settings.blocks * [before]], size)
+    for level, (width, voxels) in reversed(list(enumerate(levels))):
+        decoder += _residuals([before, *settings.blocks * [width]], voxels)
         if level:
-            yield _convolution(_CUBE, width, width, levels[level - 1][1])
+            decoder.append(_convolution(_CUBE, width, width, sizes[level - 1]))
         before = width
-    yield _convolution(_CUBE, before, CHANNELS, size, normed=True)
+    decoder.append(_convolution(_CUBE, before, CHANNELS, sizes[0], normed=True))
+    return encoder, decoder
 
 
 def _residuals(widths: list[int], voxels: int) -> Iterator[tuple[int, int]]:

@@ -7,7 +7,6 @@ bytes of one rank. Activations are counted tensor by tensor, as autograd keeps t
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,15 +125,13 @@ def model_states(
     encoder, decoder = parameter_sizes(recipe)
     sizes, element = encoder + decoder, _element(recipe)
     if strategy.stage == 0:
-        states = _data_parallel(sum(sizes), element, world_size)
-    elif strategy.stage == 3:
+        return _data_parallel(sum(sizes), element, world_size, accumulation)
+    if strategy.stage == 3:
         return _zero_3(sizes, element, strategy, world_size)
-    else:
-        states = _zero_1_2(sum(sizes), element, strategy, world_size, accumulation)
-    return states if accumulation > 1 else dataclasses.replace(states, held=0)
+    return _zero_1_2(sum(sizes), element, strategy, world_size, accumulation)
 
 
-def _data_parallel(total: int, element: int, world_size: int) -> ModelStates:
+def _data_parallel(total: int, element: int, world_size: int, accumulation: int) -> ModelStates:
     """fp32 needs no second copy; half precision turns all gradients into fp32 at once."""
     half = element < FP32
     reduced = 0 if world_size == 1 else min(total, _ALL_REDUCE_ELEMENTS)
@@ -142,7 +139,7 @@ def _data_parallel(total: int, element: int, world_size: int) -> ModelStates:
         parameters=element * total,
         optimizer=(_ADAMW if half else _ADAMW - FP32) * total,
         gradients=element * total,
-        held=element * total,
+        held=element * total if accumulation > 1 else 0,
         bucket_copy=element * reduced,
         update=(element + FP32 if half else element) * total,
     )
@@ -153,22 +150,22 @@ def _zero_1_2(
 ) -> ModelStates:
     """A flat buffer of all weights, and a partition of master weights, also in fp32.
 
-    Stage 1 keeps all gradients until the end of the last backward pass, stage 2 its part. They
-    share one buffer for both parameter groups, so AdamW's fp32 copy is additional.
+    Stage 1 keeps all gradients until the end of the last backward pass, stage 2 its part. AdamW's
+    fp32 copy of gradients is additional.
     """
     part = math.ceil(total / world_size)
     here = 0 if strategy.offload_optimizer else 1
-    host = _ADAMW + FP32 + (element if accumulation == 1 else 2 * element)
+    accumulates = 1 if accumulation > 1 else 0
     return ModelStates(
         parameters=element * total,
         optimizer=here * _ADAMW * part,
         gradients=here * element * part,
-        held=here * element * (total if strategy.stage == 1 else part),
+        held=accumulates * here * element * (total if strategy.stage == 1 else part),
         bucket=element * (2 if strategy.overlap_comm else 1) * strategy.reduce_bucket,
         bucket_copy=element * min(strategy.reduce_bucket, total),
         update=here * (element + FP32) * part,
         cast=0 if element == FP32 else here * element * part,
-        host=(1 - here) * host * part,
+        host=(1 - here) * (_ADAMW + FP32 + element + accumulates * element) * part,
     )
 
 
@@ -204,9 +201,9 @@ def _persistent(sizes: list[int], strategy: Strategy) -> int:
 def kept_gathered(sizes: list[int], strategy: Strategy) -> int:
     """Elements that ZeRO-3 does not release between their forward and their backward pass.
 
-    A weight is used again after all that follow it, forward and backward, so weights with less than
-    half the reuse distance behind them are kept. DeepSpeed also prefetches a bucket at every
-    module, so it runs ahead of the computation up to the live limit, and keeps what it passed.
+    A weight is reused after all that follow it, forward and backward, so those with less than half
+    the reuse distance behind them are kept. DeepSpeed also prefetches a bucket at every module: it
+    runs ahead of the computation up to the live limit, and keeps what it passed.
     """
     ahead = strategy.max_live if strategy.prefetch_bucket else 0
     kept = min(sum(sizes), max(strategy.max_reuse_distance // 2, ahead))
@@ -223,62 +220,66 @@ class Activations:
 
 
 def activations(
-    recipe: EncoderRecipe, micro_batch: int, *, recompute: int = 0, sequence_parallel: int = 1
+    recipe: EncoderRecipe, micro_batch: int, strategy: Strategy = Strategy()
 ) -> Activations:
-    """Activations of one forward pass on one rank; keywords as in `Strategy`.
+    """Activations of one forward pass on one rank.
 
-    Attention is PyTorch's fused one: attention weights are not kept, but the boolean mask becomes a
-    matrix of the run's precision, one per layer and call, for any batch. With sequence parallelism
-    a rank has its share of the encoder's tokens; the rest is as on one rank.
+    Attention is fused: attention weights are not kept, but the boolean mask becomes a matrix of the
+    run's precision, one per layer for any batch. With sequence parallelism a rank has its share of
+    the encoder's tokens; the rest is as on one rank.
     """
     size, element, model = recipe.size, _element(recipe), recipe.transformer
-    tokens = micro_batch * math.ceil(recipe.counts.encoded / sequence_parallel)
-    block = _encoder_block(recipe, tokens, exchanged=sequence_parallel > 1)
-    blocks = _layers(size.depth, block, element * tokens * size.width, recompute)
+    encoded, group = recipe.counts.encoded, strategy.sequence_parallel
+    tokens = micro_batch * math.ceil(encoded / group)
+    block = _attention(recipe, tokens, size.width, size.heads, encoded * encoded)
+    block += _mlp(recipe, tokens, size.width, size.mlp)
+    if group > 1:  # attention's output exists twice, split by heads and by tokens
+        block += element * tokens * size.width
+    blocks = _layers(size.depth, block, element * tokens * size.width, strategy)
     pixels = micro_batch * recipe.geometry.num_tokens * recipe.geometry.cube_values  # uint8
     layer, rest = 0, 0
     if model.decoder is not None:
-        rest, layer, loss = _of_decoder(recipe, model.decoder, micro_batch, tokens, recompute)
+        rest, layer, loss = _of_decoder(recipe, model.decoder, micro_batch, tokens, strategy)
         # The clips cut into cubes are a second copy while the loss is made.
         workspace = loss + pixels
     else:
-        # The mean keeps nothing; class attention the tokens before and after a norm, keys, values.
-        if model.class_attention:
+        if model.class_attention:  # tokens before and after a norm, keys, values
             rest = tokens * (element * 4 * size.width + _NORM_STATISTICS)
-        # Copies of the clips: cut into cubes, and two in fp32 where they are mixed. Or, when the
-        # backward pass begins in the last block and what the pooling kept is freed: gradients of
-        # the MLP's hidden layer and output.
+        # Copies of the clips (cubes, or two in fp32 where clips are mixed); or, when the backward
+        # pass begins and the pooling's tensors are freed, gradients of the last MLP.
         copies = (2 * FP32 if model.mixes_clips else 1) * pixels
         workspace = max(copies, element * tokens * (size.mlp + size.width) - rest)
     return Activations(
         saved=element * tokens * recipe.geometry.cube_values + blocks + rest,
-        workspace=max(workspace, max(block, layer) if recompute else 0),
+        workspace=max(workspace, max(block, layer) if strategy.recompute else 0),
         clips=pixels,
     )
 
 
 def _of_decoder(
-    recipe: EncoderRecipe, decoder: DecoderShape, micro_batch: int, own: int, recompute: int
+    recipe: EncoderRecipe, decoder: DecoderShape, micro_batch: int, own: int, strategy: Strategy
 ) -> tuple[int, int, int]:
-    """Bytes kept from the encoder's last norm to the loss, of one layer, and of the loss.
-
-    own: the rank's encoded tokens.
-    """
-    size, element, counts = recipe.size, _element(recipe), recipe.counts
-    width, outputs = decoder.width, recipe.transformer.outputs
+    """Bytes kept from the encoder's last norm (of `own` tokens) on, of a layer, of the loss."""
+    element, counts, outputs = _element(recipe), recipe.counts, recipe.transformer.outputs
+    inputs, width, heads = recipe.size.width, decoder.width, decoder.heads
     tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
+    layer = _mlp(recipe, rows, width, DECODER_MLP_RATIO * width)
+    if decoder.crosses:
+        mask = counts.decoded * counts.encoded
+        layer += _attention(recipe, rows, width, heads, mask, own_keys=False)
+        layer += element * 2 * tokens * width  # keys and values
+    if decoder.self_attention:
+        layer += _attention(recipe, rows, width, heads, counts.decoded * counts.decoded)
+    encoded = own * (element * inputs + _NORM_STATISTICS) + tokens * element * (inputs + width)
     queries = micro_batch * counts.predicted
-    layer = _decoder_layer(recipe, decoder, tokens, rows)
-    encoded = own * (element * size.width + _NORM_STATISTICS)
-    encoded += tokens * element * (size.width + width)
     head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * outputs)
-    kept = encoded + _layers(decoder.depth, layer, element * rows * width, recompute) + head
+    kept = encoded + _layers(decoder.depth, layer, element * rows * width, strategy) + head
     return kept, layer, _LOSS_TEMPORARIES * queries * outputs
 
 
-def _layers(depth: int, full: int, inputs: int, recompute: int) -> int:
-    """Bytes of a stack in which every `recompute`-th layer keeps its inputs only."""
-    recomputed = math.ceil(depth / recompute) if recompute else 0
+def _layers(depth: int, full: int, inputs: int, strategy: Strategy) -> int:
+    """Bytes of a stack in which recomputed layers keep their inputs only."""
+    recomputed = math.ceil(depth / strategy.recompute) if strategy.recompute else 0
     return recomputed * inputs + (depth - recomputed) * full
 
 
@@ -286,39 +287,14 @@ def _element(recipe: EncoderRecipe) -> int:
     return BYTES[recipe.train.precision]
 
 
-def _encoder_block(recipe: EncoderRecipe, tokens: int, *, exchanged: bool) -> int:
-    """`exchanged`: attention's output exists twice, split by heads and by tokens."""
-    size, encoded = recipe.size, recipe.counts.encoded
-    return (
-        _attended(recipe, tokens, size.width, size.heads, own_keys=True)
-        + (_element(recipe) * tokens * size.width if exchanged else 0)
-        + _mask(recipe, encoded, encoded)
-        + _mlp(recipe, tokens, size.width, size.mlp)
-    )
-
-
-def _decoder_layer(recipe: EncoderRecipe, decoder: DecoderShape, tokens: int, rows: int) -> int:
-    width, heads, counts = decoder.width, decoder.heads, recipe.counts
-    kept = _mlp(recipe, rows, width, DECODER_MLP_RATIO * width)
-    if decoder.crosses:
-        keys_values = _element(recipe) * 2 * tokens * width
-        kept += _attended(recipe, rows, width, heads, own_keys=False) + keys_values
-        kept += _mask(recipe, counts.decoded, counts.encoded)
-    if decoder.self_attention:
-        kept += _attended(recipe, rows, width, heads, own_keys=True)
-        kept += _mask(recipe, counts.decoded, counts.decoded)
-    return kept
-
-
-def _mask(recipe: EncoderRecipe, queries: int, keys: int) -> int:
-    """The mask of steps in the run's precision, if attention has one."""
-    return _element(recipe) * queries * keys if recipe.transformer.masked else 0
-
-
-def _attended(recipe: EncoderRecipe, rows: int, width: int, heads: int, *, own_keys: bool) -> int:
-    """Norm and attention: input, normalised, queries, output [, keys, values]."""
-    tensors = 6 if own_keys else 4
-    return rows * (_element(recipe) * tensors * width + _NORM_STATISTICS + heads * _SOFTMAX_ROW)
+def _attention(
+    recipe: EncoderRecipe, rows: int, width: int, heads: int, mask: int, *, own_keys: bool = True
+) -> int:
+    """Norm and attention: input, normalised, queries, output [, keys, values], `mask` elements."""
+    element, tensors = _element(recipe), 6 if own_keys else 4
+    kept = rows * (element * tensors * width + _NORM_STATISTICS + heads * _SOFTMAX_ROW)
+    decoder = recipe.transformer.decoder
+    return kept + (element * mask if decoder is not None and decoder.crosses else 0)
 
 
 def _mlp(recipe: EncoderRecipe, rows: int, width: int, hidden: int) -> int:
@@ -330,9 +306,8 @@ def _mlp(recipe: EncoderRecipe, rows: int, width: int, hidden: int) -> int:
 class Footprint:
     """Bytes on the GPU at the instants of a step that may reach its peak.
 
-    start: all weights come to the GPU and are copied into flat buffers. forward: the backward pass
-    begins, all activations exist. backward: it ends, all gradients exist; between the two,
-    activations shrink as gradients grow. update: AdamW runs.
+    start: weights are copied into flat buffers. forward: all activations exist. backward: all
+    gradients exist; between the two, activations shrink as gradients grow. update: AdamW runs.
     """
 
     states: ModelStates
@@ -348,17 +323,11 @@ class Footprint:
 
 
 def footprint(
-    recipe: EncoderRecipe,
-    strategy: Strategy,
-    *,
-    world_size: int,
-    micro_batch: int,
-    accumulation: int,
+    recipe: EncoderRecipe, strategy: Strategy, world_size: int, micro_batch: int, accumulation: int
 ) -> Footprint:
     """Memory of a step on one rank's GPU."""
     states = model_states(recipe, strategy, world_size=world_size, accumulation=accumulation)
-    sharing = {"recompute": strategy.recompute, "sequence_parallel": strategy.sequence_parallel}
-    kept = activations(recipe, micro_batch, **sharing)
+    kept = activations(recipe, micro_batch, strategy)
     # ZeRO-3's bucket and gradients exist all the time.
     always = states.rest + kept.clips + (states.bucket if strategy.stage == 3 else 0)
     passing = states.bucket if strategy.stage < 3 else 0
@@ -367,8 +336,7 @@ def footprint(
     all_gradients = 0 if strategy.offload_optimizer else weights
     gradients = all_gradients if strategy.stage == 1 else states.gradients
     # Stage 2 allocates all of its gradients when it reduces the first bucket.
-    begun = states.gradients if strategy.stage == 2 else 0
-    temporaries = max(kept.workspace, begun)
+    temporaries = max(kept.workspace, states.gradients if strategy.stage == 2 else 0)
     return Footprint(
         states=states,
         activations=kept,

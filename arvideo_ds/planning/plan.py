@@ -67,11 +67,7 @@ class RunPlan:
 
 
 def make_plan(
-    recipe: Recipe,
-    *,
-    world_size: int,
-    num_videos: int | None = None,
-    sequence_parallel: int = 1,
+    recipe: Recipe, *, world_size: int, num_videos: int | None = None, sequence_parallel: int = 1
 ) -> RunPlan:
     """Solve batch, accumulation, steps and learning rate for a number of ranks.
 
@@ -80,10 +76,7 @@ def make_plan(
     tokens and heads among the `sequence_parallel` ranks of a group.
     """
     _check_groups(recipe, world_size, sequence_parallel)
-    data_ranks = world_size // sequence_parallel
-    who = "ranks" if sequence_parallel == 1 else f"groups of {sequence_parallel} ranks"
-    _check_streams(recipe, data_ranks, who)
-    micro_batch, accumulation = _solve_batch(recipe, data_ranks, who)
+    micro_batch, accumulation = _solve_batch(recipe, world_size, sequence_parallel)
     count = recipe.data.num_videos if num_videos is None else num_videos
     if count is None:
         raise UserError(
@@ -97,8 +90,7 @@ def make_plan(
         steps = max(1, round((train.epochs or 0) * count / videos_per_step))
     if warmup_steps is None:
         warmup_steps = round(optim.warmup_epochs * count / videos_per_step)
-    scale = videos_per_step / BASE_VIDEOS
-    cost = cost_of(recipe)
+    scale, cost = videos_per_step / BASE_VIDEOS, cost_of(recipe)
     return RunPlan(
         world_size=world_size,
         sequence_parallel=sequence_parallel,
@@ -170,19 +162,16 @@ def _check_groups(recipe: Recipe, world_size: int, sequence_parallel: int) -> No
         )
 
 
-def _check_streams(recipe: Recipe, data_ranks: int, who: str) -> None:
-    streams = recipe.data.num_streams
+def _solve_batch(recipe: Recipe, world_size: int, group: int) -> tuple[int, int]:
+    """The largest micro-batch up to train.micro_batch that divides the rank's share."""
+    data_ranks, streams = world_size // group, recipe.data.num_streams
+    who = "ranks" if group == 1 else f"groups of {group} ranks"
     if streams % data_ranks:
-        larger = math.lcm(streams, data_ranks)
         raise UserError(
             f"{data_ranks} {who} cannot share data.num_streams={streams} evenly. Use a number of "
-            f"{who} that divides {streams}, or start the run with data.num_streams={larger} "
-            "(it decides the order of the samples, so it is fixed for the whole run)."
+            f"{who} that divides {streams}, or start the run with data.num_streams="
+            f"{math.lcm(streams, data_ranks)} (fixed for the whole run)."
         )
-
-
-def _solve_batch(recipe: Recipe, data_ranks: int, who: str) -> tuple[int, int]:
-    """The largest micro-batch up to train.micro_batch that divides the rank's share."""
     total, limit, repeats = recipe.train.total_batch, recipe.train.micro_batch, recipe.data.repeats
     if total % (data_ranks * repeats):
         step = data_ranks * repeats

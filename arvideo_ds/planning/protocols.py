@@ -1,13 +1,14 @@
 """Published numbers compared with those of the recipes, and written as one page.
 
-docs/protocols.yaml has the numbers of papers and official scripts, docs/protocols.md is the page
-that `arvideo protocols` writes from it. A recipe may differ from a published number where the file
-gives both values and a reason. Every recipe is either in a section or in the list `own`.
+`arvideo protocols` writes docs/protocols.md from docs/protocols.yaml, the numbers of papers and
+official scripts. A recipe may differ from a published number where the file gives both values and a
+reason. Every recipe is either in a section or in the list `own`.
 """
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -66,8 +67,7 @@ def numbers_of(name: str) -> Values:
     decoder = recipe.transformer and recipe.transformer.decoder
     if decoder is not None:
         numbers |= {f"decoder.{key}": getattr(decoder, key) for key in ("width", "depth", "heads")}
-    plan: Values = json.loads(json.dumps(make_plan(recipe, world_size=1).as_dict()))
-    return numbers | plan
+    return numbers | json.loads(json.dumps(make_plan(recipe, world_size=1).as_dict()))
 
 
 def all_numbers() -> dict[str, Values]:
@@ -79,30 +79,23 @@ def deviations(protocols: Protocols, numbers: Mapping[str, Values]) -> list[str]
     """Errors, a sentence each: numbers, reasons, unknown names, unlisted recipes."""
     known, own = set(numbers), set(protocols.own)
     listed = {name for section in protocols.sections for name in section.recipes}
-    unlisted = "has no section of published numbers and is not listed under own."
-    return [
-        *(f"there is no recipe {name}." for name in sorted((listed | own) - known)),
-        *(f"recipe {name} {unlisted}" for name in sorted(known - listed - own)),
-        *(
-            f"recipe {name} is in a section and under own; remove one."
-            for name in sorted(listed & own)
-        ),
-        *(
-            sentence
-            for section in protocols.sections
-            for claim in section.claims
-            for sentence in _deviations_of(section, claim, numbers)
-        ),
-    ]
+    wrong = [f"there is no recipe {name}." for name in sorted((listed | own) - known)]
+    for name in sorted(known - listed - own):
+        wrong.append(f"recipe {name} has no section of published numbers and is not under own.")
+    for name in sorted(listed & own):
+        wrong.append(f"recipe {name} is in a section and under own; remove one.")
+    for section in protocols.sections:
+        for claim in section.claims:
+            wrong += _deviations_of(section, claim, numbers)
+    return wrong
 
 
 def _deviations_of(
-    section: Section, claim: Claim, numbers_by_name: Mapping[str, Values]
+    section: Section, claim: Claim, numbers_by_recipe: Mapping[str, Values]
 ) -> Iterable[str]:
     where = f"section '{section.title}', {claim.source}"
-    for name in claim.recipes:
-        if name not in section.recipes:
-            yield f"{where}: {name} is not a recipe of the section."
+    for name in sorted(set(claim.recipes) - set(section.recipes)):
+        yield f"{where}: {name} is not a recipe of the section."
     if bool(claim.here) != bool(claim.because):
         yield f"{where}: a deviation needs both `here` and `because`."
     for key, value in claim.here.items():
@@ -111,52 +104,56 @@ def _deviations_of(
         elif claim.published[key] == value:
             yield f"{where}: {key} is {_word(value)} in both; remove it from `here`."
     for name in claim.recipes or section.recipes:
-        numbers = numbers_by_name.get(name, {})
+        numbers = numbers_by_recipe.get(name, {})
         for key, published in claim.published.items() if numbers else ():
             expected = claim.here.get(key, published)
             if key not in numbers:
                 yield f"{where}: {name} has no {key}."
             elif not _same(numbers[key], expected):
+                here = f" (here {_word(expected)}: {claim.because})" if key in claim.here else ""
                 yield (
                     f"{name}: {key} is {_word(numbers[key])}, but {claim.source} says "
-                    f"{_word(published)}"
-                    + (f" (here {_word(expected)}: {claim.because})" if key in claim.here else "")
-                    + ". Correct the recipe, or give `here` and `because` in docs/protocols.yaml."
+                    f"{_word(published)}{here}. Correct the recipe, or give `here` and `because` "
+                    "in docs/protocols.yaml."
                 )
 
 
 def _same(value: Any, expected: Any) -> bool:
     """Equal as written; a product of rates may differ in its last digit."""
     if isinstance(value, float) and isinstance(expected, int | float):
-        return abs(value - expected) <= 1e-12 * max(abs(value), abs(expected))
+        return math.isclose(value, expected, rel_tol=1e-12)
     return bool(value == expected) and isinstance(value, bool) == isinstance(expected, bool)
 
 
 def page(protocols: Protocols, numbers: Mapping[str, Values]) -> str:
     """The text of docs/protocols.md."""
-    lines = [
-        "<!-- Written by `arvideo protocols` from docs/protocols.yaml; do not edit. -->",
-        "# Published numbers and ours",
-        "",
-        *protocols.introduction.strip().splitlines(),
-        "",
-    ]
-    for section in protocols.sections:
-        lines += [f"## {section.title}", "", f"Recipes: {_listed(section.recipes)}.", ""]
-        if section.text:
-            lines += [*section.text.strip().splitlines(), ""]
-        head = ["source", "recipes", "as published", "here otherwise"]
-        lines += _table(head, map(_row, section.claims))
-    lines += [
-        "## The schedule that follows",
-        "",
-        "Effective rates, as the run's header prints them: the keys x videos per step / 256.",
-        "",
-    ]
-    head = ["recipes", "videos", "clips per step", "lr", "from", "down to", "epochs", "warm-up"]
-    lines += _table(head, _schedules(protocols, numbers))
-    lines += ["## Our own", "", f"Nobody published numbers for {_listed(protocols.own)}.", ""]
-    return "\n".join(lines)
+    sections = "\n".join(map(_section, protocols.sections))
+    head = ["recipes", "videos per step", "clips per step"]
+    head += ["peak lr", "warm-up lr", "final lr", "epochs", "warm-up epochs"]
+    return f"""\
+<!-- Written by `arvideo protocols` from docs/protocols.yaml; do not edit. -->
+# Published numbers and ours
+
+{protocols.introduction.strip()}
+
+{sections}
+## The resulting schedules
+
+Effective rates, as the run's header prints them: the keys x videos per step / 256.
+
+{_table(head, _schedules(protocols, numbers))}
+## Recipes without published numbers
+
+{_listed(protocols.own)}.
+"""
+
+
+def _section(section: Section) -> str:
+    text = f"{section.text.strip()}\n\n" if section.text else ""
+    table = _table(
+        ["source", "recipes", "as published", "different here"], map(_row, section.claims)
+    )
+    return f"## {section.title}\n\nRecipes: {_listed(section.recipes)}.\n\n{text}{table}"
 
 
 def _row(claim: Claim) -> list[str]:
@@ -185,16 +182,16 @@ def _schedule(numbers: Values) -> tuple[str, ...]:
     return (*counts, *rates, f"{numbers['epochs']:.4g}", f"{round(warmup, 1):g}")
 
 
-def _table(head: list[str], rows: Iterable[Iterable[str]]) -> list[str]:
+def _table(head: list[str], rows: Iterable[Iterable[str]]) -> str:
     lines: list[Iterable[str]] = [head, ["---"] * len(head), *rows]
     cells = (" | ".join(cell.replace("|", "\\|") for cell in line) for line in lines)
-    return [*(f"| {line} |" for line in cells), ""]
+    return "".join(f"| {line} |\n" for line in cells)
 
 
 def _word(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    return f"{value:g}" if isinstance(value, float) else json.dumps(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _listed(names: Iterable[str]) -> str:

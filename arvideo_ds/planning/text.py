@@ -7,90 +7,8 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from arvideo_ds.config import EncoderRecipe
-from arvideo_ds.planning.advice import (
-    GIB,
-    USABLE_SHARE,
-    Machine,
-    Option,
-    Scale,
-    compare,
-    possible_gpu_counts,
-    recommend,
-    scaling,
-    weigh,
-)
+from arvideo_ds.planning.advice import GIB, LARGEST, Advice, Option, Scale
 from arvideo_ds.planning.memory import Strategy
-from arvideo_ds.planning.plan import RunPlan
-
-LARGEST = 1024
-ASSUMED_TFLOPS, ASSUMED_BANDWIDTH_GB_S = 100.0, 20.0
-
-
-@dataclasses.dataclass(frozen=True)
-class Advice:
-    """All that is printed. given: the recipe's own batch with the DeepSpeed JSON `json_name`."""
-
-    name: str
-    json_name: str
-    recipe: EncoderRecipe
-    plan: RunPlan
-    machine: Machine
-    given: Option
-    options: list[Option]
-    best: Option | None
-    scales: list[Scale]
-    possible: list[int]
-    assumptions: list[str]
-
-
-def advise(
-    name: str,
-    json_name: str,
-    recipe: EncoderRecipe,
-    plan: RunPlan,
-    base: Strategy,
-    *,
-    num_gpus: int,
-    memory_gib: float,
-    tflops: float | None,
-    bandwidth_gb_s: float | None,
-) -> Advice:
-    """Compare ZeRO stages, micro-batches and numbers of GPUs for a recipe.
-
-    base: the DeepSpeed JSON's strategy. memory_gib: of one GPU. tflops: achieved by one GPU in
-    matrix products; bandwidth_gb_s: sent by one; None: assumed.
-    """
-    machine = Machine(
-        num_gpus, memory_gib, tflops or ASSUMED_TFLOPS, bandwidth_gb_s or ASSUMED_BANDWIDTH_GB_S
-    )
-    options = compare(recipe, base, machine)
-    counts = {*(2**power for power in range(LARGEST.bit_length())), num_gpus}
-    return Advice(
-        name=name,
-        json_name=json_name,
-        recipe=recipe,
-        plan=plan,
-        machine=machine,
-        given=weigh(recipe, base, plan.micro_batch, machine),
-        options=options,
-        best=recommend(options),
-        scales=scaling(recipe, base, machine, sorted(counts)),
-        possible=possible_gpu_counts(recipe, LARGEST, plan.sequence_parallel),
-        assumptions=[
-            f"{machine.tflops:g} TFLOP/s achieved in matrix products per GPU"
-            f"{'' if tflops else ' (assumed; give --tflops)'}; a backward pass costs two forward "
-            "passes, recomputing one more",
-            f"every GPU sends {machine.bandwidth_gb_s:g} GB/s"
-            f"{'' if bandwidth_gb_s else ' (assumed; give --bandwidth_gb_s)'}, to GPUs of its own "
-            "host as to others; ring collectives; nothing overlaps computation",
-            f"{USABLE_SHARE:.0%} of the GPU's memory is available to the run; the rest is CUDA, "
-            "libraries and fragmentation",
-            "data arrives in time, no rank is late; launches, ZeRO-3's many small gathers and "
-            "small micro-batches cost nothing more",
-            "fused attention; the mask becomes a matrix of the run's precision for each layer",
-        ],
-    )
 
 
 def as_document(advice: Advice) -> dict[str, Any]:
@@ -104,13 +22,7 @@ def as_document(advice: Advice) -> dict[str, Any]:
         "recommended": _record(advice.best, advice),
         "notes": _notes(advice),
         "scaling": [
-            {
-                "num_gpus": scale.num_gpus,
-                "num_streams": scale.num_streams,
-                "refused": scale.refused,
-                "option": _record(scale.option, advice),
-            }
-            for scale in advice.scales
+            {**vars(scale), "option": _record(scale.option, advice)} for scale in advice.scales
         ],
         "possible_gpu_counts": advice.possible,
         "assumptions": advice.assumptions,
@@ -136,10 +48,10 @@ def _label(strategy: Strategy) -> str:
     if strategy.recompute:
         every = f" every {strategy.recompute}th" if strategy.recompute > 1 else ""
         parts.append(f"recompute{every}")
-    if strategy.offloads:
-        both = strategy.offload_optimizer and strategy.offload_parameters
-        one = "optimizer" if strategy.offload_optimizer else "weights"
-        parts.append(f"offload {'all' if both else one}")
+    if strategy.offload_optimizer:
+        parts.append(f"offload {'all' if strategy.offload_parameters else 'optimizer'}")
+    elif strategy.offload_parameters:
+        parts.append("offload weights")
     if strategy.sequence_parallel > 1:
         parts.append(f"{strategy.sequence_parallel} share tokens")
     return " + ".join(parts)
@@ -213,24 +125,18 @@ def _options_table(advice: Advice) -> str:
     rows = []
     for option in advice.options:
         states, kept = option.footprint.states, option.footprint.activations
-        sizes = (
-            states.parameters,
-            states.gradients,
-            states.optimizer,
-            kept.saved + kept.workspace,
-            option.footprint.peak,
+        sizes = [states.parameters, states.gradients, states.optimizer]
+        sizes += [kept.saved + kept.workspace, option.footprint.peak]
+        row = (
+            ("* " if option == advice.best else "  ") + _label(option.strategy),
+            f"{option.micro_batch} x {option.accumulation}",
+            *map(_gib, sizes),
+            _gib(states.host) if states.host else "-",
+            f"{option.sent_bytes / 1e9:.1f}",
+            "?" if option.step_s is None else f"{option.step_s:.3g}",
+            "yes" if option.fits else "no",
         )
-        rows.append(
-            (
-                ("* " if option == advice.best else "  ") + _label(option.strategy),
-                f"{option.micro_batch} x {option.accumulation}",
-                *map(_gib, sizes),
-                _gib(states.host) if states.host else "-",
-                f"{option.sent_bytes / 1e9:.1f}",
-                "?" if option.step_s is None else f"{option.step_s:.3g}",
-                "yes" if option.fits else "no",
-            )
-        )
+        rows.append(row)
     return _table(head, rows)
 
 
@@ -244,14 +150,10 @@ def _scaling_row(scale: Scale, advice: Advice) -> tuple[str, ...]:
     if option is None:
         why = "the batch cannot be divided evenly" if scale.refused else "does not fit"
         return (str(scale.num_gpus), *6 * ("-",), why)
-    times: tuple[str, ...] = 4 * ("?",)
-    if option.step_s is not None:
-        times = (
-            f"{option.step_s:.3g}",
-            f"{plan.total_batch / option.step_s:.0f}",
-            f"{option.communication_s / option.step_s:.0%}",
-            _duration(option.step_s * plan.steps),
-        )
+    times, step_s = 4 * ["?"], option.step_s
+    if step_s is not None:
+        times = [f"{step_s:.3g}", f"{plan.total_batch / step_s:.0f}"]
+        times += [f"{option.communication_s / step_s:.0%}", _duration(step_s * plan.steps)]
     changed = scale.num_streams != advice.recipe.data.num_streams
     return (
         str(scale.num_gpus),

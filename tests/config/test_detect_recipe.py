@@ -94,6 +94,6 @@ def test_files_of_boxes_are_looked_for_before_any_work(
         given = (f"detect.annotations={JSON}", missing)
         with pytest.raises(UserError, match=rf"{key}=.*no such file"):
             settle(RunOptions(NAME, JSON, (*start, *given)), DetectRecipe, world_size=1)
-    with pytest.raises(UserError, match=r"evaluation\.shards=.*holds no shards"):
+    with pytest.raises(UserError, match=r"evaluation\.shards=.*has no shards"):
         given = (f"detect.annotations={JSON}", f"evaluation.shards={tmp_path}")
         settle(RunOptions(NAME, JSON, (*start, *given)), DetectRecipe, world_size=1)

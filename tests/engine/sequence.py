@@ -34,7 +34,7 @@ from arvideo_ds.engine.resolve import resolve
 from arvideo_ds.engine.sequence import share_tokens
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.optim.groups import parameter_groups
-from arvideo_ds.planning.memory import activations
+from arvideo_ds.planning.memory import Strategy, activations
 from arvideo_ds.planning.plan import RunPlan, make_plan
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import Pretrain, build_objective
@@ -187,7 +187,7 @@ def kept_bytes(objective: str, group: int) -> tuple[int, int]:
         loss = model(clips, torch.arange(2)).sum()
         kept = live.now
     loss.backward()
-    return kept, activations(recipe, 2, sequence_parallel=group).saved
+    return kept, activations(recipe, 2, Strategy(sequence_parallel=group)).saved
 
 
 def name_of(case: tuple[Any, ...]) -> str:

@@ -14,7 +14,7 @@ from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.engine.build import checkpoint_activations
 from arvideo_ds.engine.peak import LiveBytes
 from arvideo_ds.engine.world import start_world
-from arvideo_ds.planning.memory import activations
+from arvideo_ds.planning.memory import Strategy, activations
 from arvideo_ds.tasks.pretrain import build_objective
 
 CLIPS = 2
@@ -72,7 +72,7 @@ def kept_and_peak(recipe: PretrainRecipe, recompute: int) -> tuple[int, int]:
 def check(arguments: list[str], precision: str, recompute: int) -> None:
     recipe = load_recipe(arguments[0], [*arguments[1:], f"train.precision={precision}"])
     kept, peak = kept_and_peak(recipe, recompute)
-    predicted = activations(recipe, CLIPS, recompute=recompute)
+    predicted = activations(recipe, CLIPS, Strategy(recompute=recompute))
     assert predicted.saved == pytest.approx(kept, rel=0.05)
     assert predicted.saved + predicted.workspace == pytest.approx(peak, rel=0.15)
 
@@ -93,7 +93,8 @@ def test_activations_of_vit_b_on_a_whole_clip(recompute: int) -> None:
 def test_recomputing_every_second_layer_lies_between_none_and_all(
     tiny: Callable[..., PretrainRecipe],
 ) -> None:
-    none, all_, half = (activations(tiny(), 4, recompute=k).saved for k in (0, 1, 2))
+    strategies = (Strategy(recompute=k) for k in (0, 1, 2))
+    none, all_, half = (activations(tiny(), 4, strategy).saved for strategy in strategies)
     assert all_ < half < none
     # 4 blocks and 2 layers halve evenly.
     assert half == (none + all_) / 2

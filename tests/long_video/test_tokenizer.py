@@ -242,7 +242,7 @@ def test_half_precision_changes_neither_scores_nor_how_latents_are_rounded(make:
     [
         ({"adversarial_weight": 0.1}, "no adversarial loss"),
         ({"perceptual_weight": 0.1}, "tokenizer.perceptual_network=FILE"),
-        ({"multipliers": [1, 2]}, "give 3, one per resolution"),
+        ({"multipliers": [1, 2]}, "needs 3, one per resolution"),
         ({"keep_share": 0.2}, "more than the 16 of the first time"),
         ({"keep_share": 1.0}, "drop some"),
         ({"levels": [64, 64, 64, 64, 64]}, "1073741824 codes"),
