@@ -48,7 +48,7 @@ setup(
         "webdataset>=1.0",
         "einops",
         "pyyaml",
-        "pydantic>=2",
+        "pydantic>=2.7",
         "numpy",
         # H.264 encoding and exact probing without an ffmpeg program on the machine; decodes where
         # torchcodec does not.

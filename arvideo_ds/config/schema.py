@@ -137,7 +137,7 @@ class OptimSettings(Settings):
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     implementation: Literal["torch", "deepspeed"] = "torch"
-    """AdamW of torch (fused) or of DeepSpeed (FusedAdam, CPUAdam if offloaded; compiled first)."""
+    """AdamW of torch (fused) or DeepSpeed (FusedAdam, CPUAdam if offloaded; built at first use)."""
 
     @model_validator(mode="after")
     def _implementation_of_adamw(self) -> Self:
@@ -261,8 +261,8 @@ class Recipe(Settings):
             raise UserError("the run has no length: give train.epochs or train.max_steps.")
         if self.train.total_batch % self.data.repeats:
             raise UserError(
-                f"train.total_batch={self.train.total_batch} clips is not a multiple of "
-                f"data.repeats={self.data.repeats} clips per video."
+                f"train.total_batch={self.train.total_batch} is not a multiple of data.repeats="
+                f"{self.data.repeats}."
             )
         return self
 

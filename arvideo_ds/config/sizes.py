@@ -48,10 +48,9 @@ DECODER_MLP_RATIO = 4
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """What an encoder is built from.
+    """What an encoder is built from. backbone: `model.name`.
 
-    backbone: `model.name`. positions: scheme of the position table. pretrained_grid: token grid
-    from which the table is interpolated to the clip's, if any.
+    pretrained_grid: token grid from which the position table is interpolated, if any.
     """
 
     geometry: Geometry

@@ -65,9 +65,7 @@ class Option:
         return None if self.strategy.offloads else _seconds(self)
 
 
-def sent_bytes(
-    recipe: EncoderRecipe, strategy: Strategy, world_size: int, accumulation: int
-) -> int:
+def sent_bytes(recipe: EncoderRecipe, strategy: Strategy, ranks: int, accumulation: int) -> int:
     """Bytes that a rank sends in a step, by ring collectives: an all-reduce is two passes.
 
     Stages 1 and 2 all-reduce their gradients (DeepSpeed 0.19's `use_multi_rank_bucket_allreduce`)
@@ -83,8 +81,7 @@ def sent_bytes(
         persistent = sum(size for size in sizes if size <= strategy.persistence_threshold)
         gathered = 2 * total - persistent - kept_gathered(sizes, strategy)
         passes = accumulation * (gathered + total) + persistent
-    element = BYTES[recipe.train.precision]
-    return round(element * passes * (world_size - 1) / world_size)
+    return round(BYTES[recipe.train.precision] * passes * (ranks - 1) / ranks)
 
 
 def exchanged_bytes(recipe: EncoderRecipe, strategy: Strategy, clips: int) -> int:
@@ -218,14 +215,11 @@ def scaling(
     return rows
 
 
-def possible_gpu_counts(
-    recipe: EncoderRecipe, largest: int, sequence_parallel: int = 1
-) -> list[int]:
-    """Numbers of GPUs up to `largest` that divide the batch and data.num_streams."""
+def possible_gpu_counts(recipe: EncoderRecipe, largest: int, group: int = 1) -> list[int]:
+    """Numbers of GPUs up to `largest`, in groups, that divide the batch and data.num_streams."""
     videos = recipe.train.total_batch // recipe.data.repeats
     common = math.gcd(recipe.data.num_streams, videos)
-    groups = range(1, largest // sequence_parallel + 1)
-    return [n * sequence_parallel for n in groups if common % n == 0]
+    return [n * group for n in range(1, largest // group + 1) if common % n == 0]
 
 
 @dataclass(frozen=True)

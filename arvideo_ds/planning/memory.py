@@ -328,13 +328,12 @@ def footprint(
     """Memory of a step on one rank's GPU."""
     states = model_states(recipe, strategy, world_size=world_size, accumulation=accumulation)
     kept = activations(recipe, micro_batch, strategy)
-    # ZeRO-3's bucket and gradients exist all the time.
+    # ZeRO-3's bucket exists all the time.
     always = states.rest + kept.clips + (states.bucket if strategy.stage == 3 else 0)
     passing = states.bucket if strategy.stage < 3 else 0
-    weights = _element(recipe) * sum(map(sum, parameter_sizes(recipe)))
-    # Stage 1 reduces its gradients only when all exist.
-    all_gradients = 0 if strategy.offload_optimizer else weights
-    gradients = all_gradients if strategy.stage == 1 else states.gradients
+    weights, gradients = _element(recipe) * sum(map(sum, parameter_sizes(recipe))), states.gradients
+    if strategy.stage == 1 and not strategy.offload_optimizer:
+        gradients = weights  # reduced only when all exist
     # Stage 2 allocates all of its gradients when it reduces the first bucket.
     temporaries = max(kept.workspace, states.gradients if strategy.stage == 2 else 0)
     return Footprint(
