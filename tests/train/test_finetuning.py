@@ -144,7 +144,7 @@ def test_it_begins_with_the_given_encoder_and_only_at_the_start(
         (["evaluation.shards=nowhere"], "evaluation.shards=nowhere"),
         (["finetune.mixup=1", "train.micro_batch=1"], "in pairs"),
         (["finetune.heads=[verb,noun]", "finetune.num_classes=null"], "have one label each"),
-        (["finetune.heads=[verb,noun]"], "leave finetune.num_classes out"),
+        (["finetune.heads=[verb,noun]"], "remove finetune.num_classes"),
         (["finetune.heads=[verb,verb]", "finetune.num_classes=null"], "each label set once"),
         (["finetune.heads=verb"], "must be a list of label sets, such as [verb, noun]"),
         (["evaluation.batch=1", "evaluation.views=[2,3]"], "evaluation.batch=1"),

@@ -116,7 +116,7 @@ def test_a_grid_that_is_not_known_is_asked_for_and_may_be_given(
     given = tiny_finetune(finetune=unknown | {"pretrained_clip": [16, 64, 64]})
     assert settle_transfer(given, tmp_path / "run").pretrained_grid == (8, 16, 16)
     odd = tiny_finetune(finetune=unknown | {"pretrained_clip": [16, 63, 64]})
-    with pytest.raises(UserError, match=r"no multiple of model\.patch=\[2, 4, 4\]"):
+    with pytest.raises(UserError, match=r"not a multiple of model\.patch=\[2, 4, 4\]"):
         settle_transfer(odd, tmp_path / "run")
 
 
