@@ -56,13 +56,14 @@ def _round(step: Step, batch: Batch, steps: int) -> Round:
 def describe(row: Row) -> dict[str, Any]:
     """A row, and the operations of its step; without a measurement."""
     recipe, (forward, whole) = row.recipe, count_flops(row)
-    cost = cost_of(recipe)
+    cost, strategy, batch = cost_of(recipe), Strategy.from_json(row.deepspeed), row.plan.micro_batch
+    predicted = footprint(recipe, strategy, world_size=1, micro_batch=batch, accumulation=1)
     return {
         "row": row.name,
         "variant": row.variant,
         "objective": recipe.objective.name,
         "clip": list(recipe.geometry.clip),
-        "micro_batch": row.plan.micro_batch,
+        "micro_batch": batch,
         "precision": recipe.train.precision,
         "compile": recipe.train.compile,
         "tokens_encoded": recipe.counts.encoded,
@@ -71,14 +72,8 @@ def describe(row: Row) -> dict[str, Any]:
         "gflop_forward_per_clip": forward / 1e9,
         "gflop_forward_per_clip_by_formula": cost.flops_forward_per_clip / 1e9,
         "gflop_step_per_clip": whole / 1e9,
-        "peak_gib_by_formula": None if row.variant == PAPER else _predicted_peak(row) / _GIB,
+        "peak_gib_by_formula": None if row.variant == PAPER else predicted.peak / _GIB,
     }
-
-
-def _predicted_peak(row: Row) -> int:
-    """Bytes, as `arvideo plan` predicts them."""
-    strategy, batch = Strategy.from_json(row.deepspeed), row.plan.micro_batch
-    return footprint(row.recipe, strategy, world_size=1, micro_batch=batch, accumulation=1).peak
 
 
 def summarize(
@@ -91,10 +86,7 @@ def summarize(
     return {
         **described,
         "clips_per_s": spread(rates),
-        **{
-            key: spread([r[key] for r in rounds])
-            for key in ("step_ms", "forward_ms", "backward_ms", "optimizer_ms")
-        },
+        **{key: spread([r[key] for r in rounds]) for key in rounds[0] if key.endswith("_ms")},
         "peak_gib": peak_bytes / _GIB,
         "tflops": spread(achieved),
         "matmul_tflops": matmul_tflops,

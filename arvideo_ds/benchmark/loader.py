@@ -37,6 +37,10 @@ from arvideo_ds.shards.video_files import count_videos, find_videos
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WARM_UP_BATCHES = 2
 _STAGE_CLIPS = 60
+_SETTINGS = ("shards", "repeats", "frames", "stride", "decoder")
+_REPORTED = ("stride", "repeats", "batch", "cores", "workers")
+# Clips/s that a GPU may consume.
+_RATES = (250, 500, 1000, 2000)
 
 
 @dataclass(frozen=True)
@@ -63,28 +67,21 @@ class LoaderOptions:
 def measure_loader(options: LoaderOptions) -> dict[str, Any]:
     """All measurements as one JSON document. Errors: `UserError`."""
     torch.set_num_threads(1)
-    keys = ("shards", "repeats", "frames", "stride", "decoder")
-    settings = [f"data.{key}={getattr(options, key)}" for key in keys]
+    settings = [f"data.{key}={getattr(options, key)}" for key in _SETTINGS]
     recipe = load_recipe("pretrain_vit_b_k400", settings)
     shards = ShardSet(options.shards)
     clips = TrainClips(shards, recipe, num_workers=options.workers)
     videos = max(1, options.batch // options.repeats)
     result: dict[str, Any] = {
         "clip": [options.frames, *recipe.data.size],
-        "stride": options.stride,
-        "repeats": options.repeats,
-        "batch": options.batch,
-        "cores": options.cores,
-        "workers": options.workers,
+        **{key: getattr(options, key) for key in _REPORTED},
         "shards": shards.manifest.settings | {"samples": shards.num_samples},
         "decoder": clips.decoder,
         "ours": _measure(_endless(clips, videos, options), options),
         "stages_ms_per_clip": _stages(clips, recipe),
     }
     per_core = result["ours"]["clips_per_s_per_core"]
-    result["cores_per_gpu"] = {
-        str(need): round(need / per_core, 1) for need in (250, 500, 1000, 2000)
-    }
+    result["cores_per_gpu"] = {str(rate): round(rate / per_core, 1) for rate in _RATES}
     if options.compare:
         peer = PeerClips(options.compare, recipe)
         result["peer"] = _measure(_endless(peer, options.batch, options), options)
@@ -98,9 +95,8 @@ def _endless(clips: Dataset[Any], samples: int, options: LoaderOptions) -> DataL
     """Endless batches of `samples` samples, positions 0, 1, 2, ..."""
     batches = (list(range(n, n + samples)) for n in itertools.count(step=samples))
     collate_fn = collate if isinstance(clips, TrainClips) else None
-    return DataLoader(
-        clips, batch_sampler=batches, num_workers=options.workers, collate_fn=collate_fn
-    )
+    workers = options.workers
+    return DataLoader(clips, batch_sampler=batches, num_workers=workers, collate_fn=collate_fn)
 
 
 class PeerClips(Dataset[Tensor]):

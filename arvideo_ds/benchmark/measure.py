@@ -99,10 +99,7 @@ def _largest_batch(row: Row, device: torch.device, log: Log) -> int:
 
 
 def _profile(step: Step, number: int, options: BenchmarkOptions) -> dict[str, Any]:
-    trace = None
-    if options.trace is not None:
-        options.trace.mkdir(parents=True, exist_ok=True)
-        trace = options.trace / f"row_{number + 1}.json"
+    trace = options.trace and options.trace / f"row_{number + 1}.json"
     batch = random_batch(step.row.recipe, step.row.plan.micro_batch, step.device)
     return by_group(profile_steps(step, batch, options.steps, trace))
 

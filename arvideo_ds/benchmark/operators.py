@@ -56,19 +56,16 @@ def profile_steps(
         # Inside, or unfinished kernels of the GPU would be missing.
         synchronize(step.device)
     if trace is not None:
+        trace.parent.mkdir(parents=True, exist_ok=True)
         profiler.export_chrome_trace(str(trace))
-    return [
-        _operator(event, steps, on_gpu=on_gpu)
-        for event in profiler.key_averages(group_by_input_shape=True)
+    operators, time = [], "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    for event in profiler.key_averages(group_by_input_shape=True):
         # Kernels of the GPU count with the operator that started them.
-        if event.device_type == DeviceType.CPU
-    ]
-
-
-def _operator(event: Any, steps: int, *, on_gpu: bool) -> Operator:
-    microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-    shapes = " ".join("x".join(map(str, s)) for s in event.input_shapes or () if s)
-    return Operator(event.key, shapes, microseconds / 1000 / steps, event.count / steps)
+        if event.device_type == DeviceType.CPU:
+            shapes = " ".join("x".join(map(str, s)) for s in event.input_shapes or () if s)
+            ms = getattr(event, time) / 1000 / steps
+            operators.append(Operator(event.key, shapes, ms, event.count / steps))
+    return operators
 
 
 def by_group(operators: Iterable[Operator]) -> dict[str, Any]:

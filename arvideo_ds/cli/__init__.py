@@ -109,6 +109,11 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def log(text: str) -> None:
+    """Print to standard error, at once."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def describe_shards(manifest: Manifest, files: str = "shards", kept: str = "") -> str:
     """Counts of a shard set, for the last line of a command."""
     size_mib = sum(shard.bytes for shard in manifest.shards) / 2**20

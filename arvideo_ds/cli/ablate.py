@@ -23,9 +23,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from arvideo_ds.ablation import array
+from arvideo_ds.ablation import array, table
 from arvideo_ds.ablation.cell import Cell, cells_of, require_same, run_cell
-from arvideo_ds.ablation.grid import GridPlan, grid_names, read_grid, resolve
+from arvideo_ds.ablation.grid import grid_names, read_grid, resolve
 from arvideo_ds.ablation.judges import judge_of
 from arvideo_ds.ablation.pool import run_cells
 from arvideo_ds.arguments import (
@@ -89,7 +89,7 @@ def main() -> int:
             code = submit(args, cells) if args.slurm else run_here(args, cells, failed)
         except KeyboardInterrupt:
             code = EXIT_INTERRUPTED
-        write(args.output, plan, cells, failed, chance, facts)
+        write(args.output, table.summarize(plan, cells, failed, chance=chance, facts=facts))
     return code
 
 
@@ -115,23 +115,14 @@ def submit(args: argparse.Namespace, cells: list[Cell]) -> int:
     return EXIT_OK
 
 
-def write(
-    output: Path,
-    plan: GridPlan,
-    cells: list[Cell],
-    failed: dict[str, str],
-    chance: float,
-    facts: dict[str, Any],
-) -> None:
-    from arvideo_ds.ablation import pictures, table
+def write(output: Path, document: dict[str, Any]) -> None:
+    from arvideo_ds.ablation import pictures
 
-    document = table.summarize(plan, cells, failed, chance=chance, facts=facts)
     print(table.state(document), flush=True)
     write_json(output / "table.json", document)
     write_text(output / "table.md", table.markdown(document))
-    pictures.draw_grid(document, document["ablations"], per_line=2).savefig(
-        output / "table.png", dpi=110
-    )
+    figure = pictures.draw_grid(document, document["ablations"], per_line=2)
+    figure.savefig(output / "table.png", dpi=110)
     pictures.write_page(output / "table.html", document)
     for ablation in document["ablations"]:
         print(f"{ablation['name']}: {next(iter(ablation['verdicts'].values()))}", flush=True)

@@ -15,10 +15,10 @@ the same command resumes after Ctrl-C (exit code 75), and another threshold take
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, require_at_least
+from arvideo_ds.cli import log
 from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
 from arvideo_ds.files.locks import lock
 from arvideo_ds.host import available_cores
@@ -35,21 +35,16 @@ def main() -> int:
     parser.add_argument("--shards", required=True, help="the clips' shards; labels do not matter")
     parser.add_argument("--output", required=True, type=Path, help="folder")
     parser.add_number("clips", 64, "spread over the shards")
-    parser.add_argument(
-        "--threshold",
-        type=float,
-        nargs="+",
-        default=[0.01],
-        help="singular values above this share of the largest count; default 0.01",
-    )
+    text = "singular values above this share of the largest count; default 0.01"
+    parser.add_argument("--threshold", type=float, nargs="+", default=[0.01], help=text)
     parser.add_argument("--recipe", help="of weights without one; default: the first run's")
     args = parser.parse_args()
     require_at_least(1, args, "clips")
     for threshold in args.threshold:
         if not _LEAST_THRESHOLD <= threshold < 1:
             raise UserError(
-                f"--threshold {threshold:g} must be at least {_LEAST_THRESHOLD:g}, below which "
-                "singular values are rounding, and below 1, the largest one's share of itself."
+                f"--threshold {threshold:g} must be below 1 and at least {_LEAST_THRESHOLD:g}: "
+                "smaller singular values are rounding errors."
             )
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder.")
@@ -73,7 +68,7 @@ def main() -> int:
         try:
             measured = measure(encoders, clips, args.output / "spectra")
         except KeyboardInterrupt:
-            print("interrupted; the same command resumes", file=sys.stderr, flush=True)
+            log("interrupted; the same command resumes")
             return EXIT_INTERRUPTED
         write_report(args.output, encoders, clips, measured, args.threshold)
     return 0

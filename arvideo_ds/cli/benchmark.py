@@ -31,6 +31,7 @@ from arvideo_ds.arguments import (
     require_at_least,
 )
 from arvideo_ds.benchmark.rows import BenchmarkOptions, read_row
+from arvideo_ds.cli import log
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.shards.manifest import ShardSet
@@ -98,10 +99,6 @@ def main() -> None:
         **{name: getattr(args, name) for name in ("micro_batch", "rounds", "steps", "warm_up")},
     }
     print(json.dumps(rounded({"settings": settings, **document}), indent=1))
-
-
-def log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def one_line(result: dict[str, Any]) -> str:

@@ -10,10 +10,10 @@ The export is loaded again and compared with the run's model before the folder a
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, add_weights
+from arvideo_ds.cli import log
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import command
 from arvideo_ds.exports import FORMATS, UNSPECIFIED
@@ -29,12 +29,8 @@ def main() -> None:
     parser.add_argument("--output", required=True, type=Path, help="new folder")
     add_weights(parser, run_folder.WEIGHTS)
     parser.add_argument("--shards", help="real clips to compare on; default: seeded random pixels")
-    parser.add_argument(
-        "--license",
-        default=UNSPECIFIED,
-        metavar="ID",
-        help="of the weights, for the model card, such as cc-by-nc-4.0; default %(default)s",
-    )
+    text = "of the weights, for the model card, such as cc-by-nc-4.0; default %(default)s"
+    parser.add_argument("--license", default=UNSPECIFIED, metavar="ID", help=text)
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, EncoderRecipe)
     weights = run_folder.choose_weights(args.run, args.weights)
@@ -45,4 +41,4 @@ def main() -> None:
     clips = clips_of(ShardSet(args.shards), recipe) if args.shards else random_clips(recipe)
     parity = export(source, args.format, args.output, clips, license_id=args.license)
     print(json.dumps(parity, indent=1))
-    print(f"written: {args.output}; how to open it: {args.output / 'README.md'}", file=sys.stderr)
+    log(f"written: {args.output}; how to open it: {args.output / 'README.md'}")

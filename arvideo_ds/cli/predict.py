@@ -8,12 +8,12 @@ The model is a fine-tuned run, or its export with --format encoder. Scores are p
 
 from __future__ import annotations
 
-import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, add_weights, require_at_least
+from arvideo_ds.cli import log
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.runs import run_folder
@@ -45,7 +45,7 @@ def main() -> None:
             best = top_labels(model, labels, central_clip(path, recipe.data), args.top)
         except UserError as error:
             failed += 1
-            print(f"skipped: {error}", file=sys.stderr, flush=True)
+            log(f"skipped: {error}")
         else:
             print("   ".join([str(path), *(f"{name} {p:.3f}" for name, p in best)]), flush=True)
     if failed:
@@ -58,7 +58,7 @@ def files(paths: Iterable[Path]) -> Iterator[Path]:
         skipped = Counter[str]()
         videos = list(find_videos(path, skipped)) if path.is_dir() else [path]
         if skipped:
-            print(count_videos(str(path), len(videos), skipped), file=sys.stderr, flush=True)
+            log(count_videos(str(path), len(videos), skipped))
         if not videos:
             raise UserError(f"there are no videos in {path}.")
         yield from videos

@@ -14,11 +14,11 @@ summary.json.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from arvideo_ds.arguments import CommandParser, require_at_least
+from arvideo_ds.cli import log
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.evaluation.probes import DEFAULT_PROBES, PROBES, open_probe_shards
@@ -62,8 +62,7 @@ def main() -> None:
 
     def probe(*folders: str | None) -> dict[str, Any]:
         train, test = open_probe_shards(recipe.probe, *folders)
-        names = f"train {train.name}, test {test.name}"
-        print(f"probing {args.run}: {names}", file=sys.stderr, flush=True)
+        log(f"probing {args.run}: train {train.name}, test {test.name}")
         return probe_run(args.run, recipe, train, test, probes)
 
     sets = dict(parse_set(text) for text in args.sets)

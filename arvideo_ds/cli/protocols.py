@@ -10,10 +10,10 @@ Exit codes: 0 done; 1 a recipe deviates, or with --check the page is stale; 2 wr
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
+from arvideo_ds.cli import log
 from arvideo_ds.errors import EXIT_OK, command
 from arvideo_ds.planning.protocols import all_numbers, deviations, page, read_protocols
 
@@ -31,13 +31,13 @@ def main() -> int:
     protocols, numbers = read_protocols(args.docs / "protocols.yaml"), all_numbers()
     wrong = deviations(protocols, numbers)
     if wrong:
-        print(*wrong, sep="\n", file=sys.stderr)
+        log("\n".join(wrong))
         return EXIT_DEVIATES
     path, text = args.docs / "protocols.md", page(protocols, numbers)
     if not args.check:
         path.write_text(text, encoding="utf-8")
         print(f"wrote {path}: {len(numbers)} recipes")
     elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-        print(f"{path} is stale; run: arvideo protocols", file=sys.stderr)
+        log(f"{path} is stale; run: arvideo protocols")
         return EXIT_DEVIATES
     return EXIT_OK

@@ -116,10 +116,7 @@ def main() -> int:
             flush=True,
         )
     with lock(output, "" if world.is_main else f"-{world.rank}"):
-        try:
-            report = score_shards(job, stop=stop.requested)
-        except KeyboardInterrupt:
-            return EXIT_INTERRUPTED
+        report = score_shards(job, stop=stop.requested)
     if report.failed:
         print(f"hung or died twice: {len(report.failed)} ({_listed(report.failed)})", flush=True)
     if report.interrupted:
