@@ -14,15 +14,17 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.registry import PLUGINS, listed_plugins
 
 T = TypeVar("T")
+# Of every command; its description lists others.
+_EXIT_CODES = "Exit codes: 0 done; 2 wrong input; 75 interrupted, start the same command again."
 
 
 class CommandParser(argparse.ArgumentParser):
     """Accepts `-` for `_` and `_` for `-` in long options, but not in values or after `--`. Every
     command takes `--plugin FILE`, the same as a FILE in ARVIDEO_PLUGINS."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, epilog: str = "", **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
-        super().__init__(**options)
+        super().__init__(epilog=f"{_EXIT_CODES}\n\n{epilog}".rstrip(), **options)
         self.add_argument(
             "--plugin",
             action="append",

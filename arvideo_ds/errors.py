@@ -55,7 +55,7 @@ def command(main: Callable[[], int | None]) -> Callable[[], int]:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             return EXIT_USER_ERROR
         except KeyboardInterrupt:
-            print("interrupted.", file=sys.stderr, flush=True)
+            print("interrupted; start the same command again.", file=sys.stderr, flush=True)
             return EXIT_INTERRUPTED
         except BrokenPipeError:
             if not _reader_left():

@@ -114,7 +114,7 @@ def test_an_interrupted_command_ends_with_one_code_and_no_traceback(
         raise KeyboardInterrupt
 
     assert main() == EXIT_INTERRUPTED
-    assert capsys.readouterr().err == "interrupted.\n"
+    assert capsys.readouterr().err == "interrupted; start the same command again.\n"
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000], ids=["within the buffer", "beyond it"])

@@ -51,7 +51,11 @@ def run_cells(
             if signalled in ready:
                 interrupted = True
                 log(f"interrupted: {len(running)} running cell(s) save; the same command resumes")
-                _end([process for process, *_ in running.values()])
+                processes = [process for process, *_ in running.values()]
+                for process in processes:
+                    process.terminate()
+                for process in processes:
+                    process.join()
                 raise KeyboardInterrupt
             for sentinel in ready:
                 process, cell, _, since = running.pop(sentinel)
@@ -70,13 +74,6 @@ def run_cells(
         os.close(signalled)
         os.close(wake)
     return failed
-
-
-def _end(running: Sequence[BaseProcess]) -> None:
-    for process in running:
-        process.terminate()
-    for process in running:
-        process.join()
 
 
 def shares(cores: Sequence[int], jobs: int) -> list[list[int]]:

@@ -33,11 +33,13 @@ def compare(rows: Sequence[tuple[str, float | None, Sequence[float]]]) -> list[P
     known = [(name, paper, ours) for name, paper, ours in rows if paper is not None and ours]
     # Stable: rows with equal figures keep the grid's order.
     known.sort(key=lambda row: -row[1])
-    return [
-        _pair(above[0], below[0], above[2], below[2])
-        for above, below in itertools.combinations(known, 2)
-        if above[1] > below[1]
-    ]
+    pairs = []
+    for (above, higher, first), (below, lower, second) in itertools.combinations(known, 2):
+        if higher > lower:
+            difference = statistics.mean(first) - statistics.mean(second)
+            error = math.hypot(_standard_error(first), _standard_error(second))
+            pairs.append(Pair(above, below, difference, abs(difference) > _ERRORS * error))
+    return pairs
 
 
 def verdict(pairs: Sequence[Pair]) -> str:
@@ -78,12 +80,6 @@ def differences(rows: Sequence[tuple[str, Mapping[int, float]]]) -> str:
 
 def _certain(pairs: Sequence[Pair]) -> int:
     return sum(pair.certain for pair in pairs)
-
-
-def _pair(above: str, below: str, first: Sequence[float], second: Sequence[float]) -> Pair:
-    difference = statistics.mean(first) - statistics.mean(second)
-    error = math.hypot(_standard_error(first), _standard_error(second))
-    return Pair(above, below, difference, abs(difference) > _ERRORS * error)
 
 
 def _standard_error(values: Sequence[float]) -> float:

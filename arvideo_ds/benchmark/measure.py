@@ -8,13 +8,7 @@ from typing import Any
 
 import torch
 
-from arvideo_ds.benchmark.compare import (
-    against_first,
-    best_products,
-    describe,
-    summarize,
-    time_in_turn,
-)
+from arvideo_ds.benchmark import compare
 from arvideo_ds.benchmark.fed import time_from_shards
 from arvideo_ds.benchmark.operators import by_group, profile_steps
 from arvideo_ds.benchmark.rows import BenchmarkOptions, Log, Row
@@ -64,21 +58,21 @@ def _measure(rows: list[Row], options: BenchmarkOptions, world: World, log: Log)
     described, peaks = [], []
     for row in rows:
         log(f"counting operations and memory of {row.name}")
-        facts = describe(row)
+        facts = compare.describe(row)
         peaks.append(peak_bytes(row, device))
         if options.largest_batch:
             facts["largest_micro_batch"] = _largest_batch(row, device, log)
         described.append(facts)
     steps = [build_step(row, device) for row in rows]
-    rounds = time_in_turn(steps, options, log)
-    products = best_products(rows, rounds)
+    rounds = compare.time_in_turn(steps, options, log)
+    products = compare.best_products(rows, rounds)
     results = []
     for number, step in enumerate(steps):
         times, peak = rounds[number], peaks[number]
         product = products[step.row.recipe.train.precision]
-        result = summarize(described[number], times, peak, product)
+        result = compare.summarize(described[number], times, peak, product)
         if number:
-            result["against_first"] = against_first(times, rounds[0], peak, peaks[0])
+            result["against_first"] = compare.against_first(times, rounds[0], peak, peaks[0])
         if options.profile:
             log(f"profiling {step.row.name}")
             result["profile"] = _profile(step, number, options)

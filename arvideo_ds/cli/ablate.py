@@ -12,7 +12,7 @@ GRID is a name or a YAML file (docs/ablations.md). --train: shards to train on a
 The same command resumes an interrupted grid: finished cells are kept, failed ones tried again.
 Writes OUTPUT/table.md, table.json, table.png and table.html. With --slurm, the same command prints
 the state and writes the tables while the array runs, and submits the unfinished cells afterwards.
-Exit codes: 0 done (or submitted); 1 cells failed; 2 wrong input; 75 interrupted, start it again.
+Exit code 1: cells failed.
 """
 
 from __future__ import annotations

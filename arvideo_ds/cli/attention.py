@@ -10,7 +10,7 @@ of a pretraining run, or any file of weights that --init-from takes. All encode 
 recipe of the first encoder decides how clips are cut and applies to weights without a recipe.
 
 Writes OUTPUT/attention_rank.json and .png, prints a table. Measurements are kept in OUTPUT/spectra:
-the same command resumes after Ctrl-C (exit code 75), and another threshold takes seconds.
+an interrupted command resumes, and another threshold takes seconds.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, require_at_least
-from arvideo_ds.cli import log
-from arvideo_ds.errors import EXIT_INTERRUPTED, UserError, command
+from arvideo_ds.errors import UserError, command
 from arvideo_ds.files.locks import lock
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.manifest import ShardSet
@@ -29,7 +28,7 @@ _LEAST_THRESHOLD = 1e-5
 
 
 @command
-def main() -> int:
+def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("encoders", nargs="+", metavar="ENCODER")
     parser.add_argument("--shards", required=True, help="the clips' shards; labels do not matter")
@@ -49,26 +48,14 @@ def main() -> int:
     if args.output.exists() and not args.output.is_dir():
         raise UserError(f"--output {args.output} is a file; give a folder.")
     from arvideo_ds.data.loader import worker_count
-    from arvideo_ds.evaluation.attention import (
-        Clips,
-        evenly,
-        measure,
-        open_encoders,
-        require_same_clips,
-        write_report,
-    )
+    from arvideo_ds.evaluation import attention
 
-    encoders = open_encoders(args.encoders, args.recipe)
-    require_same_clips(encoders)
+    encoders = attention.open_encoders(args.encoders, args.recipe)
+    attention.require_same_clips(encoders)
     shards, recipe = ShardSet(args.shards), encoders[0].recipe
-    numbers = evenly(shards.num_samples, min(args.clips, shards.num_samples))
+    numbers = attention.evenly(shards.num_samples, min(args.clips, shards.num_samples))
     workers = worker_count(recipe, cores=len(available_cores()))
-    clips = Clips(shards, numbers, recipe, workers)
+    clips = attention.Clips(shards, numbers, recipe, workers)
     with lock(args.output):
-        try:
-            measured = measure(encoders, clips, args.output / "spectra")
-        except KeyboardInterrupt:
-            log("interrupted; the same command resumes")
-            return EXIT_INTERRUPTED
-        write_report(args.output, encoders, clips, measured, args.threshold)
-    return 0
+        measured = attention.measure(encoders, clips, args.output / "spectra")
+        attention.write_report(args.output, encoders, clips, measured, args.threshold)

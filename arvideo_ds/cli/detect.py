@@ -5,7 +5,7 @@
         data.shards=/data/ava-train detect.annotations=ava_train_v2.2.csv \\
         evaluation.shards=/data/ava-val evaluation.annotations=ava_val_v2.2.csv
 
-Other launchers: arvideo pretrain --help. The same command resumes an interrupted run (exit 75).
+Other launchers: arvideo pretrain --help. The same command resumes an interrupted run.
 Then: arvideo evaluate_detection RUN. docs/detection.md describes the files of boxes.
 """
 

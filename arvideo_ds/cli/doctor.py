@@ -4,7 +4,7 @@
     srun --nodes 2 --ntasks-per-node 8 arvideo doctor        all ranks; or deepspeed, torchrun
 
 Prints one line per check: ok, warning or problem, with what to do.
-Exit codes: 0 no problem; 1 a problem.
+Exit code 1: a problem.
 """
 
 from __future__ import annotations

@@ -28,8 +28,8 @@ REPORT, PICTURE = "tokenizer.json", "tokenizer.png"
 def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a run of `arvideo tokenizer`")
-    weights = "default: the average, else the last"
-    parser.add_argument("--weights", choices=run_folder.WEIGHTS, help=weights)
+    text = "default: the average, else the last"
+    parser.add_argument("--weights", choices=run_folder.WEIGHTS, help=text)
     parser.add_argument("--motion", type=int, metavar="N", help="locate the moving shape, N videos")
     parser.add_number("pictures", 3, "clips in the picture")
     add_overrides(parser)

@@ -6,8 +6,8 @@
 
 INPUT is a folder of videos (searched at any depth), a .csv or .jsonl with a column `path`, a folder
 of shards, or one video. docs/features.md describes the files and how to read them.
-Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
-videos were rejected (rejects.jsonl gives each reason); 75 interrupted, the same command resumes.
+An interrupted command resumes. Exit code 3: done, but more than --max_reject_share of the videos
+were rejected; rejects.jsonl gives each reason.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
     arvideo finetune --recipe finetune_own --init-from RUN \\
         data.shards=MINE/train evaluation.shards=MINE/test            your own labels
 
-Other launchers: arvideo pretrain --help. The same command resumes an interrupted run (exit 75).
+Other launchers: arvideo pretrain --help. The same command resumes an interrupted run.
 Then: arvideo evaluate RUN.
 """
 

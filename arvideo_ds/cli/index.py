@@ -5,9 +5,8 @@
 
 Every video (mp4, webm, avi, mkv, mov) is decoded once, in processes with a time limit; unreadable
 ones are listed in rejects.jsonl. Labels are the number or name in `<key>.cls`, or `label` in
-`<key>.json`; names are numbered in sorted order, or as in --labels.
-Exit codes: 0 done; 2 wrong input, such as a damaged tar, or nothing usable; 3 done, but more than
---max_reject_share of the videos were rejected; 75 interrupted, the same command resumes.
+`<key>.json`; names are numbered in sorted order, or as in --labels. An interrupted command resumes.
+Exit code 3: done, but more than --max_reject_share of the videos were rejected.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, from_arguments, require_positive
 from arvideo_ds.cli import end_with_rejects
-from arvideo_ds.errors import EXIT_INTERRUPTED, command
+from arvideo_ds.errors import command
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.foreign import index_shards
 
@@ -36,9 +35,5 @@ def main() -> int:
     parser.add_number("max_reject_share", 0.05, "see exit code 3")
     args = parser.parse_args()
     require_positive(args, "workers", "timeout_s")
-    try:
-        report = from_arguments(index_shards, args, folder=args.shards)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes after the last indexed tar", flush=True)
-        return EXIT_INTERRUPTED
+    report = from_arguments(index_shards, args, folder=args.shards)
     return end_with_rejects(args.shards, report, args.max_reject_share, "tars")

@@ -36,8 +36,8 @@ def main() -> None:
     require_positive(args, "gpus", "gpu_memory_gib", "tflops", "bandwidth_gb_s")
     if load_recipe(args.recipe, args.overrides, Recipe).transformer is None:
         raise UserError(
-            f"{args.recipe} trains a tokenizer: what its convolutions keep in memory is not "
-            "modelled. `arvideo tokenizer --dry_run` prints its plan without memory."
+            f"{args.recipe} trains a tokenizer: the memory of its convolutions is not modelled. "
+            "`arvideo tokenizer --dry_run` prints its plan without memory."
         )
     options = RunOptions(args.recipe, args.deepspeed_config, args.overrides)
     settings = settle(options, EncoderRecipe, world_size=args.gpus)

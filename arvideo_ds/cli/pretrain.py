@@ -6,7 +6,6 @@
     torchrun --nproc_per_node 8 -m arvideo_ds pretrain ...      srun arvideo pretrain ...
 
 The same command resumes an interrupted run from the newest complete checkpoint in --output.
-Exit codes: 0 finished; 2 wrong input; 75 interrupted and saved, start it again.
 """
 
 from __future__ import annotations

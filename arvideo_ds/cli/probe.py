@@ -47,8 +47,8 @@ def main() -> None:
         metavar="NAME",
         help=f"one more of {', '.join(PROBES)}; may be repeated",
     )
-    epochs = "attentive probe; default none"
-    parser.add_argument("--attentive", type=int, default=0, metavar="EPOCHS", help=epochs)
+    text = "attentive probe; default none"
+    parser.add_argument("--attentive", type=int, default=0, metavar="EPOCHS", help=text)
     args = parser.parse_args()
     require_at_least(0, args, "attentive")
     recipe = run_folder.read_recipe(args.run, PretrainRecipe)

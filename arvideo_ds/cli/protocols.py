@@ -5,7 +5,7 @@
 
 A recipe that differs from docs/protocols.yaml without a reason given there is an error, and the
 page is not written.
-Exit codes: 0 done; 1 a recipe deviates, or with --check the page is stale; 2 wrong input.
+Exit code 1: a recipe deviates, or with --check the page is stale.
 """
 
 from __future__ import annotations

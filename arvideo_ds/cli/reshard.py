@@ -9,8 +9,7 @@
     arvideo reshard SHARDS --output /local/disk/SHARDS --stage
 
 Labels of several sources are united by name; the first source's keep their numbers. The same
-sources and settings give the same bytes. Exit codes: 0 done; 2 wrong input, or a source is
-damaged; 75 interrupted, the same command resumes.
+sources and settings give the same bytes. An interrupted command resumes.
 """
 
 from __future__ import annotations
@@ -23,21 +22,8 @@ from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, require_positive
 from arvideo_ds.cli import describe_shards
-from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
-from arvideo_ds.shards.reshard import (
-    Part,
-    Pool,
-    equal_on_both_sides,
-    equal_videos,
-    first_samples,
-    merged,
-    notes,
-    open_pool,
-    split,
-    with_keys,
-    with_labels,
-    write_part,
-)
+from arvideo_ds.errors import UserError, command
+from arvideo_ds.shards import reshard
 from arvideo_ds.shards.staging import stage
 
 _SAMPLES_PER_SHARD, _SEED = 500, 0
@@ -71,21 +57,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 @command
-def main() -> int:
+def main() -> None:
     args = parse_arguments()
     require_positive(args, "samples_per_shard", "max_samples", "workers")
-    try:
-        if args.stage:
-            print_staged(args)
-        else:
-            write_parts(args)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes", flush=True)
-        return EXIT_INTERRUPTED
-    return EXIT_OK
+    if args.stage:
+        copy_folder(args)
+    else:
+        write_parts(args)
 
 
-def print_staged(args: argparse.Namespace) -> None:
+def copy_folder(args: argparse.Namespace) -> None:
     if len(args.sources) > 1:
         raise UserError("--stage copies one folder; merge several first.")
     if (args.samples_per_shard, args.seed) != (_SAMPLES_PER_SHARD, _SEED):
@@ -101,18 +82,20 @@ def write_parts(args: argparse.Namespace) -> None:
     how, choose = choice(args)
     if args.group_by and not args.split_share:
         raise UserError("--group_by is for --split_share, which is not given.")
-    pool = open_pool(args.sources, args.seed, group_by=args.group_by)
+    pool = reshard.open_pool(args.sources, args.seed, group_by=args.group_by)
     parts = choose(pool)
-    equal = equal_on_both_sides(parts) if args.split_share else equal_videos(pool.items)
-    for note in (*notes(pool.sources), *equal):
+    equal = (
+        reshard.equal_on_both_sides(parts) if args.split_share else reshard.equal_videos(pool.items)
+    )
+    for note in (*reshard.notes(pool.sources), *equal):
         print(f"note: {note}", flush=True)
     for part in parts:
-        manifest = write_part(pool, part, how=how, samples_per_shard=args.samples_per_shard)
+        manifest = reshard.write_part(pool, part, how=how, samples_per_shard=args.samples_per_shard)
         groups = "" if part.num_groups is None else f", in {part.num_groups:,} groups"
         print(f"{part.folder}: {describe_shards(manifest)}{groups}")
 
 
-def choice(args: argparse.Namespace) -> tuple[str, Callable[[Pool], list[Part]]]:
+def choice(args: argparse.Namespace) -> tuple[str, Callable[[reshard.Pool], list[reshard.Part]]]:
     """The requested parts: a description for the manifest, and a function of the samples.
 
     Errors: `UserError` for a mistake that needs no source to be seen.
@@ -122,16 +105,17 @@ def choice(args: argparse.Namespace) -> tuple[str, Callable[[Pool], list[Part]]]
         share, names = split_share(*args.split_share)
         how = f"{float(share):g} as {names[0]}, the rest as {names[1]}"
         how += f", by group {args.group_by}" if args.group_by else ""
-        return how, lambda pool: split(pool, share, output, names)
+        return how, lambda pool: reshard.split(pool, share, output, names)
     if args.labels:
-        return f"{len(set(args.labels))} labels", lambda p: [with_labels(p, args.labels, output)]
+        how = f"{len(set(args.labels))} labels"
+        return how, lambda pool: [reshard.with_labels(pool, args.labels, output)]
     if args.keys:
         keys = read_keys(args.keys)
-        return f"{len(keys)} keys", lambda pool: [with_keys(pool, keys, output)]
+        return f"{len(keys)} keys", lambda pool: [reshard.with_keys(pool, keys, output)]
     if args.max_samples:
         how = f"at most {args.max_samples} samples"
-        return how, lambda pool: [first_samples(pool, args.max_samples, output)]
-    return "all", lambda pool: [merged(pool, output)]
+        return how, lambda pool: [reshard.first_samples(pool, args.max_samples, output)]
+    return "all", lambda pool: [reshard.merged(pool, output)]
 
 
 def split_share(text: str, *names: str) -> tuple[Fraction, tuple[str, str]]:

@@ -7,9 +7,8 @@
 Stride, size and patch come from --recipe (with overrides), or from their own options. Writes one
 file per shard to SHARDS/scores/NAME; ranks share the shards, and the last one writes scores.json.
 Ctrl-C or SIGTERM finishes the current videos; the same command continues with the others. See
-docs/long_video.md.
-Exit codes: 0 done (the last rank: all is done); 2 wrong input; 3 some videos hung or died and
-have no scores yet, see --leave_out_failed; 75 interrupted, start it again.
+docs/long_video.md. Exit code 3: some videos hung or died and have no scores yet, see
+--leave_out_failed.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@
         --annotations k400/annotations/train.csv --output SHARDS
 
 docs/datasets.md lists what each data set needs, docs/data.md how videos are stored.
-Exit codes: 0 done; 2 wrong input, nothing usable; 3 done, but more than --max_reject_share of the
-videos were rejected (rejects.jsonl gives each reason); 75 interrupted, the same command resumes.
+An interrupted command resumes. Exit code 3: done, but more than --max_reject_share of the videos
+were rejected; rejects.jsonl gives each reason.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from arvideo_ds.arguments import (
 from arvideo_ds.cli import end_with_rejects
 from arvideo_ds.decoding.decoders import HOW_TO_GET_TORCHCODEC, decisive_decoders
 from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
-from arvideo_ds.errors import EXIT_INTERRUPTED, command
+from arvideo_ds.errors import command
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.datasets import READERS, Listing, Option, Source, read_listing, readers_of
 from arvideo_ds.shards.video_files import describe_passed_over
@@ -101,11 +101,7 @@ def main() -> int:
             flush=True,
         )
     job = from_arguments(ShardJob, args, listing=listing, transcode=transcode)
-    try:
-        report = write_shards(job)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command resumes after the last complete shard", flush=True)
-        return EXIT_INTERRUPTED
+    report = write_shards(job)
     print_passed_over(listing)
     return end_with_rejects(args.output, report, args.max_reject_share, "shards")
 

@@ -4,7 +4,7 @@
     deepspeed --module arvideo_ds tokenizer --deepspeed_config zero1 \\
         --recipe tokenizer_b_k600 data.shards=/data/k600-train evaluation.shards=/data/k600-val
 
-Other launchers: arvideo pretrain --help. The same command resumes an interrupted run (exit 75).
+Other launchers: arvideo pretrain --help. The same command resumes an interrupted run.
 Then: arvideo evaluate_tokenizer RUN, and arvideo score_tokens for long videos.
 """
 

@@ -5,7 +5,7 @@
 
 Every shard is read and hashed, and a share of its videos (at least one) is decoded. Every problem
 is printed with its file and, if one sample is affected, its key.
-Exit codes: 0 sound; 1 not; 2 wrong input, such as a folder without shards; 75 interrupted.
+Exit code 1: not sound.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, from_arguments, require_positive
-from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
+from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.verify import Verification, verify
 
@@ -24,19 +24,15 @@ EXIT_UNSOUND = 1
 def main() -> int:
     parser = CommandParser(description=__doc__)
     parser.add_argument("shards", type=Path, help="folder of the shards")
-    share_text = "share of the videos; default 0.01"
-    parser.add_argument("--decode", default="0.01", metavar="SHARE|all", help=share_text)
+    text = "share of the videos; default 0.01"
+    parser.add_argument("--decode", default="0.01", metavar="SHARE|all", help=text)
     parser.add_number("workers", len(available_cores()), "processes")
     parser.add_number("seed", 0, "chooses the videos to decode")
     parser.add_number("timeout_s", 120.0, "per video")
     args = parser.parse_args()
     require_positive(args, "workers", "timeout_s")
-    try:
-        share = decode_share(args.decode)
-        done = from_arguments(verify, args, folder=args.shards, decode_share=share)
-    except KeyboardInterrupt:
-        print("\ninterrupted; nothing was changed", flush=True)
-        return EXIT_INTERRUPTED
+    share = decode_share(args.decode)
+    done = from_arguments(verify, args, folder=args.shards, decode_share=share)
     for problem in done.problems:
         print(problem)
     print_summary(args.shards, done)
