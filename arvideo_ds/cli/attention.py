@@ -45,8 +45,6 @@ def main() -> None:
                 f"--threshold {threshold:g} must be below 1 and at least {_LEAST_THRESHOLD:g}: "
                 "smaller singular values are rounding errors."
             )
-    if args.output.exists() and not args.output.is_dir():
-        raise UserError(f"--output {args.output} is a file; give a folder.")
     from arvideo_ds.data.loader import worker_count
     from arvideo_ds.evaluation import attention
 

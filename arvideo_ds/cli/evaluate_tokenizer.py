@@ -19,7 +19,7 @@ from arvideo_ds.config import TokenizerRecipe, load_recipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.runs import run_folder
-from arvideo_ds.shards.manifest import MANIFEST, ShardSet
+from arvideo_ds.shards.manifest import ShardSet
 
 REPORT, PICTURE = "tokenizer.json", "tokenizer.png"
 
@@ -38,11 +38,9 @@ def main() -> None:
     run_folder.read_recipe(args.run, TokenizerRecipe)
     recipe = load_recipe(str(args.run / run_folder.RECIPE), args.overrides, TokenizerRecipe)
     where = recipe.evaluation.shards
-    if where is None or not ("://" in where or (Path(where) / MANIFEST).is_file()):
-        raise UserError(
-            f"there are no shards in evaluation.shards={where}: add evaluation.shards=FOLDER, the "
-            "videos to reconstruct."
-        )
+    if where is None:
+        raise UserError("evaluation.shards is missing: give the videos to reconstruct.")
+    shards = ShardSet(where)
     weights = args.weights or ("ema" if (args.run / run_folder.EMA_MODEL).is_file() else "last")
     run_folder.choose_weights(args.run, weights)
     from arvideo_ds.data.clips import EvaluationClips
@@ -53,7 +51,6 @@ def main() -> None:
     tokenizer = load_tokenizer(args.run / run_folder.WEIGHTS[weights])
     # First, because it refuses clips that are longer than its videos.
     shares = {} if args.motion is None else {"motion": shape_shares(tokenizer, recipe, args.motion)}
-    shards = ShardSet(where)
     quality = judge_run(tokenizer, shards, recipe)
     print(
         f"{quality.videos} clips: PSNR {quality.psnr_db:.2f} dB, SSIM {quality.ssim:.3f}; "
