@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from arvideo_ds.ablation.cell import Cell
-from arvideo_ds.ablation.grid import UNTRAINED, Ablation, GridPlan, GridRow, Variant
+from arvideo_ds.ablation.grid import UNTRAINED, Ablation, GridPlan, GridRow
 from arvideo_ds.ablation.judges import judge_of
 from arvideo_ds.ablation.ranking import compare, differences, verdict
 
 # Of one variant, by seed.
 Results = Mapping[int, Mapping[str, Any]]
+Values = Mapping[int, float]
 
 
 def summarize(
@@ -49,43 +50,34 @@ def _ablation(
     plan: GridPlan, ablation: Ablation, measures: Iterable[str], results: Mapping[str, Results]
 ) -> dict[str, Any]:
     variants = {variant.name: variant for variant in plan.variants}
-    of_rows = [variants[plan.variant_of[ablation.name, row.name]] for row in ablation.rows]
-    rows = [
-        (row, variant, results.get(variant.name, {}))
-        for row, variant in zip(ablation.rows, of_rows, strict=True)
-    ]
-    return {
-        "name": ablation.name,
-        "title": ablation.title,
-        "rows": [_row(row, variant, measures, measured) for row, variant, measured in rows],
-        "verdicts": {
-            measure: _verdict([(row, _values(measured, measure)) for row, _, measured in rows])
-            for measure in measures
-        },
-    }
+    rows, values = [], [(measure, list[Values]()) for measure in measures]
+    for row in ablation.rows:
+        variant = variants[plan.variant_of[ablation.name, row.name]]
+        of_row, dropped = results.get(variant.name, {}), variant.settings.counts.dropped_share
+        for measure, of_rows in values:
+            of_rows.append(_values(of_row, measure))
+        rows.append(
+            {
+                "name": row.name,
+                "note": row.note,
+                "variant": variant.name,
+                "paper": row.paper,
+                "dropped": None if dropped is None else round(100 * dropped, 1),
+                **_measured(measures, of_row),
+                "seconds_per_step": _median(of_row, "seconds_per_step"),
+                "gflops_forward_per_clip": _median(of_row, "gflops_forward_per_clip"),
+            }
+        )
+    verdicts = {measure: _verdict(ablation.rows, of_rows) for measure, of_rows in values}
+    return {"name": ablation.name, "title": ablation.title, "rows": rows, "verdicts": verdicts}
 
 
-def _verdict(rows: Sequence[tuple[GridRow, Mapping[int, float]]]) -> str:
+def _verdict(rows: Sequence[GridRow], values: Sequence[Values]) -> str:
     """Against the paper's order, or against the first row if the paper has no figures."""
-    if all(row.paper is None for row, _ in rows) and len(rows) > 1:
-        return differences([(row.name, values) for row, values in rows])
-    return verdict(compare([(row.name, row.paper, [*values.values()]) for row, values in rows]))
-
-
-def _row(
-    row: GridRow, variant: Variant, measures: Iterable[str], results: Results
-) -> dict[str, Any]:
-    dropped = variant.settings.counts.dropped_share
-    return {
-        "name": row.name,
-        "note": row.note,
-        "variant": variant.name,
-        "paper": row.paper,
-        "dropped": None if dropped is None else round(100 * dropped, 1),
-        **_measured(measures, results),
-        "seconds_per_step": _median(results, "seconds_per_step"),
-        "gflops_forward_per_clip": _median(results, "gflops_forward_per_clip"),
-    }
+    pairs = list(zip(rows, values, strict=True))
+    if all(row.paper is None for row in rows) and len(rows) > 1:
+        return differences([(row.name, of_row) for row, of_row in pairs])
+    return verdict(compare([(row.name, row.paper, [*of_row.values()]) for row, of_row in pairs]))
 
 
 def _measured(measures: Iterable[str], results: Results) -> dict[str, Any]:
@@ -100,7 +92,7 @@ def _measured(measures: Iterable[str], results: Results) -> dict[str, Any]:
     return measured
 
 
-def _values(results: Results, key: str) -> dict[int, float]:
+def _values(results: Results, key: str) -> Values:
     return {seed: result[key] for seed, result in results.items() if result[key] is not None}
 
 

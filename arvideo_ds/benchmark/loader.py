@@ -88,7 +88,15 @@ def measure_loader(options: LoaderOptions) -> dict[str, Any]:
         result["times_the_peer"] = round(per_core / result["peer"]["clips_per_s_per_core"], 2)
     if options.memory:
         result["memory"] = _memory_growth(_endless(clips, videos, options), options.memory)
-    return {**result, "machine": _machine()}
+    result["machine"] = {
+        "cpu": cpu_name(),
+        "cores_of_machine": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "peak_rss_of_main_process_mib": peak_resident_bytes() // 2**20,
+    }
+    return result
 
 
 def _endless(clips: Dataset[Any], samples: int, options: LoaderOptions) -> DataLoader[Any]:
@@ -208,14 +216,3 @@ def _stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
             timed("transfer", batch.to, device)
             videos = []
     return {stage: round(1000 * total / made, 3) for stage, total in seconds.items()}
-
-
-def _machine() -> dict[str, Any]:
-    return {
-        "cpu": cpu_name(),
-        "cores_of_machine": os.cpu_count(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "peak_rss_of_main_process_mib": peak_resident_bytes() // 2**20,
-    }

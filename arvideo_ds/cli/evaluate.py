@@ -24,18 +24,19 @@ def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of a fine-tuned run")
     parser.add_argument("--shards", help="default: evaluation.shards of the run's recipe")
-    parser.add_argument("--views", help="such as 5x3; default: evaluation.views of the recipe")
+    text = "such as 5x3; default: evaluation.views of the recipe"
+    parser.add_argument("--views", type=parse_views, metavar="TxS", help=text)
     add_weights(parser, run_folder.WEIGHTS)
     add_rank(parser)
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, FinetuneRecipe)
-    views = recipe.evaluation.views if args.views is None else parse_views(args.views)
     weights = run_folder.choose_weights(args.run, args.weights)
     where = args.shards or recipe.evaluation.shards
     if where is None:
         raise UserError("the recipe has no evaluation.shards; give --shards SHARDS.")
     from arvideo_ds.train.evaluate import evaluate
 
+    views = args.views or recipe.evaluation.views
     evaluate(args.run, recipe, where, views=views, name=weights)
 
 

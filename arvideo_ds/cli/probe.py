@@ -36,6 +36,7 @@ def main() -> None:
         action="append",
         default=[],
         dest="sets",
+        type=parse_set,
         metavar="NAME=TRAIN,TEST",
         help="another pair of labelled shards; may be repeated",
     )
@@ -65,7 +66,7 @@ def main() -> None:
         log(f"probing {args.run}: train {train.name}, test {test.name}")
         return probe_run(args.run, recipe, train, test, probes)
 
-    sets = dict(parse_set(text) for text in args.sets)
+    sets = dict(args.sets)
     # With --set alone, the recipe's shards are not probed.
     results = probe(args.train, args.test) if not sets or args.train or args.test else {}
     more = {name: probe(*pair) for name, pair in sets.items()}

@@ -25,29 +25,30 @@ def main() -> int:
     parser = CommandParser(description=__doc__)
     parser.add_argument("shards", type=Path, help="folder of the shards")
     text = "share of the videos; default 0.01"
-    parser.add_argument("--decode", default="0.01", metavar="SHARE|all", help=text)
+    parser.add_argument(
+        "--decode", type=share, default=0.01, dest="decode_share", metavar="SHARE|all", help=text
+    )
     parser.add_number("workers", len(available_cores()), "processes")
     parser.add_number("seed", 0, "chooses the videos to decode")
     parser.add_number("timeout_s", 120.0, "per video")
     args = parser.parse_args()
     require_positive(args, "workers", "timeout_s")
-    share = decode_share(args.decode)
-    done = from_arguments(verify, args, folder=args.shards, decode_share=share)
+    done = from_arguments(verify, args, folder=args.shards)
     for problem in done.problems:
         print(problem)
     print_summary(args.shards, done)
     return EXIT_UNSOUND if done.problems else EXIT_OK
 
 
-def decode_share(text: str) -> float:
-    """Errors: `UserError` when it is neither 'all' nor a number above 0 and at most 1."""
+def share(text: str) -> float:
+    """Errors: `UserError` unless it is 'all' or a number above 0 and at most 1."""
     try:
-        share = 1.0 if text == "all" else float(text)
+        value = 1.0 if text == "all" else float(text)
     except ValueError:
-        share = 0.0
-    if not 0 < share <= 1:
+        value = 0.0
+    if not 0 < value <= 1:
         raise UserError(f"--decode {text} must be 'all' or a share above 0 and at most 1.")
-    return share
+    return value
 
 
 def print_summary(folder: Path, done: Verification) -> None:
