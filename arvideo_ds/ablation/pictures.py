@@ -79,17 +79,13 @@ def _panel(axis: Axes, document: Mapping[str, Any], ablation: Mapping[str, Any])
     axis.set_xlabel("accuracy, %")
     axis.tick_params(labelbottom=True)
     axis.grid(axis="x", alpha=0.3)
-    if any(row["paper"] is not None for row in rows):
-        _paper_figures(axis, rows)
-
-
-def _paper_figures(axis: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
-    """On the right as text: another measure on other data does not fit the axis."""
-    right = axis.twinx()
-    right.set_ylim(*axis.get_ylim())
     texts = ["" if row["paper"] is None else f"paper {row['paper']:.1f}" for row in rows]
-    right.set_yticks(range(len(rows)), texts)
-    right.tick_params(length=0)
+    if any(texts):
+        # As text: another measure on other data does not fit the axis.
+        right = axis.twinx()
+        right.set_ylim(*axis.get_ylim())
+        right.set_yticks(range(len(rows)), texts)
+        right.tick_params(length=0)
 
 
 def write_page(path: Path, document: Mapping[str, Any]) -> None:

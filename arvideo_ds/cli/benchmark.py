@@ -98,7 +98,9 @@ def main() -> None:
         "deepspeed_config": args.deepspeed_config.name,
         **{name: getattr(args, name) for name in ("micro_batch", "rounds", "steps", "warm_up")},
     }
-    print(json.dumps(rounded({"settings": settings, **document}), indent=1))
+    text = json.dumps({"settings": settings, **document})
+    rounded = json.loads(text, parse_float=lambda number: float(f"{float(number):.5g}"))
+    print(json.dumps(rounded, indent=1))
 
 
 def one_line(result: dict[str, Any]) -> str:
@@ -123,12 +125,3 @@ def operator_table(profile: dict[str, Any] | None) -> list[str]:
     rest = profile["rest_by_name"].items()
     lines += [(name, of, "  ") for name, of in rest if of["share_pct"] >= 0.5]
     return [f"{of['share_pct']:8.2f} % {of['ms']:12.3f} ms  {pad}{name}" for name, of, pad in lines]
-
-
-def rounded(value: Any) -> Any:
-    """The document with floats of five digits."""
-    if isinstance(value, dict):
-        return {key: rounded(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [rounded(inner) for inner in value]
-    return float(f"{value:.5g}") if isinstance(value, float) else value

@@ -36,9 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     add_weights(parser, run_folder.WEIGHTS)
     parser.add_argument("--output", required=True, type=Path, help="folder of the features")
     parser.add_argument("--videos", type=Path, help="root of a list's paths; default: its folder")
-    parser.add_argument(
-        "--skip_bad_rows", action="store_true", help="count a list's wrong rows as rejects"
-    )
+    text = "count a list's wrong rows as rejects"
+    parser.add_argument("--skip_bad_rows", action="store_true", help=text)
     parser.add_argument(
         "--features",
         choices=("clip", "token", "time"),

@@ -57,11 +57,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--decoder", default="auto", help="as data.decoder")
     parser.add_argument("--workers", type=int, help="decoding processes per rank; default: cores")
     parser.add_number("timeout_s", 120.0, "longest time between windows of a video")
-    parser.add_argument(
-        "--leave_out_failed",
-        action="store_true",
-        help="record videos that hang or die twice as without scores",
-    )
+    text = "record videos that hang or die twice as without scores"
+    parser.add_argument("--leave_out_failed", action="store_true", help=text)
     add_rank(parser)
     add_overrides(parser)
     return parser.parse_intermixed_args()

@@ -52,9 +52,8 @@ def parse_arguments(options: Iterable[Option]) -> argparse.Namespace:
             default=argparse.SUPPRESS,
             help=f"{', '.join(readers_of(option.name))}: {option.help}{default}",
         )
-    parser.add_argument(
-        "--skip_bad_rows", action="store_true", help="count wrong rows as rejects, do not stop"
-    )
+    text = "count wrong rows as rejects, do not stop"
+    parser.add_argument("--skip_bad_rows", action="store_true", help=text)
     parser.add_argument("--output", required=True, type=Path, help="folder of the shards")
     parser.add_argument(
         "--video",
@@ -85,14 +84,8 @@ def main() -> int:
     transcode = None
     if args.video == "transcode":
         transcode = TranscodeSettings(short_side=args.short_side, gop=args.gop, crf=args.crf)
-    source = Source(
-        args.videos,
-        args.annotations,
-        args.split,
-        skip_bad_rows=args.skip_bad_rows,
-        **{name: value for name, value in vars(args).items() if name in options},
-    )
-    listing = read_listing(args.dataset, source)
+    given = {name: value for name, value in vars(args).items() if name in options}
+    listing = read_listing(args.dataset, from_arguments(Source, args, **given))
     print_listing(args.dataset, listing)
     if transcode is None and "torchcodec" not in decisive_decoders():
         print(
@@ -100,8 +93,7 @@ def main() -> int:
             f"may read other frames of some. {HOW_TO_GET_TORCHCODEC}.",
             flush=True,
         )
-    job = from_arguments(ShardJob, args, listing=listing, transcode=transcode)
-    report = write_shards(job)
+    report = write_shards(from_arguments(ShardJob, args, listing=listing, transcode=transcode))
     print_passed_over(listing)
     return end_with_rejects(args.output, report, args.max_reject_share, "shards")
 
