@@ -47,11 +47,11 @@ rules:
 	lint-imports
 
 fast:
-	pytest -q -n auto --dist worksteal -m "not slow and not dist and not gpu and not slurm"
+	pytest -q -n auto --dist worksteal -m "not slow and not dist and not gpu and not slurm and not fakecuda"
 
 test: check  ## check, then every other test that this machine can run
 	pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 \
-		-m "slow or dist or gpu or slurm"
+		-m "slow or dist or gpu or slurm or fakecuda"
 
 clean:  ## remove the environment, the demo's data and the runs
 	rm -rf $(VENV) data/demo runs *.egg-info .mypy_cache .ruff_cache .pytest_cache
