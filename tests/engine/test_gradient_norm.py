@@ -1,0 +1,37 @@
+"""Norms and refusals in a few kernels are DeepSpeed's own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import deepspeed
+import pytest
+
+from arvideo_ds.engine.gradient_norm import install_gradient_norm
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+def test_norms_and_refusals_are_deepspeeds(
+    on_ranks: Callable[..., list[dict[str, dict[str, list[float]]]]],
+) -> None:
+    ranks = on_ranks("gradient_norm.py", 2)
+    assert ranks[0] == ranks[1]
+    assert len(ranks[0]) == 7  # stages 0-3 in fp32, 1-3 in bf16
+    for case in ranks[0].values():
+        ours, theirs = case.pop("")
+        assert ours == pytest.approx(theirs, rel=1e-6)
+        assert 1 < ours < 100
+        assert len(case) == 3
+        for refused in case.values():
+            assert refused == [math.inf, math.inf]
+
+
+def test_an_untested_version_of_deepspeed_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deepspeed, "__version__", "9.9.9")
+    optimizer: Any = SimpleNamespace()
+    assert not install_gradient_norm(optimizer)
+    assert not vars(optimizer)
