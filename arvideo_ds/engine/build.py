@@ -13,6 +13,7 @@ from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import Tensor, nn
 
 from arvideo_ds.config.schema import OptimSettings
+from arvideo_ds.engine.gradient_norm import install_gradient_norm
 from arvideo_ds.engine.resolve import (
     ACTIVATION_CHECKPOINTING,
     EVERY,
@@ -58,8 +59,8 @@ class Engine:
         self.average: Average | None = None
         # Ranks that load the same clips.
         self._group = group
-        # At stage 0 in fp32 DeepSpeed neither measures gradients nor skips a step.
-        self._checks_gradients = not _flattens(config)
+        # At stage 0 DeepSpeed neither measures gradients nor skips a step.
+        self._checks_gradients = self.stage == 0
         self._norm = self._refused = torch.zeros(())
 
     @property
@@ -126,8 +127,11 @@ def build_engine(
     """Wrap a model. Collective.
 
     groups: of optim.parameter_groups. compiled: torch.compile each transformer layer. Errors:
-    `UserError` for an optimiser that breaks a rule of optim/trial.py.
+    `UserError` for an optimiser that breaks a rule of optim/trial.py; `ValueError` for stage 0 in
+    half precision, which `resolve` makes stage 1.
     """
+    if zero_stage(config) == 0 and (config["bf16"]["enabled"] or config["fp16"]["enabled"]):
+        raise ValueError("stage 0 keeps no fp32 weights beside half precision; use stage 1")
     size = config.get(SEQUENCE_PARALLEL, 1)
     group = share_tokens(model, size) if size > 1 else None
     if compiled:
@@ -147,11 +151,9 @@ def build_engine(
         raise UserError(
             f"optim.name={settings.name}: DeepSpeed replaces this optimiser (as it does torch's "
             "Adagrad) by one without parameter groups. Use another optimiser, or "
-            "zero_optimization.stage 0."
+            "zero_optimization.stage 0 with train.precision=fp32."
         )
-    # At stage 0 in half precision DeepSpeed (0.19.8) makes Adam's state by a step on zero
-    # gradients, which Adam counts.
-    optimizer.state.clear()
+    install_gradient_norm(engine.optimizer)
     if zero_stage(config) == 0 and engine.world_size == 1:
         # One rank would reduce all gradients with itself: 18.6 % of a step of ViT-B on a CPU.
         engine.enable_backward_allreduce = False
@@ -184,11 +186,6 @@ def _checkpointed(forward: Any, *arguments: Any, **named: Any) -> Any:
     return deepspeed.checkpointing.checkpoint(functools.partial(forward, **named), *arguments)
 
 
-def _flattens(config: dict[str, Any]) -> bool:
-    """Whether DeepSpeed gives the optimiser fp32 copies or pieces instead of the weights."""
-    return bool(config["bf16"]["enabled"] or config["fp16"]["enabled"] or zero_stage(config))
-
-
 def _optimizer(
     groups: list[dict[str, Any]], config: dict[str, Any], settings: OptimSettings
 ) -> torch.optim.Optimizer:
@@ -205,9 +202,12 @@ def _optimizer(
     build = OPTIMIZERS.choose(settings.name, key="optim.name")
     device = torch.device("cpu" if offloads else get_accelerator().current_device_name())
     require_sound_optimizer(
-        settings.name, lambda trial: build(trial, settings), device, flattened=_flattens(config)
+        settings.name,
+        lambda trial: build(trial, settings),
+        device,
+        flattened=zero_stage(config) > 0,
     )
     optimizer = build(groups, settings)
-    if not _flattens(config):  # else DeepSpeed skips such steps
+    if zero_stage(config) == 0:  # else DeepSpeed skips such steps
         skip_refused_steps(optimizer)
     return optimizer

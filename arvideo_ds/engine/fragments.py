@@ -4,8 +4,7 @@ DeepSpeed keeps the fp32 weights and the optimiser's moments in flat tensors, cu
 differently for every stage. Named by parameter and range, the same values fit any stage and any
 number of ranks; this is the one file that knows where DeepSpeed keeps them.
 
-    stage 0, fp32         the parameter itself, whole on every rank
-    stage 0, half         an fp32 copy of each parameter, whole on every rank
+    stage 0               the parameter itself, whole on every rank
     stages 1 and 2        one flat fp32 partition per parameter group; a parameter may cross ranks
     stage 3               each parameter cut into world-size pieces, the last one padded
 """
@@ -77,32 +76,14 @@ def spread_weights(engine: Engine) -> None:
         optimizer.checkpoint_event_epilogue()
     elif engine.stage:
         optimizer.update_lp_params()
-    else:
-        for parameter, owner, offset in _half_copies(optimizer):
-            parameter.data.copy_(_cut(owner, offset, parameter.numel()).view_as(parameter))
 
 
 def _cut(values: Tensor, offset: int, length: int) -> Tensor:
     return values.detach().view(-1).narrow(0, offset, length)
 
 
-def _whole(optimizer: Any, name: str, parameter: Tensor) -> Iterator[Fragment]:
-    copies = {id(half): (owner, offset) for half, owner, offset in _half_copies(optimizer)}
-    owner, offset = copies.get(id(parameter), (parameter, 0))
-    yield Fragment(name, 0, parameter.numel(), owner, offset)
-
-
-def _half_copies(optimizer: Any) -> Iterator[tuple[Tensor, Tensor, int]]:
-    """Half-precision parameters of stage 0, each with its fp32 tensor and its offset there."""
-    for number, group in enumerate(getattr(optimizer, "fp16_groups", [])):
-        if hasattr(optimizer, "fp32_groups_flat"):
-            owner, offset = optimizer.fp32_groups_flat[number], 0
-            for parameter in group:
-                yield parameter, owner, offset
-                offset += parameter.numel()
-        else:
-            for parameter, owner in zip(group, optimizer.fp32_groups[number], strict=True):
-                yield parameter, owner, 0
+def _whole(_: Any, name: str, parameter: Tensor) -> Iterator[Fragment]:
+    yield Fragment(name, 0, parameter.numel(), parameter, 0)
 
 
 def _flat_partition(optimizer: Any, name: str, parameter: Any) -> Iterator[Fragment]:

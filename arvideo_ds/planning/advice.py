@@ -137,15 +137,16 @@ def micro_batches(recipe: EncoderRecipe, num_gpus: int, sequence_parallel: int =
 
 
 def compare(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> list[Option]:
-    """Stages 0-3 without and with recomputation, then the offloads, otherwise as `base`.
+    """Stages 0 (fp32 only) to 3 without and with recomputation, then the offloads.
 
     Each has the largest micro-batch that fits, else the smallest one.
     """
     every = base.recompute or 1
     plain = replace(base, offload_optimizer=False, offload_parameters=False)
     offloaded = replace(plain, recompute=every, offload_optimizer=True)
+    stages = range(0 if recipe.train.precision == "fp32" else 1, 4)
     strategies = [
-        *(replace(plain, stage=stage, recompute=k) for k in (0, every) for stage in range(4)),
+        *(replace(plain, stage=stage, recompute=k) for k in (0, every) for stage in stages),
         replace(offloaded, stage=2),
         replace(offloaded, stage=3, offload_parameters=True),
     ]

@@ -125,23 +125,22 @@ def model_states(
     encoder, decoder = parameter_sizes(recipe)
     sizes, element = encoder + decoder, _element(recipe)
     if strategy.stage == 0:
-        return _data_parallel(sum(sizes), element, world_size, accumulation)
+        return _data_parallel(sum(sizes), world_size, accumulation)
     if strategy.stage == 3:
         return _zero_3(sizes, element, strategy, world_size)
     return _zero_1_2(sum(sizes), element, strategy, world_size, accumulation)
 
 
-def _data_parallel(total: int, element: int, world_size: int, accumulation: int) -> ModelStates:
-    """fp32 needs no second copy; half precision turns all gradients into fp32 at once."""
-    half = element < FP32
+def _data_parallel(total: int, world_size: int, accumulation: int) -> ModelStates:
+    """fp32: AdamW updates the weights that the model uses. Half precision has no stage 0."""
     reduced = 0 if world_size == 1 else min(total, _ALL_REDUCE_ELEMENTS)
     return ModelStates(
-        parameters=element * total,
-        optimizer=(_ADAMW if half else _ADAMW - FP32) * total,
-        gradients=element * total,
-        held=element * total if accumulation > 1 else 0,
-        bucket_copy=element * reduced,
-        update=(element + FP32 if half else element) * total,
+        parameters=FP32 * total,
+        optimizer=(_ADAMW - FP32) * total,
+        gradients=FP32 * total,
+        held=FP32 * total if accumulation > 1 else 0,
+        bucket_copy=FP32 * reduced,
+        update=FP32 * total,
     )
 
 

@@ -75,9 +75,9 @@ def _notes(advice: Advice) -> list[str]:
         f"recommended: {_label(best.strategy)}, train.micro_batch={best.micro_batch}"
         f" ({best.accumulation} accumulated): {_how(best.strategy)}",
     ]
-    if given.strategy.stage >= 2 and best.strategy.stage == 0 and best.sent_bytes:
+    if given.strategy.stage >= 2 > best.strategy.stage and best.sent_bytes:
         lines.append(
-            f"the model fits under plain data parallel: {advice.json_name} sends "
+            f"the model fits without partitioned gradients: {advice.json_name} sends "
             f"{given.sent_bytes / best.sent_bytes:.1f} times as much per step and is slower."
         )
     if best.strategy.offloads:

@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from arvideo_ds.engine.resolve import zero_stage
+from arvideo_ds.engine.resolve import read_deepspeed_json, zero_stage
 from arvideo_ds.engine.world import World
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.score_store import hash_of_scores
@@ -59,8 +59,8 @@ def write_start(
         f"clip {plan.clip_shape} -> tokens {plan.token_grid}{task.token_words(plan)}\n"
         f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
         f"{_batch(plan)}\n"
-        f"{world.size} rank(s) by {world.launcher} on {world.device.type}, ZeRO stage "
-        f"{zero_stage(settings.deepspeed)}, {recipe.train.precision}; writing to {folder}"
+        f"{world.size} rank(s) by {world.launcher} on {world.device.type}, {_stage(settings)}, "
+        f"{recipe.train.precision}; writing to {folder}"
         + (f"; going on after step {first_step}" if first_step else ""),
         flush=True,
     )
@@ -80,6 +80,12 @@ def _batch(plan: RunPlan) -> str:
         f"{plan.lr:.3e}, then down to {plan.min_lr:.3e}; {plan.steps} steps = {plan.epochs:g} "
         f"epochs, {plan.warmup_steps} of warm-up"
     )
+
+
+def _stage(settings: RunSettings[Any]) -> str:
+    stage = zero_stage(settings.deepspeed)
+    given = zero_stage(read_deepspeed_json(settings.options.deepspeed_config))
+    return f"ZeRO stage {stage}" + ("" if stage == given else f" in place of stage {given}")
 
 
 def summarize(

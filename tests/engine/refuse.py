@@ -82,6 +82,8 @@ def main() -> None:
     results = []
     ways = [("adamw", 1, 0.0), ("adamw", 2, 0.5), ("rmsprop", 2, 0.5)]
     for (name, *how), stage, precision in itertools.product(ways, (0, 1, 2, 3), ("fp32", "bf16")):
+        if stage == 0 and precision == "bf16":
+            continue
         setting = (name, stage, precision, *how)
         _, untouched = weights_after([GOOD] * 3, *setting)
         for bad in (NAN_LOSS, NAN_GRADIENT):

@@ -20,7 +20,10 @@ from arvideo_ds.engine.fragments import keep_average
 from arvideo_ds.engine.world import start_world
 
 BATCH = 12
-CASES = [(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
+CASES = [
+    *((stage, "fp32") for stage in (0, 1, 2, 3)),
+    *((stage, "bf16") for stage in (1, 2, 3)),
+]
 
 
 def make_engine(stage: int, precision: str, size: int) -> Engine:
