@@ -79,8 +79,8 @@ def require_classifier(folder: Path) -> ClassNames:
     labels = read_labels(folder)
     if labels is None:
         raise UserError(
-            f"{folder} has no {run_folder.LABELS}: expected a fine-tuned run. Give the folder of "
-            "one, or of its export."
+            f"{folder} has no {run_folder.LABELS}. Give the folder of a fine-tuned run, or of its "
+            "export."
         )
     return labels
 

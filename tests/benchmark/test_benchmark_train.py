@@ -53,7 +53,7 @@ def test_a_row_may_be_a_file(tmp_path: Path) -> None:
         ("demo:papre", "there are: plain, paper"),
         ("demo,decoder.target_rato=1", "did you mean 'decoder.target_ratio'"),
         ("demo,decoder.target_ratio=7", "decoder.target_ratio=7"),
-        ("absent/recipe.yaml", "no recipe file"),
+        ("absent/recipe.yaml", "there is no recipe"),
         ("finetune_demo", "`arvideo finetune`"),
     ],
 )

@@ -1,4 +1,9 @@
-"""Build the imaginary GPU (runtime.cpp, driver.c) and the environment of a process that sees it."""
+"""Build the imaginary GPU (runtime.cpp, driver.c) and the environment of a process that sees it.
+
+    python tests/fakecuda/build.py PROGRAM [ARGUMENT ...]
+
+runs a program in that environment.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +12,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -71,3 +77,7 @@ def _build(folder: Path) -> None:
 def _compile(*arguments: object) -> None:
     *command, target = map(str, arguments)
     subprocess.run([*command, "-O1", "-fPIC", "-shared", "-o", target, "-ldl"], check=True)
+
+
+if __name__ == "__main__":
+    os.execve(sys.executable, [sys.executable, *sys.argv[1:]], {**os.environ, **environment()})

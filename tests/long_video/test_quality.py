@@ -117,16 +117,18 @@ def test_the_picture_shows_four_rows_of_every_clip() -> None:
 )
 def test_a_motion_that_cannot_be_looked_at_is_refused_before_anything_is_reconstructed(
     tmp_path: Path,
+    demo_shards: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     count: str,
     overrides: list[str],
     said: str,
 ) -> None:
-    recipe = demo("tokenizer.filters=4", f"evaluation.shards={tmp_path}", *overrides)
+    shards = demo_shards / "test"
+    recipe = demo("tokenizer.filters=4", f"evaluation.shards={shards}", *overrides)
     run_folder.write_recipe(tmp_path, recipe)
     save_file(untrained(recipe).state_dict(), tmp_path / run_folder.MODEL)
-    (tmp_path / "manifest.json").write_text("{}")  # shards that would not open
+    monkeypatch.setattr("arvideo_ds.long_video.quality.judge_run", None)  # a call would fail
     monkeypatch.setattr("sys.argv", ["evaluate_tokenizer.py", str(tmp_path), f"--motion={count}"])
     script = runpy.run_path(str(ROOT / "scripts" / "evaluate_tokenizer.py"))
     assert script["main"]() == 2

@@ -1,1 +1,4 @@
-"""The specifications, a file for each task; importing them needs no torch."""
+"""The specifications, a file for each task.
+
+Importing them needs no torch.
+"""
