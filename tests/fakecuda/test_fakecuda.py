@@ -79,6 +79,30 @@ def test_no_task_mixes_devices_or_waits() -> None:
     assert [case for case in results if case["failed"]] == []
 
 
+def train(stage: int, steps: int, folder: Path, shards: Path, *arguments: str | Path) -> int:
+    """Train the demo's model in bf16; returns how often the host waited."""
+    (result,) = run(
+        "loop.py",
+        *("--recipe", "demo", "--deepspeed_config", ROOT / "ds_configs" / f"zero{stage}.json"),
+        *("--output", folder, *arguments, f"data.shards={shards}", "train.precision=bf16"),
+        *(f"train.max_steps={steps}", "train.log_every=100", "train.save_every=100"),
+        "probe.every_epochs=null",
+    )
+    assert result["code"] == 0
+    return sum(result["waits"].values())
+
+
+def test_a_run_waits_once_a_step_and_continues_at_other_stages(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    shards = demo_shards / "train"
+    short, long = (train(2, steps, tmp_path / f"{steps}", shards) for steps in (4, 12))
+    assert long - short <= WAITS * (12 - 4)
+    print(f"{(long - short) / (12 - 4)} waits in a step")
+    for stage in (1, 3):
+        train(stage, 6, tmp_path / f"zero{stage}", shards, "--resume", tmp_path / "4")
+
+
 def zero(stage: int, **keys: Any) -> dict[str, Any]:
     return {"zero_optimization": {"stage": stage}, **keys}
 
