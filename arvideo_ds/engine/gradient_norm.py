@@ -14,6 +14,7 @@ from typing import Any
 import deepspeed
 import deepspeed.comm as dist
 import torch
+from deepspeed.accelerator import get_accelerator
 from deepspeed.runtime.utils import combine_grad_norm_groups
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
@@ -77,7 +78,10 @@ def _group_norms(optimizer: Any, dtype: torch.dtype) -> list[Tensor]:
     return list(squares.cpu().sqrt())
 
 
-def _sum_of_squares(gradients: list[Tensor]) -> Tensor:
+def _sum_of_squares(gradients: list[Tensor | None]) -> Tensor:
     """float64 scalar, from norms in float64 as DeepSpeed takes them."""
-    norms = torch._foreach_norm([g for g in gradients if g is not None], 2, dtype=torch.float64)
+    present = [gradient for gradient in gradients if gradient is not None]
+    if not present:  # a small group has nothing in some ranks' partitions
+        return torch.zeros((), dtype=torch.float64, device=get_accelerator().current_device_name())
+    norms = torch._foreach_norm(present, 2, dtype=torch.float64)
     return torch.stack(norms).square().sum()

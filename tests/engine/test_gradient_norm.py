@@ -9,7 +9,9 @@ from typing import Any
 
 import deepspeed
 import pytest
+import torch
 
+from arvideo_ds.engine import gradient_norm
 from arvideo_ds.engine.gradient_norm import install_gradient_norm
 
 
@@ -28,6 +30,15 @@ def test_norms_and_refusals_are_deepspeeds(
         assert len(case) == 3
         for refused in case.values():
             assert refused == [math.inf, math.inf]
+
+
+def test_a_group_without_gradients_on_this_rank_adds_nothing() -> None:
+    gradients = {0: [torch.full((4,), 2.0), None], 1: [None], 2: []}
+    optimizer = SimpleNamespace(averaged_gradients=gradients, dp_process_group=None)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gradient_norm.dist, "all_reduce", lambda *_, **__: None)
+        norms = gradient_norm._group_norms(optimizer, torch.float32)
+    assert [float(norm) for norm in norms] == [4, 0, 0]
 
 
 def test_an_untested_version_of_deepspeed_keeps_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
