@@ -169,6 +169,8 @@ class TrainSettings(Settings):
     """Largest number of consecutive steps skipped because loss or gradient was not finite."""
     stall_s: Annotated[int, Field(ge=1, le=1500)] = 600
     """Seconds without progress until the stacks of all ranks are written; collectives wait 1800."""
+    flight_recorder: bool = False
+    """NCCL's last collectives are written to OUTPUT/flight_recorder when one times out."""
 
 
 class WandbSettings(Settings):

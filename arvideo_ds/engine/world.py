@@ -7,6 +7,7 @@ import socket
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 
 import deepspeed
 import torch
@@ -37,10 +38,12 @@ class World:
         return self.rank == 0
 
 
-def start_world() -> World:
+def start_world(recorder: Path | None = None) -> World:
     """Make the default process group (NCCL on CUDA, gloo on CPU). Every rank calls it, once.
 
-    Errors: `UserError` when there are more ranks than GPUs or the ranks cannot meet.
+    recorder: folder in which torch's flight recorder writes, when a collective of NCCL times out,
+    the last ones of each rank. Errors: `UserError` when there are more ranks than GPUs or the ranks
+    cannot meet.
     """
     world = find_world()
     if world.device.type == "cpu":
@@ -49,8 +52,22 @@ def start_world() -> World:
     if world.size > 1:
         # Before they meet: in a start that hangs, a missing line names the missing rank.
         print(_description(world), flush=True)
+    if recorder is not None:
+        recorder.mkdir(parents=True, exist_ok=True)
+        os.environ.update(_recording(recorder))
     _init_process_group(world)
     return world
+
+
+def _recording(folder: Path) -> dict[str, str]:
+    """Variables of torch's flight recorder, which it reads when the process group starts."""
+    return {
+        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_FR_DUMP_TEMP_FILE": str(folder.resolve() / "rank_"),
+        "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
+        # torch's default; with torchrun's 1, aborted collectives would be missing in the records.
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
+    }
 
 
 def find_world() -> World:

@@ -9,6 +9,7 @@
   not_applied-rank-00003.jsonl  refused steps, with this rank's videos (guard.py)
   heartbeats/        the current phase of each rank (heartbeat.py)
   failures/          what ended each rank (failure.py)
+  flight_recorder/   the last collectives of each rank, with train.flight_recorder
   checkpoints/       see engine/checkpoints.py
   model.safetensors  fp32 weights of the finished run, the whole model
   ema.safetensors    their moving average, with ema_decay
@@ -35,6 +36,7 @@ from arvideo_ds.files.json_lines import append_json_lines, read_json_lines
 from arvideo_ds.planning.plan import BASE_VIDEOS, RunPlan
 
 CHECKPOINTS = "checkpoints"
+RECORDER = "flight_recorder"
 METRICS = "metrics.jsonl"
 MODEL, EMA_MODEL, BEST_MODEL = "model.safetensors", "ema.safetensors", "best.safetensors"
 LABELS = "labels.json"
@@ -65,10 +67,10 @@ _FREE = frozenset(
     """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
     data.max_skipped_share data.shards data.scores data.num_videos train.micro_batch train.log_every
     train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s train.compile
-    optim.implementation evaluation.shards evaluation.every_epochs evaluation.views
-    evaluation.batch evaluation.annotations evaluation.detections evaluation.min_score
-    evaluation.excluded evaluation.action_list evaluation.short_side evaluation.extend
-    evaluation.person_score finetune.init_from finetune.num_classes
+    train.flight_recorder optim.implementation evaluation.shards evaluation.every_epochs
+    evaluation.views evaluation.batch evaluation.annotations evaluation.detections
+    evaluation.min_score evaluation.excluded evaluation.action_list evaluation.short_side
+    evaluation.extend evaluation.person_score finetune.init_from finetune.num_classes
     detect.init_from detect.annotations tokenizer.perceptual_network probe.train_shards
     probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity wandb.group
     wandb.tags""".split()

@@ -48,7 +48,8 @@ def start(settings: RunSettings[Any]) -> int:
     folder = settings.folder
     run_folder.require_same_mathematics(folder, settings.recipe)
     with Interrupt() as interrupt:
-        world = start_world()
+        recorder = folder / run_folder.RECORDER if settings.recipe.train.flight_recorder else None
+        world = start_world(recorder)
         interrupt.connect(AnyRank(world.size))
         return guarded(lambda: _run(settings, world, interrupt), folder, world)
 

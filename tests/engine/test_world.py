@@ -98,3 +98,18 @@ def test_a_port_that_is_taken_is_no_traceback(
     assert done.returncode == 1, done.stdout + done.stderr
     assert f"could not meet the others at 127.0.0.1:{port}" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.slow
+def test_the_flight_recorder_writes_into_the_run(tmp_path: Path) -> None:
+    """torch's own recorder, on gloo, in a process with these variables."""
+    program = (
+        "import torch, torch.distributed as dist; from torch._C import _distributed_c10d as c10d\n"
+        "dist.init_process_group('gloo', init_method='tcp://127.0.0.1:0', rank=0, world_size=1)\n"
+        "dist.all_reduce(torch.ones(1)); c10d._dump_fr_trace_file(0)"
+    )
+    if not hasattr(torch._C._distributed_c10d, "_dump_fr_trace_file"):
+        pytest.skip("this torch writes its records only when a collective of NCCL times out")
+    environment = {**os.environ, **world._recording(tmp_path)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+    assert [path.name for path in tmp_path.iterdir()] == ["rank_0"]
