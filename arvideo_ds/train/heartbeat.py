@@ -4,7 +4,8 @@
     <run>/heartbeats/rank-00003.stack   every thread's stack, once nothing moved for train.stall_s
 
 A timer in C (faulthandler) writes the stack, even while native code blocks the interpreter. Only
-the time-out of the collectives ends a stalled run.
+the time-out of the collectives ends a stalled run. A rank that no longer writes at all has failed
+(failure.py).
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,8 @@ PHASES = ("start", "data", "forward", "backward", "update", "log", "validate", "
 _LONGEST_PERIOD_S = 15.0
 # A rank that has not written for this many periods is silent.
 _SILENT_PERIODS = 3
+# Shortest silence of a lost rank; an NFS client may show a file's age a minute late.
+_SHORTEST_LOSS_S = 120.0
 
 
 @dataclass(frozen=True)
@@ -51,15 +55,21 @@ class Beat:
 
 
 class Heartbeat:
-    """While entered, a thread writes where this rank is (`beat`) and watches all ranks."""
+    """While entered, a thread writes where this rank is (`beat`) and watches all ranks.
 
-    def __init__(self, folder: Path, world: World, *, stall_s: float) -> None:
-        self._folder = folder / FOLDER
+    lost: called with a rank that is silent for stall_s, and a text. Each rank follows the next one.
+    """
+
+    def __init__(
+        self, folder: Path, world: World, *, stall_s: float, lost: Callable[[int, str], None]
+    ) -> None:
+        self._folder, self._lost = folder / FOLDER, lost
         self._rank, self._size, self._stall_s = world.rank, world.size, stall_s
         self._period_s = min(_LONGEST_PERIOD_S, stall_s / 4)
         self._place = (0, "start")
         self._moved = time.monotonic()
         self._reported = False
+        self._next, self._next_wrote, self._missed = (self._rank + 1) % self._size, 0, 0
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +94,8 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self._ended.wait(self._period_s):
-            self._write()
+            if self._write():
+                self._follow()
             # One period later, so that every rank has written its place.
             stalled = time.monotonic() - self._moved > self._stall_s + self._period_s
             if self._reported and not stalled:
@@ -99,13 +110,27 @@ class Heartbeat:
         idle_s = round(time.monotonic() - self._moved, 1)
         return Beat(self._rank, socket.gethostname(), os.getpid(), step, phase, idle_s)
 
-    def _write(self) -> None:
+    def _follow(self) -> None:
+        """Count own beats since the last one of the next rank: no clocks, no failed file server."""
+        try:
+            wrote = self._path(self._next).stat().st_mtime_ns
+        except OSError:
+            wrote = self._next_wrote
+        self._missed = 0 if wrote != self._next_wrote else self._missed + 1
+        self._next_wrote = wrote
+        silent_s = self._missed * self._period_s
+        if self._next != self._rank and silent_s > max(self._stall_s, _SHORTEST_LOSS_S):
+            self._lost(self._next, f"wrote no heartbeat for {silent_s:.0f} s: its node is lost")
+
+    def _write(self) -> bool:
         path = self._path(self._rank)
         temporary = path.with_suffix(".new")
         # A full disk ends the run at the next save, with its reason.
         with contextlib.suppress(OSError):
             temporary.write_text(json.dumps(asdict(self._mine())))
             temporary.replace(path)
+            return True
+        return False
 
     def _path(self, rank: int) -> Path:
         return self._folder / f"rank-{rank:05d}.json"

@@ -31,7 +31,7 @@ from arvideo_ds.runs import run_folder
 from arvideo_ds.tasks import PREFIX
 from arvideo_ds.train import record
 from arvideo_ds.train.baseline import BASELINE, Baseline
-from arvideo_ds.train.failure import guarded
+from arvideo_ds.train.failure import Peers, guarded
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
 from arvideo_ds.train.lineage import PARENT, parent_facts
@@ -51,18 +51,21 @@ def start(settings: RunSettings[Any]) -> int:
         recorder = folder / run_folder.RECORDER if settings.recipe.train.flight_recorder else None
         world = start_world(recorder)
         interrupt.connect(AnyRank(world.size))
-        return guarded(lambda: _run(settings, world, interrupt), folder, world)
+        peers = Peers(folder, world)
+        return guarded(lambda: _run(settings, world, interrupt, peers), peers)
 
 
-def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt) -> int:
+def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: Peers) -> int:
     folder, recipe = settings.folder, settings.recipe
     if world.device.type == "cpu" and recipe.train.precision == "fp16":
         raise UserError("DeepSpeed has no fp16 on a CPU; use train.precision=bf16 or fp32.")
-    with ExitStack() as stack:
+    with ExitStack() as stack, peers.watched():
         if world.is_main:
             stack.enter_context(lock(folder))
         check_data(settings, world)
-        heartbeat = stack.enter_context(Heartbeat(folder, world, stall_s=recipe.train.stall_s))
+        heartbeat = stack.enter_context(
+            Heartbeat(folder, world, stall_s=recipe.train.stall_s, lost=peers.report)
+        )
         checkpoint = find_checkpoint(settings)
         first_step = 0 if checkpoint is None else checkpoint.step
         engine = _engine(settings, world, first=checkpoint is None)
@@ -81,29 +84,31 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt) -> int:
         if world.is_main:
             record.write_start(settings, world, facts, loader.decoder, first_step)
         started = time.monotonic()
-        outcome = train(
-            Run(
-                settings=settings,
-                world=world,
-                engine=engine,
-                loader=loader,
-                first_step=first_step,
-                sinks=_sinks(settings, first_step, stack) if world.is_main else [],
-                heartbeat=heartbeat,
-                guard=Guard(settings, world.rank, first_step, loader.video_at),
-                baseline=_baseline(settings, world, engine, facts),
-                interrupt=interrupt,
-                validation=validation,
-                facts=facts,
+        with ExitStack() as trackers:
+            outcome = train(
+                Run(
+                    settings=settings,
+                    world=world,
+                    engine=engine,
+                    loader=loader,
+                    first_step=first_step,
+                    sinks=_sinks(settings, first_step, trackers) if world.is_main else [],
+                    heartbeat=heartbeat,
+                    guard=Guard(settings, world.rank, first_step, loader.video_at),
+                    baseline=_baseline(settings, world, engine, facts),
+                    interrupt=interrupt,
+                    validation=validation,
+                    facts=facts,
+                )
             )
-        )
-        interrupt.trained(interrupted=outcome.interrupted)
-        if world.is_main:
-            if not outcome.interrupted:
-                _export(settings)
-            elapsed_s = time.monotonic() - started
-            record.summarize(settings, outcome, first_step, elapsed_s, facts[BASELINE])
-    dist.barrier()
+            interrupt.trained(interrupted=outcome.interrupted)
+            if world.is_main:
+                if not outcome.interrupted:
+                    _export(settings)
+                elapsed_s = time.monotonic() - started
+                record.summarize(settings, outcome, first_step, elapsed_s, facts[BASELINE])
+        # Inside: a rank may end as soon as all are here, and is missed until then.
+        dist.barrier()
     interrupt.disconnect()
     dist.destroy_process_group()
     return EXIT_INTERRUPTED if outcome.interrupted else EXIT_OK

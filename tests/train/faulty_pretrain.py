@@ -1,5 +1,7 @@
 """scripts/pretrain.py with a fault: ARVIDEO_FAULT=kind:first_step:last_step:rank (see FAULTS).
 
+With ARVIDEO_OTHERS_HANG, the other ranks then wait forever, as in a collective of NCCL.
+
 Every rank also writes what it trained on: trained-<rank>.jsonl in the working folder, a line a
 micro-step.
 """
@@ -60,8 +62,11 @@ def faulty_forward(self: Engine, batch: Any) -> torch.Tensor:
     step = self.deepspeed.global_steps + 1
     with Path(f"trained-{os.environ['RANK']}.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, "clips": batch.keys.tolist()}) + "\n")
-    if int(FIRST) <= step <= int(LAST) and os.environ["RANK"] == RANK and KIND in FAULTS:
-        return FAULTS[KIND](loss)
+    if int(FIRST) <= step <= int(LAST) and KIND in FAULTS:
+        if os.environ["RANK"] == RANK:
+            return FAULTS[KIND](loss)
+        if "ARVIDEO_OTHERS_HANG" in os.environ:
+            return hang(loss)
     return loss
 
 

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from arvideo_ds.runs import run_folder
+from arvideo_ds.train.failure import EXIT_CRASH
 from arvideo_ds.train.guard import REFUSED
-from tests.train.conftest import Runs, processes_of, stop
+from tests import warm_start
+from tests.conftest import free_port
+from tests.train.conftest import FAULTY, Runs, processes_of, stop
 
 pytestmark = pytest.mark.dist
 
@@ -70,10 +73,10 @@ def test_too_many_in_a_row_stop_the_run_on_every_rank(runs: Runs) -> None:
 
 
 def test_the_rank_that_fails_is_heard_first_and_the_others_follow_at_once(runs: Runs) -> None:
-    started = time.monotonic()
     options = ("train.max_steps=3000",)
     output = runs.run("crash", *options, launcher=runs.deepspeed(2), fault="crash:3:3:1", code=None)
-    assert time.monotonic() - started < 60
+    failed_at = (runs.folder / "crash" / "failures" / "rank-00001.txt").stat().st_mtime
+    assert time.time() - failed_at < 30
     assert output.count("Traceback") == 1, output[-3000:]
     assert "RuntimeError: the fault of this test" in output
     assert "rank 1 on" in output.split("Traceback")[0]
@@ -86,7 +89,42 @@ def test_a_rank_that_is_killed_is_missed_by_the_others(runs: Runs) -> None:
     output = runs.run("killed", *options, launcher=runs.deepspeed(2), fault="kill:3:3:1", code=None)
     assert "Traceback" not in output.replace("Traceback (most recent call last):\n  File", "", 0)
     told = re.search(r"rank 0 on \S+ stops.*", output)
-    assert told is None or "another rank is gone" in told.group()
+    assert told is None or re.search("another rank is gone|rank 1 failed: ended", told.group())
+
+
+@pytest.mark.parametrize(
+    ("fault", "failure"), [("crash", "RuntimeError: the fault"), ("kill", "ended without a report")]
+)
+def test_a_rank_ends_within_seconds_though_its_collective_hangs(
+    runs: Runs, fault: str, failure: str
+) -> None:
+    """As with NCCL: the wait of rank 0 never returns, and only its own thread can end it."""
+    environment = {
+        **runs.environment,
+        **{"ARVIDEO_FAULT": f"{fault}:3:3:1", "ARVIDEO_OTHERS_HANG": "1", "WORLD_SIZE": "2"},
+        **{"LOCAL_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())},
+    }
+    name, options = f"{fault}_hang", ("train.max_steps=6", "train.save_every=2")
+    command = runs.command(name, *options, script=FAULTY)
+    survivor, failing = (
+        warm_start.start(
+            command, cwd=runs.folder, env={**environment, "RANK": rank, "LOCAL_RANK": rank}
+        )
+        for rank in "01"
+    )
+    try:
+        failing.wait(timeout=120)
+        started = time.monotonic()
+        output, _ = survivor.communicate(timeout=30)
+    finally:
+        stop(survivor)
+        stop(failing)
+    assert time.monotonic() - started < 15
+    assert survivor.returncode == EXIT_CRASH
+    assert re.search(rf"rank 0 on \S+ stops, since rank 1 failed: {failure}", output), output
+    # The failures of that start end no later one.
+    output = runs.run(name, *options, ranks=2)
+    assert "going on after step 2" in output
 
 
 def lines_until(process: Any, text: str) -> Iterator[str]:

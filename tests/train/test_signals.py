@@ -14,7 +14,7 @@ import torch
 
 from arvideo_ds.engine.world import World
 from arvideo_ds.errors import EXIT_INTERRUPTED
-from arvideo_ds.train.failure import guarded
+from arvideo_ds.train.failure import Peers, guarded
 from arvideo_ds.train.signals import SIGNALS, Interrupt
 from tests.conftest import ROOT
 
@@ -87,7 +87,8 @@ def test_a_second_ctrl_c_ends_at_once_and_says_that_nothing_was_saved(
         return run()
 
     with Interrupt():
-        guarded(twice, tmp_path, World(0, 1, 0, 1, torch.device("cpu"), "python", 1))
+        world = World(0, 1, 0, 1, torch.device("cpu"), "python", 1)
+        guarded(twice, Peers(tmp_path, world))
         os.kill(os.getpid(), signal.SIGINT)
     assert codes == [EXIT_INTERRUPTED]
     assert "by a second Ctrl-C; the same command goes on" in capsys.readouterr().err
