@@ -112,7 +112,7 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def _free(device: torch.device) -> None:
+def free(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -136,7 +136,7 @@ def random_batch(recipe: Recipe, size: int, device: torch.device) -> Batch:
 
 def peak_bytes(row: Row, device: torch.device) -> int:
     """Peak bytes of tensors, from building the model to the second step."""
-    _free(device)
+    free(device)
     # DeepSpeed (0.19.8) keeps the weights of a destroyed ZeRO-3 engine.
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
     with Peak(device) as peak:
@@ -184,5 +184,5 @@ def fits_in_memory(row: Row, device: torch.device) -> bool:
         return False
     finally:
         # Not in `except`, where the error still references the frames and their tensors.
-        _free(device)
+        free(device)
     return True
