@@ -34,7 +34,8 @@ from arvideo_ds.host import resident_bytes
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet
 
-_MAX_AUTO_WORKERS = 8
+# A rank with more cores keeps one for the trainer.
+_CORES_FOR_WORKERS = 8
 # How often the trainer checks its workers while it waits for them.
 _POLL_S = 5
 # So many lost workers without a batch in between end the run.
@@ -307,10 +308,10 @@ def _prefetch(data: DataSettings, num_workers: int, batch_bytes: int) -> int | N
 
 
 def worker_count(recipe: Recipe, *, cores: int) -> int:
-    """data.workers; for "auto" the cores of this rank, at most 8."""
+    """data.workers; for "auto" the cores of this rank, less one where there are many."""
     if recipe.data.workers != "auto":
         return recipe.data.workers
-    return max(1, min(_MAX_AUTO_WORKERS, cores))
+    return max(1, min(cores, max(_CORES_FOR_WORKERS, cores - 1)))
 
 
 def _start_worker(_worker: int) -> None:

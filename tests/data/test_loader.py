@@ -17,7 +17,13 @@ import torch
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
 from arvideo_ds.data import clips as clips_module
 from arvideo_ds.data.clips import EvaluationClips, TrainClips, for_labels
-from arvideo_ds.data.loader import Batch, TrainLoader, evaluation_batches, evaluation_loader
+from arvideo_ds.data.loader import (
+    Batch,
+    TrainLoader,
+    evaluation_batches,
+    evaluation_loader,
+    worker_count,
+)
 from arvideo_ds.decoding.decoders import DecodeError, decode
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import make_plan
@@ -101,6 +107,16 @@ def test_clips_are_uint8_with_frames_first_and_colours_last(
         assert batch.keys.dtype == batch.labels.dtype == torch.int64
         assert batch.valid.all()
         assert batch.clips.float().std() > 10
+
+
+def test_every_core_of_a_rank_has_a_worker(tiny: MakeRecipe) -> None:
+    """Where there are many, one is left to the trainer."""
+    counts = {
+        cores: worker_count(tiny(data={"workers": "auto"}), cores=cores)
+        for cores in (1, 2, 8, 9, 26, 128)
+    }
+    assert counts == {1: 1, 2: 2, 8: 8, 9: 8, 26: 25, 128: 127}
+    assert worker_count(tiny(data={"workers": 0}), cores=26) == 0
 
 
 def test_workers_change_nothing(shards: ShardSet, tiny: MakeRecipe) -> None:
