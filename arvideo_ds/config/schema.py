@@ -158,6 +158,10 @@ class TrainSettings(Settings):
     micro_batch: Positive
     """Largest number of clips per rank and forward pass; the rest is accumulated, same result."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    grad_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type in which gradients of micro-batches are summed. auto: fp32 where there are several, else
+    that of `precision`. Ranks average each micro-batch in `precision`; fp32 needs ZeRO stage 2, so
+    that stage 1 runs as 2."""
     compile: bool = False
     """torch.compile of each transformer layer; the first step takes minutes longer."""
     seed: NonNegative = 0
@@ -171,6 +175,21 @@ class TrainSettings(Settings):
     """Seconds without progress until the stacks of all ranks are written; collectives wait 1800."""
     flight_recorder: bool = False
     """NCCL's last collectives are written to OUTPUT/flight_recorder when one times out."""
+
+    @model_validator(mode="after")
+    def _gradients_of_precision(self) -> Self:
+        if self.grad_dtype not in ("auto", "fp32", self.precision):
+            raise UserError(
+                f"train.grad_dtype={self.grad_dtype} does not go with train.precision="
+                f"{self.precision}. Use auto, or fp32."
+            )
+        return self
+
+    def gradients_in(self, accumulation: int) -> str:
+        """Type in which the gradients of so many micro-batches are summed."""
+        if self.grad_dtype == "auto":
+            return "fp32" if accumulation > 1 else self.precision
+        return self.grad_dtype
 
 
 class WandbSettings(Settings):
@@ -251,6 +270,11 @@ class Recipe(Settings):
     @property
     def transformer(self) -> Transformer | None:
         """The trained model, where it is a transformer."""
+        return None
+
+    @property
+    def ema_decay(self) -> float | None:
+        """Decay of the moving average of the weights; None = the run keeps none."""
         return None
 
     def notes(self) -> list[str]:

@@ -159,6 +159,10 @@ class TokenizerRecipe(Recipe):
     def patch(self) -> Triple:
         return self.model.patch
 
+    @property
+    def ema_decay(self) -> float | None:
+        return self.tokenizer.ema_decay
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         self.tokenizer.check(self.geometry)

@@ -40,6 +40,10 @@ class TransferRecipe(EncoderRecipe):
         return getattr(self, self.task)
 
     @property
+    def ema_decay(self) -> float | None:
+        return self.transfer.ema_decay
+
+    @property
     def pretrained_clip(self) -> Triple | None:
         """Errors: `UserError` where interpolation is requested and the clip is not known."""
         if self.transfer.positions != "interpolated":

@@ -17,6 +17,7 @@ from typing import Any
 from arvideo_ds.arguments import deepspeed_configs
 from arvideo_ds.config import Recipe
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.memory import stage_of_run
 from arvideo_ds.planning.plan import RunPlan
 
 AUTO = "auto"
@@ -76,10 +77,8 @@ def resolve(tree: dict[str, Any], recipe: Recipe, plan: RunPlan, origin: str) ->
     for dotted, (value, owner) in _owned(recipe, plan).items():
         _fill(resolved, dotted, value, owner, origin)
     _check_combinations(resolved, recipe, origin)
-    if zero_stage(resolved) == 0 and recipe.train.precision != "fp32":
-        # With fp32 weights for each parameter, DeepSpeed (0.19.8) launches 4,013 kernels and waits
-        # 220 times in a step of ViT-B at stage 0, and 25 and once at stage 1 (docs/performance.md).
-        resolved.setdefault("zero_optimization", {})["stage"] = 1
+    stage = stage_of_run(zero_stage(resolved), recipe, plan.accumulation)
+    resolved.setdefault("zero_optimization", {})["stage"] = stage
     for dotted in _autos(resolved):
         raise UserError(
             f'{origin}: "{dotted}" is "auto", but no recipe setting decides it. Give a value.'
@@ -104,6 +103,10 @@ def _owned(recipe: Recipe, plan: RunPlan) -> dict[str, tuple[Any, str]]:
         "train_micro_batch_size_per_gpu": (plan.micro_batch, "train.micro_batch"),
         "gradient_accumulation_steps": (plan.accumulation, batch_on_ranks),
         "gradient_clipping": (recipe.optim.clip, "optim.clip"),
+        "data_types.grad_accum_dtype": (
+            recipe.train.gradients_in(plan.accumulation),
+            f"train.grad_dtype={recipe.train.grad_dtype}, {plan.accumulation} accumulated",
+        ),
         "bf16.enabled": (precision == "bf16", f"train.precision={precision}"),
         "fp16.enabled": (precision == "fp16", f"train.precision={precision}"),
     }
@@ -131,7 +134,7 @@ def _check_keys(tree: dict[str, Any], origin: str) -> None:
                 "recipe gives one curve with any JSON. Remove the section."
             )
     _require_known(tree, _KNOWN_KEYS, "", origin)
-    for key in ("zero_optimization", "bf16", "fp16", ACTIVATION_CHECKPOINTING):
+    for key in ("zero_optimization", "bf16", "fp16", "data_types", ACTIVATION_CHECKPOINTING):
         if not isinstance(tree.get(key, {}), dict):
             raise UserError(f'{origin}: "{key}" must be an object.')
     section = tree.get(ACTIVATION_CHECKPOINTING, {})

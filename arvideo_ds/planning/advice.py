@@ -13,7 +13,14 @@ from dataclasses import dataclass, replace
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.cost import cost_of, encoder_flops, parameter_sizes
-from arvideo_ds.planning.memory import BYTES, Footprint, Strategy, footprint, kept_gathered
+from arvideo_ds.planning.memory import (
+    BYTES,
+    Footprint,
+    Strategy,
+    footprint,
+    kept_gathered,
+    stage_of_run,
+)
 from arvideo_ds.planning.plan import RunPlan, make_plan
 
 GIB = 2**30
@@ -102,6 +109,7 @@ def weigh(recipe: EncoderRecipe, strategy: Strategy, micro_batch: int, machine: 
     group, gpus = strategy.sequence_parallel, machine.num_gpus
     clips = recipe.train.total_batch * group // gpus
     accumulation = clips // micro_batch
+    strategy = replace(strategy, stage=stage_of_run(strategy.stage, recipe, accumulation))
     memory = footprint(
         recipe, strategy, world_size=gpus, micro_batch=micro_batch, accumulation=accumulation
     )
@@ -155,7 +163,8 @@ def compare(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> list[Opt
     for strategy in strategies:
         options = [weigh(recipe, strategy, micro_batch, machine) for micro_batch in sizes]
         best.append(next((option for option in options if option.fits), options[-1]))
-    return best
+    # Where gradients are summed in fp32, stage 1 is stage 2.
+    return list(dict.fromkeys(best))
 
 
 def recommend(options: Sequence[Option]) -> Option | None:

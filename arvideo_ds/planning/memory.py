@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from arvideo_ds.config import EncoderRecipe
+from arvideo_ds.config import EncoderRecipe, Recipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape
 from arvideo_ds.planning.cost import parameter_sizes
 
@@ -24,9 +24,9 @@ _ADAMW = 3 * FP32
 _ALL_REDUCE_ELEMENTS = 500_000_000
 # Mean and deviation of a token, and its row of the softmax in each head, stay in fp32.
 _NORM_STATISTICS, _SOFTMAX_ROW = 2 * FP32, FP32
-# Bytes of the loss' temporaries per predicted value: its pixel, and in fp32 the prediction and the
-# statistics that normalise the target.
-_LOSS_TEMPORARIES = 1 + 3 * FP32
+# Bytes of the loss' temporaries per predicted value. Forward: its pixel, and in fp32 the prediction
+# and the statistics that normalise the target; backward: gradients in fp32.
+_LOSS_FORWARD, _LOSS_BACKWARD = 1 + 3 * FP32, 4 * FP32
 # Fields of `Strategy` that are sizes, by their keys in the section zero_optimization.
 _SIZES = {
     "reduce_bucket": "reduce_bucket_size",
@@ -86,12 +86,27 @@ def _offloads(zero: Mapping[str, Any], key: str) -> bool:
     return (zero.get(key) or {}).get("device", "none") != "none"
 
 
+def stage_of_run(stage: int, recipe: Recipe, accumulation: int) -> int:
+    """The ZeRO stage that a run uses in place of a given one, in half precision.
+
+    With fp32 weights for each parameter, DeepSpeed (0.19.8) launches 4,013 kernels and waits 220
+    times in a step of ViT-B at stage 0, and 25 and once at stage 1 (docs/performance.md). To sum
+    gradients in fp32 at stage 1 it changes to an optimiser (BF16_Optimizer) that keeps them whole
+    on every rank, reduces them in one fp32 pass and launches kernels for each parameter; stage 2
+    sums its part.
+    """
+    if recipe.train.precision == "fp32":
+        return stage
+    return max(stage, 2 if recipe.train.gradients_in(accumulation) == "fp32" else 1)
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelStates:
     """Bytes of one rank's GPU, and of the host memory that offloading takes.
 
     parameters   the weights that forward and backward use (ZeRO-3: this rank's part)
-    optimizer    fp32 master weights, where there is a second copy, and AdamW's moments
+    optimizer    fp32 master weights, where there is a second copy, AdamW's moments, and the moving
+                 average of the weights where the recipe keeps one
     gradients    at the end of the backward pass
     held         gradients that accumulation keeps through a forward pass
     gathered     ZeRO-3: weights of other ranks kept until their backward pass
@@ -124,19 +139,26 @@ def model_states(
     """Bytes of parameters, gradients and optimiser; ranks differ by less than a weight's part."""
     encoder, decoder = parameter_sizes(recipe)
     sizes, element = encoder + decoder, _element(recipe)
+    summed = BYTES[recipe.train.gradients_in(accumulation)]
+    kept = _ADAMW if recipe.ema_decay is None else _ADAMW + FP32
     if strategy.stage == 0:
-        return _data_parallel(sum(sizes), world_size, accumulation)
+        return _data_parallel(sum(sizes), kept, world_size, accumulation)
     if strategy.stage == 3:
-        return _zero_3(sizes, element, strategy, world_size)
-    return _zero_1_2(sum(sizes), element, strategy, world_size, accumulation)
+        return _zero_3(sizes, element, summed, kept, strategy, world_size)
+    if summed > element:
+        return _zero_2_in_fp32(sum(sizes), element, kept, strategy, world_size, accumulation)
+    return _zero_1_2(sum(sizes), element, kept, strategy, world_size, accumulation)
 
 
-def _data_parallel(total: int, world_size: int, accumulation: int) -> ModelStates:
-    """fp32: AdamW updates the weights that the model uses. Half precision has no stage 0."""
+def _data_parallel(total: int, kept: int, world_size: int, accumulation: int) -> ModelStates:
+    """fp32: AdamW updates the weights that the model uses. Half precision has no stage 0.
+
+    kept: bytes per weight of master weights, moments and average, also below.
+    """
     reduced = 0 if world_size == 1 else min(total, _ALL_REDUCE_ELEMENTS)
     return ModelStates(
         parameters=FP32 * total,
-        optimizer=(_ADAMW - FP32) * total,
+        optimizer=(kept - FP32) * total,
         gradients=FP32 * total,
         held=FP32 * total if accumulation > 1 else 0,
         bucket_copy=FP32 * reduced,
@@ -145,7 +167,7 @@ def _data_parallel(total: int, world_size: int, accumulation: int) -> ModelState
 
 
 def _zero_1_2(
-    total: int, element: int, strategy: Strategy, world_size: int, accumulation: int
+    total: int, element: int, kept: int, strategy: Strategy, world_size: int, accumulation: int
 ) -> ModelStates:
     """A flat buffer of all weights, and a partition of master weights, also in fp32.
 
@@ -157,19 +179,45 @@ def _zero_1_2(
     accumulates = 1 if accumulation > 1 else 0
     return ModelStates(
         parameters=element * total,
-        optimizer=here * _ADAMW * part,
+        optimizer=here * kept * part,
         gradients=here * element * part,
         held=accumulates * here * element * (total if strategy.stage == 1 else part),
         bucket=element * (2 if strategy.overlap_comm else 1) * strategy.reduce_bucket,
         bucket_copy=element * min(strategy.reduce_bucket, total),
         update=here * (element + FP32) * part,
         cast=0 if element == FP32 else here * element * part,
-        host=(1 - here) * (_ADAMW + FP32 + element + accumulates * element) * part,
+        host=(1 - here) * (kept + FP32 + element + accumulates * element) * part,
     )
 
 
-def _zero_3(sizes: list[int], element: int, strategy: Strategy, world_size: int) -> ModelStates:
-    """Each weight is split among the ranks; small ones are kept whole in addition."""
+def _zero_2_in_fp32(
+    total: int, element: int, kept: int, strategy: Strategy, world_size: int, accumulation: int
+) -> ModelStates:
+    """Half precision with gradients summed in fp32: one flat part, which AdamW reads as it is.
+
+    It stays on the GPU where the optimiser is offloaded.
+    """
+    part = math.ceil(total / world_size)
+    here = 0 if strategy.offload_optimizer else 1
+    return ModelStates(
+        parameters=element * total,
+        optimizer=here * kept * part,
+        gradients=FP32 * part,
+        held=FP32 * part if accumulation > 1 else 0,
+        bucket=element * (2 if strategy.overlap_comm else 1) * strategy.reduce_bucket,
+        bucket_copy=element * min(strategy.reduce_bucket, total),
+        update=FP32 * part,
+        host=(1 - here) * (kept + FP32 + element) * part,
+    )
+
+
+def _zero_3(
+    sizes: list[int], element: int, summed: int, kept: int, strategy: Strategy, world_size: int
+) -> ModelStates:
+    """Each weight is split among the ranks; small ones are kept whole in addition.
+
+    summed: bytes of a gradient in the sum over micro-batches.
+    """
     total, part = sum(sizes), sum(math.ceil(size / world_size) for size in sizes)
     # A single rank has everything on its GPU and copies nothing.
     copies = 0 if world_size == 1 and not strategy.offload_parameters else 1
@@ -178,17 +226,17 @@ def _zero_3(sizes: list[int], element: int, strategy: Strategy, world_size: int)
     parameters_here = 0 if strategy.offload_parameters else 1
     fetched = copies * min(strategy.prefetch_bucket, total)
     updated = min(part, strategy.sub_group)
-    host = (1 - optimizer_here) * (_ADAMW + FP32 + element) + (1 - parameters_here) * element
+    host = (1 - optimizer_here) * (kept + FP32 + summed) + (1 - parameters_here) * element
     return ModelStates(
         parameters=element * (parameters_here * part + persistent),
-        optimizer=optimizer_here * _ADAMW * part,
-        gradients=optimizer_here * element * part,
-        held=optimizer_here * element * part,
+        optimizer=optimizer_here * kept * part,
+        gradients=optimizer_here * summed * part,
+        held=optimizer_here * summed * part,
         gathered=element * (copies * kept_gathered(sizes, strategy) - persistent),
         bucket=element * strategy.reduce_bucket,
         bucket_copy=element * (min(strategy.reduce_bucket, total) + fetched),
-        update=optimizer_here * (element * part + FP32 * updated),
-        cast=0 if element == FP32 else optimizer_here * element * updated,
+        update=optimizer_here * (summed * part + FP32 * updated),
+        cast=0 if summed == FP32 else optimizer_here * element * updated,
         host=host * part,
     )
 
@@ -211,11 +259,22 @@ def kept_gathered(sizes: list[int], strategy: Strategy) -> int:
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes that a micro-batch keeps for its backward pass, its largest temporaries, its clips."""
+    """Bytes of a micro-batch.
+
+    saved      what the forward pass keeps for the backward pass
+    workspace  the largest temporaries beside it, before the first gradient of a weight
+    later      the most of both while weights have gradients
+    clips      the clips themselves
+    """
 
     saved: int
     workspace: int
+    later: int
     clips: int
+
+    @property
+    def peak(self) -> int:
+        return max(self.saved + self.workspace, self.later)
 
 
 def activations(
@@ -236,21 +295,24 @@ def activations(
         block += element * tokens * size.width
     blocks = _layers(size.depth, block, element * tokens * size.width, strategy)
     pixels = micro_batch * recipe.geometry.num_tokens * recipe.geometry.cube_values  # uint8
-    layer, rest = 0, 0
+    embedded = element * tokens * recipe.geometry.cube_values
+    # Gradients in the last MLP, after its layer was recomputed.
+    last = element * tokens * (size.mlp + size.width) + (block if strategy.recompute else 0)
     if model.decoder is not None:
-        rest, layer, loss = _of_decoder(recipe, model.decoder, micro_batch, tokens, strategy)
+        rest, later, loss = _of_decoder(recipe, model.decoder, micro_batch, tokens, strategy)
         # The clips cut into cubes are a second copy while the loss is made.
-        workspace = loss + pixels
+        workspace = max(loss * _LOSS_FORWARD + pixels, loss * _LOSS_BACKWARD)
     else:
+        rest, later = 0, 0
         if model.class_attention:  # tokens before and after a norm, keys, values
             rest = tokens * (element * 4 * size.width + _NORM_STATISTICS)
-        # Copies of the clips (cubes, or two in fp32 where clips are mixed); or, when the backward
-        # pass begins and the pooling's tensors are freed, gradients of the last MLP.
-        copies = (2 * FP32 if model.mixes_clips else 1) * pixels
-        workspace = max(copies, element * tokens * (size.mlp + size.width) - rest)
+        # Copies of the clips: cubes, or two in fp32 where clips are mixed.
+        workspace = (2 * FP32 if model.mixes_clips else 1) * pixels
+    encoder = embedded + blocks
     return Activations(
-        saved=element * tokens * recipe.geometry.cube_values + blocks + rest,
-        workspace=max(workspace, max(block, layer) if strategy.recompute else 0),
+        saved=encoder + rest,
+        workspace=workspace,
+        later=encoder + max(later, last),
         clips=pixels,
     )
 
@@ -258,11 +320,13 @@ def activations(
 def _of_decoder(
     recipe: EncoderRecipe, decoder: DecoderShape, micro_batch: int, own: int, strategy: Strategy
 ) -> tuple[int, int, int]:
-    """Bytes kept from the encoder's last norm (of `own` tokens) on, of a layer, of the loss."""
+    """Bytes kept from the encoder's last norm (of `own` tokens) on; the most of them and of
+    temporaries while weights have gradients; number of predicted values."""
     element, counts, outputs = _element(recipe), recipe.counts, recipe.transformer.outputs
     inputs, width, heads = recipe.size.width, decoder.width, decoder.heads
     tokens, rows = micro_batch * counts.encoded, micro_batch * counts.decoded
-    layer = _mlp(recipe, rows, width, DECODER_MLP_RATIO * width)
+    hidden = DECODER_MLP_RATIO * width
+    layer = _mlp(recipe, rows, width, hidden)
     if decoder.crosses:
         mask = counts.decoded * counts.encoded
         layer += _attention(recipe, rows, width, heads, mask, own_keys=False)
@@ -271,9 +335,13 @@ def _of_decoder(
         layer += _attention(recipe, rows, width, heads, counts.decoded * counts.decoded)
     encoded = own * (element * inputs + _NORM_STATISTICS) + tokens * element * (inputs + width)
     queries = micro_batch * counts.predicted
-    head = queries * (2 * element * width + _NORM_STATISTICS + FP32 * outputs)
-    kept = encoded + _layers(decoder.depth, layer, element * rows * width, strategy) + head
-    return kept, layer, _LOSS_TEMPORARIES * queries * outputs
+    head = queries * (2 * element * width + _NORM_STATISTICS)
+    layers = encoded + _layers(decoder.depth, layer, element * rows * width, strategy)
+    # Gradients of the predictions and the head's inputs; then as in the encoder.
+    first = head + element * queries * (outputs + width)
+    last = element * rows * (hidden + width) + (layer if strategy.recompute else 0)
+    kept = layers + head + FP32 * queries * outputs
+    return kept, layers + max(first, last), queries * outputs
 
 
 def _layers(depth: int, full: int, inputs: int, strategy: Strategy) -> int:
@@ -305,20 +373,22 @@ def _mlp(recipe: EncoderRecipe, rows: int, width: int, hidden: int) -> int:
 class Footprint:
     """Bytes on the GPU at the instants of a step that may reach its peak.
 
-    start: weights are copied into flat buffers. forward: all activations exist. backward: all
-    gradients exist; between the two, activations shrink as gradients grow. update: AdamW runs.
+    start: weights are copied into flat buffers. forward: all activations exist, and the loss.
+    reduction: the first gradients of weights exist, and the communication buffer. backward: all
+    gradients exist. update: AdamW runs.
     """
 
     states: ModelStates
     activations: Activations
     start: int
     forward: int
+    reduction: int
     backward: int
     update: int
 
     @property
     def peak(self) -> int:
-        return max(self.start, self.forward, self.backward, self.update)
+        return max(self.start, self.forward, self.reduction, self.backward, self.update)
 
 
 def footprint(
@@ -330,16 +400,24 @@ def footprint(
     # ZeRO-3's bucket exists all the time.
     always = states.rest + kept.clips + (states.bucket if strategy.stage == 3 else 0)
     passing = states.bucket if strategy.stage < 3 else 0
-    weights, gradients = _element(recipe) * sum(map(sum, parameter_sizes(recipe))), states.gradients
+    # Stage 1 reduces, and frees its bucket, after the last of the accumulated micro-steps.
+    waiting = passing if strategy.stage == 1 and accumulation > 1 else 0
+    total = sum(map(sum, parameter_sizes(recipe)))
+    weights, gradients = _element(recipe) * total, states.gradients
     if strategy.stage == 1 and not strategy.offload_optimizer:
         gradients = weights  # reduced only when all exist
-    # Stage 2 allocates all of its gradients when it reduces the first bucket.
-    temporaries = max(kept.workspace, states.gradients if strategy.stage == 2 else 0)
+    later = kept.later
+    if strategy.stage == 2 and strategy.reduce_bucket < total:
+        # All gradients are allocated when the first bucket is reduced; a sum in fp32 continues.
+        continued = recipe.train.gradients_in(accumulation) != recipe.train.precision
+        later = max(later, kept.saved + states.gradients - (states.held if continued else 0))
+    before = always + states.held + states.gathered
     return Footprint(
         states=states,
         activations=kept,
         start=weights + (states.parameters if strategy.stage else 0),
-        forward=always + states.held + states.gathered + passing + kept.saved + temporaries,
+        forward=before + waiting + kept.saved + kept.workspace,
+        reduction=before + passing + later,
         backward=always + gradients + passing + states.bucket_copy,
         update=always + states.update + states.cast,
     )

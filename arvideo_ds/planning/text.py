@@ -126,7 +126,7 @@ def _options_table(advice: Advice) -> str:
     for option in advice.options:
         states, kept = option.footprint.states, option.footprint.activations
         sizes = [states.parameters, states.gradients, states.optimizer]
-        sizes += [kept.saved + kept.workspace, option.footprint.peak]
+        sizes += [kept.peak, option.footprint.peak]
         row = (
             ("* " if option == advice.best else "  ") + _label(option.strategy),
             f"{option.micro_batch} x {option.accumulation}",

@@ -1,11 +1,12 @@
 """Run by test_gradient_norm.py under `deepspeed`: our norms and refusals beside DeepSpeed's own.
 
 Prints one line of JSON: for each stage and precision the norms, and for each wrong gradient on the
-last rank whether either finds it.
+last rank whether either finds it; and how far sums over micro-batches are from exact ones.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from typing import Any
@@ -13,13 +14,16 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from deepspeed.runtime.utils import combine_grad_norm_groups, get_global_norm_of_tensors
+from deepspeed.utils import safe_get_full_grad
 
 from arvideo_ds.config.load import validate
 from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
+from arvideo_ds.engine.resolve import resolve
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.tasks.pretrain import Pretrain
 
 RECIPE = validate(
@@ -47,6 +51,15 @@ def build(stage: int, precision: str) -> Engine:
         "steps_per_print": 2**31,
     }
     return build_engine(task, parameter_groups(task, 0.05), config, OptimSettings())
+
+
+def batch_of(seed: int) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    clips = torch.randint(
+        256, (2, *RECIPE.geometry.clip, 3), dtype=torch.uint8, generator=generator
+    )
+    keys = torch.arange(2)
+    return Batch(clips, keys, keys, torch.ones(2, dtype=torch.bool))
 
 
 def ours(engine: Engine) -> float:
@@ -93,13 +106,7 @@ def compare(stage: int, precision: str, world: World) -> dict[str, list[float]]:
     found = {}
     for wrong in ["", *WRONG]:
         engine = build(stage, precision)
-        generator = torch.Generator().manual_seed(world.rank)
-        clips = torch.randint(
-            256, (2, *RECIPE.geometry.clip, 3), dtype=torch.uint8, generator=generator
-        )
-        keys = torch.arange(2)
-        batch = Batch(clips, keys, keys, torch.ones(2, dtype=torch.bool))
-        engine.backward(engine.forward(batch))
+        engine.backward(engine.forward(batch_of(world.rank)))
         # At stage 0 gradients are equal on all ranks.
         if wrong and (stage == 0 or world.rank == world.size - 1):
             gradients(engine)[-1].view(-1)[-1] = WRONG[wrong]
@@ -107,6 +114,34 @@ def compare(stage: int, precision: str, world: World) -> dict[str, list[float]]:
         found[wrong] = [ours(engine), theirs]
         engine.deepspeed.destroy()
     return found
+
+
+def add_to(total: torch.Tensor, gradient: torch.Tensor) -> None:
+    total.add_(gradient)
+
+
+def distance_of_sum(stage: int, grad_dtype: str, world: World) -> float:
+    """Of an accumulated gradient from the exact sum of all ranks' bf16 gradients, relative."""
+    settings = {"precision": "bf16", "grad_dtype": grad_dtype, "total_batch": 32}
+    recipe = RECIPE.model_copy(update={"train": RECIPE.train.model_copy(update=settings)})
+    plan = make_plan(recipe, world_size=world.size, num_videos=32)
+    config = resolve({"zero_optimization": {"stage": stage}}, recipe, plan, "sums")
+    torch.manual_seed(0)
+    task = Pretrain(recipe)
+    exact = [torch.zeros(p.shape, dtype=torch.float64) for p in task.parameters()]
+    engine = build_engine(task, parameter_groups(task, 0.05), config, OptimSettings())
+    parameters = list(task.parameters())
+    for parameter, total in zip(parameters, exact, strict=True):
+        parameter.register_hook(functools.partial(add_to, total))
+    for micro_step in range(plan.accumulation):
+        engine.backward(engine.forward(batch_of(world.rank * plan.accumulation + micro_step)))
+        if micro_step < plan.accumulation - 1:
+            engine.step()
+    found = torch.cat([safe_get_full_grad(p).flatten().double() for p in parameters])
+    reference = torch.cat([total.flatten() for total in exact]) / world.size
+    dist.all_reduce(reference)
+    engine.deepspeed.destroy()
+    return float((found - reference).norm() / reference.norm())
 
 
 def main() -> None:
@@ -117,8 +152,13 @@ def main() -> None:
         for precision in ("fp32", "bf16")
         if stage or precision == "fp32"
     }
+    sums = {
+        f"{stage} {grad_dtype}": distance_of_sum(stage, grad_dtype, world)
+        for stage in (1, 2, 3)
+        for grad_dtype in ("fp32", "bf16")
+    }
     gathered: list[Any] = [None] * world.size
-    dist.all_gather_object(gathered, found)
+    dist.all_gather_object(gathered, {"norms": found, "sums": sums})
     if world.is_main:
         print("RESULT " + json.dumps(gathered), flush=True)
     dist.destroy_process_group()

@@ -23,6 +23,8 @@ BATCH = 12
 CASES = [
     *((stage, "fp32") for stage in (0, 1, 2, 3)),
     *((stage, "bf16") for stage in (1, 2, 3)),
+    # bf16 whose gradients are summed in fp32.
+    *((stage, "summed") for stage in (2, 3)),
 ]
 
 
@@ -39,8 +41,9 @@ def make_engine(stage: int, precision: str, size: int) -> Engine:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": BATCH // size,
         "gradient_accumulation_steps": 1,
-        "bf16": {"enabled": precision == "bf16"},
+        "bf16": {"enabled": precision != "fp32"},
         "fp16": {"enabled": False},
+        "data_types": {"grad_accum_dtype": "bf16" if precision == "bf16" else "fp32"},
         "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 10},
         "steps_per_print": 2**31,
     }

@@ -29,6 +29,7 @@ AUTO: dict[str, Any] = {
     "gradient_clipping": "auto",
     "bf16": {"enabled": "auto"},
     "fp16": {"enabled": "auto"},
+    "data_types": {"grad_accum_dtype": "auto"},
     "zero_optimization": {"stage": 2},
 }
 # What the recipe below decides, on two ranks.
@@ -39,6 +40,7 @@ DECIDED: dict[str, Any] = {
     "gradient_clipping": 0.5,
     "bf16": {"enabled": True},
     "fp16": {"enabled": False},
+    "data_types": {"grad_accum_dtype": "fp32"},
 }
 
 
@@ -92,17 +94,53 @@ def test_one_precision_is_on_and_the_others_off(
         ("gradient_clipping", 1.0, "0.5", "optim.clip"),
         ("bf16", {"enabled": False}, "true", "train.precision=bf16"),
         ("fp16", {"enabled": True}, "false", "train.precision=bf16"),
+        ("data_types", {"grad_accum_dtype": "bf16"}, '"fp32"', "train.grad_dtype=auto"),
     ],
 )
 def test_a_contradiction_names_both_places_and_both_values(
     key: str, given: Any, decided: str, owner: str, solve: Resolve
 ) -> None:
     message = error_of(solve, {**AUTO, key: given})
-    value = given["enabled"] if isinstance(given, dict) else given
+    value = next(iter(given.values())) if isinstance(given, dict) else given
     assert key in message
     assert json.dumps(value) in message
     assert decided in message
     assert owner in message
+
+
+@pytest.mark.parametrize(
+    ("train", "accumulation", "summed", "stages"),
+    [
+        ({"precision": "bf16"}, 1, "bf16", [1, 1, 2, 3]),
+        ({"precision": "fp16"}, 1, "fp16", [1, 1, 2, 3]),
+        ({"precision": "bf16"}, 2, "fp32", [2, 2, 2, 3]),
+        ({"precision": "bf16", "grad_dtype": "fp32"}, 1, "fp32", [2, 2, 2, 3]),
+        ({"precision": "bf16", "grad_dtype": "bf16"}, 2, "bf16", [1, 1, 2, 3]),
+        ({"precision": "fp32"}, 2, "fp32", [0, 1, 2, 3]),
+    ],
+)
+def test_gradients_are_summed_in_fp32_where_there_are_several(
+    train: dict[str, Any],
+    accumulation: int,
+    summed: str,
+    stages: list[int],
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
+    """And at a stage at which DeepSpeed does so without another optimiser."""
+    recipe = tiny(train={**train, "total_batch": 8 * accumulation, "micro_batch": 8})
+    plan = make_plan(recipe, world_size=1)
+    for given, stage in enumerate(stages):
+        tree = {**AUTO, "zero_optimization": {"stage": given}}
+        resolved = resolve(tree, recipe, plan, ORIGIN)
+        assert resolved["data_types"]["grad_accum_dtype"] == summed
+        assert zero_stage(resolved) == stage
+
+
+def test_gradients_in_half_precision_of_an_fp32_run_are_refused(
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
+    with pytest.raises(UserError, match=r"train\.grad_dtype=bf16 does not go with .*fp32"):
+        tiny(train={"precision": "fp32", "grad_dtype": "bf16"})
 
 
 def test_what_the_recipe_does_not_own_passes_unchanged(solve: Resolve) -> None:

@@ -125,6 +125,17 @@ def test_memory_is_what_the_planner_says(tmp_path: Path) -> None:
             "micro_batch": 64,
             "recipe": [VIT_B],
         },
+        "bf16 gradients": {
+            "deepspeed": zero(1),
+            "micro_batch": 32,
+            "accumulation": 2,
+            "recipe": [VIT_B, "train.grad_dtype=bf16"],
+        },
+        "ViT-L": {
+            "deepspeed": zero(1, activation_checkpointing={}),
+            "micro_batch": 64,
+            "recipe": ["pretrain_vit_l_k400"],
+        },
         "VideoMAE": {"deepspeed": zero(1), "micro_batch": 64, "recipe": ["videomae_vit_b_k400"]},
         "fine-tuning": {
             "deepspeed": zero(1),
@@ -134,4 +145,4 @@ def test_memory_is_what_the_planner_says(tmp_path: Path) -> None:
     }
     ratios = dict(zip(cases, run_cases("memory.py", list(cases.values()), tmp_path), strict=True))
     print(json.dumps(ratios, indent=1))
-    assert {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > 0.1} == {}
+    assert {name: ratio for name, ratio in ratios.items() if abs(ratio - 1) > 0.05} == {}

@@ -39,7 +39,9 @@ def best(recipe: PretrainRecipe, on: Machine) -> Option:
 
 @pytest.mark.parametrize("size", ["s", "b", "l", "h", "g"])
 def test_the_lowest_stage_where_the_model_fits(size: str) -> None:
-    assert best(load_recipe(f"pretrain_vit_{size}_k400"), machine()).strategy.stage == 1
+    option = best(load_recipe(f"pretrain_vit_{size}_k400"), machine())
+    # Stage 2 sums gradients in fp32 where there are several.
+    assert option.strategy.stage == (1 if option.accumulation == 1 else 2)
     recipe = load_recipe(f"pretrain_vit_{size}_k400", ["train.precision=fp32"])
     assert best(recipe, machine()).strategy.stage == 0
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.config import PretrainRecipe, load_recipe
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, load_recipe
 from arvideo_ds.planning.cost import parameter_sizes
 from arvideo_ds.planning.memory import Strategy, footprint, model_states
 
@@ -48,13 +48,42 @@ def test_deepspeed_defaults_hold_where_a_json_is_silent() -> None:
 def test_every_stage_holds_less_between_steps_than_the_one_before(
     name: str, precision: str
 ) -> None:
-    recipe = load_recipe(name, [f"train.precision={precision}"])
+    recipe = load_recipe(name, [f"train.precision={precision}", f"train.grad_dtype={precision}"])
     rest = [
         model_states(recipe, Strategy(stage=stage), world_size=16, accumulation=2)
         for stage in range(4)
     ]
     assert rest[0].rest > rest[1].rest == rest[2].rest > rest[3].rest
     assert rest[1].held > rest[2].held
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradients_summed_in_fp32_take_their_bytes(stage: int) -> None:
+    half, whole = (
+        model_states(
+            load_recipe(MODELS[0], [f"train.grad_dtype={name}"]),
+            Strategy(stage=stage),
+            world_size=1,
+            accumulation=4,
+        )
+        for name in ("bf16", "auto")
+    )
+    assert whole.held == whole.gradients == 2 * half.held
+    assert whole.rest == half.rest
+
+
+@pytest.mark.parametrize(("stage", "ranks"), [(0, 4), (1, 4), (2, 4), (3, 4)])
+def test_a_moving_average_is_one_more_fp32_copy_of_the_masters(stage: int, ranks: int) -> None:
+    without, kept = (
+        model_states(
+            load_recipe("finetune_vit_b_k400", [f"finetune.ema_decay={decay}"], FinetuneRecipe),
+            Strategy(stage=stage),
+            world_size=ranks,
+        )
+        for decay in ("null", 0.999)
+    )
+    # Two moments, and under ZeRO masters beside the weights.
+    assert kept.optimizer == pytest.approx(without.optimizer * (4 / 3 if stage else 3 / 2))
 
 
 def test_one_rank_in_fp32_pays_a_second_copy_of_the_weights_under_zero() -> None:

@@ -17,12 +17,12 @@ MACHINE = ("--gpus", "64", "--gpu_memory_gib", "80")
 
 
 def test_the_table_names_a_json_a_batch_and_the_time(run: Run) -> None:
-    eight = ("--gpus", "8", "--gpu_memory_gib", "80")
-    done = run(sys.executable, PLAN, "--recipe", "pretrain_vit_g_k400", *eight)
+    sixteen = ("--gpus", "16", "--gpu_memory_gib", "80")
+    done = run(sys.executable, PLAN, "--recipe", "pretrain_vit_g_k400", *sixteen)
     assert done.returncode == 0, done.stderr
     assert "recommended: ZeRO-1, train.micro_batch=64" in done.stdout
     assert "ds_configs/zero1.json" in done.stdout
-    assert "zero2.json sends 11.0 times as much per step and is slower" in done.stdout
+    assert "zero2.json sends 5.7 times as much per step and is slower" in done.stdout
     assert "assumed; give --tflops" in done.stdout
     assert "data.num_streams=15360" in done.stdout  # 1,024 GPUs
     assert max(map(len, done.stdout.splitlines())) < 200

@@ -20,7 +20,7 @@ class TokenizerTraining(Task):
 
     def __init__(self, recipe: TokenizerRecipe) -> None:
         super().__init__(recipe)
-        self.ema_decay = recipe.tokenizer.ema_decay
+        self.ema_decay = recipe.ema_decay
 
     def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
         """Errors: `UserError` where shards or the weights of the perceptual loss are missing."""
