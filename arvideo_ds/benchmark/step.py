@@ -18,6 +18,7 @@ from arvideo_ds.config import Recipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.peak import Peak
+from arvideo_ds.engine.world import use_tf32
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.cubes import pick, to_cubes
 from arvideo_ds.models.objective import Objective
@@ -92,6 +93,7 @@ class Step:
 def build_step(row: Row, device: torch.device) -> Step:
     optim, train = row.recipe.optim, row.recipe.train
     torch.manual_seed(train.seed)
+    use_tf32(device, train.tf32)
     task = build_task(row)
     groups = parameter_groups(task, optim.weight_decay)
     engine = build_engine(task, groups, row.deepspeed, optim, compiled=train.compile)

@@ -162,6 +162,9 @@ class TrainSettings(Settings):
     """Type in which gradients of micro-batches are summed. auto: fp32 where there are several, else
     that of `precision`. Ranks average each micro-batch in `precision`; fp32 needs ZeRO stage 2, so
     that stage 1 runs as 2."""
+    tf32: bool = False
+    """Whether a GPU may round the inputs of fp32 matrix products to TF32 (10 bits); torch's default
+    is not to. Convolutions keep torch's default."""
     compile: bool = False
     """torch.compile of each transformer layer; the first step takes minutes longer."""
     seed: NonNegative = 0

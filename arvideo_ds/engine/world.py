@@ -145,6 +145,12 @@ def _require_resolvable(host: str) -> None:
     )
 
 
+def use_tf32(device: torch.device, allowed: bool) -> None:
+    """Whether a GPU rounds the inputs of fp32 matrix products to TF32 from now on."""
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if allowed else "highest")
+
+
 def _cores(local_size: int) -> int:
     """CPU cores that Slurm binds to this rank, or its share of the host's."""
     seen = len(available_cores())

@@ -81,6 +81,7 @@ _FREE_OF_PARENT = (
     "train.epochs",
     "train.max_steps",
     "train.precision",
+    "train.tf32",
     "optim.",
     "probe.",
 )

@@ -22,7 +22,7 @@ from arvideo_ds.engine.agreement import AnyRank, gather_objects
 from arvideo_ds.engine.build import Engine, build_engine
 from arvideo_ds.engine.checkpoints import export_weights, load_checkpoint, newest_checkpoint
 from arvideo_ds.engine.fragments import AVERAGE, keep_average
-from arvideo_ds.engine.world import World, start_world
+from arvideo_ds.engine.world import World, start_world, use_tf32
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from arvideo_ds.files.locks import lock
 from arvideo_ds.long_video.score_store import open_scores
@@ -62,6 +62,7 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
     with ExitStack() as stack, peers.watched():
         if world.is_main:
             stack.enter_context(lock(folder))
+        use_tf32(world.device, recipe.train.tf32)
         check_data(settings, world)
         heartbeat = stack.enter_context(
             Heartbeat(folder, world, stall_s=recipe.train.stall_s, lost=peers.report)

@@ -113,3 +113,12 @@ def test_the_flight_recorder_writes_into_the_run(tmp_path: Path) -> None:
     environment = {**os.environ, **world._recording(tmp_path)}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
     assert [path.name for path in tmp_path.iterdir()] == ["rank_0"]
+
+
+def test_only_a_gpu_rounds_to_tf32_and_only_if_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen: list[str] = []
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", chosen.append)
+    for device in ("cpu", "cuda"):
+        for allowed in (True, False):
+            world.use_tf32(torch.device(device), allowed)
+    assert chosen == ["high", "highest"]
