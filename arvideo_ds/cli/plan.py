@@ -1,7 +1,7 @@
 """Which ZeRO stage and micro-batch for a recipe on these GPUs, and what more GPUs would bring.
 
-    arvideo plan --recipe pretrain_vit_g_k400 --gpus 64 --gpu_memory_gib 80
-    arvideo plan ... --tflops 250 --bandwidth_gb_s 40 --json train.total_batch=2048
+    arvideo plan --recipe pretrain_vit_g_k400 --gpus 64 --gpu h100
+    arvideo plan --recipe R --gpus 8 --gpu_memory_gib 48 --tflops 150 --bandwidth_gb_s 40 --json
 
 Bytes and seconds are computed from the recipe; nothing runs. docs/planning.md explains how, and
 compares them with measurements.
@@ -16,6 +16,7 @@ from arvideo_ds.arguments import CommandParser, add_deepspeed, add_overrides, re
 from arvideo_ds.config import EncoderRecipe, Recipe, load_recipe
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.planning.advice import advise
+from arvideo_ds.planning.gpus import GPUS, UTILIZATION
 from arvideo_ds.planning.memory import Strategy
 from arvideo_ds.planning.text import as_document, print_advice
 from arvideo_ds.train.settle import RunOptions, settle
@@ -26,14 +27,25 @@ def main() -> None:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--recipe", required=True, metavar="NAME|PATH")
     parser.add_argument("--gpus", type=int, required=True, help="number of GPUs, all hosts")
-    parser.add_argument("--gpu_memory_gib", type=float, required=True)
+    parser.add_argument("--gpu", metavar="NAME", help="such as h100: its memory and peak rate")
+    parser.add_argument("--gpu_memory_gib", type=float, help="required without --gpu")
     add_deepspeed(parser, "zero2")
-    parser.add_argument("--tflops", type=float, help="achieved per GPU; assumed 100")
+    parser.add_argument("--tflops", type=float, help="achieved per GPU; assumed 100 without --gpu")
+    parser.add_number("utilization", UTILIZATION, "share of the peak of --gpu that is achieved")
     parser.add_argument("--bandwidth_gb_s", type=float, help="sent per GPU; assumed 20")
+    parser.add_argument(
+        "--decode_clips_per_s_per_core", type=float, help="as measured by arvideo benchmark_loader"
+    )
+    parser.add_argument("--cores_per_gpu", type=int, help="warns where they cannot decode enough")
     parser.add_argument("--json", action="store_true", help="one JSON document")
     add_overrides(parser)
     args = parser.parse_intermixed_args()
-    require_positive(args, "gpus", "gpu_memory_gib", "tflops", "bandwidth_gb_s")
+    require_positive(args, "gpus", "gpu_memory_gib", "tflops", "bandwidth_gb_s", "utilization")
+    require_positive(args, "decode_clips_per_s_per_core", "cores_per_gpu")
+    gpu = None if args.gpu is None else GPUS.choose(args.gpu, key="--gpu")
+    memory_gib = args.gpu_memory_gib or (gpu and gpu.memory_gib)
+    if not memory_gib:
+        raise UserError(f"give --gpu (one of {', '.join(GPUS)}) or --gpu_memory_gib.")
     if load_recipe(args.recipe, args.overrides, Recipe).transformer is None:
         raise UserError(
             f"{args.recipe} trains a tokenizer: the memory of its convolutions is not modelled. "
@@ -41,6 +53,14 @@ def main() -> None:
         )
     options = RunOptions(args.recipe, args.deepspeed_config, args.overrides)
     settings = settle(options, EncoderRecipe, world_size=args.gpus)
+    tflops, tflops_from = args.tflops, ""
+    if tflops is None and gpu is not None and settings.recipe.train.precision != "fp32":
+        tflops = args.utilization * gpu.peak_tflops
+        tflops_from = f" ({args.utilization:.0%} of {gpu.peak_tflops:g}, assumed; --utilization)"
+    elif tflops is None:
+        tflops_from = " (assumed; give --tflops, or --gpu in half precision)"
+    shards = settings.shards
+    stored = None if shards is None else sum(shard.bytes for shard in shards.manifest.shards)
     advice = advise(
         Path(args.recipe).stem,
         args.deepspeed_config.name,
@@ -48,9 +68,13 @@ def main() -> None:
         settings.plan,
         Strategy.from_json(settings.deepspeed),
         num_gpus=args.gpus,
-        memory_gib=args.gpu_memory_gib,
-        tflops=args.tflops,
+        memory_gib=memory_gib,
+        tflops=tflops,
+        tflops_from=tflops_from,
         bandwidth_gb_s=args.bandwidth_gb_s,
+        stored_bytes=stored,
+        decode_rate=args.decode_clips_per_s_per_core,
+        cores_per_gpu=args.cores_per_gpu,
     )
     if args.json:
         print(json.dumps(as_document(advice), indent=1))

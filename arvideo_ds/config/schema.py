@@ -165,6 +165,9 @@ class TrainSettings(Settings):
     tf32: bool = False
     """Whether a GPU may round the inputs of fp32 matrix products to TF32 (10 bits); torch's default
     is not to. Convolutions keep torch's default."""
+    peak_tflops: Annotated[float, Field(gt=0)] | None = None
+    """Dense peak of one GPU in the run's precision, for throughput/share_of_peak; by default from
+    the table of GPUs (planning/gpus.py)."""
     compile: bool = False
     """torch.compile of each transformer layer; the first step takes minutes longer."""
     seed: NonNegative = 0

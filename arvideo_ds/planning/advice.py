@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.cost import cost_of, encoder_flops, parameter_sizes
+from arvideo_ds.planning.data import Supply, supply
 from arvideo_ds.planning.memory import (
     BYTES,
     Footprint,
@@ -234,7 +235,10 @@ def possible_gpu_counts(recipe: EncoderRecipe, largest: int, group: int = 1) -> 
 
 @dataclass(frozen=True)
 class Advice:
-    """All that is printed. given: the recipe's own batch with the DeepSpeed JSON `json_name`."""
+    """All that is printed. given: the recipe's own batch with the DeepSpeed JSON `json_name`.
+
+    supply: of the data, at the recommended option's rate, if that is predicted.
+    """
 
     name: str
     json_name: str
@@ -244,6 +248,7 @@ class Advice:
     given: Option
     options: list[Option]
     best: Option | None
+    supply: Supply | None
     scales: list[Scale]
     possible: list[int]
     assumptions: list[str]
@@ -259,17 +264,33 @@ def advise(
     num_gpus: int,
     memory_gib: float,
     tflops: float | None,
+    tflops_from: str,
     bandwidth_gb_s: float | None,
+    stored_bytes: int | None = None,
+    decode_rate: float | None = None,
+    cores_per_gpu: int | None = None,
 ) -> Advice:
     """Compare ZeRO stages, micro-batches and numbers of GPUs for a recipe.
 
     base: the DeepSpeed JSON's strategy. memory_gib: of one GPU. tflops: achieved by one GPU in
-    matrix products; bandwidth_gb_s: sent by one; None: assumed.
+    matrix products, with its origin for the reader; bandwidth_gb_s: sent by one; decode_rate:
+    clips/s of one core; None: assumed. stored_bytes: of the shards, if they exist.
     """
     machine = Machine(
         num_gpus, memory_gib, tflops or ASSUMED_TFLOPS, bandwidth_gb_s or ASSUMED_BANDWIDTH_GB_S
     )
     options = compare(recipe, base, machine)
+    best = recommend(options)
+    needed = None
+    if best is not None and best.step_s is not None:
+        needed = supply(
+            recipe,
+            plan.total_batch * plan.sequence_parallel / best.step_s,
+            num_videos=plan.num_videos,
+            stored_bytes=stored_bytes,
+            rate_per_core=decode_rate,
+            cores=None if cores_per_gpu is None else cores_per_gpu * num_gpus,
+        )
     counts = {*(2**power for power in range(LARGEST.bit_length())), num_gpus}
     return Advice(
         name=name,
@@ -279,12 +300,13 @@ def advise(
         machine=machine,
         given=weigh(recipe, base, plan.micro_batch, machine),
         options=options,
-        best=recommend(options),
+        best=best,
+        supply=needed,
         scales=scaling(recipe, base, machine, sorted(counts)),
         possible=possible_gpu_counts(recipe, LARGEST, plan.sequence_parallel),
         assumptions=[
             f"{machine.tflops:g} TFLOP/s achieved in matrix products per GPU"
-            f"{'' if tflops else ' (assumed; give --tflops)'}; a backward pass costs two forward "
+            f"{tflops_from}; a backward pass costs two forward "
             "passes, recomputing one more",
             f"every GPU sends {machine.bandwidth_gb_s:g} GB/s"
             f"{'' if bandwidth_gb_s else ' (assumed; give --bandwidth_gb_s)'}, to GPUs of its own "

@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any
 
 from arvideo_ds.planning.advice import GIB, LARGEST, Advice, Option, Scale
+from arvideo_ds.planning.data import Supply
 from arvideo_ds.planning.memory import Strategy
 
 
@@ -20,6 +21,7 @@ def as_document(advice: Advice) -> dict[str, Any]:
         "given": _record(advice.given, advice),
         "options": [_record(option, advice) for option in advice.options],
         "recommended": _record(advice.best, advice),
+        "data": None if advice.supply is None else _supply_record(advice.supply),
         "notes": _notes(advice),
         "scaling": [
             {**vars(scale), "option": _record(scale.option, advice)} for scale in advice.scales
@@ -41,6 +43,31 @@ def _record(option: Option | None, advice: Advice) -> dict[str, Any] | None:
         "clips_per_s": None if step_s is None else advice.plan.total_batch / step_s,
         "train_s": None if step_s is None else step_s * advice.plan.steps,
     }
+
+
+def _supply_record(supply: Supply) -> dict[str, Any]:
+    return {**dataclasses.asdict(supply), "decode_cores": supply.decode_cores}
+
+
+def _supply_words(supply: Supply) -> list[str]:
+    """What the data must deliver, and a warning where it cannot."""
+    words = (
+        f"{supply.clips_per_s:.0f} clips/s: {supply.decode_cores:.1f} cores that decode "
+        f"{supply.rate_per_core:.3g} clips/s each"
+    )
+    if supply.read_bytes_per_s is not None and supply.stored_bytes is not None:
+        words += (
+            f"; {supply.read_bytes_per_s / 1e6:.0f} MB/s of the shards' "
+            f"{supply.stored_bytes / 1e9:.1f} GB"
+        )
+    lines = [f"data for the recommended option: {words}"]
+    if not supply.suffices and supply.cores is not None:
+        lines.append(
+            f"warning: {supply.cores} cores decode {supply.cores * supply.rate_per_core:.0f} "
+            "clips/s, so that the GPUs will wait for data. Use more cores, a higher data.repeats, "
+            "or shards of smaller videos."
+        )
+    return lines
 
 
 def _label(strategy: Strategy) -> str:
@@ -80,6 +107,8 @@ def _notes(advice: Advice) -> list[str]:
             f"the model fits without partitioned gradients: {advice.json_name} sends "
             f"{given.sent_bytes / best.sent_bytes:.1f} times as much per step and is slower."
         )
+    if advice.supply is not None:
+        lines += _supply_words(advice.supply)
     if best.strategy.offloads:
         lines.append("offloading is slow; its time depends on the host and is not predicted.")
     return lines

@@ -67,8 +67,8 @@ _FREE = frozenset(
     """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
     data.max_skipped_share data.shards data.scores data.num_videos train.micro_batch train.log_every
     train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s train.compile
-    train.flight_recorder train.grad_dtype optim.implementation evaluation.shards
-    evaluation.every_epochs
+    train.flight_recorder train.grad_dtype train.peak_tflops optim.implementation
+    evaluation.shards evaluation.every_epochs
     evaluation.views evaluation.batch evaluation.annotations evaluation.detections
     evaluation.min_score evaluation.excluded evaluation.action_list evaluation.short_side
     evaluation.extend evaluation.person_score finetune.init_from finetune.num_classes

@@ -19,7 +19,7 @@ from arvideo_ds.runs.run_folder import CHECKPOINTS
 from arvideo_ds.train.baseline import Baseline
 from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
-from arvideo_ds.train.metrics import Meter, Reading, quarantine
+from arvideo_ds.train.metrics import Meter, Reading, peak_tflops, quarantine
 from arvideo_ds.train.settle import RunSettings
 from arvideo_ds.train.signals import Interrupt
 from arvideo_ds.train.validation import Validation
@@ -101,8 +101,14 @@ def train(run: Run) -> Outcome:
 
 
 def _meter(run: Run) -> Meter:
-    settings = run.settings
-    return Meter(run.world.device, settings.recipe.task, settings.plan.sequence_parallel)
+    recipe, plan, device = run.settings.recipe, run.settings.plan, run.world.device
+    return Meter(
+        device,
+        recipe.task,
+        plan.sequence_parallel,
+        gflops=plan.gflops_forward_per_clip,
+        peak_tflops=peak_tflops(recipe.train, device),
+    )
 
 
 def _validate(run: Run, done: int) -> dict[str, float]:

@@ -19,20 +19,29 @@ from typing import Any
 
 import torch
 
-from arvideo_ds.config.schema import WandbSettings
+from arvideo_ds.config.schema import TrainSettings, WandbSettings
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
 from arvideo_ds.files.atomic import finite, write_text
 from arvideo_ds.files.json_lines import append_json_lines
 from arvideo_ds.host import peak_resident_bytes
+from arvideo_ds.planning.gpus import peak_of
 from arvideo_ds.runs.run_folder import METRICS, QUARANTINE, append_of_rank, read_metrics
 from arvideo_ds.tasks import Task
 
 # The console names a host whose forward pass takes this many times the median.
 _STRAGGLES = 1.5
+SHARE_OF_PEAK = "throughput/share_of_peak"
 # Over ranks: a slow host shows in the maximum.
 _SPREAD: dict[str, Any] = {"min": min, "median": statistics.median, "max": max}
+
+
+def peak_tflops(train: TrainSettings, device: torch.device) -> float | None:
+    """Of one GPU: train.peak_tflops, or that of its name in the table of GPUs."""
+    if train.peak_tflops is not None or device.type != "cuda":
+        return train.peak_tflops
+    return peak_of(torch.cuda.get_device_name(device), train.precision)
 
 
 class Stopwatch:
@@ -63,11 +72,21 @@ class Stopwatch:
 class Meter:
     """One rank's measurements since the last logged step; losses stay on the device until then.
 
-    sharing: number of consecutive ranks that load the same clips.
+    sharing: number of consecutive ranks that load the same clips. gflops: of a clip's forward pass.
+    peak_tflops: of a GPU, if known.
     """
 
-    def __init__(self, device: torch.device, task: str, sharing: int = 1) -> None:
+    def __init__(
+        self,
+        device: torch.device,
+        task: str,
+        sharing: int = 1,
+        *,
+        gflops: float = 0.0,
+        peak_tflops: float | None = None,
+    ) -> None:
         self._device, self._task, self._sharing = device, task, sharing
+        self._gflops, self._peak_tflops = gflops, peak_tflops
         # A loss per micro-step; per step 1 where it was not applied.
         self.losses: list[torch.Tensor] = []
         self.refused: list[torch.Tensor] = []
@@ -96,11 +115,17 @@ class Meter:
         steps, world_size, elapsed_mean_s = len(refused), len(ranks), sum(elapsed) / len(ranks)
         slowest = max(range(world_size), key=forwards_s.__getitem__)
         on_gpu = self._device.type == "cuda"
+        clips_per_s_per_gpu = clips / elapsed_mean_s / world_size
+        # Forward and backward; what is recomputed does not count.
+        tflops = 3 * self._gflops * clips_per_s_per_gpu / 1000
+        share = {} if self._peak_tflops is None else {SHARE_OF_PEAK: tflops / self._peak_tflops}
         peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_resident_bytes()
         metrics = {
             f"loss/{self._task}": loss_sum / num_finite if num_finite else math.nan,
             "throughput/clips_per_s": clips / elapsed_mean_s,
-            "throughput/clips_per_s_per_gpu": clips / elapsed_mean_s / world_size,
+            "throughput/clips_per_s_per_gpu": clips_per_s_per_gpu,
+            "throughput/tflops_per_gpu": tflops,
+            **share,
             "time/step_s": elapsed_mean_s / steps,
             "time/data_wait_pct": 100 * sum(waits_s) / sum(elapsed),
             **{f"time/data_wait_s_{n}": kind(waits_s) / steps for n, kind in _SPREAD.items()},
@@ -130,7 +155,7 @@ class Console:
 
     def log(self, metrics: dict[str, Any]) -> None:
         left_s = (self._steps - metrics["step"]) * metrics["time/step_s"]
-        norm = metrics.get("grad_norm_preclip")
+        norm, share = metrics.get("grad_norm_preclip"), metrics.get(SHARE_OF_PEAK)
         parts = [
             f"step {metrics['step']}/{self._steps}",
             f"epoch {metrics['epoch']:.2f}",
@@ -138,6 +163,7 @@ class Console:
             f"lr {metrics['lr']:.2e}",
             *([f"grad {norm:.3f}"] if norm is not None else []),
             f"{metrics['throughput/clips_per_s']:.1f} clips/s",
+            *([f"{share:.0%} of peak"] if share is not None else []),
             f"data wait {metrics['time/data_wait_pct']:.1f} %",
             f"{metrics['memory/peak_gib']:.2f} GiB",
             f"left {timedelta(seconds=round(left_s))}",

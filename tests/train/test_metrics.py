@@ -204,13 +204,16 @@ def test_the_console_says_a_step_in_one_line(
         "slowest_host": "node2",
     }
     console.log(metrics)
-    console.log({**metrics, "data/skipped_total": 4.0, "grad_norm_preclip": 0.125})
+    more = {"data/skipped_total": 4.0, "throughput/share_of_peak": 0.414}
+    console.log({**metrics, **more, "grad_norm_preclip": 0.125})
     console.log({**metrics, "guard/refused_total": 2.0, "time/forward_s_max": 0.5})
     first, second, third = capsys.readouterr().out.splitlines()
     assert "step 30/60" in first
     assert "left 0:01:00" in first
     assert "skipped" not in first
+    assert "of peak" not in first
     assert "skipped 4" in second
+    assert "clips/s  41% of peak  " in second
     assert "grad 0.125" in second
     assert "node2" not in first
     assert "slow host node2: forward 0.500 s a step, median 0.200 s" in third
@@ -248,3 +251,31 @@ def test_clips_of_ranks_that_share_them_are_counted_once(monkeypatch: pytest.Mon
     assert found.metrics["throughput/clips_per_s_per_gpu"] == 1
     assert found.metrics["time/forward_s_max"] == 0.4
     assert found.metrics["slowest_host"] == "host3"
+
+
+def test_model_operations_are_counted_forward_and_backward(
+    monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., PretrainRecipe]
+) -> None:
+    ranks = 2 * [[2.0, 1, 4, 0, 0, 0.1, 2]]
+    monkeypatch.setattr(metrics, "gather_over_ranks", lambda own, device: ranks)
+    cpu = torch.device("cpu")
+    stated = tiny(train={"peak_tflops": 1.2}).train
+    for settings, share in ((tiny().train, None), (stated, 0.5)):
+        peak = metrics.peak_tflops(settings, cpu)
+        meter = Meter(cpu, "pretrain", gflops=100, peak_tflops=peak)
+        meter.losses, meter.refused = [torch.tensor(2.0)], [torch.tensor(0.0)]
+        found = meter.read(["a", "b"]).metrics
+        # 2 clips a second on each of two GPUs, of 300 GFLOP.
+        assert found["throughput/tflops_per_gpu"] == pytest.approx(0.6)
+        assert found.get("throughput/share_of_peak") == (share and pytest.approx(share))
+
+
+def test_the_peak_of_a_gpu_follows_from_its_name(
+    monkeypatch: pytest.MonkeyPatch, tiny: Callable[..., PretrainRecipe]
+) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    assert metrics.peak_tflops(tiny(train={"precision": "bf16"}).train, gpu) == 989.5
+    assert metrics.peak_tflops(tiny(train={"peak_tflops": 7}).train, gpu) == 7
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another")
+    assert metrics.peak_tflops(tiny(train={"precision": "bf16"}).train, gpu) is None
