@@ -76,6 +76,7 @@ class DataSettings(Settings):
     """Clips cut from each decoded video (repeated augmentation, VideoMAE V2)."""
     decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
     workers: NonNegative | Literal["auto"] = "auto"
+    """Processes of a rank that decode; auto: its cores, less one where there are more than 8."""
     prefetch: Positive = 2
     """Batches that each worker prepares ahead, as far as `prefetch_mib` allows."""
     prefetch_mib: Positive = 4096
