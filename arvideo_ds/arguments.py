@@ -89,7 +89,7 @@ def find_deepspeed_config(name_or_path: str) -> Path:
     return path if path.is_file() else deepspeed_configs().get(name_or_path, path)
 
 
-def add_deepspeed(parser: argparse.ArgumentParser, default: str | Path) -> None:
+def add_deepspeed(parser: argparse.ArgumentParser, default: str | Path | None) -> None:
     """The options of `deepspeed.add_config_arguments`, without its import."""
     parser.add_argument(
         "--deepspeed_config",

@@ -13,6 +13,7 @@ from arvideo_ds.benchmark.rows import PAPER, BenchmarkOptions, Log, Row
 from arvideo_ds.benchmark.step import Clock, Step, count_flops, random_batch, synchronize
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.doctor.speed import matmul_gflops
+from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.planning.cost import cost_of
 from arvideo_ds.planning.memory import Strategy, footprint
 
@@ -50,7 +51,9 @@ def _round(step: Step, batch: Batch, steps: int) -> Round:
         step.run(batch, clock)
     synchronize(step.device)
     step_ms = 1000 * (time.perf_counter() - started) / steps
-    return {"step_ms": step_ms, **clock.milliseconds(steps), "matmul_tflops": product}
+    clip_ms = step_ms / step.row.plan.micro_batch
+    parts = clock.milliseconds(steps)
+    return {"step_ms": step_ms, "clip_ms": clip_ms, **parts, "matmul_tflops": product}
 
 
 def describe(row: Row) -> dict[str, Any]:
@@ -66,6 +69,7 @@ def describe(row: Row) -> dict[str, Any]:
         "micro_batch": batch,
         "precision": recipe.train.precision,
         "compile": recipe.train.compile,
+        "zero_stage": zero_stage(row.deepspeed),
         "tokens_encoded": recipe.counts.encoded,
         "tokens_predicted": recipe.counts.predicted,
         "parameters": cost.parameters_encoder + cost.parameters_decoder,
@@ -77,9 +81,14 @@ def describe(row: Row) -> dict[str, Any]:
 
 
 def summarize(
-    described: dict[str, Any], rounds: list[Round], peak_bytes: int, matmul_tflops: float
+    described: dict[str, Any],
+    rounds: list[Round],
+    peak_bytes: int,
+    matmul_tflops: float,
+    peak_tflops: float | None = None,
 ) -> dict[str, Any]:
-    """A row's figures: spreads over the rounds, peak memory, hours of a long run."""
+    """A row's figures: spreads over the rounds, peak memory, shares of both peaks, hours of a long
+    run. peak_tflops: as stated for the device, where it is known."""
     batch, gflop = described["micro_batch"], described["gflop_step_per_clip"]
     rates = [1000 * batch / r["step_ms"] for r in rounds]
     achieved = [rate * gflop / 1000 for rate in rates]
@@ -91,6 +100,7 @@ def summarize(
         "tflops": spread(achieved),
         "matmul_tflops": matmul_tflops,
         "share_of_matmul_pct": 100 * statistics.median(achieved) / matmul_tflops,
+        "share_of_peak_pct": peak_tflops and 100 * statistics.median(achieved) / peak_tflops,
         "k400_800_epochs_hours": _VIDEOS * _EPOCHS / statistics.median(rates) / 3600,
     }
 
@@ -107,8 +117,8 @@ def best_products(rows: Sequence[Row], rounds: Sequence[list[Round]]) -> dict[st
 def against_first(
     rounds: list[Round], first: list[Round], peak_bytes: int, first_peak_bytes: int
 ) -> dict[str, Any]:
-    """Difference of time (round by round) and memory from the first row, in percent."""
-    times = [100 * (r["step_ms"] / f["step_ms"] - 1) for r, f in zip(rounds, first, strict=True)]
+    """Difference of time per clip (round by round) and memory from the first row, in percent."""
+    times = [100 * (r["clip_ms"] / f["clip_ms"] - 1) for r, f in zip(rounds, first, strict=True)]
     return {"time_pct": spread(times), "memory_pct": 100 * (peak_bytes / first_peak_bytes - 1)}
 
 

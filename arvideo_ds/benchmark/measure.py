@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import subprocess
 import time
 from contextlib import closing
 from functools import partial
@@ -79,7 +80,8 @@ def _measure(rows: list[Row], options: BenchmarkOptions, world: World, log: Log)
     for number, step in enumerate(steps):
         times, peak = rounds[number], peaks[number]
         product = products[step.row.recipe.train.precision]
-        result = compare.summarize(described[number], times, peak, product)
+        stated = options.peak_tflops
+        result = compare.summarize(described[number], times, peak, product, stated)
         if number:
             result["against_first"] = compare.against_first(times, rounds[0], peak, peaks[0])
         if options.profile:
@@ -164,11 +166,23 @@ def machine(device: torch.device) -> dict[str, Any]:
     return {
         "device": device.type,
         "gpu": gpu,
+        "driver": query_gpu("driver_version") if gpu else None,
         "cpu": cpu_name(),
         "cores": len(available_cores()),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in ("torch", "deepspeed", "timm")},
         "cuda": torch.version.cuda if gpu else None,
+        "cudnn": torch.backends.cudnn.version() if gpu else None,
         "commit": git_commit(),
     }
+
+
+def query_gpu(fields: str) -> str | None:
+    """What `nvidia-smi --query-gpu` prints for the first GPU; None where it does not run."""
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return next(iter(done.stdout.splitlines()), None)

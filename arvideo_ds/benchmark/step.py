@@ -115,6 +115,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def free(device: torch.device) -> None:
+    """Free the memory of tensors that nothing references any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

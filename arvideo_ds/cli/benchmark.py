@@ -4,12 +4,14 @@
     arvideo benchmark --micro_batch 2 train.precision=fp32 \\
         --compare pretrain_vit_b_k400_paper pretrain_vit_b_k400,decoder.target_ratio=0.5
     arvideo benchmark --compare pretrain_vit_b_k400 --largest_batch          (CUDA)
+    arvideo benchmark --micro_batch 64,128 --compile --peak_tflops 989       (CUDA)
 
 A row is a recipe (name or path), an optional `:paper` (the paper's way: attention not fused, every
 token embedded before the encoded ones are picked), and its own settings after commas; separate
 settings apply to all rows. Rows take turns in one process, on the same number of clips, which are
 made on the device: no loader. Figures are median, minimum and maximum over the rounds. --shards
-also feeds the first row from real shards. Each step is DeepSpeed's, on one rank.
+also feeds the first row from real shards. Each step is DeepSpeed's, on one rank. On a GPU the
+defaults are 64 clips per step and zero1, on a CPU 8 and zero0.
 """
 
 from __future__ import annotations
@@ -27,12 +29,14 @@ from arvideo_ds.arguments import (
     add_deepspeed,
     add_overrides,
     add_rank,
+    find_deepspeed_config,
     from_arguments,
     require_at_least,
+    require_positive,
 )
-from arvideo_ds.benchmark.rows import BenchmarkOptions, read_row
+from arvideo_ds.benchmark.rows import BenchmarkOptions, Row, read_row
 from arvideo_ds.cli import log
-from arvideo_ds.engine.launcher import planned_world_size
+from arvideo_ds.engine.launcher import planned_world_size, uses_gpu
 from arvideo_ds.errors import UserError, command
 from arvideo_ds.shards.manifest import ShardSet
 
@@ -42,7 +46,8 @@ _OVERRIDE = re.compile(r"[A-Za-z_]\w*(\.\w+)+=")
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--compare", nargs="+", default=["pretrain_vit_b_k400"], metavar="ROW")
-    parser.add_number("micro_batch", 8, "clips per step, for all rows")
+    help_of_batch = "clips per step, for all rows; 64,128: every row at each of them"
+    parser.add_argument("--micro_batch", type=batches, metavar="CLIPS", help=help_of_batch)
     parser.add_number("rounds", 5, "turns of every row")
     parser.add_number("steps", 5, "steps of a row per round")
     parser.add_number("warm_up", 3, "steps of a row before the first round")
@@ -51,7 +56,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--largest_batch", action="store_true", help="search for it (CUDA)")
     parser.add_argument("--profile", action="store_true", help="operators of each row, grouped")
     parser.add_argument("--trace", type=Path, metavar="FOLDER", help="with --profile: traces too")
-    add_deepspeed(parser, "zero0")
+    help_of_peak = "stated peak of the device in the rows' precision, for the share of it"
+    parser.add_argument("--peak_tflops", type=float, metavar="TFLOP/S", help=help_of_peak)
+    add_deepspeed(parser, None)
     add_rank(parser)
     add_overrides(parser)
     args = parser.parse_intermixed_args()
@@ -62,8 +69,13 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
+def batches(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
 def check(args: argparse.Namespace) -> None:
     require_at_least(1, args, "rounds", "steps", "warm_up")
+    require_positive(args, "peak_tflops")
     if not args.compare:
         raise UserError("--compare names no row; give recipes, such as pretrain_vit_b_k400.")
     if args.trace and not args.profile:
@@ -77,12 +89,23 @@ def check(args: argparse.Namespace) -> None:
         )
 
 
+def read_rows(args: argparse.Namespace) -> list[Row]:
+    """Every row at every micro-batch; sets what was not given."""
+    stage, batch = ("zero1", 64) if uses_gpu() else ("zero0", 8)
+    args.deepspeed_config = args.deepspeed_config or find_deepspeed_config(stage)
+    args.micro_batch = args.micro_batch or [batch]
+    return [
+        read_row(text, args.overrides, micro_batch, args.deepspeed_config)
+        for micro_batch in args.micro_batch
+        for text in args.compare
+    ]
+
+
 @command
 def main() -> None:
     args = parse_arguments()
     check(args)
-    sizes = {name: getattr(args, name) for name in ("micro_batch", "deepspeed_config")}
-    rows = [read_row(text, args.overrides, **sizes) for text in args.compare]
+    rows = read_rows(args)
     options = from_arguments(BenchmarkOptions, args)
     # DeepSpeed writes notes to stdout, where only the document belongs.
     with contextlib.redirect_stdout(sys.stderr):
@@ -105,7 +128,8 @@ def main() -> None:
 
 def one_line(result: dict[str, Any]) -> str:
     line = (
-        f"{result['row']}: {result['clips_per_s']['median']:.2f} clips/s, "
+        f"{result['row']} x {result['micro_batch']}: "
+        f"{result['clips_per_s']['median']:.2f} clips/s, "
         f"{result['forward_ms']['median']:.1f} + {result['backward_ms']['median']:.1f} + "
         f"{result['optimizer_ms']['median']:.1f} ms (forward, backward, optimiser), "
         f"{result['peak_gib']:.2f} GiB, {result['share_of_matmul_pct']:.0f} % of a matrix product"

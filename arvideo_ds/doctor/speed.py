@@ -35,10 +35,14 @@ def check_gpus() -> Finding:
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype | None = None) -> float:
-    """GFLOP/s of a matrix product, best of ten; by default fp32 on a CPU, bf16 on a GPU."""
+    """GFLOP/s of a product of random matrices, best of ten.
+
+    dtype: by default fp32 on a CPU, bf16 on a GPU.
+    """
     side = _SIDE[device.type]
     dtype = dtype or (torch.float32 if device.type == "cpu" else torch.bfloat16)
-    matrix = torch.ones(side, side, dtype=dtype, device=device)
+    # Equal values take less power, so a GPU would multiply them at a higher clock.
+    matrix = torch.randn(side, side, dtype=dtype, device=device)
     best_s = min(_seconds(lambda: torch.mm(matrix, matrix), device) for _ in range(_TRIES))
     return 2 * side**3 / best_s / 1e9
 

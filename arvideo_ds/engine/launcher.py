@@ -1,4 +1,4 @@
-"""Which launcher started this process, from its environment alone; needs no torch."""
+"""Which launcher started this process, from its environment alone; importable without torch."""
 
 from __future__ import annotations
 
@@ -27,6 +27,13 @@ def planned_world_size(environment: Mapping[str, str] = os.environ) -> int:
     if launcher == "python":
         return 1
     return int(environment["SLURM_STEP_NUM_TASKS" if launcher == "srun" else "WORLD_SIZE"])
+
+
+def uses_gpu() -> bool:
+    """Whether this process computes on CUDA. Imports torch."""
+    import torch
+
+    return torch.cuda.is_available() and os.environ.get("DS_ACCELERATOR") != "cpu"
 
 
 def slurm_ranks(environment: Mapping[str, str] = os.environ) -> dict[str, str]:

@@ -13,7 +13,7 @@ import deepspeed
 import torch
 import torch.distributed as dist
 
-from arvideo_ds.engine.launcher import find_launcher, slurm_ranks
+from arvideo_ds.engine.launcher import find_launcher, slurm_ranks, uses_gpu
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import available_cores
 
@@ -159,7 +159,7 @@ def _cores(local_size: int) -> int:
 
 
 def _device(local_rank: int, local_size: int, launcher: str) -> torch.device:
-    if not torch.cuda.is_available() or os.environ.get("DS_ACCELERATOR") == "cpu":
+    if not uses_gpu():
         return torch.device("cpu")
     count = torch.cuda.device_count()
     if launcher == "srun" and count == 1:

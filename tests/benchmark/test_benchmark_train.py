@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from arvideo_ds.benchmark.compare import against_first, best_products, describe,
 from arvideo_ds.benchmark.operators import REST, Operator, by_group
 from arvideo_ds.benchmark.rows import Row, read_row
 from arvideo_ds.benchmark.step import attention_of, build_task, largest, random_batch
+from arvideo_ds.cli import benchmark
+from arvideo_ds.doctor.speed import matmul_gflops
+from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.errors import UserError
 from tests.conftest import ROOT, run_script
 
@@ -103,6 +107,7 @@ def test_rates_follow_from_times() -> None:
     rounds = [
         {
             "step_ms": ms,
+            "clip_ms": ms / 4,
             "forward_ms": ms / 4,
             "backward_ms": ms / 2,
             "optimizer_ms": ms / 4,
@@ -119,11 +124,49 @@ def test_rates_follow_from_times() -> None:
     assert found["share_of_matmul_pct"] == pytest.approx(20)
     assert found["peak_gib"] == 1
     assert found["k400_800_epochs_hours"] == pytest.approx(240_000 * 800 / 4 / 3600)
-    slower = [{**one, "step_ms": 1.25 * one["step_ms"]} for one in rounds]
+    assert found["share_of_peak_pct"] is None
+    found = summarize(described, rounds, 2**30, matmul_tflops=2.0, peak_tflops=4.0)
+    assert found["share_of_peak_pct"] == pytest.approx(10)
+    # Of 8 clips against 4: time per clip counts.
+    slower = [{"step_ms": 2.5 * one["step_ms"], "clip_ms": 1.25 * one["clip_ms"]} for one in rounds]
     against = against_first(slower, rounds, 3 * 2**30, 2**31)
     # Of the same rounds: however much the machine drifts, 25 % stay 25 %.
     assert against["time_pct"] == {"median": 25, "min": 25, "max": 25}
     assert against["memory_pct"] == pytest.approx(50)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "given", "expected"),
+    [
+        (False, [], [("demo", 8, 0)]),
+        (True, [], [("demo", 64, 1)]),
+        (True, ["--micro_batch", "2,4"], [("demo", 2, 1), ("demo", 4, 1)]),
+        (True, ["--deepspeed_config", "zero2"], [("demo", 64, 2)]),
+    ],
+)
+def test_a_gpu_has_its_own_defaults(
+    gpu: bool, given: list[str], expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["benchmark", "--compare", "demo", *given, "train.precision=fp32"]
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(benchmark, "uses_gpu", lambda: gpu)
+    args = benchmark.parse_arguments()
+    rows = benchmark.read_rows(args)
+    found = [(one.name, one.plan.micro_batch, zero_stage(one.deepspeed)) for one in rows]
+    assert found == expected
+    assert {one.recipe.train.precision for one in rows} == {"fp32"}
+
+
+def test_the_matrix_product_is_of_random_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU multiplies equal values faster than any model's: the share of it would be too low."""
+    seen = []
+
+    def multiply(one: torch.Tensor, other: torch.Tensor) -> None:
+        seen.append((one[0].unique().numel(), other[0].unique().numel()))
+
+    monkeypatch.setattr(torch, "mm", multiply)
+    matmul_gflops(CPU)
+    assert min(map(min, seen)) > 1000
 
 
 @pytest.mark.parametrize("most", [0, 1, 2, 3, 5, 63, 64, 100])
@@ -176,13 +219,14 @@ def test_the_whole_document(demo_shards: Path, tmp_path: Path) -> None:
     train = next(path.parent for path in demo_shards.rglob("manifest.json"))
     done = run_script(
         SCRIPT, "--micro_batch", "4", "--rounds", "2", "--steps", "2", "--warm_up", "1",
-        "--profile", "--trace", tmp_path / "traces", "--shards", train,
+        "--peak_tflops", "2", "--profile", "--trace", tmp_path / "traces", "--shards", train,
         "--compare", "demo", "demo:paper", "data.workers=0",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     document: dict[str, Any] = json.loads(done.stdout)
     assert document["settings"]["overrides"] == ["data.workers=0"]
     assert {"device", "cpu", "threads", "torch", "commit"} <= document["machine"].keys()
+    assert document["settings"]["deepspeed_config"] == "zero0.json"
     ours, paper = document["rows"]
     assert (ours["variant"], paper["variant"]) == ("plain", "paper")
     for one in (ours, paper):
@@ -192,6 +236,7 @@ def test_the_whole_document(demo_shards: Path, tmp_path: Path) -> None:
         shares = [group["share_pct"] for group in one["profile"]["groups"].values()]
         assert sum(shares) == pytest.approx(100, abs=0.1)
         assert one["profile"]["groups"]["optimiser"]["ms"] > 0
+        assert one["share_of_peak_pct"] == pytest.approx(50 * one["tflops"]["median"], rel=1e-3)
     # Scores and their softmax are kept for the backward pass.
     assert paper["peak_gib"] > ours["peak_gib"]
     assert ours["peak_gib_by_formula"] == pytest.approx(ours["peak_gib"], rel=0.15)
@@ -209,6 +254,7 @@ def test_the_whole_document(demo_shards: Path, tmp_path: Path) -> None:
         (("--compare", "demo:papre"), "there is no variant 'papre'"),
         (("--compare", "train.seed=1"), "names no row"),
         (("--rounds", "0"), "--rounds 0"),
+        (("--peak_tflops", "0"), "--peak_tflops 0 must be above 0"),
         (("--shards", "absent"), "no shards in absent"),
         pytest.param(
             ("--compare", "demo", "--largest_batch"),
