@@ -33,6 +33,12 @@ STEPS = 2
 
 
 def predicted_over_measured(case: dict[str, Any], device: torch.device) -> float:
+    predicted, measured = peaks(case, device)
+    return predicted / measured
+
+
+def peaks(case: dict[str, Any], device: torch.device) -> tuple[int, int]:
+    """Predicted and measured bytes."""
     micro_batch, accumulation = case["micro_batch"], case.get("accumulation", 1)
     clips = micro_batch * accumulation
     batch = [f"train.total_batch={clips}", f"train.micro_batch={micro_batch}"]
@@ -65,7 +71,7 @@ def predicted_over_measured(case: dict[str, Any], device: torch.device) -> float
         micro_batch=micro_batch,
         accumulation=accumulation,
     )
-    return predicted.peak / (peak.bytes - before)
+    return predicted.peak, peak.bytes - before
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def compare(stage: int, precision: str, world: World) -> dict[str, list[float]]:
     found = {}
     for wrong in ["", *WRONG]:
         engine = build(stage, precision)
-        engine.backward(engine.forward(batch_of(world.rank)))
+        engine.backward(engine.forward(batch_of(world.rank).to(world.device)))
         # At stage 0 gradients are equal on all ranks.
         if wrong and (stage == 0 or world.rank == world.size - 1):
             gradients(engine)[-1].view(-1)[-1] = WRONG[wrong]

@@ -76,10 +76,11 @@ def batches(step: int, accumulation: int, world: World) -> list[Batch]:
     noise = torch.randint(-40, 40, (BATCH, *RECIPE.geometry.clip, 3), generator=generator)
     clips = (level + noise).clamp(0, 255).to(torch.uint8)
     mine = torch.arange(BATCH)[world.rank :: world.size].chunk(accumulation)
-    return [
+    micro_batches = [
         Batch(clips[n], 1000 * step + n, torch.zeros_like(n), torch.ones_like(n, dtype=torch.bool))
         for n in mine
     ]
+    return [batch.to(world.device) for batch in micro_batches]
 
 
 def curve(case: tuple[int, str, int, bool, bool], world: World) -> list[float]:
