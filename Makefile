@@ -11,7 +11,7 @@ ifeq ($(shell uname),Darwin)
 export DS_ACCELERATOR ?= cpu
 endif
 
-.PHONY: help setup demo check rules fast test clean
+.PHONY: help setup demo check rules fast test gpu clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -52,6 +52,14 @@ fast:
 test: check  ## check, then every other test that this machine can run
 	pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 \
 		-m "slow or dist or gpu or slurm or fakecuda"
+
+gpu:  ## what only a GPU can show, in ten minutes: runs/gpu (PYTHON=python3: without make setup)
+ifeq ($(origin PYTHON),file)
+	@$(MAKE) --no-print-directory setup
+	python tests/gpu/check.py $(GPU)
+else
+	$(PYTHON) tests/gpu/check.py $(GPU)
+endif
 
 clean:  ## remove the environment, the demo's data and the runs
 	rm -rf $(VENV) data/demo runs *.egg-info .mypy_cache .ruff_cache .pytest_cache

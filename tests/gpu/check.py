@@ -1,4 +1,4 @@
-"""Everything that only a GPU can show, in one command and a limited time.
+r"""Everything that only a GPU can show, in one command and a limited time.
 
     make gpu PYTHON=python3                  or, without make:
     python3 tests/gpu/check.py [--minutes 10] [--output FOLDER] [--stages doctor,tests]
@@ -8,17 +8,16 @@ in the output folder at once; a stage that fails or takes too long does not stop
 end, also after Ctrl-C: summary.json, and a table. Exit code 1: a stage did not pass.
 
 Any interpreter with these packages will do, on Python 3.10 or later with torch 2.11 or later for
-CUDA; nothing is downloaded. For a machine without a package index, fill a folder elsewhere
+CUDA; nothing is downloaded. For a machine without a package index, fill a folder elsewhere (47 MB)
 
-    pip wheel --no-deps --wheel-dir wheels deepspeed hjson        (they have no wheels of their own)
-    pip download --no-deps --only-binary :all: --python-version 3.12 --dest wheels \\
-        --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \\
-        $(cat tests/gpu/packages.txt)
+    pip wheel --no-deps -c constraints.txt -w wheels deepspeed hjson     (they have no wheels)
+    pip download --no-deps --only-binary :all: --python-version 3.12 \
+        --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 \
+        --platform manylinux_2_12_x86_64 -c constraints.txt -d wheels -r tests/gpu/packages.txt
 
 and install from it on the machine, which has torch, torchvision and numpy:
 
-    pip install --no-index --no-deps --find-links wheels \\
-        deepspeed hjson $(cat tests/gpu/packages.txt)
+    pip install --no-index --no-deps --find-links wheels deepspeed hjson -r tests/gpu/packages.txt
 """
 
 from __future__ import annotations
