@@ -8,13 +8,13 @@ Exit code 1: measured, and not as it should be. On an imaginary GPU values are n
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from arvideo_ds.benchmark.measure import machine, query_gpu
 from arvideo_ds.benchmark.step import random_batch
 from arvideo_ds.cli import benchmark as benchmark_command
 from arvideo_ds.config import FinetuneRecipe, Recipe, load_recipe
+from arvideo_ds.doctor.examine import examine
 from arvideo_ds.doctor.speed import matmul_gflops
 from arvideo_ds.engine.world import start_world
 from arvideo_ds.shards.demo_set import DEMO
@@ -65,6 +66,7 @@ def doctor(report: Report, folder: Path, *, tiny: bool) -> bool:
     found: dict[str, Any] = {"machine": machine(CUDA)}
     values = (query_gpu(CLOCKS) or "").split(", ")
     found["nvidia_smi"] = dict(zip(CLOCKS.split(","), values, strict=False))
+    found["findings"] = [dataclasses.asdict(finding) for finding in examine(folder)]
     report(found)
     found["matmul_tflops"] = {
         name: matmul_gflops(CUDA, dtype) / 1000
@@ -339,7 +341,7 @@ def shards(report: Report, folder: Path, *, tiny: bool) -> bool:
 
 def demo_shards(folder: Path) -> Path:
     """Of 96 videos, made once."""
-    ensure_shards(replace(DEMO, splits={"train": 96}), folder / "demo_shards")
+    ensure_shards(dataclasses.replace(DEMO, splits={"train": 96}), folder / "demo_shards")
     return folder / "demo_shards" / "train"
 
 

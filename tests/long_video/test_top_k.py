@@ -103,7 +103,7 @@ def test_a_gpu_keeps_the_same_tokens_in_as_little_memory() -> None:
     keys = torch.tensor([1, 2**62])
     found = []
     for device in (torch.device("cpu"), there):
-        leaf = scores.to(device).requires_grad_()
+        leaf = scores.to(device, copy=True).requires_grad_()
         kept = perturbed_top_k(leaf, 768, keys.to(device), samples=samples, sigma=0.05)
         kept.backward(gradient.to(device))
         assert leaf.grad is not None
