@@ -27,6 +27,7 @@ from arvideo_ds.models.decoder import CrossDecoder
 from arvideo_ds.models.draws import random_subsets
 from arvideo_ds.models.objective import Draw, Objective
 from arvideo_ds.models.order import (
+    attention_bias,
     cluster_tokens,
     fixed_order,
     may_see_before,
@@ -71,21 +72,31 @@ class ARVideo(Objective):
         encoded_steps = torch.tensor(settings.encoded_steps(geometry))
         encoded = step_numbers(encoded_steps, self.kept)
         queries = step_numbers(torch.arange(2, 2 + self.num_predicted), self.targets)
+        masks = {
+            "encoder_mask": may_see_up_to(encoded, encoded),
+            "cross_mask": may_see_before(queries, encoded),
+            "self_mask": may_see_up_to(queries, queries) if decoder.self_attention else None,
+        }
         order = settings.order
         buffers = {
             "encoded_steps": encoded_steps,
             "clusters": cluster_tokens(geometry),
             "default_order": None if order == "random" else fixed_order(geometry, order),
-            "encoder_mask": may_see_up_to(encoded, encoded),
-            "cross_mask": may_see_before(queries, encoded),
-            "self_mask": may_see_up_to(queries, queries) if decoder.self_attention else None,
+            **{k: None if mask is None else attention_bias(mask) for k, mask in masks.items()},
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
 
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
-        encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded, self.encoder_mask)
-        return self.decoder(encoded, draw.targets, self.cross_mask, self.self_mask)
+        seen, asked = draw.encoded.shape[1], draw.targets.shape[1]
+        mask = self._mask(self.encoder_mask, seen)
+        encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded, mask)
+        among = None if self.self_mask is None else self._mask(self.self_mask, asked)
+        return self.decoder(encoded, draw.targets, self._mask(self.cross_mask, seen), among)
+
+    def _mask(self, bias: Tensor, columns: int) -> Tensor:
+        """A padded bias as attention takes it, of the weights' type (cuDNN checks no types)."""
+        return bias[:, :columns].to(self.decoder.memory.weight.dtype)
 
     def draw(self, keys: Tensor, scores: Tensor | None = None) -> OrderedDraw:
         num_clusters, size = self.clusters.shape

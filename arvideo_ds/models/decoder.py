@@ -89,8 +89,8 @@ class CrossDecoder(nn.Module):
     ) -> Tensor:
         """Predict the cubes of tokens `places` (B Q, indices in the grid): B Q P.
 
-        encoded: B M D. cross_mask: Q M and self_mask: Q Q (with self-attention only), True = may
-        attend.
+        encoded: B M D. cross_mask: Q M and self_mask: Q Q (with self-attention only), as PyTorch's
+        attention takes them.
         """
         memory = self.memory(encoded)
         x = self.query + self.positions[places].to(memory.dtype)

@@ -71,9 +71,9 @@ class Encoder(nn.Module):
     ) -> Tensor:
         """Encode the given tokens only.
 
-        cubes: B M P, uint8 or 0..1. tokens: B M, their indices in the grid. mask: M M, True = may
-        attend; None = full attention. positions: N D, for another grid than the encoder's.
-        Returns B M D.
+        cubes: B M P, uint8 or 0..1. tokens: B M, their indices in the grid. mask: M M, as PyTorch's
+        attention takes it; None = full attention. positions: N D, for another grid than the
+        encoder's. Returns B M D.
         """
         x = self.embed_cubes(cubes, tokens, positions)
         for block in self.blocks:

@@ -2,7 +2,7 @@
 
 Tokens are in the sampled order, so masks depend on step numbers alone and are equal for all clips.
 
-B clips, C clusters, S tokens per cluster. Masks: True = may attend.
+B clips, C clusters, S tokens per cluster. Masks: True = may attend, or the bias made of them.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from arvideo_ds.geometry import Geometry
 from arvideo_ds.models.draws import random_ranks
 
 _ORDER_PURPOSE = 1
+# Memory-efficient attention copies a bias whose rows are not so many elements apart.
+_ALIGNMENT = 8
 
 
 def cluster_tokens(geometry: Geometry) -> Tensor:
@@ -57,3 +59,13 @@ def may_see_up_to(rows: Tensor, columns: Tensor) -> Tensor:
 def may_see_before(rows: Tensor, columns: Tensor) -> Tensor:
     """Step i attends to steps < i."""
     return rows[:, None] > columns[None, :]
+
+
+def attention_bias(mask: Tensor) -> Tensor:
+    """A mask Q M as the bias that attention adds to scores: 0 or -inf, float32, Q x M and padding.
+
+    PyTorch would make it of a boolean mask in every layer and call. Its first M columns are used.
+    """
+    bias = torch.full((len(mask), -(-mask.shape[1] // _ALIGNMENT) * _ALIGNMENT), -torch.inf)
+    bias[:, : mask.shape[1]].masked_fill_(mask, 0)
+    return bias

@@ -315,6 +315,6 @@ def advise(
             "libraries and fragmentation",
             "data arrives in time, no rank is late; launches, ZeRO-3's many small gathers and "
             "small micro-batches cost nothing more",
-            "fused attention; the mask becomes a matrix of the run's precision for each layer",
+            "fused attention; all layers share one mask of the run's precision",
         ],
     )

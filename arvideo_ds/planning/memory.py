@@ -282,14 +282,14 @@ def activations(
 ) -> Activations:
     """Activations of one forward pass on one rank.
 
-    Attention is fused: attention weights are not kept, but the boolean mask becomes a matrix of the
-    run's precision, one per layer for any batch. With sequence parallelism a rank has its share of
-    the encoder's tokens; the rest is as on one rank.
+    Attention is fused: attention weights are not kept, and all layers use one mask (`footprint`).
+    With sequence parallelism a rank has its share of the encoder's tokens; the rest is as on one
+    rank.
     """
     size, element, model = recipe.size, _element(recipe), recipe.transformer
     encoded, group = recipe.counts.encoded, strategy.sequence_parallel
     tokens = micro_batch * math.ceil(encoded / group)
-    block = _attention(recipe, tokens, size.width, size.heads, encoded * encoded)
+    block = _attention(recipe, tokens, size.width, size.heads)
     block += _mlp(recipe, tokens, size.width, size.mlp)
     if group > 1:  # attention's output exists twice, split by heads and by tokens
         block += element * tokens * size.width
@@ -328,11 +328,10 @@ def _of_decoder(
     hidden = DECODER_MLP_RATIO * width
     layer = _mlp(recipe, rows, width, hidden)
     if decoder.crosses:
-        mask = counts.decoded * counts.encoded
-        layer += _attention(recipe, rows, width, heads, mask, own_keys=False)
+        layer += _attention(recipe, rows, width, heads, own_keys=False)
         layer += element * 2 * tokens * width  # keys and values
     if decoder.self_attention:
-        layer += _attention(recipe, rows, width, heads, counts.decoded * counts.decoded)
+        layer += _attention(recipe, rows, width, heads)
     encoded = own * (element * inputs + _NORM_STATISTICS) + tokens * element * (inputs + width)
     queries = micro_batch * counts.predicted
     head = queries * (2 * element * width + _NORM_STATISTICS)
@@ -355,13 +354,20 @@ def _element(recipe: EncoderRecipe) -> int:
 
 
 def _attention(
-    recipe: EncoderRecipe, rows: int, width: int, heads: int, mask: int, *, own_keys: bool = True
+    recipe: EncoderRecipe, rows: int, width: int, heads: int, *, own_keys: bool = True
 ) -> int:
-    """Norm and attention: input, normalised, queries, output [, keys, values], `mask` elements."""
+    """Norm and attention: input, normalised, queries, output [, keys, values]."""
     element, tensors = _element(recipe), 6 if own_keys else 4
-    kept = rows * (element * tensors * width + _NORM_STATISTICS + heads * _SOFTMAX_ROW)
-    decoder = recipe.transformer.decoder
-    return kept + (element * mask if decoder is not None and decoder.crosses else 0)
+    return rows * (element * tensors * width + _NORM_STATISTICS + heads * _SOFTMAX_ROW)
+
+
+def _masks(recipe: EncoderRecipe) -> int:
+    """Masks of encoder and decoder: matrices of the run's precision, whatever the batch."""
+    decoder, counts = recipe.transformer.decoder, recipe.counts
+    if decoder is None or not decoder.crosses:
+        return 0
+    pairs = (counts.encoded + counts.decoded) * counts.encoded
+    return _element(recipe) * (pairs + decoder.self_attention * counts.decoded**2)
 
 
 def _mlp(recipe: EncoderRecipe, rows: int, width: int, hidden: int) -> int:
@@ -398,7 +404,8 @@ def footprint(
     states = model_states(recipe, strategy, world_size=world_size, accumulation=accumulation)
     kept = activations(recipe, micro_batch, strategy)
     # ZeRO-3's bucket exists all the time.
-    always = states.rest + kept.clips + (states.bucket if strategy.stage == 3 else 0)
+    always = states.rest + kept.clips + _masks(recipe)
+    always += states.bucket if strategy.stage == 3 else 0
     passing = states.bucket if strategy.stage < 3 else 0
     # Stage 1 reduces, and frees its bucket, after the last of the accumulated micro-steps.
     waiting = passing if strategy.stage == 1 and accumulation > 1 else 0

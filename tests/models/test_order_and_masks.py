@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from arvideo_ds.geometry import Geometry
 from arvideo_ds.models.order import (
+    attention_bias,
     cluster_tokens,
     fixed_order,
     may_see_before,
@@ -56,3 +58,22 @@ def test_masks_follow_the_steps(mask, sees_own: bool) -> None:
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
             assert bool(allowed[i, j]) == (column < row or (sees_own and column == row))
+
+
+@pytest.mark.parametrize("shape", [(60, 60), (75, 31), (147, 40)])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_a_bias_gives_the_bits_of_its_mask(shape: tuple[int, int], precision: torch.dtype) -> None:
+    queries, keys = shape
+    mask = may_see_up_to(torch.arange(queries) // 15, torch.arange(keys) // 15)
+    bias = attention_bias(mask).to(precision)[:, :keys]
+    assert bias.stride(0) % 8 == 0  # memory-efficient attention takes it without a copy
+    results = []
+    for each in (mask, bias):
+        torch.manual_seed(0)
+        q, k, v = (
+            torch.randn(2, 3, n, 16).to(precision).requires_grad_() for n in (queries, keys, keys)
+        )
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=each)
+        out.square().sum().backward()
+        results.append([out, q.grad, k.grad, v.grad])
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
