@@ -68,7 +68,6 @@ def describe(row: Row) -> dict[str, Any]:
         "clip": list(recipe.geometry.clip),
         "micro_batch": batch,
         "precision": recipe.train.precision,
-        "compile": recipe.train.compile,
         "zero_stage": zero_stage(row.deepspeed),
         "tokens_encoded": recipe.counts.encoded,
         "tokens_predicted": recipe.counts.predicted,

@@ -19,6 +19,7 @@ from arvideo_ds.benchmark.step import (
     Step,
     build_step,
     fits_in_memory,
+    kernels,
     largest,
     peak_bytes,
     random_batch,
@@ -68,7 +69,7 @@ def _measure(rows: list[Row], options: BenchmarkOptions, world: World, log: Log)
     described, peaks = [], []
     for row in rows:
         log(f"counting operations and memory of {row.name}")
-        facts = compare.describe(row)
+        facts = compare.describe(row) | kernels(row, device)
         peaks.append(peak_bytes(row, device))
         if options.largest_batch:
             facts["largest_micro_batch"] = _largest_batch(row, device, log)

@@ -16,8 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from arvideo_ds.benchmark.rows import PAPER, Row
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.loader import Batch
-from arvideo_ds.engine.build import Engine, build_engine
+from arvideo_ds.engine.attention import chosen_kernels, preferred_kernels
+from arvideo_ds.engine.build import Engine, build_engine, can_compile
 from arvideo_ds.engine.peak import Peak
+from arvideo_ds.engine.resolve import compiles
 from arvideo_ds.engine.world import use_tf32
 from arvideo_ds.geometry import Triple
 from arvideo_ds.models.cubes import pick, to_cubes
@@ -78,7 +80,7 @@ class Step:
         """One training step, as in train/loop.py; the loss stays on the device."""
         clock = clock or Clock(self.device)
         clock.forward.start()
-        with attention_of(self.row.variant):
+        with preferred_kernels(self.row.recipe, self.device), attention_of(self.row.variant):
             loss: torch.Tensor = self.engine.forward(batch)
         clock.forward.stop()
         clock.backward.start()
@@ -96,9 +98,22 @@ def build_step(row: Row, device: torch.device) -> Step:
     use_tf32(device, train.tf32)
     task = build_task(row)
     groups = parameter_groups(task, optim.weight_decay)
-    engine = build_engine(task, groups, row.deepspeed, optim, compiled=train.compile)
+    engine = build_engine(task, groups, row.deepspeed, optim, compiled=compiled(row, device))
     engine.set_learning_rate(row.plan.lr)
     return Step(row, engine, device)
+
+
+def compiled(row: Row, device: torch.device) -> bool:
+    """Whether the row is compiled; the published implementations are not."""
+    able = can_compile(device)
+    return row.variant != PAPER and compiles(row.recipe, row.deepspeed, able=able)
+
+
+def kernels(row: Row, device: torch.device) -> dict[str, Any]:
+    """Whether the row is compiled, and its attention kernels."""
+    with preferred_kernels(row.recipe, device), attention_of(row.variant):
+        attention = chosen_kernels(row.recipe, row.plan, device)
+    return {"compile": compiled(row, device), "attention": attention}
 
 
 def build_task(row: Row) -> Pretrain:

@@ -169,8 +169,9 @@ class TrainSettings(Settings):
     peak_tflops: Annotated[float, Field(gt=0)] | None = None
     """Dense peak of one GPU in the run's precision, for throughput/share_of_peak; by default from
     the table of GPUs (planning/gpus.py)."""
-    compile: bool = False
-    """torch.compile of each transformer layer; the first step takes minutes longer."""
+    compile: bool | Literal["auto"] = "auto"
+    """torch.compile of model and loss, or of each layer if layers are recomputed; the first step
+    takes a minute longer. auto: on a GPU, where the DeepSpeed JSON allows it."""
     seed: NonNegative = 0
     log_every: Positive = 10
     save_every: Positive = 500

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+import importlib.util
+import os
+import shutil
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import deepspeed
@@ -51,9 +54,12 @@ class Average:
 class Engine:
     """The part of DeepSpeed's engine that training uses."""
 
-    def __init__(self, engine: Any, config: dict[str, Any], group: SequenceGroup | None) -> None:
+    def __init__(
+        self, engine: Any, config: dict[str, Any], group: SequenceGroup | None, *, compiled: bool
+    ) -> None:
         self.deepspeed = engine
         self.config = config
+        self.compiled = compiled
         self.stage = zero_stage(config)
         # Set by fragments.keep_average.
         self.average: Average | None = None
@@ -102,6 +108,12 @@ class Engine:
         norm = self._norm if self._checks_gradients else self.deepspeed.get_global_grad_norm()
         return None if norm is None else float(norm)
 
+    def compile_seconds(self) -> float:
+        """Seconds that the host has spent compiling so far; no host sync."""
+        if not self.compiled:
+            return 0.0
+        return float(torch._dynamo.utils.calculate_time_spent()["total_wall_time"])
+
     def set_learning_rate(self, lr: float) -> None:
         """Set the schedule's rate, multiplied by the `lr_scale` of each group."""
         for group in self.deepspeed.optimizer.param_groups:
@@ -126,8 +138,8 @@ def build_engine(
 ) -> Engine:
     """Wrap a model. Collective.
 
-    groups: of optim.parameter_groups. compiled: torch.compile each transformer layer. Errors:
-    `UserError` for an optimiser that breaks a rule of optim/trial.py; `ValueError` for stage 0 in
+    groups: of optim.parameter_groups. compiled: of `compile_model`. Errors: `UserError` for an
+    optimiser that breaks a rule of optim/trial.py; `ValueError` for stage 0 in
     half precision, which `resolve` makes stage 1.
     """
     if zero_stage(config) == 0 and (config["bf16"]["enabled"] or config["fp16"]["enabled"]):
@@ -135,7 +147,7 @@ def build_engine(
     size = config.get(SEQUENCE_PARALLEL, 1)
     group = share_tokens(model, size) if size > 1 else None
     if compiled:
-        _wrap_layers(model, 1, lambda forward: torch.compile(forward, dynamic=False))
+        compile_model(model, layers=ACTIVATION_CHECKPOINTING in config)
     if ACTIVATION_CHECKPOINTING in config:
         config = checkpoint_activations(model, config)
     optimizer = _optimizer(groups, config, settings)
@@ -157,7 +169,7 @@ def build_engine(
     if zero_stage(config) == 0 and engine.world_size == 1:
         # One rank would reduce all gradients with itself: 18.6 % of a step of ViT-B on a CPU.
         engine.enable_backward_allreduce = False
-    return Engine(engine, config, group)
+    return Engine(engine, config, group, compiled=compiled)
 
 
 def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
@@ -169,16 +181,70 @@ def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> dict[str
     every = section.pop(EVERY, 1)
     config = {**config, ACTIVATION_CHECKPOINTING: section}
     deepspeed.checkpointing.configure(None, deepspeed_config=config)
-    _wrap_layers(model, every, lambda forward: functools.partial(_checkpointed, forward))
+    for layer in _layers(model, every):
+        layer.forward = functools.partial(_checkpointed, layer.forward)
     return config
 
 
-def _wrap_layers(model: nn.Module, every: int, wrap: Callable[[Any], Any]) -> None:
-    """Replace the forward of every k-th module in each list named `blocks` or `layers`."""
+def can_compile(device: torch.device) -> bool:
+    """Whether torch.compile makes kernels for a device: a GPU that Triton knows, a C compiler."""
+    return (
+        device.type == "cuda"
+        and torch.cuda.get_device_capability(device) >= (7, 0)
+        and importlib.util.find_spec("triton") is not None
+        and any(map(shutil.which, (os.environ.get("CC", ""), "gcc", "clang")))
+    )
+
+
+def compile_model(model: nn.Module, *, layers: bool) -> None:
+    """torch.compile the methods that the model names in `compilable`, else each layer.
+
+    layers: each layer in any case; DeepSpeed's checkpoint cannot be inside a compiled graph.
+    """
+    named = () if layers else getattr(model, "compilable", ())
+    for name in named:
+        owner, _, method = name.rpartition(".")
+        _compile(model.get_submodule(owner), method)
+    if not named:
+        found = list(_layers(model))
+        # Layers share their code. Each may be another graph, for its rate of stochastic depth, and
+        # a second one without gradients, for the first pass of a checkpoint.
+        limits, needed = torch.compiler.config, 2 * len(found) + 8
+        limits.recompile_limit = max(limits.recompile_limit, needed)
+        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, needed)
+        for layer in found:
+            _compile(layer, "forward")
+
+
+def _compile(module: nn.Module, method: str) -> None:
+    """Compile a method for training; evaluation has clips of other shapes."""
+    from torch._dynamo.exc import TorchDynamoException  # imported with the compiler: seconds
+
+    plain = getattr(module, method)
+    # A graph for the shapes of training, with the random numbers of the uncompiled model.
+    fast = torch.compile(plain, dynamic=False, fullgraph=True, options={"fallback_random": True})
+
+    @functools.wraps(plain)
+    def run(*arguments: Any, **named: Any) -> Any:
+        if not module.training:
+            return plain(*arguments, **named)
+        try:
+            return fast(*arguments, **named)
+        except TorchDynamoException as error:
+            why = str(error).strip().partition("\n")[0]
+            raise UserError(
+                f"torch.compile cannot compile {type(module).__name__}.{method} ({why}). Set "
+                "train.compile=false."
+            ) from error
+
+    setattr(module, method, run)
+
+
+def _layers(model: nn.Module, every: int = 1) -> Iterator[nn.Module]:
+    """Every k-th module in each list named `blocks` or `layers`."""
     for name, layers in model.named_modules():
         if isinstance(layers, nn.ModuleList) and name.rpartition(".")[2] in ("blocks", "layers"):
-            for layer in list(layers)[::every]:
-                layer.forward = wrap(layer.forward)
+            yield from list(layers)[::every]
 
 
 def _checkpointed(forward: Any, *arguments: Any, **named: Any) -> Any:

@@ -93,6 +93,14 @@ def zero_stage(resolved: dict[str, Any]) -> int:
     return int(resolved.get("zero_optimization", {}).get("stage", 0))
 
 
+def compiles(recipe: Recipe, resolved: dict[str, Any], *, able: bool) -> bool:
+    """Whether the run compiles its model. able: `build.can_compile`, for train.compile=auto."""
+    if isinstance(recipe.train.compile, bool):
+        return recipe.train.compile
+    zero, shared = resolved.get("zero_optimization", {}), resolved.get(SEQUENCE_PARALLEL, 1) > 1
+    return able and not (zero_stage(resolved) == 3 or zero.get("overlap_comm") or shared)
+
+
 def _owned(recipe: Recipe, plan: RunPlan) -> dict[str, tuple[Any, str]]:
     """Key of the DeepSpeed JSON -> the run's value and the recipe's setting behind it."""
     precision = recipe.train.precision
@@ -159,7 +167,7 @@ def _require_count(value: Any, key: str, origin: str) -> int:
 def _check_combinations(resolved: dict[str, Any], recipe: Recipe, origin: str) -> None:
     """Refuse what is known to train wrongly or to fail, with the reason."""
     zero = resolved.get("zero_optimization", {})
-    stage, compiled = zero.get("stage", 0), recipe.train.compile
+    stage, compiled = zero.get("stage", 0), recipe.train.compile is True
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{origin}: zero_optimization.stage={stage!r}; expected 0, 1, 2 or 3.")
     checkpointing = resolved.get(ACTIVATION_CHECKPOINTING, {})
@@ -182,7 +190,7 @@ def _check_combinations(resolved: dict[str, Any], recipe: Recipe, origin: str) -
             not resolved["bf16"].get("check_grad_overflow", True)
         ),
         '"compile" is DeepCompile, which is not supported; train.compile of the recipe compiles '
-        "each layer.": "compile" in resolved,
+        "the model.": "compile" in resolved,
         f"{SEQUENCE_PARALLEL} above 1 with train.compile=true may lose gradients: DeepSpeed warns "
         "of compiling such exchanges (sequence/layer.py). Set train.compile=false.": (
             compiled and resolved.get(SEQUENCE_PARALLEL, 1) > 1

@@ -81,9 +81,25 @@ def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
     return mean, variance.sqrt() + _TARGET_EPSILON
 
 
-@functools.lru_cache
 def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
-    """PIXEL_MEAN and PIXEL_STD on a device, cached: each 3, float32."""
+    """PIXEL_MEAN and PIXEL_STD on a device: each 3, float32."""
     # Not buffers: DeepSpeed casts floating buffers to the run's precision.
+    if torch.compiler.is_compiling():  # a compiled graph fuses them, and cannot keep a cache
+        return _make_statistics(device)
+    return _cached_statistics(device)
+
+
+@functools.lru_cache
+def _cached_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     with torch.inference_mode(False):  # training may use them after an evaluation
-        return torch.tensor(PIXEL_MEAN, device=device), torch.tensor(PIXEL_STD, device=device)
+        return _make_statistics(device)
+
+
+def _make_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
+    """Made on the device: the host sends nothing."""
+    channel = torch.arange(CHANNELS, device=device)
+
+    def by_channel(first: float, second: float, third: float) -> Tensor:
+        return torch.where(channel == 0, first, torch.where(channel == 1, second, third))
+
+    return by_channel(*PIXEL_MEAN), by_channel(*PIXEL_STD)

@@ -55,20 +55,25 @@ class Detector(nn.Module):
     def features(self, clips: Tensor, boxes: Tensor, clip_of: Tensor) -> Tensor:
         """The pooled features of each box, R D, before `norm`."""
         _, frames, height, width, _ = clips.shape
-        t, h, w = grid = Geometry.whole((frames, height, width), self.patch).grid
+        grid = Geometry.whole((frames, height, width), self.patch).grid
         table = None
         if grid != self.grid:
             table = _interpolated(*self.positions, grid, self.encoder.positions.shape[1])
             table = table.to(clips.device)
-        tokens = encode_clips(self.encoder, clips, self.patch, positions=table)
-        maps = rearrange(tokens, "b (t h w) d -> b d t h w", t=t, h=h, w=w).mean(2)
+        maps = self.maps(clips, grid, table)
         _, tall, wide = self.patch
         left, top, right, bottom = boxes.float().unbind(1)
         sides = left / wide, top / tall, right / wide, bottom / tall
         places = torch.stack([clip_of.float(), *sides], dim=1)
         # In float32: the CPU kernel has no bfloat16, and boxes need the precision.
         cells = roi_align(maps.float(), places, output_size=_CELLS, aligned=self.aligned)
-        return cells.amax(dim=(2, 3)).to(tokens.dtype)
+        return cells.amax(dim=(2, 3)).to(maps.dtype)
+
+    def maps(self, clips: Tensor, grid: Triple, positions: Tensor | None) -> Tensor:
+        """Encoded clips, averaged over time: B D h w. positions: of their grid (`encode_clips`)."""
+        tokens = encode_clips(self.encoder, clips, self.patch, positions=positions)
+        t, h, w = grid
+        return rearrange(tokens, "b (t h w) d -> b d t h w", t=t, h=h, w=w).mean(2)
 
 
 @functools.lru_cache(maxsize=8)

@@ -48,7 +48,13 @@ class Objective(nn.Module, ABC):
         (arvideo_ds.randomness.draw_key). scores and codes: B N, from data.scores, for objectives
         that need them.
         """
-        draw = self.draw(keys, scores)
+        return self.losses(clips, self.draw(keys, scores), codes)
+
+    def losses(self, clips: Tensor, draw: Draw, codes: Tensor | None) -> Tensor:
+        """Loss of each clip for the sampled tokens; arguments as in `forward`.
+
+        Everything but the draw, whose 64-bit constants no compiled kernel can have.
+        """
         cubes = to_cubes(clips, self.patch)
         predicted = self.predict(cubes, draw).float()
         return (predicted - self.compute_targets(cubes, draw, codes)).square().mean(dim=(1, 2))

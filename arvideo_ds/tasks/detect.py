@@ -20,6 +20,9 @@ class Detect(nn.Module):
     the micro-batch's first clip, so a resumed run repeats it.
     """
 
+    # Not what follows: the number of boxes changes from step to step.
+    compilable = ("model.maps",)
+
     def __init__(self, recipe: DetectRecipe) -> None:
         super().__init__()
         self.model = Detector(recipe.encoder, recipe.detect, drop_path=recipe.detect.drop_path)

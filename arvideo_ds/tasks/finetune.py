@@ -24,6 +24,8 @@ class Finetune(nn.Module):
     them.
     """
 
+    compilable = ("loss",)
+
     def __init__(self, recipe: FinetuneRecipe, *num_classes: int) -> None:
         super().__init__()
         settings = recipe.finetune
@@ -46,9 +48,23 @@ class Finetune(nn.Module):
         with seeded(batch.first_key):
             if batch.clips.is_cuda:
                 torch.cuda.manual_seed(batch.first_key)
-            return self._loss(batch)
+            clips, targets, weight = self._mixed(batch)
+            return self.loss(clips, self._seen(batch.keys), targets, weight)
 
-    def _loss(self, batch: Batch) -> Tensor:
+    def loss(
+        self, clips: Tensor, tokens: Tensor | None, targets: list[Tensor], weight: Tensor
+    ) -> Tensor:
+        """Weighted mean over clips B T H W 3 of the cross-entropy, summed over heads.
+
+        tokens: B M, the only ones that are encoded. targets: B x classes of each head. weight: B.
+        """
+        logits = self.model(clips, tokens).float().split(self.num_classes, dim=1)
+        pairs = zip(logits, targets, strict=True)
+        losses = torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs]).sum(0)
+        return (losses * weight).sum() / weight.sum().clamp(min=1)
+
+    def _mixed(self, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor]:
+        """The clips, mixed in pairs, their soft targets for each head, and their weights."""
         # Clips without a label have weight 0, but one_hot needs a class.
         by_head = batch.labels.view(len(batch.labels), -1)
         usable = batch.valid & (by_head >= 0).all(dim=1)
@@ -69,10 +85,7 @@ class Finetune(nn.Module):
             clips = flat.unflatten(1, (-1, 3)).permute(0, 1, 3, 4, 2)
             # timm mixes clip i with clip B - 1 - i.
             weight = usable & usable.flip(0)
-        logits = self.model(clips, self._seen(batch.keys)).float().split(self.num_classes, dim=1)
-        pairs = zip(logits, targets, strict=True)
-        losses = torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs]).sum(0)
-        return (losses * weight).sum() / weight.sum().clamp(min=1)
+        return clips, targets, weight
 
     def _seen(self, keys: Tensor) -> Tensor | None:
         """Tokens B M that the encoder sees, the same places at every time; None = all.

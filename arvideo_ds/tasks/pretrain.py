@@ -14,6 +14,8 @@ from arvideo_ds.models.encoder import encode_clips
 class Pretrain(nn.Module):
     """While training the mean loss over clips that decoded (0 if none did), else tokens B N D."""
 
+    compilable = ("model.losses",)
+
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.model = build_objective(recipe)

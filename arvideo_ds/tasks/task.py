@@ -98,7 +98,8 @@ class Task(ABC):
         """The `nn.Module` to train, initialised from torch's global generator.
 
         It takes a batch and returns the loss while training, else the input of the validation. An
-        optional method `baseline` is measured once (train/baseline.py).
+        optional method `baseline` is measured once (train/baseline.py); an optional tuple
+        `compilable` names the methods that train.compile compiles, else it compiles each layer.
         """
 
     def initialize(self, module: Any, shards: ShardSet) -> str | None:  # noqa: ARG002

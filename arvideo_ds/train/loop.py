@@ -142,6 +142,7 @@ def _log(
         "epoch": done * plan.videos_per_step / plan.num_videos,
         **reading.metrics,
         "lr": lr,
+        **({"time/compile_s": run.engine.compile_seconds()} if run.engine.compiled else {}),
         **({} if norm is None else {"grad_norm_preclip": norm}),
         **validated,
         **run.guard.count(reading),

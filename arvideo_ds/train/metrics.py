@@ -152,8 +152,13 @@ class Console:
 
     def __init__(self, steps: int, task: Task) -> None:
         self._steps, self._task = steps, task
+        self._compile_s = 0.0
 
     def log(self, metrics: dict[str, Any]) -> None:
+        compile_s = metrics.get("time/compile_s", 0.0)
+        if compile_s > self._compile_s:
+            print(f"torch.compile took {compile_s - self._compile_s:.1f} s", flush=True)
+            self._compile_s = compile_s
         left_s = (self._steps - metrics["step"]) * metrics["time/step_s"]
         norm, share = metrics.get("grad_norm_preclip"), metrics.get(SHARE_OF_PEAK)
         parts = [

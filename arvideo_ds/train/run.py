@@ -19,9 +19,11 @@ from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.decoding.decoders import first_usable, usable_decoders
 from arvideo_ds.engine.agreement import AnyRank, gather_objects
-from arvideo_ds.engine.build import Engine, build_engine
+from arvideo_ds.engine.attention import chosen_kernels, preferred_kernels
+from arvideo_ds.engine.build import Engine, build_engine, can_compile
 from arvideo_ds.engine.checkpoints import export_weights, load_checkpoint, newest_checkpoint
 from arvideo_ds.engine.fragments import AVERAGE, keep_average
+from arvideo_ds.engine.resolve import compiles
 from arvideo_ds.engine.world import World, start_world, use_tf32
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
 from arvideo_ds.files.locks import lock
@@ -74,8 +76,11 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
             load_checkpoint(engine, checkpoint)
         decoded = with_one_decoder(settings)
         loader = _loader(decoded, world, first_step)
+        stack.enter_context(preferred_kernels(recipe, world.device))
         facts = {
             **record.facts(settings, world.size),
+            "compiled": engine.compiled,
+            "attention": chosen_kernels(recipe, settings.plan, world.device),
             PARENT: parent_facts(folder, checkpoint),
             BASELINE: None if checkpoint is None else checkpoint.facts.get(BASELINE),
         }
@@ -128,7 +133,7 @@ def _engine(settings: RunSettings[Any], world: World, *, first: bool) -> Engine:
         parameter_groups(module, recipe.optim.weight_decay, layer_decay=task.layer_decay),
         settings.deepspeed,
         recipe.optim,
-        compiled=recipe.train.compile,
+        compiled=compiles(recipe, settings.deepspeed, able=can_compile(world.device)),
     )
     if task.ema_decay is not None:
         keep_average(engine, task.ema_decay)

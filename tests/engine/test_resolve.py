@@ -12,6 +12,8 @@ import pytest
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.engine.resolve import (
+    SEQUENCE_PARALLEL,
+    compiles,
     read_deepspeed_json,
     resolve,
     sequence_parallel,
@@ -213,6 +215,34 @@ def test_sharing_tokens_of_compiled_layers_is_refused(tiny: Callable[..., Pretra
     plan = make_plan(recipe, world_size=2, sequence_parallel=2)
     with pytest.raises(UserError, match=r"Set train\.compile=false"):
         resolve({**AUTO, "sequence_parallel_size": 2}, recipe, plan, ORIGIN)
+
+
+@pytest.mark.parametrize(
+    ("changes", "able", "expected"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"zero_optimization": {"stage": 3}}, True, False),
+        ({"zero_optimization": {"stage": 2, "overlap_comm": True}}, True, False),
+        ({"sequence_parallel_size": 2}, True, False),
+    ],
+)
+def test_a_run_compiles_by_itself_where_nothing_known_forbids_it(
+    changes: dict[str, Any], able: bool, expected: bool, tiny: Callable[..., PretrainRecipe]
+) -> None:
+    recipe = tiny()
+    plan = make_plan(recipe, world_size=2, sequence_parallel=changes.get(SEQUENCE_PARALLEL, 1))
+    resolved = resolve({**AUTO, **changes}, recipe, plan, ORIGIN)
+    assert compiles(recipe, resolved, able=able) == expected
+    assert not compiles(tiny(train={"compile": False}), resolved, able=able)
+
+
+def test_compile_is_true_false_or_auto(tiny: Callable[..., PretrainRecipe]) -> None:
+    plan = make_plan(tiny(), world_size=2)
+    assert compiles(tiny(train={"compile": True}), resolve(AUTO, tiny(), plan, ORIGIN), able=False)
+    for wrong in (7, "sometimes", None):
+        with pytest.raises(UserError, match=r"train\.compile"):
+            tiny(train={"compile": wrong})
 
 
 @pytest.mark.parametrize("key", ["offload_optimizer", "offload_param"])

@@ -46,6 +46,7 @@ def environment() -> dict[str, str]:
         "DS_ACCELERATOR": "cuda",
         "FAKECUDA": str(folder),
         "TRITON_CACHE_DIR": str(folder / "triton"),
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # each other one would be a process with PyTorch
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
         "TRITON_LIBCUDA_PATH": str(folder),
     }

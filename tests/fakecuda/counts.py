@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.nn.attention import SDPBackend
 
-from arvideo_ds.engine import build
+from arvideo_ds.engine import attention, build
 
 _LIBRARY = ctypes.CDLL(os.environ["LD_PRELOAD"])
 
@@ -20,6 +21,7 @@ def prepare() -> None:
     # cuDNN has no imaginary kernels.
     torch.backends.cudnn.enabled = False
     torch.backends.cuda.enable_cudnn_sdp(False)
+    attention.KERNELS.remove(SDPBackend.CUDNN_ATTENTION)
     # DeepSpeed formats weights for its debug log, and formatting selects by values.
     torch.Tensor.__repr__ = lambda _: "imaginary"
     # Copies by kernels move nothing, so objects would not arrive at the one rank.

@@ -16,6 +16,7 @@ from tests.fakecuda.build import environment, unavailable
 
 HERE = Path(__file__).parent
 VIT_B = "pretrain_vit_b_k400"
+EAGER = "train.compile=false"
 # At most so many in a whole engine step (forward, backward, update).
 KERNELS_OF_STEP, WAITS = 150, 2
 
@@ -55,14 +56,14 @@ def run_cases(program: str, cases: list[dict[str, Any]], folder: Path) -> list[A
 
 
 def test_a_step_launches_few_kernels_and_waits_once(tmp_path: Path) -> None:
-    plain: dict[str, Any] = {"recipe": [VIT_B], "micro_batch": 64}
+    plain: dict[str, Any] = {"recipe": [VIT_B, EAGER], "micro_batch": 64}
     cases = [
         {**plain, "stage": 0},
         {**plain, "stage": 1},
         {**plain, "stage": 2},
         {**plain, "stage": 3},
         {**plain, "stage": 2, "micro_batch": 32, "accumulation": 2, "average": True},
-        {**plain, "stage": 0, "recipe": [VIT_B, "train.precision=fp32"]},
+        {**plain, "stage": 0, "recipe": [VIT_B, EAGER, "train.precision=fp32"]},
     ]
     seen = run_cases("steps.py", cases, tmp_path)
     for case, parts in zip(cases, seen, strict=True):
@@ -71,6 +72,31 @@ def test_a_step_launches_few_kernels_and_waits_once(tmp_path: Path) -> None:
         assert parts["step"]["kernels"] <= KERNELS_OF_STEP, case
         # ZeRO-3 gathers weights, and waits for some.
         assert waits <= (2 * WAITS + 1 if case["stage"] == 3 else WAITS), case
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_one_graph_of_fewer_kernels(tmp_path: Path) -> None:
+    small = ["model.size=tiny", "model.patch=[2,16,16]", "data.frames=8", "data.size=112"]
+    recipes = {
+        VIT_B: (*small, "objective.cluster=[1,7,7]", "decoder.depth=1"),
+        "videomae_vit_b_k400": (*small, "decoder.depth=1"),
+        "finetune_vit_b_k400": small,
+    }
+    cases = [
+        {"recipe": [name, *settings, *how], "micro_batch": 8, "stage": 1}
+        for name, settings in recipes.items()
+        for how in ((), (EAGER,))
+    ]
+    seen = run_cases("steps.py", cases, tmp_path)
+    for compiled, eager in zip(seen[::2], seen[1::2], strict=True):
+        print(json.dumps([compiled, eager]))
+        assert compiled["graphs"] == [1, 1, 1]  # in the first step, and no other later
+        assert compiled["graph_breaks"] == 0
+        assert eager["graphs"] == [0, 0, 0]
+        assert compiled["forward"]["kernels"] < eager["forward"]["kernels"]
+    masked, free = ({**seen[number]["attention"]} for number in (0, 2))
+    assert set(masked.values()) == {"efficient_attention"}
+    assert set(free.values()) == {"flash_attention"}
 
 
 def test_no_task_mixes_devices_or_waits() -> None:
@@ -86,7 +112,7 @@ def train(stage: int, steps: int, folder: Path, shards: Path, *arguments: str | 
         *("--recipe", "demo", "--deepspeed_config", ROOT / "ds_configs" / f"zero{stage}.json"),
         *("--output", folder, *arguments, f"data.shards={shards}", "train.precision=bf16"),
         *(f"train.max_steps={steps}", "train.log_every=100", "train.save_every=100"),
-        "probe.every_epochs=null",
+        *("probe.every_epochs=null", EAGER),
     )
     assert result["code"] == 0
     return sum(result["waits"].values())

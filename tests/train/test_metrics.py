@@ -203,7 +203,10 @@ def test_the_console_says_a_step_in_one_line(
         "time/forward_s_max": 0.25,
         "slowest_host": "node2",
     }
-    console.log(metrics)
+    compile_s = {"time/compile_s": 35.0}
+    console.log({**metrics, **compile_s})
+    assert capsys.readouterr().out.startswith("torch.compile took 35.0 s\nstep 30/60")
+    console.log({**metrics, **compile_s})
     more = {"data/skipped_total": 4.0, "throughput/share_of_peak": 0.414}
     console.log({**metrics, **more, "grad_norm_preclip": 0.125})
     console.log({**metrics, "guard/refused_total": 2.0, "time/forward_s_max": 0.5})
