@@ -35,6 +35,7 @@ from arvideo_ds.host import available_cores, cpu_name
 from arvideo_ds.long_video.score_store import open_scores
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.train.metrics import peak_tflops
 from arvideo_ds.version import git_commit
 
 
@@ -81,7 +82,7 @@ def _measure(rows: list[Row], options: BenchmarkOptions, world: World, log: Log)
     for number, step in enumerate(steps):
         times, peak = rounds[number], peaks[number]
         product = products[step.row.recipe.train.precision]
-        stated = options.peak_tflops
+        stated = peak_tflops(step.row.recipe.train, device)
         result = compare.summarize(described[number], times, peak, product, stated)
         if number:
             result["against_first"] = compare.against_first(times, rounds[0], peak, peaks[0])

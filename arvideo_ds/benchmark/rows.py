@@ -28,8 +28,7 @@ Log = Callable[[str], None]
 class BenchmarkOptions:
     """How rows are measured: `rounds` turns of `steps` steps each.
 
-    trace: folder of Chrome traces. shards: also feed the first row from them. peak_tflops: stated
-    peak of the device in the rows' precision.
+    trace: folder of Chrome traces. shards: also feed the first row from them.
     """
 
     rounds: int
@@ -39,7 +38,6 @@ class BenchmarkOptions:
     profile: bool = False
     trace: Path | None = None
     shards: str | None = None
-    peak_tflops: float | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@
     arvideo benchmark --micro_batch 2 train.precision=fp32 \\
         --compare pretrain_vit_b_k400_paper pretrain_vit_b_k400,decoder.target_ratio=0.5
     arvideo benchmark --compare pretrain_vit_b_k400 --largest_batch          (CUDA)
-    arvideo benchmark --micro_batch 64,128 --compile --peak_tflops 989       (CUDA)
+    arvideo benchmark --micro_batch 64,128 --profile --trace traces          (CUDA)
 
 A row is a recipe (name or path), an optional `:paper` (the paper's way: attention not fused, every
 token embedded before the encoded ones are picked), and its own settings after commas; separate
@@ -32,7 +32,6 @@ from arvideo_ds.arguments import (
     find_deepspeed_config,
     from_arguments,
     require_at_least,
-    require_positive,
 )
 from arvideo_ds.benchmark.rows import BenchmarkOptions, Row, read_row
 from arvideo_ds.cli import log
@@ -56,8 +55,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--largest_batch", action="store_true", help="search for it (CUDA)")
     parser.add_argument("--profile", action="store_true", help="operators of each row, grouped")
     parser.add_argument("--trace", type=Path, metavar="FOLDER", help="with --profile: traces too")
-    help_of_peak = "stated peak of the device in the rows' precision, for the share of it"
-    parser.add_argument("--peak_tflops", type=float, metavar="TFLOP/S", help=help_of_peak)
     add_deepspeed(parser, None)
     add_rank(parser)
     add_overrides(parser)
@@ -75,7 +72,6 @@ def batches(text: str) -> list[int]:
 
 def check(args: argparse.Namespace) -> None:
     require_at_least(1, args, "rounds", "steps", "warm_up")
-    require_positive(args, "peak_tflops")
     if not args.compare:
         raise UserError("--compare names no row; give recipes, such as pretrain_vit_b_k400.")
     if args.trace and not args.profile:
