@@ -95,8 +95,9 @@ class ARVideo(Objective):
         return self.decoder(encoded, draw.targets, self._mask(self.cross_mask, seen), among)
 
     def _mask(self, bias: Tensor, columns: int) -> Tensor:
-        """A padded bias as attention takes it, of the weights' type (cuDNN checks no types)."""
-        return bias[:, :columns].to(self.decoder.memory.weight.dtype)
+        """A padded bias as attention takes it, of the weights' type: cuDNN checks no types."""
+        # DeepSpeed may or may not cast buffers. A cast of the columns alone would lose the padding.
+        return bias.to(self.decoder.memory.weight.dtype)[:, :columns]
 
     def draw(self, keys: Tensor, scores: Tensor | None = None) -> OrderedDraw:
         num_clusters, size = self.clusters.shape

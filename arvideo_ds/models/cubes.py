@@ -83,7 +83,7 @@ def _statistics(pixels: Tensor) -> tuple[Tensor, Tensor]:
 
 def pixel_statistics(device: torch.device) -> tuple[Tensor, Tensor]:
     """PIXEL_MEAN and PIXEL_STD on a device: each 3, float32."""
-    # Not buffers: DeepSpeed casts floating buffers to the run's precision.
+    # Not buffers: some versions of DeepSpeed cast them to the run's precision.
     if torch.compiler.is_compiling():  # a compiled graph fuses them, and cannot keep a cache
         return _make_statistics(device)
     return _cached_statistics(device)

@@ -362,12 +362,14 @@ def _attention(
 
 
 def _masks(recipe: EncoderRecipe) -> int:
-    """Masks of encoder and decoder: matrices of the run's precision, whatever the batch."""
+    """Masks of encoder and decoder, whatever the batch: in fp32, and in the run's precision."""
     decoder, counts = recipe.transformer.decoder, recipe.counts
     if decoder is None or not decoder.crosses:
         return 0
     pairs = (counts.encoded + counts.decoded) * counts.encoded
-    return _element(recipe) * (pairs + decoder.self_attention * counts.decoded**2)
+    element = _element(recipe)
+    copies = FP32 if element == FP32 else FP32 + element
+    return copies * (pairs + decoder.self_attention * counts.decoded**2)
 
 
 def _mlp(recipe: EncoderRecipe, rows: int, width: int, hidden: int) -> int:

@@ -304,3 +304,25 @@ def test_the_gradient_on_a_share_of_the_targets_is_an_unbiased_estimate_of_the_w
     # The same members every time are no such estimate.
     fixed = gradient(torch.arange(picked).expand(1, model.num_predicted, picked))
     assert (fixed - whole).square().sum() / chance > 10
+
+
+def test_all_layers_share_one_bias_of_the_weights_type_in_padded_rows(
+    tiny: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else PyTorch casts and pads it in every layer; cuDNN would misread another type."""
+    seen: list[torch.Tensor] = []
+
+    def attend(q: torch.Tensor, *_: object, attn_mask: torch.Tensor, **__: object) -> torch.Tensor:
+        seen.append(attn_mask)
+        return q
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", attend)
+    recipe = tiny(objective={"drop_ratio": 0.6})
+    model = build_objective(recipe)
+    for parameter in model.parameters():  # DeepSpeed casts no buffers
+        parameter.data = parameter.data.bfloat16()
+    model(clips_of(recipe, 2), keys_of(2))
+    assert seen[0].shape[1] % 8
+    assert {mask.dtype for mask in seen} == {torch.bfloat16}
+    assert all(mask.stride(0) % 8 == 0 and mask.stride(1) == 1 for mask in seen)
+    assert len({mask.data_ptr() for mask in seen}) == 2
