@@ -65,6 +65,14 @@ def limit_memory(gib: float) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, most))
 
 
+def pid_namespace() -> int:
+    """A number of a process has a meaning within its namespace only; 0 if unknown."""
+    try:
+        return (_PROC / "self" / "ns" / "pid").stat().st_ino
+    except OSError:
+        return 0
+
+
 def cpu_name() -> str:
     return _field(_PROC / "cpuinfo", "model name") or platform.machine()
 

@@ -26,6 +26,7 @@ from arvideo_ds.engine.agreement import gather_objects
 from arvideo_ds.engine.world import World
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_USER_ERROR, UserError
 from arvideo_ds.files.atomic import write_text
+from arvideo_ds.host import pid_namespace
 
 FOLDER = "failures"
 EXIT_CRASH = 1
@@ -50,7 +51,7 @@ class Peers:
     def __init__(self, folder: Path, world: World) -> None:
         self.rank, self._folder = world.rank, folder / FOLDER
         self._path(self.rank).unlink(missing_ok=True)
-        mine = (socket.gethostname(), _pid_namespace(), os.getpid())
+        mine = (socket.gethostname(), pid_namespace(), os.getpid())
         # Afterwards every rank has deleted its file of an earlier start.
         self._processes = gather_objects(mine) if world.size > 1 else [mine]
         if len(self) > 1:
@@ -183,14 +184,6 @@ def _wait_for(look: Callable[[], Found | None]) -> Found | None:
     while (found := look()) is None and time.monotonic() < limit:
         time.sleep(_POLL_S)
     return found
-
-
-def _pid_namespace() -> int:
-    """In containers, a number of a process means something within its namespace only."""
-    try:
-        return Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
-        return 0
 
 
 def _leave(code: int) -> NoReturn:

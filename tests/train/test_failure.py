@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from arvideo_ds.engine.world import World
+from arvideo_ds.host import pid_namespace
 from arvideo_ds.train import failure, heartbeat
 from arvideo_ds.train.failure import EXIT_CRASH, Peers
 from arvideo_ds.train.heartbeat import Heartbeat
 
-HOST, NAMESPACE = socket.gethostname(), failure._pid_namespace()
+HOST, NAMESPACE = socket.gethostname(), pid_namespace()
 ELSEWHERE = ("elsewhere", 1, 4242)
 Start = Callable[..., Peers]
 
