@@ -237,6 +237,9 @@ def test_the_whole_document(demo_shards: Path, tmp_path: Path) -> None:
         assert sum(shares) == pytest.approx(100, abs=0.1)
         assert one["profile"]["groups"]["optimiser"]["ms"] > 0
         assert one["share_of_peak_pct"] == pytest.approx(50 * one["tflops"]["median"], rel=1e-3)
+    fused, math = ("flash_attention", "math")
+    assert [set(one["attention"].values()) for one in (ours, paper)] == [{fused}, {math}]
+    assert (ours["compile"], paper["compile"]) == (False, False)
     # Scores and their softmax are kept for the backward pass.
     assert paper["peak_gib"] > ours["peak_gib"]
     assert ours["peak_gib_by_formula"] == pytest.approx(ours["peak_gib"], rel=0.15)

@@ -89,7 +89,11 @@ def test_every_other_layer_recomputed_changes_nothing(
 @pytest.mark.slow
 def test_compiled_layers_give_the_curve(runs: Runs, plain: list[float]) -> None:
     options = ("train.max_steps=20", "train.compile=true")
-    runs.run("compiled", *options, stage="zero2_checkpointing")
+    output = runs.run("compiled", *options, stage="zero2_checkpointing")
+    assert output.count("torch.compile took") == 1
+    facts = json.loads((runs.folder / "compiled" / "run.json").read_text())
+    assert facts["compiled"] is True
+    assert facts["attention"] == dict.fromkeys(("encoder", "decoder_cross"), "flash_attention")
     assert largest_difference(runs.losses("compiled"), plain) <= 1e-4
 
 
