@@ -209,15 +209,15 @@ def compile_model(model: nn.Module, *, layers: bool) -> None:
         found = list(_layers(model))
         # Layers share their code. Each may be another graph, for its rate of stochastic depth, and
         # a second one without gradients, for the first pass of a checkpoint.
-        limits, needed = torch.compiler.config, 2 * len(found) + 8
-        limits.recompile_limit = max(limits.recompile_limit, needed)
-        limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, needed)
         for layer in found:
-            _compile(layer, "forward")
+            _compile(layer, "forward", graphs=2 * len(found) + 8)
 
 
-def _compile(module: nn.Module, method: str) -> None:
-    """Compile a method for training; evaluation has clips of other shapes."""
+def _compile(module: nn.Module, method: str, *, graphs: int = 1) -> None:
+    """Compile a method for training; evaluation has clips of other shapes.
+
+    graphs: the most that the method's code may have in all modules.
+    """
     from torch._dynamo.exc import TorchDynamoException  # imported with the compiler: seconds
 
     plain = getattr(module, method)
@@ -228,6 +228,11 @@ def _compile(module: nn.Module, method: str) -> None:
     def run(*arguments: Any, **named: Any) -> Any:
         if not module.training:
             return plain(*arguments, **named)
+        # Settings belong to a thread, and a checkpoint recomputes in one of autograd's.
+        limits = torch.compiler.config
+        if limits.recompile_limit < graphs:
+            limits.recompile_limit = graphs
+            limits.accumulated_recompile_limit = max(limits.accumulated_recompile_limit, graphs)
         try:
             return fast(*arguments, **named)
         except TorchDynamoException as error:
