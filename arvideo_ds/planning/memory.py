@@ -90,7 +90,7 @@ def stage_of_run(stage: int, recipe: Recipe, accumulation: int) -> int:
     """The ZeRO stage that a run uses in place of a given one, in half precision.
 
     With fp32 weights for each parameter, DeepSpeed (0.19.8) launches 4,013 kernels and waits 220
-    times in a step of ViT-B at stage 0, and 25 and once at stage 1 (docs/performance.md). To sum
+    times in an update of ViT-B at stage 0, 24 and once at stage 1 (docs/performance.md). To sum
     gradients in fp32 at stage 1 it changes to an optimiser (BF16_Optimizer) that keeps them whole
     on every rank, reduces them in one fp32 pass and launches kernels for each parameter; stage 2
     sums its part.
