@@ -7,11 +7,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -30,14 +25,9 @@ def draw_grid(
     counts = [len(ablation["rows"]) for ablation in ablations]
     lines = [counts[first : first + per_line] for first in range(0, len(counts), per_line)]
     heights = [1.0 + 0.36 * max(line) for line in lines]
-    figure, axes = plt.subplots(
-        len(heights),
-        per_line,
-        figsize=(4 + 4 * per_line, 0.6 + sum(heights)),
-        squeeze=False,
-        sharex=True,
-        layout="constrained",
-        height_ratios=heights,
+    figure = Figure(figsize=(4 + 4 * per_line, 0.6 + sum(heights)), layout="constrained")
+    axes = figure.subplots(
+        len(heights), per_line, squeeze=False, sharex=True, height_ratios=heights
     )
     for axis in axes.flat[len(ablations) :]:
         axis.set_visible(False)

@@ -57,7 +57,8 @@ def measure(rows: list[Row], options: BenchmarkOptions, log: Log) -> dict[str, A
         return _measure(rows, options, world, log)
     except torch.OutOfMemoryError:
         raise UserError(
-            f"the rows do not fit into the GPU's memory at {rows[0].plan.micro_batch} clips: all "
+            "the rows do not fit into the GPU's memory at "
+            f"{max(row.plan.micro_batch for row in rows)} clips: all "
             "models are there at once. Lower --micro_batch, or compare fewer rows."
         ) from None
     finally:

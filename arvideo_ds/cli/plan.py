@@ -60,7 +60,7 @@ def main() -> None:
     elif tflops is None:
         tflops_from = " (assumed; give --tflops, or --gpu in half precision)"
     shards = settings.shards
-    stored = None if shards is None else sum(shard.bytes for shard in shards.manifest.shards)
+    stored = None if shards is None else shards.num_bytes
     advice = advise(
         Path(args.recipe).stem,
         args.deepspeed_config.name,

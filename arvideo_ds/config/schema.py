@@ -76,7 +76,8 @@ class DataSettings(Settings):
     """Clips cut from each decoded video (repeated augmentation, VideoMAE V2)."""
     decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
     workers: NonNegative | Literal["auto"] = "auto"
-    """Processes of a rank that decode; auto: its cores, less one where there are more than 8."""
+    """Processes of a rank that decode; auto: its cores; above 8 less one, and
+    at most one per batch that `prefetch_mib` allows."""
     prefetch: Positive = 2
     """Batches that each worker prepares ahead, as far as `prefetch_mib` allows."""
     prefetch_mib: Positive = 4096

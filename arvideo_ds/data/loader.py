@@ -308,10 +308,15 @@ def _prefetch(data: DataSettings, num_workers: int, batch_bytes: int) -> int | N
 
 
 def worker_count(recipe: Recipe, *, cores: int) -> int:
-    """data.workers; for "auto" the cores of this rank, less one where there are many."""
+    """data.workers; for "auto" the cores of this rank.
+
+    Above 8: less one, and at most one per batch that data.prefetch_mib allows.
+    """
     if recipe.data.workers != "auto":
         return recipe.data.workers
-    return max(1, min(cores, max(_CORES_FOR_WORKERS, cores - 1)))
+    batch_bytes = recipe.train.micro_batch * math.prod(recipe.geometry.clip) * 3
+    allowed = min(cores - 1, recipe.data.prefetch_mib * 2**20 // batch_bytes)
+    return max(1, min(cores, max(_CORES_FOR_WORKERS, allowed)))
 
 
 def _start_worker(_worker: int) -> None:

@@ -91,9 +91,7 @@ def _flat_partition(optimizer: Any, name: str, parameter: Any) -> Iterator[Fragm
     if mapping is None:  # another rank's
         return
     part = mapping.lp_fragment_address
-    # The second name is that of DeepSpeed's bf16 optimiser with fp32 accumulation at stage 1.
-    partitions = getattr(optimizer, "single_partition_of_fp32_groups", None)
-    owner = (partitions or optimizer.fp32_groups_flat_partition)[mapping.param_group_index]
+    owner = optimizer.single_partition_of_fp32_groups[mapping.param_group_index]
     yield Fragment(name, part.start, part.numel, owner, mapping.hp_fragment_address.start)
 
 

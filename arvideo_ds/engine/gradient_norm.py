@@ -2,7 +2,7 @@
 
 Before an update DeepSpeed checks every gradient for infinities and takes its norm, in about ten
 kernels for each parameter, and reads a result for each group of parameters: at ZeRO-1 and -2 3,219
-kernels and 7 waits for ViT-B, where forward and backward pass take 775. Here PyTorch's foreach norm
+kernels and 7 waits for ViT-B, where forward and backward pass take 715. Here PyTorch's foreach norm
 replaces both: a norm is finite only if every gradient is. On a CPU it has the same bits as
 DeepSpeed's (tests/engine/test_gradient_norm.py).
 """

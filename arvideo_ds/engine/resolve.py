@@ -97,8 +97,7 @@ def compiles(recipe: Recipe, resolved: dict[str, Any], *, able: bool) -> bool:
     """Whether the run compiles its model. able: `build.can_compile`, for train.compile=auto."""
     if isinstance(recipe.train.compile, bool):
         return recipe.train.compile
-    zero, shared = resolved.get("zero_optimization", {}), resolved.get(SEQUENCE_PARALLEL, 1) > 1
-    return able and not (zero_stage(resolved) == 3 or zero.get("overlap_comm") or shared)
+    return able and not any(_against_compiling(resolved).values())
 
 
 def _owned(recipe: Recipe, plan: RunPlan) -> dict[str, tuple[Any, str]]:
@@ -167,7 +166,7 @@ def _require_count(value: Any, key: str, origin: str) -> int:
 def _check_combinations(resolved: dict[str, Any], recipe: Recipe, origin: str) -> None:
     """Refuse what is known to train wrongly or to fail, with the reason."""
     zero = resolved.get("zero_optimization", {})
-    stage, compiled = zero.get("stage", 0), recipe.train.compile is True
+    stage = zero.get("stage", 0)
     if stage not in (0, 1, 2, 3):
         raise UserError(f"{origin}: zero_optimization.stage={stage!r}; expected 0, 1, 2 or 3.")
     checkpointing = resolved.get(ACTIVATION_CHECKPOINTING, {})
@@ -191,20 +190,27 @@ def _check_combinations(resolved: dict[str, Any], recipe: Recipe, origin: str) -
         ),
         '"compile" is DeepCompile, which is not supported; train.compile of the recipe compiles '
         "the model.": "compile" in resolved,
-        f"{SEQUENCE_PARALLEL} above 1 with train.compile=true may lose gradients: DeepSpeed warns "
-        "of compiling such exchanges (sequence/layer.py). Set train.compile=false.": (
-            compiled and resolved.get(SEQUENCE_PARALLEL, 1) > 1
-        ),
-        "train.compile=true does not work at stage 3, whose hooks break every graph (DeepSpeed "
-        "issue 6719). Use a stage below, or train.compile=false.": compiled and stage == 3,
-        "overlap_comm=true with train.compile=true has lost gradients (DeepSpeed issue 8061). Set "
-        "one of them to false.": compiled and zero.get("overlap_comm"),
+        **(_against_compiling(resolved) if recipe.train.compile is True else {}),
         "optim.implementation=deepspeed at stage 0 in fp32 would apply gradients that are not "
         "finite. Use torch, or a stage above.": own_adam and applies_any_gradient,
     }
     for reason, applies in reasons.items():
         if applies:
             raise UserError(f"{origin}: {reason}")
+
+
+def _against_compiling(resolved: dict[str, Any]) -> dict[str, bool]:
+    """Why a run with this configuration may not compile its model -> whether that applies."""
+    return {
+        f"{SEQUENCE_PARALLEL} above 1 with train.compile=true may lose gradients: DeepSpeed warns "
+        "of compiling such exchanges (sequence/layer.py). Set train.compile=false.": (
+            resolved.get(SEQUENCE_PARALLEL, 1) > 1
+        ),
+        "train.compile=true does not work at stage 3, whose hooks break every graph (DeepSpeed "
+        "issue 6719). Use a stage below, or train.compile=false.": zero_stage(resolved) == 3,
+        "overlap_comm=true with train.compile=true has lost gradients (DeepSpeed issue 8061). Set "
+        "one of them to false.": bool(resolved.get("zero_optimization", {}).get("overlap_comm")),
+    }
 
 
 def _autos(tree: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -62,7 +62,7 @@ def start_world(recorder: Path | None = None) -> World:
 def _recording(folder: Path) -> dict[str, str]:
     """Variables of torch's flight recorder, which it reads when the process group starts."""
     return {
-        "TORCH_FR_BUFFER_SIZE": "2000",
+        "TORCH_FR_BUFFER_SIZE": os.environ.get("TORCH_FR_BUFFER_SIZE", "2000"),
         "TORCH_FR_DUMP_TEMP_FILE": str(folder.resolve() / "rank_"),
         "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
         # torch's default; with torchrun's 1, aborted collectives would be missing in the records.
@@ -132,13 +132,14 @@ def _init_process_group(world: World) -> None:
 def _require_resolvable(host: str) -> None:
     """torch would retry for half an hour."""
     reason = ""
-    for _ in range(_RESOLVE_TRIES):
+    for number in range(_RESOLVE_TRIES):
+        if number:
+            time.sleep(_RESOLVE_PAUSE_S)
         try:
             socket.getaddrinfo(host, None)
             return
         except socket.gaierror as error:
             reason = str(error)
-            time.sleep(_RESOLVE_PAUSE_S)
     raise UserError(
         f"{socket.gethostname()} cannot resolve {host}, the host of rank 0 ({reason}). Export "
         "MASTER_ADDR with an address that every node reaches."

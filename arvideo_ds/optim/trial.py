@@ -79,7 +79,7 @@ class _Trial:
         return self
 
     def started(self) -> _Trial:
-        """Do what DeepSpeed's start and engine/build.py do."""
+        """Make all state by a step that must change no weight, and forget it."""
         self.steps(0, rate=0.0)
         self._optimizer.state.clear()
         return self
@@ -104,8 +104,8 @@ _RULES: dict[str, Callable[[_Trial], _Trial]] = {
     "_step_supports_amp_scaling: such steps are then skipped.": lambda trial: trial.steps(
         math.inf, 1, math.inf, 2, 3
     ),
-    "a step of zero gradients at learning rate 0 and `state.clear()`, with which DeepSpeed starts, "
-    "change its first step. Keep all state in self.state, create it in step(), and multiply "
+    "a step of zero gradients at learning rate 0 and then `state.clear()` change its first step. "
+    "Keep all state in self.state, create it in step(), and multiply "
     "weight decay by the learning rate.": lambda trial: trial.started().steps(1, 2, 3),
     "it does not continue from a checkpoint, which has those tensors of self.state[weight] that "
     "are as large as the weight, and 'step' as a tensor. Keep no other state.": lambda trial: (

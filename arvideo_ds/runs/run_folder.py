@@ -158,10 +158,10 @@ def require_resumable(parent: Path, recipe: Recipe) -> None:
         raise UserError(
             f"--resume {parent}: that run had other settings ({_listed(changed)}), and "
             "a resumed run keeps model, objective, clips, batch and order of its parent; length "
-            "(train.epochs, train.max_steps), optim.* except its name, train.precision and probe.* "
-            "may differ. Give the parent's values. Pretraining on clips of another shape, or with "
-            "another model or objective, must start from scratch (without --resume); to fine-tune "
-            "the parent's encoder on clips of another shape: "
+            "(train.epochs, train.max_steps), optim.* except its name, train.precision, train.tf32 "
+            "and probe.* may differ. Give the parent's values. Pretraining on clips of another "
+            "shape, or with another model or objective, must start from scratch (without "
+            "--resume); to fine-tune the parent's encoder on clips of another shape: "
             f"arvideo finetune --init-from {parent}."
         )
 

@@ -190,13 +190,14 @@ class ShardSet:
                 # Identifies the data set in checkpoints and results.
                 self.hash = sha256_of_file(file)
                 file.seek(0)
-                self.manifest, self.samples_of_shards = _parse_manifest(file, self.hash, self.name)
+                self.manifest, table = _parse_manifest(file, self.hash, self.name)
         except FileNotFoundError:
             raise UserError(
                 f"there are no shards in {folder} (no {MANIFEST}). {how_to_make_shards(self.name)}"
             ) from None
         except OSError as error:
             raise UserError(f"cannot read {folder}/{MANIFEST}: {error}.") from None
+        self.samples_of_shards, self.num_bytes = table.samples, int(table.bytes.sum())
         self._store = store.of(self.hash)
         self.folder = self._store.folder
 
@@ -330,8 +331,8 @@ def read_rejects(folder: Path) -> list[Reject]:
         raise UserError(f"{path} has lines that are not valid rejects; copy it again.") from None
 
 
-def _parse_manifest(file: BinaryIO, digest: str, folder: str) -> tuple[Manifest, np.ndarray]:
-    """A manifest, and the samples of each shard (int32). Errors: `UserError`, `OSError`."""
+def _parse_manifest(file: BinaryIO, digest: str, folder: str) -> tuple[Manifest, ShardTable]:
+    """A manifest, and its shards as arrays. Errors: `UserError`, `OSError`."""
     try:
         tree, shards = shared_table(file, digest)
         if (version := tree.get("version")) != VERSION:
@@ -348,7 +349,7 @@ def _parse_manifest(file: BinaryIO, digest: str, folder: str) -> tuple[Manifest,
             f"{folder}/{MANIFEST} is not a manifest that this version reads ({_reason(error)}); "
             "make the shards again, or copy the manifest again."
         ) from None
-    return manifest, shards.samples
+    return manifest, shards
 
 
 def _parse_index(data: bytes, entry: Shard, manifest: Manifest) -> ShardIndex:

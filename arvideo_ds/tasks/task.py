@@ -31,8 +31,6 @@ class Task(ABC):
     recorded: tuple[str, ...] = ()
     # The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i).
     layer_decay: float = 1.0
-    # Decay of the moving average of the weights; None: no average.
-    ema_decay: float | None = None
 
     def __init__(self, recipe: Any) -> None:
         self.recipe = recipe

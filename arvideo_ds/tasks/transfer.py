@@ -29,7 +29,7 @@ class Transfer(Task):
 
     def __init__(self, recipe: TransferRecipe) -> None:
         super().__init__(recipe)
-        self.layer_decay, self.ema_decay = recipe.transfer.layer_decay, recipe.ema_decay
+        self.layer_decay = recipe.transfer.layer_decay
 
     def settled(self, folder: Path) -> TransferRecipe:
         return settle_transfer(self.recipe, folder)

@@ -113,26 +113,35 @@ class Peers:
                 thread.join()
 
     def _watch(self, over: threading.Event) -> None:
-        local, ended = self._local(), select.poll()
+        with contextlib.ExitStack() as files:
+            self._watch_until(over, self._local(files))
+
+    def _watch_until(self, over: threading.Event, local: dict[int, int]) -> None:
+        ended = select.poll()
         for file in local:
             ended.register(file, select.POLLIN)
         while not over.wait(_WATCH_S):
             failed, text = self.failed(), None
-            # Not in the moment after the last barrier, in which others may have ended already.
-            if failed is None and (gone := ended.poll(0)) and not over.wait(_WATCH_S):
+            gone = ended.poll(0) if failed is None else []
+            # Also a rank that ended well, in the moment after the last barrier.
+            if (failed is None and not gone) or over.wait(_GRACE_S):
+                continue
+            if failed is None and (failed := self.failed()) is None:
                 failed, text = local[gone[0][0]], "ended without a report: killed, or out of memory"
                 self.report(failed, text)
-            if failed is not None and not over.wait(_GRACE_S):
-                print(self.stops(failed, text), file=sys.stderr)
-                _leave(EXIT_CRASH)
+            _leave(EXIT_CRASH, self.stops(failed, text))
 
-    def _local(self) -> dict[int, int]:
-        """File descriptors that are readable once a rank of this host has ended -> the rank."""
+    def _local(self, opened: contextlib.ExitStack) -> dict[int, int]:
+        """File descriptors that are readable once a rank of this host has ended -> the rank.
+
+        opened: closes them.
+        """
         files, (host, namespace, _) = {}, self._processes[self.rank]
         for rank, (other, its_namespace, pid) in enumerate(self._processes):
             if rank != self.rank and namespace and (other, its_namespace) == (host, namespace):
                 with contextlib.suppress(OSError):  # forbidden in some containers
-                    files[os.pidfd_open(pid)] = rank
+                    files[file := os.pidfd_open(pid)] = rank
+                    opened.callback(os.close, file)
         return files
 
     def _path(self, rank: int) -> Path:
@@ -164,9 +173,7 @@ def guarded(run: Callable[[], int], peers: Peers) -> int:
             text = traceback.format_exc()
             peers.report(rank, text)
             text = f"{peers.name(rank)}{_FAILED}{text}"
-    if text:
-        print(text, file=sys.stderr)
-    return _leave(code)
+    return _leave(code, text)
 
 
 def _lost_peer(peers: Peers, error: Exception) -> str:
@@ -186,8 +193,12 @@ def _wait_for(look: Callable[[], Found | None]) -> Found | None:
     return found
 
 
-def _leave(code: int) -> NoReturn:
+def _leave(code: int, text: str) -> NoReturn:
+    # The launcher that reads the output may be gone.
+    with contextlib.suppress(OSError, ValueError):
+        if text:
+            print(text, file=sys.stderr)
+        sys.stderr.flush()
+        sys.stdout.flush()
     # No teardown: it would wait for ranks that are gone.
-    sys.stdout.flush()
-    sys.stderr.flush()
     os._exit(code)

@@ -7,7 +7,7 @@ import platform
 from importlib import metadata
 from typing import Any
 
-from arvideo_ds.engine.resolve import read_deepspeed_json, zero_stage
+from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.score_store import hash_of_scores
@@ -83,8 +83,7 @@ def _batch(plan: RunPlan) -> str:
 
 
 def _stage(settings: RunSettings[Any]) -> str:
-    stage = zero_stage(settings.deepspeed)
-    given = zero_stage(read_deepspeed_json(settings.options.deepspeed_config))
+    stage, given = zero_stage(settings.deepspeed), settings.given_stage
     return f"ZeRO stage {stage}" + ("" if stage == given else f" in place of stage {given}")
 
 

@@ -135,8 +135,8 @@ def _engine(settings: RunSettings[Any], world: World, *, first: bool) -> Engine:
         recipe.optim,
         compiled=compiles(recipe, settings.deepspeed, able=can_compile(world.device)),
     )
-    if task.ema_decay is not None:
-        keep_average(engine, task.ema_decay)
+    if recipe.ema_decay is not None:
+        keep_average(engine, recipe.ema_decay)
     return engine
 
 
@@ -194,7 +194,7 @@ def _export(settings: RunSettings[Any]) -> None:
     checkpoint = newest_checkpoint(folder / run_folder.CHECKPOINTS)
     assert checkpoint is not None, "the loop saves after the last step"
     export_weights(checkpoint.path, folder / run_folder.MODEL, prefix=PREFIX)
-    if settings.task.ema_decay is not None:
+    if settings.recipe.ema_decay is not None:
         path = folder / run_folder.EMA_MODEL
         export_weights(checkpoint.path, path, prefix=PREFIX, kind=AVERAGE)
 

@@ -9,7 +9,7 @@ from typing import Any, Generic
 
 from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.config.load import AnyRecipe
-from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel
+from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel, zero_stage
 from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.optim.optimizers import OPTIMIZERS
@@ -45,6 +45,8 @@ class RunSettings(Generic[AnyRecipe]):
     recipe: AnyRecipe
     plan: RunPlan
     deepspeed: dict[str, Any]
+    # Of the DeepSpeed JSON, in whose place a run may use a higher one.
+    given_stage: int
     shards: ShardSet | None
     # Of the validation during training.
     validation: ShardSet | None = None
@@ -102,7 +104,7 @@ def settle(
     config = resolve(tree, recipe, plan, origin)
     validation = task.open_validation()
     task.check(plan, shards, validation)
-    return RunSettings(options, recipe, plan, config, shards, validation)
+    return RunSettings(options, recipe, plan, config, zero_stage(tree), shards, validation)
 
 
 def _missing_shards(recipe: Recipe) -> UserError:

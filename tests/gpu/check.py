@@ -102,6 +102,8 @@ def run_stage(stage: Stage, output: Path, limit_s: float) -> dict[str, Any]:
             stdout=file,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            # In the background of a script SIGINT is ignored, by children too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
         )
         try:
             code = process.wait(limit_s)

@@ -79,7 +79,7 @@ def test_a_run_that_has_learnt_nothing_says_so(
     shards: Any = SimpleNamespace(hash="abc")
     options, plan = RunOptions("demo", Path(), output=tmp_path), make_plan(recipe, world_size=1)
     outcome = Outcome(4, {"step": 4, "loss/pretrain": loss}, interrupted=False)
-    record.summarize(RunSettings(options, recipe, plan, {}, shards), outcome, 0, 1.0, 0.9688)
+    record.summarize(RunSettings(options, recipe, plan, {}, 0, shards), outcome, 0, 1.0, 0.9688)
     summary = run_folder.read_summary(tmp_path)
     assert (summary["baseline_loss"], summary["below_baseline"]) == (0.9688, below)
     said = "has not fallen below that of predicting the mean" in capsys.readouterr().out

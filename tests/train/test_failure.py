@@ -32,7 +32,12 @@ def world(size: int) -> World:
 def codes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The exit codes with which the process would have ended; short waits."""
     codes: list[int] = []
-    monkeypatch.setattr(failure, "_leave", codes.append)
+
+    def leave(code: int, text: str) -> None:
+        print(text, file=sys.stderr)
+        codes.append(code)
+
+    monkeypatch.setattr(failure, "_leave", leave)
     monkeypatch.setattr(failure, "_WATCH_S", 0.02)
     monkeypatch.setattr(failure, "_GRACE_S", 0.1)
     return codes

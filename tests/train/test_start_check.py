@@ -30,7 +30,7 @@ def test_one_rank_of_a_machine_checks_and_all_raise_what_it_found(
     folder = shutil.copytree(textured_shards, tmp_path / "shards")
     recipe, shards = tiny(), ShardSet(folder)
     plan = make_plan(recipe, world_size=1, num_videos=9)
-    settings = RunSettings(RunOptions("tiny", tmp_path), recipe, plan, {}, shards, shards)
+    settings = RunSettings(RunOptions("tiny", tmp_path), recipe, plan, {}, 0, shards, shards)
     (folder / shards.manifest.shards[2].index_name).unlink()
     checked, heard = [], ["", "", "", ""]
     check = ShardSet.check

@@ -61,6 +61,7 @@ def _read(num_classes: int, source: Source) -> Listing:
                 )
             else:
                 rows.entries.append(entry)
+    rows.finish()  # a class of a wrong row would be an error without its line
     labels = _labels(rows, source.get(LABELS), names - {""}, num_classes)
     rows.compare(f"rows in {path.name}", count, _ROWS.get((num_classes, path.stem)))
     return rows.listing(labels)

@@ -18,10 +18,6 @@ class TokenizerTraining(Task):
     recipe: TokenizerRecipe
     best_by = "psnr_db"
 
-    def __init__(self, recipe: TokenizerRecipe) -> None:
-        super().__init__(recipe)
-        self.ema_decay = recipe.ema_decay
-
     def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
         """Errors: `UserError` where shards or the weights of the perceptual loss are missing."""
         if shards is None:

@@ -203,11 +203,15 @@ def test_two_files_of_one_name_in_strange_folders_are_a_bad_row(make_videos: Mak
         f"salsa, slow,{DASH},10,20,val",
     ],
 )
-def test_a_wrong_row_is_named_or_counted(make_videos: MakeVideos, row: str) -> None:
-    videos = make_videos(*FILES)
+def test_a_wrong_row_is_named_or_counted(make_videos: MakeVideos, row: str, tmp_path: Path) -> None:
+    videos, names = make_videos(*FILES), tmp_path / "names.txt"
+    names.write_text("zumba\narchery\n", encoding="utf-8")
     rows = (ROWS[1], row, ROWS[2])
-    with pytest.raises(UserError, match=r"list\.csv has 1 bad row.*line 3"):
-        read(videos, *rows)
+    # With its line, even if its class is in no list.
+    other = (ROWS[1], row.replace("zumba", "salsa"), ROWS[2])
+    for given, labels in ((rows, None), (other, names)):
+        with pytest.raises(UserError, match=r"list\.csv has 1 bad row.*line 3"):
+            read(videos, *given, labels=labels)
     listing = read(videos, *rows, skip_bad_rows=True)
     assert [(r.source_path, r.reason) for r in listing.rejects] == [("list.csv", "bad_row")]
     assert "line 3" in listing.rejects[0].message
