@@ -117,8 +117,8 @@ def test_every_core_of_a_rank_has_a_worker(tiny: MakeRecipe) -> None:
     }
     assert counts == {1: 1, 2: 2, 8: 8, 9: 8, 26: 25, 128: 127}
     assert worker_count(tiny(data={"workers": 0}), cores=26) == 0
-    # Clips of 6 x 32 x 24 x 3 bytes: 12 batches of 100 in 16 MiB.
-    little = {"workers": "auto", "prefetch_mib": 16}
+    # Clips of 8 x 32 x 32 x 3 bytes: 12 batches of 100 in 30 MiB.
+    little = {"workers": "auto", "prefetch_mib": 30}
     recipe = tiny(data=little, train={"total_batch": 100, "micro_batch": 100})
     assert [worker_count(recipe, cores=cores) for cores in (4, 64)] == [4, 12]
 

@@ -72,7 +72,8 @@ def test_a_second_ctrl_c_ends_at_once_and_says_that_nothing_was_saved(
 ) -> None:
     codes: list[int] = []
 
-    def leave(code: int) -> None:
+    def leave(code: int, text: str) -> None:
+        print(text, file=sys.stderr)
         codes.append(code)
 
     monkeypatch.setattr("arvideo_ds.train.failure._leave", leave)
