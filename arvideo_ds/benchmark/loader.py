@@ -27,8 +27,8 @@ from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.data.clips import TrainClips
 from arvideo_ds.data.loader import collate
 from arvideo_ds.data.sampling import train_frames
-from arvideo_ds.data.transforms import cut, multi_scale_crop
-from arvideo_ds.decoding.decoders import decode
+from arvideo_ds.data.transforms import multi_scale_crop
+from arvideo_ds.decoding.decoders import decode, decode_planes
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import cpu_name, peak_resident_bytes, proportional_bytes
 from arvideo_ds.shards.manifest import ShardSet
@@ -37,8 +37,8 @@ from arvideo_ds.shards.video_files import count_videos, find_videos
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _WARM_UP_BATCHES = 2
 _STAGE_CLIPS = 60
-_SETTINGS = ("shards", "repeats", "frames", "stride", "decoder")
-_REPORTED = ("stride", "repeats", "batch", "cores", "workers")
+_SETTINGS = ("shards", "repeats", "frames", "stride", "decoder", "planes")
+_REPORTED = ("stride", "repeats", "planes", "batch", "cores", "workers")
 # Clips/s that a GPU may consume.
 _RATES = (250, 500, 1000, 2000)
 
@@ -62,6 +62,7 @@ class LoaderOptions:
     cores: int
     seconds: float
     decoder: str
+    planes: bool
 
 
 def measure_loader(options: LoaderOptions) -> dict[str, Any]:
@@ -203,12 +204,15 @@ def _stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
         sample = shards.index(place.shard).samples[place.member]
         content = timed("read", shards.read, place.shard, sample)
         times = data.frames, data.stride, data.sampling
-        numbers = train_frames(sample.num_frames, *times, generator)
-        frames = timed("decode", decode, clips.decoder, content, numbers)
-        height, width = frames.shape[1:3]
+        numbers = train_frames(sample.num_frames, *times, generator, shards.layers)
+        if data.planes:
+            frames = timed("decode", decode_planes, content, numbers)
+        else:
+            frames = timed("decode", decode, clips.decoder, content, numbers)
+        height, width = clips.frame_size(frames)
         for _ in range(data.repeats):
             crop = multi_scale_crop(height, width, data.size, data.crop_scales, generator)
-            timed("crop", cut, frames, crop, data.size, flip=False)
+            timed("crop", clips.cut, frames, crop, data.size, flip=False)
             made += 1
         videos.append(clips[position])
         if len(videos) * data.repeats >= 16:

@@ -34,6 +34,7 @@ def main() -> None:
     parser.add_number("cores", 1, "shared by all processes")
     parser.add_number("seconds", 20.0, "of each measurement")
     parser.add_argument("--decoder", default="auto")
+    parser.add_argument("--planes", action="store_true", help="as data.planes")
     args = parser.parse_args()
     cores = available_cores()[: args.cores]
     if len(cores) < args.cores:

@@ -28,8 +28,8 @@ from arvideo_ds.arguments import (
 )
 from arvideo_ds.cli import end_with_rejects
 from arvideo_ds.decoding.decoders import HOW_TO_GET_TORCHCODEC, decisive_decoders
-from arvideo_ds.decoding.video import MAX_PIXELS, TranscodeSettings
-from arvideo_ds.errors import command
+from arvideo_ds.decoding.video import MAX_LAYERS, MAX_PIXELS, TranscodeSettings
+from arvideo_ds.errors import UserError, command
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.datasets import READERS, Listing, Option, Source, read_listing, readers_of
 from arvideo_ds.shards.video_files import describe_passed_over
@@ -62,7 +62,13 @@ def parse_arguments(options: Iterable[Option]) -> argparse.Namespace:
         help="store files as they are, or make H.264 of them; default %(default)s",
     )
     parser.add_number("short_side", defaults.short_side, "pixels, 0 keeps")
-    parser.add_number("gop", defaults.gop, "frames between key frames")
+    text = (
+        "only every N-th picture is one that others refer to, so that a clip of stride N decodes "
+    )
+    text += "fewer pictures; 1: all; default the stride of the data set, see below"
+    parser.add_argument("--layers", type=int, metavar="N", help=text)
+    text = f"frames between key frames; default {defaults.gop}, with layers {defaults.gop} x N"
+    parser.add_argument("--gop", type=int, metavar="N", help=text)
     parser.add_number("crf", defaults.crf, "x264 quality, lower is better")
     parser.add_number("max_pixels", MAX_PIXELS, "of a frame; rejects larger videos, 0: no limit")
     parser.add_number("samples_per_shard", 500, "videos")
@@ -80,12 +86,10 @@ def main() -> int:
     options = {option.name: option for reader in READERS.values() for option in reader.options}
     args = parse_arguments(options.values())
     require_at_least(0, args, "max_pixels", "memory_gib")
-    require_positive(args, "samples_per_shard", "workers", "timeout_s", "gop")
-    transcode = None
-    if args.video == "transcode":
-        transcode = TranscodeSettings(short_side=args.short_side, gop=args.gop, crf=args.crf)
+    require_positive(args, "samples_per_shard", "workers", "timeout_s")
     given = {name: value for name, value in vars(args).items() if name in options}
     listing = read_listing(args.dataset, from_arguments(Source, args, **given))
+    transcode = transcode_settings(args) if args.video == "transcode" else None
     print_listing(args.dataset, listing)
     if transcode is None and "torchcodec" not in decisive_decoders():
         print(
@@ -98,6 +102,18 @@ def main() -> int:
     return end_with_rejects(args.output, report, args.max_reject_share, "shards")
 
 
+def transcode_settings(args: argparse.Namespace) -> TranscodeSettings:
+    """Errors: `UserError` where the layers do not fit the key frames."""
+    layers = READERS[args.dataset].stride if args.layers is None else args.layers
+    gop = TranscodeSettings.gop * layers if args.gop is None else args.gop
+    if not 1 <= layers <= MAX_LAYERS or gop < 1 or gop % layers:
+        raise UserError(
+            f"--layers {layers} --gop {gop}: layers must be 1 to {MAX_LAYERS}, and gop a positive "
+            "multiple of them, so that every key frame is on the layer."
+        )
+    return TranscodeSettings(short_side=args.short_side, gop=gop, layers=layers, crf=args.crf)
+
+
 def data_sets() -> str:
     """The registered data sets and what they read, for the help."""
     lines = ["data sets, including plugins:"]
@@ -106,6 +122,7 @@ def data_sets() -> str:
         given += [f"--split ({reader.split})"] * bool(reader.split)
         rules = ["flips refused"] * (not reader.flip)
         rules += [f"{reader.sampling} sampling"] * (reader.sampling is not None)
+        rules += [f"stride {reader.stride}"]
         rules += [f"labels: {' and '.join(reader.label_sets)}"] * bool(reader.label_sets)
         words = ["; ".join(filter(None, (", ".join(given), *rules))), reader.url]
         lines.append(f"  {name:<16}" + ("\n" + " " * 18).join(filter(None, words)))

@@ -75,6 +75,9 @@ class DataSettings(Settings):
     repeats: Positive = 1
     """Clips cut from each decoded video (repeated augmentation, VideoMAE V2)."""
     decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
+    planes: bool = False
+    """Keep clips as YUV 4:2:0, half the bytes of RGB, until the device converts them; decodes with
+    PyAV. Crops are resized before the conversion, so pixels differ slightly."""
     workers: NonNegative | Literal["auto"] = "auto"
     """Processes of a rank that decode; auto: its cores; above 8 less one, and
     at most one per batch that `prefetch_mib` allows."""
@@ -103,6 +106,7 @@ class DataSettings(Settings):
                 f"data.short_side={self.short_side} is smaller than data.size={list(self.size)}, "
                 f"so the crop does not fit into the frame. Raise it to {max(self.size)} or more."
             )
+        self._check_planes()
         # Stored scores fit a clip only where its tokens are tokens of the whole video.
         needed = {"crop": "grid", "sampling": "dense", "flip": False}
         needed |= {"randaugment": None, "hsv_jitter": None, "erase": 0.0}
@@ -115,6 +119,22 @@ class DataSettings(Settings):
                 f"video, and {actual} changes them. Set {remedy}, or remove data.scores."
             )
         return self
+
+    def _check_planes(self) -> None:
+        if not self.planes:
+            return
+        wrong = [
+            key for key in ("randaugment", "hsv_jitter", "erase", "scores") if getattr(self, key)
+        ]
+        wrong += ["crop"] * (self.crop in ("grid", "short_side"))
+        wrong += ["decoder"] * (self.decoder not in ("auto", "pyav"))
+        wrong += ["size"] * any(side % 2 for side in self.size)
+        if wrong:
+            actual = ", ".join(f"data.{key}={json.dumps(getattr(self, key))}" for key in wrong)
+            raise UserError(
+                f"data.planes=true does not go with {actual}: clips stay in YUV 4:2:0, of even "
+                "sizes, decoded by PyAV, and only cropped and flipped. Remove one of them."
+            )
 
 
 class OptimSettings(Settings):

@@ -17,9 +17,10 @@ from torch.utils.data import Dataset, get_worker_info
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.augment import Augment
 from arvideo_ds.data.order import Place, SampleOrder
+from arvideo_ds.data.planes import NO_COLOUR, cut_planes
 from arvideo_ds.data.sampling import aligned_frames, train_frames, view_frames
 from arvideo_ds.data.transforms import Crop, cut, fit_to_grid, random_crop, view_crop
-from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, decode
+from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, decode, decode_planes
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
 from arvideo_ds.randomness import clip_generator, draw_key
@@ -84,13 +85,22 @@ class _Clips(Dataset[VideoClips]):
         require_protocol(shards, recipe)
         self.shards, self.data, self.heads = shards, recipe.data, recipe.heads
         self.patch, self.grid = recipe.patch, recipe.geometry.grid
-        self.decoder = choose_decoder(recipe.data.decoder)
+        self.decoder = choose_decoder(recipe.data.decoder, layers=shards.layers)
+        self.planes = False
 
     def frames(self, shard: int, sample: IndexedSample, numbers: np.ndarray) -> np.ndarray:
-        """Frames F H W 3 of these numbers. Errors: `DecodeError`, also for a shard that was altered
-        or is unreachable."""
+        """Frames F H W 3 of these numbers, or F 3H/2 W as planes. Errors: `DecodeError`, also for a
+        shard that was altered or is unreachable."""
         with _decode_errors():
-            return decode(self.decoder, self.shards.read(shard, sample), numbers)
+            data = self.shards.read(shard, sample)
+            if self.planes:
+                return decode_planes(data, numbers)
+            return decode(self.decoder, data, numbers)
+
+    def frame_size(self, frames: np.ndarray) -> tuple[int, int]:
+        """Height and width of `frames`."""
+        height, width = frames.shape[1:3]
+        return height * 2 // 3 if self.planes else height, width
 
     def _label(self, sample: IndexedSample) -> int | tuple[int, ...]:
         if self.heads is None:
@@ -154,10 +164,10 @@ class TrainClips(_Clips):
         data = recipe.data
         if (scores is None) != (data.scores is None):
             raise ValueError(f"data.scores={data.scores} must come with its reader")
-        self.seed, self.scores = recipe.train.seed, scores
+        self.seed, self.scores, self.planes = recipe.train.seed, scores, data.planes
         self.left_out = dict(left_out or {})
         self.watch = Watch(num_workers)
-        self.augment = Augment(data)
+        self.augment, self.cut = Augment(data), cut_planes if data.planes else cut
         self.order = SampleOrder(
             shards.samples_of_shards,
             seed=self.seed,
@@ -215,7 +225,8 @@ class TrainClips(_Clips):
         generator = clip_generator(self.seed, place.epoch, place.position, 0)
         num_frames, frames, stride = sample.num_frames, data.frames, data.stride
         if self.scores is None:
-            numbers = train_frames(num_frames, frames, stride, data.sampling, generator)
+            layers = self.shards.layers
+            numbers = train_frames(num_frames, frames, stride, data.sampling, generator, layers)
         else:
             numbers = aligned_frames(num_frames, frames, stride, patch[0], generator.random())
         pictures = self.frames(place.shard, sample, numbers)
@@ -241,13 +252,19 @@ class TrainClips(_Clips):
         """A clip, its crop, whether it is flipped, and the generator for further draws."""
         data = self.data
         generator = clip_generator(self.seed, place.epoch, place.position, 1 + repeat)
-        crop = random_crop(frames.shape[1], frames.shape[2], data, self.patch[1:], generator)
+        height, width = self.frame_size(frames)
+        crop = random_crop(height, width, data, self.patch[1:], generator)
         flip = data.flip and bool(generator.integers(2))
-        clip = cut(frames, crop, data.size, flip=flip)
+        clip = self.cut(frames, crop, data.size, flip=flip)
         return self.augment(clip, int(generator.integers(2**63))), crop, flip, generator
 
     def _black(self, sample: IndexedSample, keys: list[int], error: DecodeError) -> VideoClips:
         clips = super()._black(sample, keys, error)
+        if self.planes:
+            (rows, columns), count = self.data.size, self.data.frames
+            black = torch.zeros(count, rows * 3 // 2, columns, dtype=torch.uint8)
+            black[:, rows:] = NO_COLOUR
+            clips = replace(clips, clips=[black] * len(keys))
         if self.scores is None:
             return clips
         return replace(clips, scores=[self.scores.nothing(self.grid)] * len(keys))

@@ -29,6 +29,7 @@ from arvideo_ds.config import Recipe
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.clips import EvaluationClips, Skipped, TrainClips, VideoClips, Watch
 from arvideo_ds.data.order import rank_positions
+from arvideo_ds.data.planes import to_rgb
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import resident_bytes
 from arvideo_ds.planning.plan import RunPlan
@@ -38,6 +39,8 @@ from arvideo_ds.shards.manifest import ShardSet
 _CORES_FOR_WORKERS = 8
 # How often the trainer checks its workers while it waits for them.
 _POLL_S = 5
+# Of clips as planes.
+_PACKED_DIMENSIONS = 4
 # So many lost workers without a batch in between end the run.
 _MAX_LOST_IN_A_ROW = 3
 
@@ -46,10 +49,11 @@ _MAX_LOST_IN_A_ROW = 3
 class Batch:
     """Clips B F h w 3 (uint8), keys B (int64), labels B (int64, -1 = none), valid B (bool).
 
-    With heads, labels are B x heads. A video that did not decode has black, invalid clips: shapes
-    stay fixed, the loss ignores them. num_skipped: number of such clips; skipped: their videos.
-    first_key: of the first clip, on the host. With data.scores, scores B N (float32) and, from a
-    tokenizer, codes B N (int64) along (time, row, column); 0 where a clip is not valid.
+    With data.planes, clips on the host are B F 3h/2 w (planes.py). With heads, labels are B x
+    heads. A video that did not decode has black, invalid clips: shapes stay fixed, the loss ignores
+    them. num_skipped: number of such clips; skipped: their videos. first_key: of the first clip, on
+    the host. With data.scores, scores B N (float32) and, from a tokenizer, codes B N (int64) along
+    (time, row, column); 0 where a clip is not valid.
     """
 
     # Tensors that stay on the host.
@@ -66,8 +70,11 @@ class Batch:
     codes: Tensor | None = None
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on a device; the copy is asynchronous from pinned memory."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        """The same batch on a device, in RGB; the copy is asynchronous from pinned memory."""
+        moved = self._map(lambda tensor: tensor.to(device, non_blocking=True))
+        if moved.clips.ndim == _PACKED_DIMENSIONS:
+            moved.clips = to_rgb(moved.clips)
+        return moved
 
     def pin_memory(self) -> Self:
         return self._map(lambda tensor: tensor.pin_memory())

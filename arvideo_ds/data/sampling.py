@@ -6,17 +6,23 @@ import numpy as np
 
 
 def train_frames(
-    num_frames: int, frames: int, stride: int, sampling: str, generator: np.random.Generator
+    num_frames: int,
+    frames: int,
+    stride: int,
+    sampling: str,
+    generator: np.random.Generator,
+    layers: int = 1,
 ) -> np.ndarray:
     """Frame numbers of a random clip: int64, `frames` of them, ascending.
 
     dense: every `stride`-th frame from a uniform start. uniform: one uniform frame of each of
     `frames` equal segments (TSN). A video too short for the stride takes the largest that fits; one
-    with fewer than `frames` frames repeats its last.
+    with fewer than `frames` frames repeats its last. layers: of the shards; where they divide the
+    stride, all frames are multiples of it.
     """
     if sampling == "uniform":
         return segment_frames(num_frames, frames, generator.random(frames))
-    return dense_frames(num_frames, frames, stride, generator.random())
+    return dense_frames(num_frames, frames, stride, generator.random(), layers)
 
 
 def aligned_frames(
@@ -60,13 +66,16 @@ def keyframe_frames(num_frames: int, frames: int, stride: int, keyframe: int) ->
     return places.clip(0, num_frames - 1)
 
 
-def dense_frames(num_frames: int, frames: int, stride: int, start: float) -> np.ndarray:
-    """`start` in 0..1 is the place among all starts that fit; 1 is the last."""
+def dense_frames(
+    num_frames: int, frames: int, stride: int, start: float, layers: int = 1
+) -> np.ndarray:
+    """`start` in 0..1 is the place among all starts that fit; 1 is the last. layers: as above."""
     fitting = max(1, (num_frames - 1) // max(1, frames - 1))
     stride = min(stride, fitting)
     span = (frames - 1) * stride + 1
-    starts = max(1, num_frames - span + 1)
-    first = min(int(start * starts), starts - 1)
+    step = layers if stride % layers == 0 else 1
+    starts = max(0, num_frames - span) // step + 1
+    first = step * min(int(start * starts), starts - 1)
     return np.minimum(first + stride * np.arange(frames), num_frames - 1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import itertools
 import multiprocessing
 import os
 import re
@@ -19,7 +20,9 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
+from arvideo_ds.decoding.random_access import frames_by_number
 from arvideo_ds.decoding.video import TranscodeSettings, decodable_frames, encode, open_video
 from arvideo_ds.errors import UserError
 
@@ -46,57 +49,80 @@ def decode_decord(data: bytes, frames: np.ndarray) -> np.ndarray:
 
 
 def decode_pyav(data: bytes, frames: np.ndarray) -> np.ndarray:
-    """From the key frame before the first number where time stamps identify the frames, as in
-    transcoded videos; else from the start: exact for any file, slow for long ones."""
-    numbers = set(frames.tolist())
+    decoded = _frames(data, set(frames.tolist()))
+    first = decoded[int(frames[0])]
+    pictures = np.empty((len(frames), first.height, first.width, 3), np.uint8)
+    converter = VideoReformatter()
+    for number, frame in decoded.items():
+        # More threads would compete with the other workers.
+        rgb = converter.reformat(frame, format="rgb24", threads=1)
+        pictures[frames == number] = _view(rgb.planes[0], rgb.height, rgb.width, 3)
+    return pictures
+
+
+def decode_planes(data: bytes, frames: np.ndarray) -> np.ndarray:
+    """Frames by PyAV as planes, F 3H/2 W: H rows of luma, then H/2 rows with U at the left and V at
+    the right. Odd sizes are scaled to even ones. Errors: `DecodeError`."""
+    return _translated(_planes, data, frames)
+
+
+def _planes(data: bytes, frames: np.ndarray) -> np.ndarray:
+    decoded = _frames(data, set(frames.tolist()))
+    first = decoded[int(frames[0])]
+    height, width = first.height // 2 * 2, first.width // 2 * 2
+    pictures = np.empty((len(frames), height * 3 // 2, width), np.uint8)
+    converter = VideoReformatter()
+    for number, frame in decoded.items():
+        even = converter.reformat(frame, width, height, format="yuv420p", threads=1)
+        luma, *colours = even.planes
+        place = frames == number
+        pictures[place, :height] = _view(luma, height, width)
+        for left, colour in zip((0, width // 2), colours, strict=True):
+            half = _view(colour, height // 2, width // 2)
+            pictures[place, height:, left : left + width // 2] = half
+    return pictures
+
+
+def _view(plane: av.video.plane.VideoPlane, *shape: int) -> np.ndarray:
+    """A plane without the padding of its rows; shares its memory."""
+    strides = (plane.line_size, *shape[2:], 1)
+    return np.ndarray(shape, np.uint8, buffer=memoryview(plane), strides=strides)
+
+
+def _frames(data: bytes, numbers: set[int]) -> dict[int, av.VideoFrame]:
+    """From a key frame on where the file's index identifies the frames, as in transcoded videos;
+    else from the start: exact for any file, slow for long ones."""
     with _open_pyav(data) as (container, stream):
-        pictures = _after_key_frame(container, stream, numbers)
-    if len(pictures) < len(numbers):
+        decoded = frames_by_number(container, stream, numbers)
+    if len(decoded) < len(numbers):
         with _open_pyav(data) as (container, stream):
-            pictures = _select(enumerate(decodable_frames(container, stream)), numbers)
-    missing = sorted(numbers - pictures.keys())
+            decoded = _in_sequence(container, stream, numbers)
+    missing = sorted(numbers - decoded.keys())
     if missing:
         raise DecodeError("short", f"frame {missing[0]} is not there")
-    return np.stack([pictures[number] for number in frames.tolist()])
+    return decoded
 
 
-def _after_key_frame(
+def _as_rgb(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
+    # More threads would compete with the other workers.
+    return converter.reformat(frame, format="rgb24", threads=1).to_ndarray()
+
+
+def _as_planes(frame: av.VideoFrame, converter: VideoReformatter) -> np.ndarray:
+    size = {"width": frame.width // 2 * 2, "height": frame.height // 2 * 2}
+    planes = converter.reformat(frame, format="yuv420p", threads=1, **size).to_ndarray()
+    # FFmpeg has rows of U above those of V; here they are side by side.
+    rows, columns = size["height"], size["width"]
+    colours = planes[rows:].reshape(2, rows // 2, columns // 2)
+    return np.concatenate([planes[:rows], np.concatenate(colours, axis=1)])
+
+
+def _in_sequence(
     container: av.container.InputContainer, stream: av.VideoStream, numbers: set[int]
-) -> dict[int, np.ndarray]:
-    """The frames of these numbers; fewer where time stamps do not identify frames."""
-    # With B-frames, pictures after a key frame may need some from before it.
-    if stream.codec_context.name != "h264" or stream.codec_context.has_b_frames:
-        return {}
-    times: list[int] = []
-    for packet in container.demux(stream):
-        if packet.size:
-            if packet.pts is None or packet.is_discard or packet.is_corrupt:
-                return {}
-            times.append(packet.pts)
-    times.sort()
-    if max(numbers) >= len(times) or len(set(np.diff(times))) > 1:
-        return {}
-    number_at = {time: number for number, time in enumerate(times)}
-    try:
-        container.seek(times[min(numbers)], stream=stream, backward=True)
-    except av.error.FFmpegError:
-        return {}
-    decoded = decodable_frames(container, stream)
-    numbered = ((number_at[frame.pts], frame) for frame in decoded if frame.pts in number_at)
-    return _select(numbered, numbers)
-
-
-def _select(
-    numbered: Iterable[tuple[int, av.VideoFrame]], numbers: set[int]
-) -> dict[int, np.ndarray]:
-    """Pictures of these numbers; reads no further than the last of them."""
-    pictures: dict[int, np.ndarray] = {}
-    for number, frame in numbered:
-        if number in numbers:
-            pictures[number] = frame.to_ndarray(format="rgb24")
-        if len(pictures) == len(numbers) or number > max(numbers):
-            break
-    return pictures
+) -> dict[int, av.VideoFrame]:
+    """Frames of these numbers; reads no further than the last of them."""
+    frames = itertools.islice(decodable_frames(container, stream), max(numbers) + 1)
+    return {number: frame for number, frame in enumerate(frames) if number in numbers}
 
 
 @contextlib.contextmanager
@@ -124,7 +150,7 @@ def _count_pyav(data: bytes) -> int:
         return sum(1 for _ in decodable_frames(container, stream))
 
 
-# In order of preference; decord is unmaintained since 2022 and contains FFmpeg 4.1.
+# In order of preference, but for layered videos (`first_usable`). decord is unmaintained since 2022 and contains FFmpeg 4.1.
 DECODERS: dict[str, Callable[[bytes, np.ndarray], np.ndarray]] = {
     "torchcodec": decode_torchcodec,
     "pyav": decode_pyav,
@@ -138,7 +164,7 @@ _COUNTERS: dict[str, Callable[[bytes], int]] = {
 # Where they work, these must read a video before it becomes a sample.
 _DECISIVE = ("torchcodec", "pyav")
 HOW_TO_GET_TORCHCODEC = (
-    "torchcodec, the fastest decoder, needs FFmpeg's libraries: apt-get install ffmpeg, or conda "
+    "torchcodec, faster where shards have no layers, needs FFmpeg's libraries: apt-get install ffmpeg, or conda "
     "install -c conda-forge ffmpeg"
 )
 # decord's messages begin with the time and a path: equal errors must have equal messages.
@@ -159,11 +185,11 @@ def decisive_decoders() -> tuple[str, ...]:
     return tuple(name for name in _DECISIVE if not _load_problem(name))
 
 
-def choose_decoder(name: str) -> str:
+def choose_decoder(name: str, *, layers: int = 1) -> str:
     """The decoder of this name, or for "auto" the first that works. Errors: `UserError` with the
     reason why it does not work, and those that do."""
     if name == "auto":
-        return first_usable([usable_decoders()])
+        return first_usable([usable_decoders()], layers=layers)
     problem = _load_problem(name)
     if problem:
         raise UserError(
@@ -173,12 +199,15 @@ def choose_decoder(name: str) -> str:
     return name
 
 
-def first_usable(usable: Sequence[Sequence[str]]) -> str:
-    """The preferred decoder of those that all ranks can use; `usable`: the names by rank. The first
-    rank prints once how to get a faster one. Errors: `UserError` if they share none."""
+def first_usable(usable: Sequence[Sequence[str]], *, layers: int = 1) -> str:
+    """The preferred decoder of those that all ranks can use; `usable`: the names by rank. For
+    layered videos that is PyAV, which alone skips pictures. Else the first rank prints once how to
+    get a faster one. Errors: `UserError` if they share none."""
     shared = [name for name in DECODERS if all(name in names for names in usable)]
     if not shared:
         raise UserError(f"no decoder works on every rank: {', '.join(map(str, usable))}.")
+    if layers > 1 and "pyav" in shared:
+        return "pyav"
     if shared[0] != "torchcodec":
         _note(f"note: videos are decoded by {shared[0]}; {HOW_TO_GET_TORCHCODEC}.")
     return shared[0]

@@ -28,6 +28,8 @@ _BEYOND_END = 0.1
 # Default limit of a frame: 8K.
 MAX_PIXELS = 8192 * 4320
 _FFMPEG_MOST = 2**31 - 1
+# x264 has at most 16 B-pictures in a row.
+MAX_LAYERS = 17
 
 # FFmpeg filters that undo 0 to 3 counter-clockwise quarter turns.
 _TURNS: list[list[tuple[str, str | None]]] = [
@@ -48,10 +50,15 @@ class RejectedError(Exception):
 
 @dataclass(frozen=True)
 class TranscodeSettings:
-    """H.264 with fast random access. short_side in pixels (0 keeps the size), gop in frames."""
+    """H.264 with fast random access.
+
+    short_side: pixels, 0 keeps the size. gop: frames between key frames. layers: only every
+    `layers`-th picture is referred to by others, so that the rest can be skipped; 1 is all.
+    """
 
     short_side: int = 256
     gop: int = 8
+    layers: int = 1
     crf: int = 23
     preset: str = "veryfast"
 
@@ -164,12 +171,16 @@ def encode(
         "tune": "fastdecode",
         "crf": str(settings.crf),
         "g": str(settings.gop),
-        "bf": "0",
+        "bf": str(settings.layers - 1),
         # With lookahead, x264's output is not deterministic on small frames.
         "rc-lookahead": "0",
         "mbtree": "0",
         "flags": "+cgop+bitexact",
     }
+    if settings.layers > 1:
+        # B-pictures at fixed places, none of which others refer to.
+        options |= {"b_strategy": "0", "b-pyramid": "none", "sc_threshold": "0"}
+        options["keyint_min"] = str(settings.gop)
     buffer = io.BytesIO()
     with av.open(buffer, "w", format="mp4", options={"fflags": "+bitexact"}) as output:
         stream: Any = None

@@ -206,6 +206,11 @@ class ShardSet:
         return self.manifest.num_samples
 
     @property
+    def layers(self) -> int:
+        """Every so many frames is one that others refer to (`TranscodeSettings`); 1 is all."""
+        return int(self.manifest.settings.get("layers") or 1)
+
+    @property
     def is_remote(self) -> bool:
         """Whether the shards are behind a URL, the same for every machine."""
         return not self._store.permanent

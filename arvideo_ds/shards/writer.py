@@ -146,6 +146,9 @@ def _inputs_hash(job: ShardJob) -> str:
 
 def _settings(job: ShardJob) -> dict[str, str | int | None]:
     transcode = {} if job.transcode is None else asdict(job.transcode)
+    if transcode.get("layers") == 1:
+        # Existing shards keep their hashes.
+        del transcode["layers"]
     return {
         "video": "transcode" if job.transcode else "copy",
         **transcode,

@@ -341,6 +341,7 @@ def test_auto_takes_decord_last_and_says_how_to_get_torchcodec(
 def test_ranks_with_other_decoders_take_one_that_all_have() -> None:
     assert first_usable([["torchcodec", "pyav"]] * 2) == "torchcodec"
     assert first_usable([["torchcodec", "pyav", "decord"], ["decord", "pyav"]]) == "pyav"
+    assert first_usable([["torchcodec", "pyav"]] * 2, layers=4) == "pyav", "it alone skips"
     with pytest.raises(UserError, match="no decoder works on every rank"):
         first_usable([["torchcodec"], ["pyav"]])
 

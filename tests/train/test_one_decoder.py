@@ -15,7 +15,8 @@ from arvideo_ds.train.settle import RunOptions, RunSettings
 
 def settings(*overrides: str) -> RunSettings[Any]:
     recipe, plan = load_recipe("demo", list(overrides)), SimpleNamespace()
-    return RunSettings(RunOptions("demo", Path()), recipe, plan, {}, 0, None)  # type: ignore[arg-type]
+    shards = SimpleNamespace(layers=1)
+    return RunSettings(RunOptions("demo", Path()), recipe, plan, {}, 0, shards)  # type: ignore[arg-type]
 
 
 def test_every_rank_decodes_with_what_all_have(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,5 +41,5 @@ def _row(row: object, labels: list[str]) -> tuple[str, str]:
 
 
 DIVING48 = Reader(
-    read_diving48, (LABELS,), url="http://www.svcl.ucsd.edu/projects/resound/dataset.html"
+    read_diving48, (LABELS,), stride=1, url="http://www.svcl.ucsd.edu/projects/resound/dataset.html"
 )

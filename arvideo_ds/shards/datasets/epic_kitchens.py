@@ -124,6 +124,7 @@ def _seconds(text: str) -> float:
 EPIC_KITCHENS = Reader(
     read_epic_kitchens,
     (LABELS, _NOUNS),
+    stride=1,
     label_sets=tuple(_CLASSES),
     url="https://github.com/epic-kitchens/epic-kitchens-100-annotations",
 )

@@ -45,5 +45,6 @@ def read_hmdb51(source: Source) -> Listing:
 HMDB51 = Reader(
     read_hmdb51,
     split="train1 ... test3",
+    stride=2,
     url="https://serre-lab.clps.brown.edu/resource/hmdb-a-large-human-motion-database",
 )

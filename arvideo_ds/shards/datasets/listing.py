@@ -108,7 +108,8 @@ class Reader:
 
     read: checks every row and returns the entries. split: what --split means. flip: False where
     labels tell left from right, so that no task may flip. sampling: "uniform" where labels need the
-    whole video. label_sets: names, where a sample has several labels. url: of the annotations.
+    whole video. stride: of the data set's usual clips, for `TranscodeSettings.layers`. label_sets:
+    names, where a sample has several labels. url: of the annotations.
     """
 
     read: Callable[[Source], Listing]
@@ -116,6 +117,7 @@ class Reader:
     split: str = ""
     flip: bool = True
     sampling: Literal["uniform"] | None = None
+    stride: int = 4
     label_sets: tuple[str, ...] = ()
     url: str = ""
 

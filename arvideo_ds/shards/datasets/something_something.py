@@ -60,5 +60,6 @@ SSV2 = Reader(
     (LABELS,),
     flip=False,
     sampling="uniform",
+    stride=2,
     url="https://www.qualcomm.com/developer/software/something-something-v-2-dataset",
 )
