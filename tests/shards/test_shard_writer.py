@@ -279,3 +279,18 @@ def test_a_shard_lost_or_cut_after_the_run_is_made_again(videos: Path, tmp_path:
         file.truncate(1024)
     write_shards(job)
     assert contents(tmp_path) == before
+
+
+def test_layers_are_those_of_the_data_set_unless_chosen(
+    videos: Path, one_worker: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path
+) -> None:
+    layered = ShardSet(one_worker[0])
+    assert layered.layers == layered.manifest.settings["layers"] == 4
+    assert layered.manifest.settings["gop"] == 32
+    options = ("--max_reject_share", "1", "--workers", "1")
+    assert make_shards(videos, tmp_path / "plain", "--layers", "1", *options).returncode == 0
+    plain = ShardSet(tmp_path / "plain")
+    assert plain.layers == 1 and plain.manifest.settings["gop"] == 8
+    assert "layers" not in plain.manifest.settings, "shards of earlier versions keep their hashes"
+    done = make_shards(videos, tmp_path / "no", "--layers", "4", "--gop", "10")
+    assert done.returncode == 2 and "positive multiple" in done.stderr
