@@ -60,7 +60,9 @@ def main() -> None:
     elif tflops is None:
         tflops_from = " (assumed; give --tflops, or --gpu in half precision)"
     shards = settings.shards
-    stored = None if shards is None else shards.num_bytes
+    of_shards = {}
+    if shards is not None:
+        of_shards = {"stored_bytes": shards.num_bytes, "layers": shards.layers}
     advice = advise(
         Path(args.recipe).stem,
         args.deepspeed_config.name,
@@ -72,7 +74,7 @@ def main() -> None:
         tflops=tflops,
         tflops_from=tflops_from,
         bandwidth_gb_s=args.bandwidth_gb_s,
-        stored_bytes=stored,
+        **of_shards,
         decode_rate=args.decode_clips_per_s_per_core,
         cores_per_gpu=args.cores_per_gpu,
     )

@@ -12,8 +12,8 @@ from torchvision.transforms.v2 import functional as F
 
 from arvideo_ds.data.transforms import Crop, Sides
 
-# ITU-R BT.601, limited range (luma 16..235, colour differences 128 +- 112), in units of 2^-13. FFmpeg
-# takes it where a video does not name its colours, as transcoded videos do not.
+# ITU-R BT.601, limited range (luma 16..235, colour differences 128 +- 112), in units of 2^-13. So
+# does FFmpeg where a video does not name its colours; transcoded videos do not.
 _LUMA, _RED_V, _GREEN_U, _GREEN_V, _BLUE_U = 9539, 13075, -3209, -6660, 16525
 _BITS = 13
 _BLACK, NO_COLOUR = 16, 128

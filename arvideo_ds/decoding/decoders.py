@@ -150,7 +150,8 @@ def _count_pyav(data: bytes) -> int:
         return sum(1 for _ in decodable_frames(container, stream))
 
 
-# In order of preference, but for layered videos (`first_usable`). decord is unmaintained since 2022 and contains FFmpeg 4.1.
+# In order of preference, but for layered videos (`first_usable`). decord is unmaintained since 2022
+# and contains FFmpeg 4.1.
 DECODERS: dict[str, Callable[[bytes, np.ndarray], np.ndarray]] = {
     "torchcodec": decode_torchcodec,
     "pyav": decode_pyav,
@@ -164,8 +165,8 @@ _COUNTERS: dict[str, Callable[[bytes], int]] = {
 # Where they work, these must read a video before it becomes a sample.
 _DECISIVE = ("torchcodec", "pyav")
 HOW_TO_GET_TORCHCODEC = (
-    "torchcodec, faster where shards have no layers, needs FFmpeg's libraries: apt-get install ffmpeg, or conda "
-    "install -c conda-forge ffmpeg"
+    "torchcodec, faster where shards have no layers, needs FFmpeg's libraries: apt-get install "
+    "ffmpeg, or conda install -c conda-forge ffmpeg"
 )
 # decord's messages begin with the time and a path: equal errors must have equal messages.
 _LOG_PREFIX = re.compile(r"^\[\d\d:\d\d:\d\d\] \S+:\d+: ")

@@ -267,6 +267,7 @@ def advise(
     tflops_from: str,
     bandwidth_gb_s: float | None,
     stored_bytes: int | None = None,
+    layers: int | None = None,
     decode_rate: float | None = None,
     cores_per_gpu: int | None = None,
 ) -> Advice:
@@ -274,7 +275,7 @@ def advise(
 
     base: the DeepSpeed JSON's strategy. memory_gib: of one GPU. tflops: achieved by one GPU in
     matrix products, with its origin for the reader; bandwidth_gb_s: sent by one; decode_rate:
-    clips/s of one core; None: assumed. stored_bytes: of the shards, if they exist.
+    clips/s of one core; None: assumed. stored_bytes, layers: of the shards, if they exist.
     """
     machine = Machine(
         num_gpus, memory_gib, tflops or ASSUMED_TFLOPS, bandwidth_gb_s or ASSUMED_BANDWIDTH_GB_S
@@ -288,6 +289,7 @@ def advise(
             plan.total_batch * plan.sequence_parallel / best.step_s,
             num_videos=plan.num_videos,
             stored_bytes=stored_bytes,
+            layers=layers,
             rate_per_core=decode_rate,
             cores=None if cores_per_gpu is None else cores_per_gpu * num_gpus,
         )

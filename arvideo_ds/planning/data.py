@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from arvideo_ds.config import Recipe
 
-# Clips/s of one core, by clips cut from each decoded video: docs/benchmarks/README.md (clips of
-# 16 x 224 x 224 from Kinetics at 340 x 256, torchcodec).
-_MEASURED = {1: 55, 4: 139}
+# Clips/s of one core by whether they start on the layer of the shards, and by the clips cut from
+# each decoded video: docs/benchmarks/README.md (16 x 224 x 224 from Kinetics at 340 x 256).
+_MEASURED = {False: {1: 55, 4: 139}, True: {1: 100, 4: 200}}
 _MEASURED_FRAMES = 16
 
 
@@ -34,10 +34,30 @@ class Supply:
         return self.cores is None or self.cores >= self.decode_cores
 
 
-def assumed_rate(recipe: Recipe) -> float:
+def on_layer(recipe: Recipe, layers: int) -> bool:
+    """Whether clips start on the layer of layered shards, and so decode fewer pictures."""
+    data = recipe.data
+    return layers > 1 and data.sampling == "dense" and data.stride % layers == 0
+
+
+def layers_in_words(recipe: Recipe, layers: int) -> list[str]:
+    """How clips use the layers of the shards; nothing for shards without."""
+    if layers == 1:
+        return []
+    if on_layer(recipe, layers):
+        how = f"data.stride={recipe.data.stride} starts on them and skips the rest"
+    elif recipe.data.sampling == "uniform":
+        how = "data.sampling=uniform decodes others too"
+    else:
+        how = f"data.stride={recipe.data.stride} is not a multiple, so others are decoded too"
+    return [f"only every {layers}th frame of the shards is one that others refer to; {how}."]
+
+
+def assumed_rate(recipe: Recipe, layers: int) -> float:
     """Clips/s that a core decodes, from a measurement; decoding takes time by frames."""
-    clips = max(count for count in _MEASURED if count <= recipe.data.repeats)
-    return _MEASURED[clips] * _MEASURED_FRAMES / recipe.data.frames
+    measured = _MEASURED[on_layer(recipe, layers)]
+    clips = max(count for count in measured if count <= recipe.data.repeats)
+    return measured[clips] * _MEASURED_FRAMES / recipe.data.frames
 
 
 def supply(
@@ -48,9 +68,12 @@ def supply(
     stored_bytes: int | None,
     rate_per_core: float | None,
     cores: int | None,
+    layers: int | None = None,
 ) -> Supply:
-    """What training at this rate needs. stored_bytes: of all shards, with `num_videos`."""
+    """What training at this rate needs. stored_bytes: of all shards, with `num_videos`. layers: of
+    the shards; None: as new shards of a data set with the recipe's stride have them."""
     read = None
     if stored_bytes is not None:
         read = clips_per_s / recipe.data.repeats * stored_bytes / num_videos
-    return Supply(clips_per_s, rate_per_core or assumed_rate(recipe), read, stored_bytes, cores)
+    rate = rate_per_core or assumed_rate(recipe, layers or recipe.data.stride)
+    return Supply(clips_per_s, rate, read, stored_bytes, cores)

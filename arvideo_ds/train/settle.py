@@ -13,7 +13,8 @@ from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_par
 from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.optim.optimizers import OPTIMIZERS
-from arvideo_ds.planning.plan import RunPlan, make_plan
+from arvideo_ds.planning.data import layers_in_words
+from arvideo_ds.planning.plan import RunPlan, make_plan, notes
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.shards.synthetic_sets import how_to_make, set_of
@@ -64,6 +65,11 @@ class RunSettings(Generic[AnyRecipe]):
         if self.shards is None:
             raise _missing_shards(self.recipe)
         return self.shards
+
+    def notes(self) -> list[str]:
+        """Sentences about settings that may not be intended, and about the shards."""
+        layers = 1 if self.shards is None else self.shards.layers
+        return [*notes(self.recipe, self.plan), *layers_in_words(self.recipe, layers)]
 
     def as_dict(self) -> dict[str, Any]:
         return {
