@@ -26,7 +26,8 @@ from arvideo_ds.shards.manifest import ClassNames
 
 
 class VideoModel(nn.Module):
-    """A trained model. recipe: of its run. clip_shape: T H W, frames `recipe.data.stride` apart."""
+    """A trained model. recipe: of its run. clip_shape: T H W, frames `recipe.data.stride` (or
+    1 / `recipe.data.fps` seconds) apart."""
 
     def __init__(self, recipe: EncoderRecipe) -> None:
         super().__init__()
@@ -118,9 +119,9 @@ def encode(
 
     video: a file of any length, as W windows of the encoder's clips; or clips W T H W 3, uint8 or
     floating 0..1. features: "clip", the mean of each window's tokens, W D; "time", a mean per time,
-    W t D; "token", all tokens, W N D. hop: frames between windows; default: adjacent windows.
-    batch: windows per forward pass, on the encoder's device. Errors: `UserError` for other values,
-    clips of another shape, and a file that does not decode.
+    W t D; "token", all tokens, W N D. hop: frames between windows (at data.fps, if
+    given); default: adjacent windows. batch: windows per forward pass, on the encoder's device.
+    Errors: `UserError` for other values, clips of another shape, and a file that does not decode.
     """
     if features not in FEATURES:
         raise UserError(f"features={features!r} must be one of: {', '.join(FEATURES)}.")

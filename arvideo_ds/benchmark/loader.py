@@ -124,7 +124,8 @@ class PeerClips(Dataset[Tensor]):
 
         data, generator = self.data, np.random.default_rng(number)
         reader = VideoReader(str(self.paths[number % len(self.paths)]), num_threads=1)
-        numbers = train_frames(len(reader), data.frames, data.stride, data.sampling, generator)
+        stride = data.stride_at(reader.get_avg_fps())
+        numbers = train_frames(len(reader), data.frames, stride, data.sampling, generator)
         frames = [Image.fromarray(frame) for frame in reader.get_batch(numbers.tolist()).asnumpy()]
         width, height = frames[0].size
         crop = multi_scale_crop(height, width, data.size, data.crop_scales, generator)
@@ -203,7 +204,7 @@ def _stages(clips: TrainClips, recipe: PretrainRecipe) -> dict[str, float]:
         place = timed("order", clips.order.place, position)
         sample = shards.index(place.shard).samples[place.member]
         content = timed("read", shards.read, place.shard, sample)
-        times = data.frames, data.stride, data.sampling
+        times = data.frames, clips.stride(place.shard, sample), data.sampling
         numbers = train_frames(sample.num_frames, *times, generator, shards.layers)
         if data.planes:
             frames = timed("decode", decode_planes, content, numbers)

@@ -45,7 +45,11 @@ def parse_arguments() -> argparse.Namespace:
         help="per window: the mean of its tokens, every token, or one mean per time",
     )
     parser.add_argument("--format", choices=list(WRITERS), default="npz")
-    parser.add_argument("--hop", type=int, help="frames between windows; default: no overlap")
+    parser.add_argument(
+        "--hop",
+        type=int,
+        help="frames between windows (at data.fps, if given); default: no overlap",
+    )
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_number("batch", 16, "windows per forward pass")
     workers = min(_MAX_WORKERS, len(available_cores()))

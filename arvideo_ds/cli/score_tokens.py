@@ -140,6 +140,11 @@ def clip_shape(
         for name in ("stride", "size", "patch"):
             if getattr(args, name) is not None:
                 raise UserError(f"--recipe already gives the {name}; remove --{name}.")
+        if recipe.data.stride is None:
+            raise UserError(
+                f"data.fps={recipe.data.fps:g}, but the scored tokens of a video are frames of one "
+                "stride. Give the recipe data.stride instead."
+            )
         return recipe.data.stride, recipe.data.size, recipe.patch
     if args.overrides:
         raise UserError(f"'{args.overrides[0]}' is a setting of a recipe; give --recipe as well.")

@@ -50,9 +50,13 @@ class DataSettings(Settings):
     """Number of videos that the plan assumes before the shards exist (a published count)."""
     frames: Positive = 16
     size: tuple[Positive, Positive] = (224, 224)
-    stride: Positive = 4
+    stride: Positive | None = 4
+    """Frames of the video from one of a clip to the next; null with `fps`."""
+    fps: Annotated[float, Field(gt=0)] | None = None
+    """Frames of a clip per second, at any frame rate of the videos; replaces `stride`."""
     sampling: Literal["dense", "uniform"] = "dense"
-    """Frames with a stride from a random start ("dense") or one frame per segment ("uniform")."""
+    """Frames `stride` apart (or 1 / `fps` seconds) from a random start ("dense"), or one frame per
+    segment ("uniform")."""
     crop: Literal["multi_scale", "random_resized", "grid", "short_side"] = "multi_scale"
     """multi_scale: sides are `crop_scales` of the largest crop, at most one step apart.
     random_resized: a share of the area within `crop_area`, aspect 3:4 to 4:3. grid: short side as
@@ -99,8 +103,27 @@ class DataSettings(Settings):
     def _square(cls, value: Any) -> Any:
         return (value, value) if isinstance(value, int | str) else value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _stride_or_fps(cls, tree: Any) -> Any:
+        if not isinstance(tree, dict) or tree.get("fps") is None:
+            return tree
+        if tree.get("stride") is not None:
+            raise UserError(
+                f"data.stride={tree['stride']} and data.fps={tree['fps']} exclude each other. "
+                "Remove one, or set it to null, such as data.stride=null."
+            )
+        return {**tree, "stride": None}
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.stride is None and self.fps is None:
+            raise UserError("data.stride is null: give a number of frames, or data.fps.")
+        if self.fps is not None and self.sampling == "uniform":
+            raise UserError(
+                f"data.fps={self.fps:g} has no effect with data.sampling=uniform, one frame of "
+                "each segment. Set data.sampling: dense, or remove data.fps."
+            )
         if self.crop == "short_side" and self.short_side < max(self.size):
             raise UserError(
                 f"data.short_side={self.short_side} is smaller than data.size={list(self.size)}, "
@@ -108,7 +131,7 @@ class DataSettings(Settings):
             )
         self._check_planes()
         # Stored scores fit a clip only where its tokens are tokens of the whole video.
-        needed = {"crop": "grid", "sampling": "dense", "flip": False}
+        needed = {"crop": "grid", "sampling": "dense", "flip": False, "fps": None}
         needed |= {"randaugment": None, "hsv_jitter": None, "erase": 0.0}
         wrong = [key for key, value in needed.items() if getattr(self, key) != value]
         if self.scores is not None and wrong:
@@ -135,6 +158,13 @@ class DataSettings(Settings):
                 f"data.planes=true does not go with {actual}: clips stay in YUV 4:2:0, of even "
                 "sizes, decoded by PyAV, and only cropped and flipped. Remove one of them."
             )
+
+    def stride_at(self, fps: float) -> float:
+        """Frames from one of a clip to the next in a video of `fps` frames per second."""
+        if self.fps is not None:
+            return fps / self.fps
+        assert self.stride is not None
+        return self.stride
 
 
 class OptimSettings(Settings):

@@ -20,7 +20,13 @@ from arvideo_ds.data.order import Place, SampleOrder
 from arvideo_ds.data.planes import NO_COLOUR, cut_planes
 from arvideo_ds.data.sampling import aligned_frames, train_frames, view_frames
 from arvideo_ds.data.transforms import Crop, cut, fit_to_grid, random_crop, view_crop
-from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, decode, decode_planes
+from arvideo_ds.decoding.decoders import (
+    DecodeError,
+    choose_decoder,
+    decode,
+    decode_planes,
+    read_frame_rate,
+)
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
 from arvideo_ds.randomness import clip_generator, draw_key
@@ -101,6 +107,13 @@ class _Clips(Dataset[VideoClips]):
         """Height and width of `frames`."""
         height, width = frames.shape[1:3]
         return height * 2 // 3 if self.planes else height, width
+
+    def stride(self, shard: int, sample: IndexedSample) -> float:
+        """Frames of the video from one of a clip to the next. Errors: as `frames`."""
+        if self.data.stride is not None:
+            return self.data.stride
+        with _decode_errors():
+            return self.data.stride_at(read_frame_rate(self.shards.read(shard, sample)))
 
     def _label(self, sample: IndexedSample) -> int | tuple[int, ...]:
         if self.heads is None:
@@ -223,11 +236,13 @@ class TrainClips(_Clips):
         data, patch = self.data, self.patch
         # The K clips share one decode: the same frames, different crops (VideoMAE V2).
         generator = clip_generator(self.seed, place.epoch, place.position, 0)
-        num_frames, frames, stride = sample.num_frames, data.frames, data.stride
+        num_frames, frames = sample.num_frames, data.frames
+        stride = self.stride(place.shard, sample)
         if self.scores is None:
             layers = self.shards.layers
             numbers = train_frames(num_frames, frames, stride, data.sampling, generator, layers)
         else:
+            stride = int(stride)  # data.scores refuses data.fps
             numbers = aligned_frames(num_frames, frames, stride, patch[0], generator.random())
         pictures = self.frames(place.shard, sample, numbers)
         if data.crop == "grid":
@@ -239,7 +254,7 @@ class TrainClips(_Clips):
             if video is None:
                 raise DecodeError("unscored", "it was not readable when the shards were scored")
             times, rows, columns = self.grid
-            clip = video.over(int(numbers[0]) // (stride * patch[0]), times)
+            clip = video.over(int(numbers[0] // (stride * patch[0])), times)
             scores = [
                 clip.within(crop.top // patch[1], crop.left // patch[2], rows, columns)
                 for _, crop, *_ in made
@@ -294,11 +309,12 @@ class EvaluationClips(_Clips):
         sample = self.shards.index(shard).samples[member]
         data, (temporal, spatial) = self.data, self.views
         keys = [number] * (temporal * spatial)
-        numbers = [
-            view_frames(sample.num_frames, data.frames, data.stride, data.sampling, view, temporal)
-            for view in range(temporal)
-        ]
         try:
+            stride = self.stride(shard, sample)
+            numbers = [
+                view_frames(sample.num_frames, data.frames, stride, data.sampling, view, temporal)
+                for view in range(temporal)
+            ]
             frames = self.frames(shard, sample, np.concatenate(numbers))
         except DecodeError as error:
             return self._black(sample, keys, error)

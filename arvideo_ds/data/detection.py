@@ -83,7 +83,8 @@ class TrainKeyframes(TrainClips):
 
     def _decoded(self, place: Place, sample: IndexedSample, keys: list[int]) -> KeyframeClips:
         known, data = self.boxes(place.shard, place.member), self.data
-        numbers = keyframe_frames(sample.num_frames, data.frames, data.stride, known.frame)
+        stride = self.stride(place.shard, sample)
+        numbers = keyframe_frames(sample.num_frames, data.frames, stride, known.frame)
         frames = self.frames(place.shard, sample, numbers)
         clips, boxes = [], []
         for repeat in range(data.repeats):
@@ -122,8 +123,9 @@ class EvaluationKeyframes(EvaluationClips):
         shard, member = self.places[number]
         sample, known = self.shards.index(shard).samples[member], self.boxes(shard, member)
         data, keys = self.data, [number] * self.settings.crops
-        numbers = keyframe_frames(sample.num_frames, data.frames, data.stride, known.frame)
         try:
+            stride = self.stride(shard, sample)
+            numbers = keyframe_frames(sample.num_frames, data.frames, stride, known.frame)
             frames = self.frames(shard, sample, numbers)
         except DecodeError as error:
             return _without_boxes(self._black(sample, keys, error), known)

@@ -1,4 +1,8 @@
-"""Which frames of a video make a clip."""
+"""Which frames of a video make a clip.
+
+A stride is the number of frames from one of a clip to the next. It is not whole where data.fps does
+not divide the video's rate; the clip then has the frames nearest to the times.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import numpy as np
 def train_frames(
     num_frames: int,
     frames: int,
-    stride: int,
+    stride: float,
     sampling: str,
     generator: np.random.Generator,
     layers: int = 1,
@@ -16,9 +20,9 @@ def train_frames(
     """Frame numbers of a random clip: int64, `frames` of them, ascending.
 
     dense: every `stride`-th frame from a uniform start. uniform: one uniform frame of each of
-    `frames` equal segments (TSN). A video too short for the stride takes the largest that fits; one
-    with fewer than `frames` frames repeats its last. layers: of the shards; where they divide the
-    stride, all frames are multiples of it.
+    `frames` equal segments (TSN). A video too short for the stride takes the largest whole one that
+    fits; one with fewer than `frames` frames repeats its last. layers: of the shards; where they
+    divide the stride, all frames are multiples of it.
     """
     if sampling == "uniform":
         return segment_frames(num_frames, frames, generator.random(frames))
@@ -49,7 +53,7 @@ def window_frames(num_frames: int, stride: int, window: int) -> np.ndarray:
 
 
 def view_frames(
-    num_frames: int, frames: int, stride: int, sampling: str, view: int = 0, views: int = 1
+    num_frames: int, frames: int, stride: float, sampling: str, view: int = 0, views: int = 1
 ) -> np.ndarray:
     """Frame numbers of one of several temporal test views; a single view is the central clip.
     dense: clips evenly spaced from the first to the last that fits. uniform: the same place in each
@@ -59,27 +63,32 @@ def view_frames(
     return dense_frames(num_frames, frames, stride, view / (views - 1) if views > 1 else 0.5)
 
 
-def keyframe_frames(num_frames: int, frames: int, stride: int, keyframe: int) -> np.ndarray:
+def keyframe_frames(num_frames: int, frames: int, stride: float, keyframe: int) -> np.ndarray:
     """Frame numbers of the clip whose frame `frames // 2` is the keyframe. Beyond the video's ends,
     the first or last frame is repeated. Source: SlowFast's and VideoMAE's clips of AVA."""
-    places = keyframe + stride * (np.arange(frames) - frames // 2)
+    places = keyframe + nearest(stride * (np.arange(frames) - frames // 2))
     return places.clip(0, num_frames - 1)
 
 
 def dense_frames(
-    num_frames: int, frames: int, stride: int, start: float, layers: int = 1
+    num_frames: int, frames: int, stride: float, start: float, layers: int = 1
 ) -> np.ndarray:
     """`start` in 0..1 is the place among all starts that fit; 1 is the last. layers: as above."""
     fitting = max(1, (num_frames - 1) // max(1, frames - 1))
     stride = min(stride, fitting)
-    span = (frames - 1) * stride + 1
+    places = nearest(stride * np.arange(frames))
     step = layers if stride % layers == 0 else 1
-    starts = max(0, num_frames - span) // step + 1
+    starts = max(0, num_frames - 1 - int(places[-1])) // step + 1
     first = step * min(int(start * starts), starts - 1)
-    return np.minimum(first + stride * np.arange(frames), num_frames - 1)
+    return np.minimum(first + places, num_frames - 1)
 
 
 def segment_frames(num_frames: int, frames: int, places: np.ndarray) -> np.ndarray:
     """`places` in [0, 1) are the places within the segments."""
     edges = np.arange(frames) + places
     return np.minimum((edges * num_frames / frames).astype(np.int64), num_frames - 1)
+
+
+def nearest(places: np.ndarray) -> np.ndarray:
+    """The whole numbers nearest to `places`, halves upwards, int64."""
+    return np.floor(places + 0.5).astype(np.int64)

@@ -3,7 +3,8 @@
 Windows start at frames 0, hop, 2 hop, ... A window samples F frames, one every `stride`, and covers
 F x stride frames. The last window is moved to the end of the video: nothing is padded, and unless
 the hop is larger than a window, every frame is covered. A video shorter than a window is one
-window, sampled as in evaluation. F frames of a clip, h w its size, W windows.
+window, sampled as in evaluation. With data.fps, hop and stride count times at that rate, and each
+time takes the nearest frame. F frames of a clip, h w its size, W windows.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, BinaryIO, NamedTuple
 
 import av
@@ -26,28 +28,36 @@ from arvideo_ds.shards.ingest import require_complete
 
 @dataclass(frozen=True)
 class WindowShape:
-    """frames, stride, size (h, w) and sampling of the recipe's section data; hop in frames."""
+    """frames, size (h, w), sampling and fps of the recipe's section data. stride, hop: in frames of
+    the video, or at `fps`."""
 
     frames: int
     stride: int
     hop: int
     size: tuple[int, int]
     sampling: str
+    fps: float | None = None
 
     @property
     def span(self) -> int:
-        """Frames that a window covers; with this hop, windows touch."""
+        """What a window covers; with this hop, windows touch."""
         return self.frames * self.stride
 
     @property
     def reach(self) -> int:
-        """From a window's first sampled frame to its last."""
+        """From a window's first sampled time to its last."""
         return (self.frames - 1) * self.stride
 
     @property
     def grid(self) -> int:
-        """Every sampled frame number is a multiple of this."""
+        """Every sampled time is a multiple of this."""
         return math.gcd(self.hop, self.stride)
+
+    def step_at(self, fps: float) -> Fraction:
+        """Frames per unit of time in a video of `fps` frames per second."""
+        if self.fps is None:
+            return Fraction(1)
+        return Fraction(str(fps)) / Fraction(str(self.fps))  # 29.97, not the nearest binary number
 
 
 class Window(NamedTuple):
@@ -73,34 +83,44 @@ class Windows:
 
 
 def slide(
-    frames: Iterable[Any], shape: WindowShape, prepare: Callable[[Any], Any]
+    frames: Iterable[Any],
+    shape: WindowShape,
+    prepare: Callable[[Any], Any],
+    step: Fraction = Fraction(1),
 ) -> Iterator[Window]:
     """Windows in order, each as soon as its last frame is available. Prepares only frames that a
-    window may sample, and keeps no more than one window needs."""
+    window may sample, and keeps no more than one window needs. step: `shape.step_at` the rate."""
+
+    def frame_at(time: int) -> int:
+        return math.floor(time * step + Fraction(1, 2))
+
+    def window(start: int) -> Window:
+        times = range(start, start + shape.span, shape.stride)
+        chosen = [kept[frame_at(time)] for time in times]
+        return Window(frame_at(start), frame_at(start + shape.span), chosen)
+
     kept: dict[int, Any] = {}
+    grid = shape.grid * step
     start = number = 0
     for number, frame in enumerate(frames, start=1):
         last = number - 1
+        nearest_time = shape.grid * math.floor(last / grid + Fraction(1, 2))
         # Until the first window is complete, the video may be short and need any frame.
-        if last <= shape.reach or last % shape.grid == 0:
+        if last <= frame_at(shape.reach) or frame_at(nearest_time) == last:
             kept[last] = prepare(frame)
-        if last == start + shape.reach:
-            yield _window(start, kept, shape)
+        while last == frame_at(start + shape.reach):
+            yield window(start)
             start += shape.hop
-        kept.pop(last - shape.reach - shape.grid, None)
+        kept.pop(last - math.ceil(shape.reach * step + grid), None)
     if not number:
         return
     if start == 0:
-        numbers = view_frames(number, shape.frames, shape.stride, shape.sampling)
+        numbers = view_frames(number, shape.frames, float(shape.stride * step), shape.sampling)
         yield Window(0, number, [kept[int(chosen)] for chosen in numbers])
-    elif start - shape.hop + shape.span < number and start < number:
-        last = (number - 1) // shape.grid * shape.grid
-        yield _window(last - shape.reach, kept, shape)
-
-
-def _window(start: int, kept: dict[int, Any], shape: WindowShape) -> Window:
-    numbers = range(start, start + shape.span, shape.stride)
-    return Window(start, start + shape.span, [kept[number] for number in numbers])
+    elif frame_at(start - shape.hop + shape.span) < number and frame_at(start) < number:
+        # The last time on the grid whose frame exists.
+        last = shape.grid * math.ceil((number - Fraction(1, 2)) / grid - 1)
+        yield window(last - shape.reach)
 
 
 def read_windows(
@@ -111,7 +131,8 @@ def read_windows(
     `RejectedError`, for a truncated file after the clips of its readable frames."""
     starts, stops, times = array("q"), array("q"), array("d")
     with read_frames(source, part, upright=True) as (info, frames):
-        windows = slide(_timed(frames, times, info.fps), shape, lambda frame: _clip(frame, shape))
+        timed, step = _timed(frames, times, info.fps), shape.step_at(info.fps)
+        windows = slide(timed, shape, lambda frame: _clip(frame, shape), step)
         while group := list(itertools.islice(windows, batch)):
             starts.extend(window.start for window in group)
             stops.extend(window.stop for window in group)

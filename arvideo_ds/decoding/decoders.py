@@ -23,7 +23,13 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from arvideo_ds.decoding.random_access import frames_by_number
-from arvideo_ds.decoding.video import TranscodeSettings, decodable_frames, encode, open_video
+from arvideo_ds.decoding.video import (
+    TranscodeSettings,
+    decodable_frames,
+    encode,
+    frame_rate,
+    open_video,
+)
 from arvideo_ds.errors import UserError
 
 
@@ -150,6 +156,11 @@ def _count_pyav(data: bytes) -> int:
         return sum(1 for _ in decodable_frames(container, stream))
 
 
+def _frame_rate_pyav(data: bytes) -> float:
+    with _open_pyav(data) as (_, stream):
+        return frame_rate(stream)
+
+
 # In order of preference, but for layered videos (`first_usable`). decord is unmaintained since 2022
 # and contains FFmpeg 4.1.
 DECODERS: dict[str, Callable[[bytes, np.ndarray], np.ndarray]] = {
@@ -229,6 +240,11 @@ def decode(name: str, data: bytes, frames: np.ndarray) -> np.ndarray:
 def count_frames(name: str, data: bytes) -> int:
     """The decoder's number of frames. Errors: `DecodeError`."""
     return _translated(_COUNTERS[name], data)
+
+
+def read_frame_rate(data: bytes) -> float:
+    """Nominal frames per second by the header, whatever the decoder. Errors: `DecodeError`."""
+    return _translated(_frame_rate_pyav, data)
 
 
 def load_decoders(names: Iterable[str]) -> None:

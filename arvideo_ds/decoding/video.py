@@ -116,7 +116,7 @@ def read_frames(
             length_s = float(stream.duration * stream.time_base)
         info = VideoInfo(
             promised_frames=promised if part is None else int((part[1] - part[0]) * rate),
-            fps=round(float(rate), 4),
+            fps=frame_rate(stream),
             codec=stream.codec_context.name,
             length_s=length_s or math.inf,
         )
@@ -213,6 +213,11 @@ def _open(source: BinaryIO) -> Container:
         # Without the path that PyAV adds: rejects must not depend on the folder of the videos.
         message = str(getattr(error, "strerror", None) or error)
         raise RejectedError("cannot_open", message) from None
+
+
+def frame_rate(stream: av.VideoStream) -> float:
+    """Nominal frames per second, as in the facts of samples."""
+    return round(float(_rate(stream)), 4)
 
 
 def _rate(stream: av.VideoStream) -> Fraction:

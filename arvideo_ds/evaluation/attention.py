@@ -44,7 +44,7 @@ from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
 
 # The settings of `data` that decide which pixels the encoders see.
-_CLIP_SETTINGS = {"frames", "size", "stride", "sampling"}
+_CLIP_SETTINGS = {"frames", "size", "stride", "fps", "sampling"}
 _UNTRAINED = "untrained:"
 
 
@@ -174,7 +174,8 @@ def _load(path: Path) -> Tensor:
 def _identity(encoder: Encoder, clips: Clips) -> str:
     """Hash of everything that decides the spectra of a sample number."""
     digest = hashlib.sha256(clips.shards.hash.encode())
-    settings = clips.recipe.data.model_dump(mode="json", include=_CLIP_SETTINGS)
+    data = clips.recipe.data
+    settings = data.model_dump(mode="json", include=_CLIP_SETTINGS, exclude_none=True)
     heads = [attention.num_heads for attention in _attentions(encoder)]
     digest.update(json.dumps([settings, clips.recipe.patch, heads]).encode())
     # Positions are not in the state: they are recomputed from the recipe.

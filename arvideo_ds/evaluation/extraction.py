@@ -49,8 +49,9 @@ FEATURES: dict[str, Callable[[Tensor, int], Tensor]] = {
 class ExtractionJob:
     """Options of `extract_features`.
 
-    hop: frames between windows, None for windows that touch. batch: windows per forward pass.
-    workers: decoding processes. timeout_s: longest time for one batch of one video.
+    hop: frames between windows (at data.fps, if given), None for windows that touch. batch: windows
+    per forward pass. workers: decoding processes. timeout_s: longest time for one batch of one
+    video.
     """
 
     listing: VideoList
@@ -127,12 +128,14 @@ def window_shape(recipe: EncoderRecipe, hop: int | None) -> WindowShape:
     data = recipe.data
     if hop is not None and hop < 1:
         raise UserError(f"--hop {hop} must be at least one frame.")
+    stride = data.stride or 1  # at data.fps
     return WindowShape(
         frames=data.frames,
-        stride=data.stride,
-        hop=hop or data.frames * data.stride,
+        stride=stride,
+        hop=hop or data.frames * stride,
         size=data.size,
         sampling=data.sampling,
+        fps=data.fps,
     )
 
 
@@ -147,7 +150,8 @@ def _config(
         "features": job.features,
         "format": job.format,
         "precision": job.precision,
-        **asdict(shape),
+        # Without the setting that is not used: folders of earlier versions go on.
+        **{name: value for name, value in asdict(shape).items() if value is not None},
     }
     return {"settings": settings, "commit": git_commit(), "recipe": recipe.model_dump(mode="json")}
 

@@ -12,7 +12,13 @@ from torch import Tensor
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.data.sampling import view_frames
 from arvideo_ds.data.transforms import cut, view_crop
-from arvideo_ds.decoding.decoders import DecodeError, choose_decoder, count_frames, decode
+from arvideo_ds.decoding.decoders import (
+    DecodeError,
+    choose_decoder,
+    count_frames,
+    decode,
+    read_frame_rate,
+)
 from arvideo_ds.decoding.video import RejectedError, TranscodeSettings, open_video, transcode
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.scores import best_combinations
@@ -29,7 +35,8 @@ def central_clip(path: Path, data: DataSettings) -> Tensor:
     try:
         video = _upright(path.read_bytes())
         num_frames = count_frames(decoder, video)
-        indices = view_frames(num_frames, data.frames, data.stride, data.sampling)
+        stride = data.stride_at(read_frame_rate(video))
+        indices = view_frames(num_frames, data.frames, stride, data.sampling)
         frames = decode(decoder, video, indices)
     except OSError as error:  # PyAV's too
         raise UserError(f"cannot read {path}: {error.strerror or error}.") from None

@@ -187,7 +187,9 @@ def _sampling(source: ExportSource) -> str:
     data = source.recipe.data
     if data.sampling == "uniform":
         return f"one of each of {data.frames} equal segments"
-    return f"every {data.stride}th" if data.stride > 1 else "consecutive ones"
+    if data.fps is not None:
+        return f"{data.fps:g} per second"
+    return "consecutive ones" if data.stride == 1 else f"every {data.stride}th"
 
 
 def _square(sides: Any) -> int | list[int]:

@@ -152,7 +152,7 @@ def architecture(source: ExportSource) -> dict[str, Any]:
     return {
         "frames": recipe.data.frames,
         "size": list(recipe.data.size),
-        "stride": recipe.data.stride,
+        **recipe.data.model_dump(include={"stride", "fps"}, exclude_none=True),
         "sampling": recipe.data.sampling,
         "patch": list(recipe.patch),
         "token_grid": list(recipe.geometry.grid),

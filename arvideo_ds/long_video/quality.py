@@ -16,6 +16,7 @@ from torch import Tensor
 
 from arvideo_ds.config import TokenizerRecipe
 from arvideo_ds.data.loader import Batch, worker_count
+from arvideo_ds.data.sampling import nearest
 from arvideo_ds.data.transforms import cut, view_crop
 from arvideo_ds.errors import UserError, needs_extra
 from arvideo_ds.evaluation.scores import outputs_of
@@ -23,7 +24,7 @@ from arvideo_ds.geometry import num_kept
 from arvideo_ds.host import available_cores
 from arvideo_ds.long_video.tokenizer import Reconstruction, Tokenizer
 from arvideo_ds.models.cubes import to_cubes, unit_pixels
-from arvideo_ds.shards.demo_set import scene
+from arvideo_ds.shards.demo_set import DEMO, scene
 from arvideo_ds.shards.manifest import ShardSet
 
 # Share of the tokens that LVMAE's decoder predicts.
@@ -136,12 +137,13 @@ def motion_clip(recipe: TokenizerRecipe, number: int) -> tuple[Tensor, Tensor]:
     """The evaluation clip of a test video of the motion set, T H W 3 uint8, and its cover, 0..1."""
     frames, cover = scene("test", number)
     data = recipe.data
-    if (room := len(frames) - data.frames * data.stride) < 0:
+    stride = data.stride_at(float(DEMO.rate))
+    if (room := len(frames) - math.ceil(data.frames * stride)) < 0:
         raise UserError(
             f"the motion set's videos have {len(frames)} frames, fewer than the "
-            f"{data.frames * data.stride} of the recipe's clips (data.frames x data.stride)."
+            f"{math.ceil(data.frames * stride)} of the recipe's clips (data.frames x data.stride)."
         )
-    shown = slice(room // 2, room // 2 + data.frames * data.stride, data.stride)
+    shown = np.minimum(room // 2 + nearest(stride * np.arange(data.frames)), len(frames) - 1)
     crop = view_crop(frames.shape[1], frames.shape[2], data.size)
     pair = [
         cut(part[shown], crop, data.size, flip=False)

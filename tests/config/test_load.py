@@ -12,6 +12,10 @@ from arvideo_ds.config.objectives import VideomaeSettings
 from arvideo_ds.errors import UserError
 
 VIT_B = "pretrain_vit_b_k400"
+SMALLEST_TREE = {
+    "model": {"size": "tiny"},
+    "train": {"epochs": 1, "total_batch": 8, "micro_batch": 8},
+}
 SMALLEST = "model: {size: tiny}\ntrain: {epochs: 1, total_batch: 8, micro_batch: 8}\n"
 
 
@@ -175,6 +179,34 @@ def test_the_schema_describes_settings_as_their_docstrings_do() -> None:
     sections = PretrainRecipe.model_json_schema()["$defs"]
     fields = sections["TrainSettings"]["properties"]
     assert fields["total_batch"]["description"].startswith("Clips per optimiser step")
+
+
+def test_stride_and_fps_exclude_each_other() -> None:
+    assert load_recipe(VIT_B).data.stride == 4
+    assert PretrainRecipe.model_validate(SMALLEST_TREE).data.stride == 4
+    message = error_of(VIT_B, "data.fps=7.5")  # the recipe has a stride
+    assert "data.stride=4 and data.fps=7.5 exclude each other" in message
+    recipe = load_recipe(VIT_B, ["data.fps=7.5", "data.stride=null"])
+    assert (recipe.data.stride, recipe.data.fps) == (None, 7.5)
+    # As a run folder stores it.
+    assert PretrainRecipe.model_validate(recipe.model_dump(mode="json")) == recipe
+    tree = {**SMALLEST_TREE, "data": {"fps": 4}}
+    assert PretrainRecipe.model_validate(tree).data.stride is None
+    assert "data.stride is null" in error_of(VIT_B, "data.stride=null")
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("data.sampling=uniform", "data.fps=7.5 has no effect with data.sampling=uniform"),
+        ("data.scores=folder", 'Set data.crop="grid", data.fps=null'),
+        ("data.fps=0", "greater than 0"),
+        ("data.fps=fast", "data.fps='fast': must be a number"),
+    ],
+)
+def test_fps_is_refused_where_it_cannot_hold(override: str, reason: str) -> None:
+    overrides = {"data.stride": "null", "data.fps": "7.5"} | dict([override.split("=")])
+    assert reason in error_of(VIT_B, *(f"{key}={value}" for key, value in overrides.items()))
 
 
 def test_a_missing_section_is_named(tmp_path: Path) -> None:

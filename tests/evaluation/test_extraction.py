@@ -106,6 +106,9 @@ def test_features_are_those_of_the_encoder_on_the_same_frames(
     report = extracted(features=kind, hop=3)
     # Frames 0-7 and 3-10 of 12, and the last 8.
     assert (report.videos, report.windows, report.rejects) == (6, 18, {})
+    settings = json.loads((tmp_path / "features_of" / "config.json").read_text())["settings"]
+    # As in earlier versions, whose folders must go on.
+    assert settings.keys() & {"stride", "hop", "fps"} == {"stride", "hop"}
     encoder = load_encoder(recipe, model / run_folder.MODEL)
     for line in lines(tmp_path / "features_of" / "index.jsonl"):
         saved = np.load(tmp_path / "features_of" / line["file"])

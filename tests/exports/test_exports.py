@@ -26,7 +26,8 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.predictions import central_clip, top_labels
 from arvideo_ds.exports import export as exporting
 from arvideo_ds.exports.export import FORMATS, ParityClips, clips_of, export, random_clips
-from arvideo_ds.exports.source import ExportSource, outputs, read_source
+from arvideo_ds.exports.huggingface import _pipeline
+from arvideo_ds.exports.source import ExportSource, architecture, outputs, read_source
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import build_encoder, encode_clips
 from arvideo_ds.models.layouts import load_encoder
@@ -311,6 +312,13 @@ def test_the_card_says_how_the_pipeline_samples_beside_our_evaluation(
     assert "floor(i x n / 8) of n" in card and "every 4th, 5 x 3 views" in card
     assert 'pipeline("video-classification", model="out")' in card
     assert "fewer than 8 frames is an error of the pipeline" in card
+
+
+def test_exports_of_clips_at_a_rate_say_so(make_source: MakeSource) -> None:
+    source = make_source("fine-tuned", data={"stride": None, "fps": 7.5})
+    facts = architecture(source)
+    assert facts["fps"] == 7.5 and "stride" not in facts
+    assert "arvideo_ds: 7.5 per second" in _pipeline(source)
 
 
 @pytest.mark.slow

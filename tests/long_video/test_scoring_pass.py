@@ -5,6 +5,7 @@ Whatever the ranks, the workers and the kills on the way, the files are the same
 
 from __future__ import annotations
 
+import argparse
 import errno
 import json
 import os
@@ -22,6 +23,7 @@ import numpy as np
 import pytest
 import torch
 
+from arvideo_ds.cli.score_tokens import clip_shape
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.clips import TrainClips, VideoClips
 from arvideo_ds.data.loader import Batch, TrainLoader
@@ -564,6 +566,12 @@ def test_scores_of_other_shards_and_unfinished_ones_are_refused(
         train_clips(shards, recipe_of(tiny, other_shards, means))
     with pytest.raises(UserError, match=r"no finished token scores in .*arvideo score_tokens"):
         train_clips(shards, recipe_of(tiny, other_shards, tmp_path))
+
+
+def test_scores_of_a_recipe_without_a_stride_are_refused(tiny: MakeRecipe) -> None:
+    options = argparse.Namespace(stride=None, size=None, patch=None, overrides=[])
+    with pytest.raises(UserError, match=r"data\.fps=5, but .* Give the recipe data\.stride"):
+        clip_shape(options, tiny(data={"stride": None, "fps": 5}))
 
 
 def test_a_recipe_that_moves_tokens_is_refused(tiny: MakeRecipe) -> None:
