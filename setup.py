@@ -55,6 +55,7 @@ setup(
         "av>=14",
         # Decodes where the machine has FFmpeg's libraries.
         "torchcodec>=0.12",
+        "pillow",  # images as videos of one frame; torchvision needs it as well
         "tqdm",
         # Shards behind URLs; torch needs it as well.
         "fsspec",

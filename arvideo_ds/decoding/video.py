@@ -15,6 +15,7 @@ import av
 import av.error
 import av.filter
 import av.logging
+import numpy as np
 
 # Start and stop of a part of a video in seconds, counted from its first frame.
 Part = tuple[float, float]
@@ -30,6 +31,8 @@ MAX_PIXELS = 8192 * 4320
 _FFMPEG_MOST = 2**31 - 1
 # x264 has at most 16 B-pictures in a row.
 MAX_LAYERS = 17
+# Frames per second where a file has no rate, as FFmpeg assumes for pictures.
+_DEFAULT_RATE = Fraction(25)
 
 # FFmpeg filters that undo 0 to 3 counter-clockwise quarter turns.
 _TURNS: list[list[tuple[str, str | None]]] = [
@@ -162,6 +165,14 @@ def transcode(
         return encode(upright, rate=_rate(stream), settings=settings)
 
 
+def encode_picture(picture: np.ndarray, settings: TranscodeSettings, *, max_pixels: int) -> bytes:
+    """A picture H W 3, uint8, as a video of one frame, otherwise as `transcode`. Errors:
+    `RejectedError` for more than `max_pixels` after scaling."""
+    frames = iter([av.VideoFrame.from_ndarray(picture)])
+    upright = _upright(frames, Fraction(1), settings.short_side, max_pixels)
+    return encode(upright, rate=_DEFAULT_RATE, settings=settings)
+
+
 def encode(
     frames: Iterable[av.VideoFrame], *, rate: Fraction, settings: TranscodeSettings
 ) -> bytes:
@@ -221,7 +232,7 @@ def frame_rate(stream: av.VideoStream) -> float:
 
 
 def _rate(stream: av.VideoStream) -> Fraction:
-    return stream.average_rate or stream.guessed_rate or Fraction(25)
+    return stream.average_rate or stream.guessed_rate or _DEFAULT_RATE
 
 
 def _require_size(width: int, height: int, max_pixels: int) -> None:

@@ -19,9 +19,12 @@ from arvideo_ds.decoding.video import (
     RejectedError,
     TranscodeSettings,
     VideoInfo,
+    encode_picture,
     probe,
     transcode,
 )
+from arvideo_ds.shards.images import read_image
+from arvideo_ds.shards.video_files import IMAGE_SUFFIXES
 
 # A file with a smaller share of decodable frames is truncated or damaged.
 MIN_DECODABLE = 0.9
@@ -50,7 +53,8 @@ def ingest(
     max_pixels: int = MAX_PIXELS,
     decoders: Sequence[str] | None = None,
 ) -> Sample:
-    """Read, probe and, with settings, transcode one file or a part of it.
+    """Read, probe and, with settings, transcode one file or a part of it; an image becomes a video
+    of one frame.
 
     decoders: must all read the sample; default `decisive_decoders`. Errors: `RejectedError` with
     the reason, also where memory runs out.
@@ -59,6 +63,11 @@ def ingest(
     suffix = path.suffix.lower().removeprefix(".")
     try:
         with open_source(path) as file:
+            is_image = path.suffix.lower() in IMAGE_SUFFIXES
+            if is_image and settings is not None and part is None:
+                picture = read_image(file, max_pixels)
+                data = encode_picture(picture, settings, max_pixels=max_pixels)
+                return ingest_bytes(data, "mp4", decoders)
             return _ingest(file, suffix, settings, part, max_pixels, decoders)
     except MemoryError:
         raise RejectedError(

@@ -14,6 +14,7 @@ VIDEO_SUFFIXES = frozenset(
     """.mp4 .webm .avi .mkv .mov .m4v .mpg .mpeg .ts .flv .wmv .3gp .ogv .m2ts
     .mts .vob .mxf .asf .f4v .3g2 .qt .divx""".split()
 )
+IMAGE_SUFFIXES = frozenset(".jpg .jpeg .png .webp .bmp".split())
 # Annotations and files of the operating system, which are not counted.
 _EXPECTED_SUFFIXES = frozenset(
     ".csv .tsv .txt .json .jsonl .xml .yaml .yml .md .pbtxt .pkl .ini".split()
@@ -32,13 +33,17 @@ def read_at(descriptor: int, size: int, offset: int) -> bytes:
     return b"".join(parts)
 
 
-def is_video(name: str) -> bool:
+def is_video(name: str, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> bool:
     # macOS writes the attributes of x.mp4 to ._x.mp4 on other file systems.
-    return not name.startswith("._") and Path(name).suffix.lower() in VIDEO_SUFFIXES
+    return not name.startswith("._") and Path(name).suffix.lower() in suffixes
 
 
-def find_videos(root: Path, passed_over: Counter[str] | None = None) -> Iterator[Path]:
-    """Files with a video's suffix, at any depth, sorted within each folder.
+def find_videos(
+    root: Path,
+    passed_over: Counter[str] | None = None,
+    suffixes: frozenset[str] = VIDEO_SUFFIXES,
+) -> Iterator[Path]:
+    """Files with a suffix of `suffixes`, at any depth, sorted within each folder.
 
     passed_over: counts the suffixes of other files, except annotations and hidden files.
     """
@@ -46,7 +51,7 @@ def find_videos(root: Path, passed_over: Counter[str] | None = None) -> Iterator
         folders.sort()
         hidden = any(part.startswith(".") for part in Path(folder).relative_to(root).parts)
         for name in sorted(names):
-            if is_video(name):
+            if is_video(name, suffixes):
                 yield Path(folder, name)
                 continue
             suffix, lower = Path(name).suffix.lower(), name.lower()
@@ -62,10 +67,10 @@ def count_videos(what: str, count: int, passed_over: Mapping[str, int]) -> str:
 
 
 def describe_passed_over(passed_over: Mapping[str, int]) -> str:
-    """Such as '3 files passed over (their suffix is not a video's): .gif 2, .h264 1'."""
+    """Such as '3 files passed over (by their suffix): .gif 2, .h264 1'."""
     total = sum(passed_over.values())
     listed = ", ".join(f"{suffix} {n:,}" for suffix, n in Counter(passed_over).most_common())
-    return f"{total:,} files passed over (their suffix is not a video's): {listed}"
+    return f"{total:,} files passed over (by their suffix): {listed}"
 
 
 def how_to_make_shards(folder: str) -> str:

@@ -34,6 +34,7 @@ from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards.datasets import Entry, Listing, rules_to_store, safe_key
 from arvideo_ds.shards.ingest import Sample, ingest
 from arvideo_ds.shards.members import read_members
+from arvideo_ds.shards.video_files import IMAGE_SUFFIXES
 
 _GIB = 2**30
 Item = TypeVar("Item")
@@ -94,6 +95,10 @@ def write_shards(job: ShardJob) -> ShardReport:
     """
     if job.transcode is None and any(entry.part for entry in job.listing.entries):
         raise UserError("samples that are parts of longer videos need --video transcode.")
+    if job.transcode is None and any(
+        entry.path.suffix.lower() in IMAGE_SUFFIXES for entry in job.listing.entries
+    ):
+        raise UserError("images become videos of one frame: they need --video transcode.")
     # Shuffled, so that each shard has all classes.
     shuffled = split_generator(job.seed).permutation(len(job.listing.entries))
     entries = [job.listing.entries[number] for number in shuffled]

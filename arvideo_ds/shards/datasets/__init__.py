@@ -25,7 +25,7 @@ from arvideo_ds.shards.datasets.listing import (
     safe_key,
 )
 from arvideo_ds.shards.manifest import JOINED_BY, Manifest
-from arvideo_ds.shards.video_files import VIDEO_SUFFIXES, describe_passed_over
+from arvideo_ds.shards.video_files import describe_passed_over
 
 __all__ = [
     "LABELS",
@@ -44,6 +44,7 @@ _BUILT_IN: dict[str, Reader | str] = {
     name: f"arvideo_ds.shards.datasets.{where}"
     for name, where in {
         "folder": "generic:FOLDER",
+        "images": "generic:IMAGES",
         "csv": "generic:CSV",
         "jsonl": "generic:JSONL",
         "kinetics400": "kinetics:KINETICS400",
@@ -91,8 +92,8 @@ def read_listing(dataset: str, source: Source) -> Listing:
         if listing.passed_over:
             where += f"; {describe_passed_over(listing.passed_over)}"
         raise UserError(
-            f"no videos found for --dataset {dataset} below {source.videos}{where}; videos are "
-            f"recognised by their suffix: {' '.join(sorted(VIDEO_SUFFIXES))}."
+            f"nothing found for --dataset {dataset} below {source.videos}{where}; they are "
+            f"recognised by their suffix: {' '.join(sorted(reader.suffixes))}."
         )
     for left, right in itertools.pairwise(entries):
         if left.video_id == right.video_id:

@@ -28,7 +28,7 @@ from arvideo_ds.shards.datasets.listing import (
 )
 from arvideo_ds.shards.manifest import Reject
 from arvideo_ds.shards.members import Facts
-from arvideo_ds.shards.video_files import find_videos
+from arvideo_ds.shards.video_files import IMAGE_SUFFIXES, VIDEO_SUFFIXES, find_videos
 
 _KEEP_COLUMNS = Option(
     "keep_columns",
@@ -41,12 +41,12 @@ _KEEP_COLUMNS = Option(
 _TAKEN = {*Facts.model_fields, "part", "length_s"}
 
 
-def read_folder(source: Source) -> Listing:
-    """A tree of videos; class folders are labels. With `--split S`, the subfolder S is the root."""
+def read_folder(source: Source, suffixes: frozenset[str] = VIDEO_SUFFIXES) -> Listing:
+    """A tree of videos, or of files with other suffixes; class folders are labels. With `--split
+    S`, the subfolder S is the root."""
     if source.annotations is not None:
         raise UserError(
-            "--dataset folder takes its labels from the folders; use --dataset csv with "
-            "--annotations."
+            "this data set takes its labels from the folders; use --dataset csv with --annotations."
         )
     root = source.videos
     if source.split is not None:
@@ -54,12 +54,12 @@ def read_folder(source: Source) -> Listing:
         if not root.is_dir():
             raise UserError(f"--split {source.split}: the folder {root} does not exist.")
     passed_over = Counter[str]()
-    paths = [path for path in find_videos(root, passed_over) if path.is_file()]
+    paths = [path for path in find_videos(root, passed_over, suffixes) if path.is_file()]
     labels = [p.relative_to(root).parts[0] if p.parent != root else None for p in paths]
     if len({label is None for label in labels}) > 1:
         loose = next(p for p, label in zip(paths, labels, strict=True) if label is None)
         raise UserError(
-            f"{root} mixes class folders with loose videos such as {loose.name}: move the loose "
+            f"{root} mixes class folders with loose files such as {loose.name}: move the loose "
             "ones into class folders, or use --dataset csv."
         )
     entries = tuple(map(partial(file_entry, source.videos), paths, labels))
@@ -207,5 +207,12 @@ def _part(row: dict[str, Any]) -> tuple[float, float] | None:
 
 
 FOLDER = Reader(read_folder, (LABELS,), split="a subfolder")
+IMAGES = Reader(
+    partial(read_folder, suffixes=IMAGE_SUFFIXES),
+    (LABELS,),
+    split="a subfolder",
+    stride=1,
+    suffixes=IMAGE_SUFFIXES,
+)
 CSV = Reader(read_csv, (LABELS, _KEEP_COLUMNS), split="a value of the column")
 JSONL = Reader(read_jsonl, (LABELS, _KEEP_COLUMNS), split="a value of the key")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.shards.manifest import Reject
-from arvideo_ds.shards.video_files import find_videos
+from arvideo_ds.shards.video_files import VIDEO_SUFFIXES, find_videos
 
 _SHOWN = 5
 _LONGEST_KEY = 80
@@ -48,8 +48,7 @@ class Listing:
 
     label_sets: names of each set, where samples have several labels. rejects: rows without a
     sample. notes: for the user before the work begins, such as counts that differ from the
-    published ones. passed_over: number of files below the videos folder whose suffix is not a
-    video's, by suffix.
+    published ones. passed_over: number of other files below the videos folder, by suffix.
     """
 
     entries: tuple[Entry, ...]
@@ -109,7 +108,7 @@ class Reader:
     read: checks every row and returns the entries. split: what --split means. flip: False where
     labels tell left from right, so that no task may flip. sampling: "uniform" where labels need the
     whole video. stride: of the data set's usual clips, for `TranscodeSettings.layers`. label_sets:
-    names, where a sample has several labels. url: of the annotations.
+    names, where a sample has several labels. url: of the annotations. suffixes: of its files.
     """
 
     read: Callable[[Source], Listing]
@@ -120,6 +119,7 @@ class Reader:
     stride: int = 4
     label_sets: tuple[str, ...] = ()
     url: str = ""
+    suffixes: frozenset[str] = VIDEO_SUFFIXES
 
 
 class BadRows:
