@@ -37,7 +37,9 @@ class Supply:
 def on_layer(recipe: Recipe, layers: int) -> bool:
     """Whether clips start on the layer of layered shards, and so decode fewer pictures."""
     data = recipe.data
-    return layers > 1 and data.sampling == "dense" and data.stride % layers == 0
+    if data.stride is None or data.sampling != "dense":
+        return False
+    return layers > 1 and data.stride % layers == 0
 
 
 def layers_in_words(recipe: Recipe, layers: int) -> list[str]:
@@ -48,6 +50,8 @@ def layers_in_words(recipe: Recipe, layers: int) -> list[str]:
         how = f"data.stride={recipe.data.stride} starts on them and skips the rest"
     elif recipe.data.sampling == "uniform":
         how = "data.sampling=uniform decodes others too"
+    elif recipe.data.stride is None:
+        how = "with data.fps it depends on the video"
     else:
         how = f"data.stride={recipe.data.stride} is not a multiple, so others are decoded too"
     return [f"only every {layers}th frame of the shards is one that others refer to; {how}."]
@@ -75,5 +79,5 @@ def supply(
     read = None
     if stored_bytes is not None:
         read = clips_per_s / recipe.data.repeats * stored_bytes / num_videos
-    rate = rate_per_core or assumed_rate(recipe, layers or recipe.data.stride)
+    rate = rate_per_core or assumed_rate(recipe, layers or recipe.data.stride or 1)
     return Supply(clips_per_s, rate, read, stored_bytes, cores)
