@@ -5,8 +5,10 @@
         --split train --output SHARDS --video transcode
     arvideo shards --dataset kinetics400 --videos k400/train \\
         --annotations k400/annotations/train.csv --output SHARDS
+    srun --nodes 8 arvideo shards ... --output SHARDS --part slurm
 
-docs/datasets.md lists what each data set needs, docs/data.md how videos are stored.
+docs/datasets.md lists what each data set needs, docs/data.md how videos are stored, and how several
+machines share the work.
 An interrupted command resumes. Exit code 3: done, but more than --max_reject_share of the videos
 were rejected; rejects.jsonl gives each reason.
 """
@@ -14,6 +16,7 @@ were rejected; rejects.jsonl gives each reason.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterable
@@ -29,11 +32,19 @@ from arvideo_ds.arguments import (
 from arvideo_ds.cli import end_with_rejects
 from arvideo_ds.decoding.decoders import HOW_TO_GET_TORCHCODEC, decisive_decoders
 from arvideo_ds.decoding.video import MAX_LAYERS, MAX_PIXELS, TranscodeSettings
-from arvideo_ds.errors import UserError, command
+from arvideo_ds.errors import EXIT_OK, UserError, command
 from arvideo_ds.host import available_cores
 from arvideo_ds.shards.datasets import READERS, Listing, Option, Source, read_listing, readers_of
+from arvideo_ds.shards.parts import Part, parse_part
 from arvideo_ds.shards.video_files import describe_passed_over
-from arvideo_ds.shards.writer import ShardJob, write_shards
+from arvideo_ds.shards.writer import (
+    PartReport,
+    ShardJob,
+    finish_parts,
+    print_damaged,
+    write_part,
+    write_shards,
+)
 
 
 def parse_arguments(options: Iterable[Option]) -> argparse.Namespace:
@@ -77,11 +88,23 @@ def parse_arguments(options: Iterable[Option]) -> argparse.Namespace:
     parser.add_number("timeout_s", 120.0, "per video")
     parser.add_number("memory_gib", 8.0, "what a process may allocate, 0: no limit")
     parser.add_number("max_reject_share", 0.05, "see exit code 3")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument(
+        "--part",
+        type=parse_part,
+        metavar="I/N",
+        help="write part I of N, from 1/N to N/N, beside the others; slurm: as many parts as srun "
+        "has tasks. The last part to end writes the manifest",
+    )
+    text = "write no shards, only the manifest: all parts must be complete"
+    parts.add_argument("--finish", action="store_true", help=text)
     return parser.parse_args()
 
 
 @command
 def main() -> int:
+    # As Ctrl-C: partial files are removed.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     export_plugins(sys.argv[1:])
     options = {option.name: option for reader in READERS.values() for option in reader.options}
     args = parse_arguments(options.values())
@@ -97,7 +120,15 @@ def main() -> int:
             f"may read other frames of some. {HOW_TO_GET_TORCHCODEC}.",
             flush=True,
         )
-    report = write_shards(from_arguments(ShardJob, args, listing=listing, transcode=transcode))
+    job = from_arguments(ShardJob, args, listing=listing, transcode=transcode)
+    if args.part:
+        done = write_part(job, args.part)
+        print_part(args.output, args.part, done, len(job.shard_names))
+        report = done.whole
+    else:
+        report = finish_parts(job) if args.finish else write_shards(job)
+    if report is None:
+        return EXIT_OK
     print_passed_over(listing)
     return end_with_rejects(args.output, report, args.max_reject_share, "shards")
 
@@ -112,6 +143,21 @@ def transcode_settings(args: argparse.Namespace) -> TranscodeSettings:
             "multiple of them, so that every key frame is on the layer."
         )
     return TranscodeSettings(short_side=args.short_side, gop=gop, layers=layers, crf=args.crf)
+
+
+def print_part(folder: Path, part: Part, done: PartReport, num_shards: int) -> None:
+    """Counts of a part, and of all parts."""
+    samples = sum(len(index.samples) for index in done.indices.values())
+    rejects = sum(len(index.rejects) for index in done.indices.values())
+    kept = f", {done.shards_kept} of them from an earlier run" if done.shards_kept else ""
+    print(
+        f"{folder}: part {part} is complete: {samples:,} videos in {len(done.indices):,} shards"
+        f"{kept}; left out: {rejects:,}; all parts: {num_shards - done.num_missing:,} of "
+        f"{num_shards:,} shards",
+        flush=True,
+    )
+    if not done.whole:
+        print_damaged(done.damaged)
 
 
 def data_sets() -> str:

@@ -1,4 +1,4 @@
-"""One writer per folder: an exclusive lock that ends with its process.
+"""One writer per folder, or several that share it: a lock that ends with its process.
 
 The lock is `flock` on the file `.lock` in the folder, which names the process that has the lock.
 The file stays: after a deletion, two processes could lock two files of one name. On NFS, Linux
@@ -23,30 +23,43 @@ _STALE_LOCK_S = 120
 _POLL_S = 1.0
 
 
-def lock(folder: Path, part: str = "", *, wait: bool = False) -> contextlib.ExitStack:
+def lock(
+    folder: Path, part: str = "", *, wait: bool = False, shared: bool = False, what: str = ""
+) -> contextlib.ExitStack:
     """Make the folder and lock it, or a part of it, until `close` or the end of a `with` block.
 
-    wait: wait for another process instead of raising. Errors: `UserError` if another process has
-    the lock, or the folder is not writable.
+    wait: wait for another process instead of raising. shared: others may share the lock, which
+    keeps out those that do not. what: the part in words. Errors: `UserError` if another process
+    has the lock, or the folder is not writable.
     """
     with contextlib.ExitStack() as held, _explained_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         # Not "w", which would delete the name of the process that has the lock.
         file = held.enter_context((folder / f"{LOCK}{part}").open("a+"))
         # After Slurm requeued a job, a file server may keep the lock of a lost node for a while.
-        limit = time.monotonic() + (_STALE_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else 0)
-        while not _try_lock(file, folder):
+        # One that shares it tries twice: another may have it alone for a moment, to clean up.
+        patience = _STALE_LOCK_S if "SLURM_RESTART_COUNT" in os.environ else _POLL_S * shared
+        limit = time.monotonic() + patience
+        while not _try_lock(file, folder, shared):
             if not wait and time.monotonic() > limit:
                 file.seek(0)
-                owner = file.read(200).strip()
+                # Those that share a lock do not write their names.
+                owner = file.read(200).strip() or "perhaps in parts"
                 raise UserError(
-                    f"another run{f' ({owner})' if owner else ''} is writing to {folder}. Wait for "
-                    "it, or choose another folder (--output)."
+                    f"another run ({owner}) is writing {what}to {folder}. Wait for it, or choose "
+                    "another folder (--output)."
                 )
             time.sleep(_POLL_S)
-        _write_owner(file, f"process {os.getpid()} on {socket.gethostname()}")
-        held.callback(_write_owner, file, "")
+        if not shared:
+            _write_owner(file, f"process {os.getpid()} on {socket.gethostname()}")
+            held.callback(_write_owner, file, "")
         return held.pop_all()
+
+
+def is_locked(path: Path) -> bool:
+    """Whether a process has the lock of this file."""
+    with path.open("a+") as file:
+        return not _try_lock(file, path.parent, shared=True)
 
 
 def make_folder(folder: Path) -> None:
@@ -76,9 +89,9 @@ def _write_owner(file: IO[str], owner: str) -> None:
         file.flush()
 
 
-def _try_lock(file: IO[str], folder: Path) -> bool:
+def _try_lock(file: IO[str], folder: Path, shared: bool) -> bool:
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:

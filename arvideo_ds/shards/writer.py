@@ -1,7 +1,7 @@
 """From entries to verified shards: parallel, restartable, byte-identical, every reject counted.
 
-Videos are assigned to shards before any work, so a shard depends only on the inputs, not on workers
-or interruptions. An index, written after its shard, marks the shard as complete.
+Videos are assigned to shards before any work, so a shard depends only on the inputs, not on
+workers, parts or interruptions. An index, written after its shard, marks the shard as complete.
 """
 
 from __future__ import annotations
@@ -34,6 +34,16 @@ from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards.datasets import Entry, Listing, rules_to_store, safe_key
 from arvideo_ds.shards.ingest import Sample, ingest
 from arvideo_ds.shards.members import read_members
+from arvideo_ds.shards.parts import (
+    Part,
+    Progress,
+    lock_end,
+    lock_part,
+    missing_shards,
+    remove_leftovers,
+    remove_leftovers_of_all,
+    require_all,
+)
 from arvideo_ds.shards.video_files import IMAGE_SUFFIXES
 
 _GIB = 2**30
@@ -44,7 +54,10 @@ Result = tuple[str, Sample] | m.Reject
 
 @dataclass(frozen=True)
 class ShardJob:
-    """The arguments of `write_shards`. transcode: None copies the files unchanged."""
+    """The arguments of `write_shards`. transcode: None copies the files unchanged.
+
+    Errors: `UserError` for unchanged parts of videos, or images.
+    """
 
     dataset: str
     split: str | None
@@ -58,6 +71,23 @@ class ShardJob:
     # Limits of a frame and of a process's memory; 0: none.
     max_pixels: int = MAX_PIXELS
     memory_gib: float = 8.0
+
+    def __post_init__(self) -> None:
+        if self.transcode is not None:
+            return
+        if any(entry.part for entry in self.listing.entries):
+            raise UserError("samples that are parts of longer videos need --video transcode.")
+        if any(entry.path.suffix.lower() in IMAGE_SUFFIXES for entry in self.listing.entries):
+            raise UserError("images become videos of one frame: they need --video transcode.")
+
+    @property
+    def stem(self) -> str:
+        """The start of the shards' names."""
+        return "-".join(filter(None, (self.dataset, self.split)))
+
+    @property
+    def shard_names(self) -> list[str]:
+        return shard_names(self.stem, len(self.listing.entries), self.samples_per_shard)
 
 
 @dataclass(frozen=True)
@@ -79,12 +109,27 @@ class ShardReport:
             reasons = by_reason(self.rejects_by_reason)
             where = folder / m.REJECTS
             print(f"left out: {self.manifest.num_rejects} ({reasons}); see {where}", flush=True)
-        if self.damaged:
-            print(
-                f"note: {len(self.damaged):,} with decoder errors, such as {self.damaged[0]}: "
-                "kept, with their number in the facts (decoder_errors)",
-                flush=True,
-            )
+        print_damaged(self.damaged)
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """The shards of one part. whole: the report of all parts, if this was the last one."""
+
+    indices: Mapping[str, m.ShardIndex]
+    shards_kept: int
+    damaged: tuple[str, ...]
+    num_missing: int
+    whole: ShardReport | None
+
+
+def print_damaged(sources: Sequence[str]) -> None:
+    if sources:
+        print(
+            f"note: {len(sources):,} with decoder errors, such as {sources[0]}: kept, with their "
+            "number in the facts (decoder_errors)",
+            flush=True,
+        )
 
 
 def write_shards(job: ShardJob) -> ShardReport:
@@ -93,40 +138,89 @@ def write_shards(job: ShardJob) -> ShardReport:
     Errors: `UserError` where another process writes to the folder, it has shards of other inputs,
     the disk is too small, or no video is usable.
     """
-    if job.transcode is None and any(entry.part for entry in job.listing.entries):
-        raise UserError("samples that are parts of longer videos need --video transcode.")
-    if job.transcode is None and any(
-        entry.path.suffix.lower() in IMAGE_SUFFIXES for entry in job.listing.entries
-    ):
-        raise UserError("images become videos of one frame: they need --video transcode.")
-    # Shuffled, so that each shard has all classes.
-    shuffled = split_generator(job.seed).permutation(len(job.listing.entries))
-    entries = [job.listing.entries[number] for number in shuffled]
     damaged: list[str] = []
     with lock(job.output):
-        indices, kept = write_missing(
-            job.output,
-            "-".join(filter(None, (job.dataset, job.split))),
-            entries,
-            job.samples_per_shard,
-            _inputs_hash(job),
-            read=partial(_ingest_all, job, damaged),
-            # The size of a transcoded video is not known before.
-            num_bytes=lambda entry: 0 if job.transcode else entry.path.stat().st_size,
-            title="shards",
-        )
-        return write_report(
-            job.output,
-            indices,
-            job.listing.rejects,
-            kept,
-            damaged,
-            dataset=job.dataset,
-            split=job.split,
-            labels=job.listing.labels,
-            label_sets=job.listing.label_sets,
-            settings=_settings(job),
-        )
+        indices, kept = _write_missing(job, _inputs_hash(job), damaged)
+        remove_leftovers(job.output)
+        return _write_report(job, indices, kept, damaged)
+
+
+def write_part(job: ShardJob, part: Part) -> PartReport:
+    """Write the missing shards of a part; the last part also writes manifest and rejects.
+
+    Errors: `UserError` as of `write_shards`, and where a process writes this part, or another part
+    with other inputs or decoders.
+    """
+    damaged: list[str] = []
+    inputs = _inputs_hash(job)
+    with_decoders = hashlib.sha256(f"{inputs} {decisive_decoders()}".encode()).hexdigest()
+    whole = None
+    with lock_part(job.output, part, with_decoders):
+        indices, kept = _write_missing(job, inputs, damaged, part)
+        missing = missing_shards(job.output, job.shard_names)
+        # Of parts that end together, the one whose index is the last in the folder misses none.
+        if not missing:
+            whole = _finish(job, inputs, damaged)
+    if whole:
+        remove_leftovers_of_all(job.output)
+    return PartReport(indices, kept, tuple(damaged), len(missing), whole)
+
+
+def finish_parts(job: ShardJob) -> ShardReport:
+    """Write manifest and rejects of the shards that parts have written.
+
+    Errors: `UserError` where a shard is missing, with the parts to repeat, or has other inputs; a
+    process writes to the folder without parts; or no video is usable.
+    """
+    report = _finish(job, _inputs_hash(job))
+    remove_leftovers_of_all(job.output)
+    return report
+
+
+def _finish(job: ShardJob, inputs: str, damaged: Sequence[str] = ()) -> ShardReport:
+    names = job.shard_names
+    with lock_end(job.output):
+        complete = {name: complete_index(job.output, name, inputs) for name in names}
+        require_all(job.output, names, [name for name in names if complete[name] is None])
+        indices = {name: index for name, index in complete.items() if index}
+        return _write_report(job, indices, 0, damaged)
+
+
+def _write_missing(
+    job: ShardJob, inputs: str, damaged: list[str], part: Part | None = None
+) -> tuple[dict[str, m.ShardIndex], int]:
+    """As `write_missing`. Adds the sources of the samples with decoder errors to `damaged`."""
+    # Shuffled, so that each shard has all classes.
+    shuffled = split_generator(job.seed).permutation(len(job.listing.entries))
+    return write_missing(
+        job.output,
+        job.stem,
+        [job.listing.entries[number] for number in shuffled],
+        job.samples_per_shard,
+        inputs,
+        read=partial(_ingest_all, job, damaged),
+        # The size of a transcoded video is not known before.
+        num_bytes=lambda entry: 0 if job.transcode else entry.path.stat().st_size,
+        title=f"part {part}" if part else "shards",
+        part=part,
+    )
+
+
+def _write_report(
+    job: ShardJob, indices: Mapping[str, m.ShardIndex], kept: int, damaged: Iterable[str]
+) -> ShardReport:
+    return write_report(
+        job.output,
+        indices,
+        job.listing.rejects,
+        kept,
+        damaged,
+        dataset=job.dataset,
+        split=job.split,
+        labels=job.listing.labels,
+        label_sets=job.listing.label_sets,
+        settings=_settings(job),
+    )
 
 
 def _inputs_hash(job: ShardJob) -> str:
@@ -165,6 +259,12 @@ def _settings(job: ShardJob) -> dict[str, str | int | None]:
     }
 
 
+def shard_names(stem: str, num_items: int, samples_per_shard: int) -> list[str]:
+    """The names of all shards, in order."""
+    count = -(-num_items // samples_per_shard)
+    return [f"{stem}-{number:06d}.tar" for number in range(count)]
+
+
 def write_missing(
     folder: Path,
     stem: str,
@@ -175,41 +275,51 @@ def write_missing(
     read: Callable[[list[Item]], Iterator[Result]],
     num_bytes: Callable[[Item], int],
     title: str,
+    part: Part | None = None,
 ) -> tuple[dict[str, m.ShardIndex], int]:
     """The indices of all shards, and the number of shards that were complete; writes the others.
 
     stem: of the shards' names. read: the result of each item, in order. num_bytes: the disk space
-    for an item. title: of the progress bar. Errors: `UserError` where the folder has shards of
-    other inputs, or its disk is too small.
+    for an item. title: of the progress bar. part: only its shards. Errors: `UserError` where the
+    folder has shards of other inputs, or its disk is too small.
     """
+    names = shard_names(stem, len(items), samples_per_shard)
     shards = {
-        f"{stem}-{number:06d}.tar": items[start : start + samples_per_shard]
-        for number, start in enumerate(range(0, len(items), samples_per_shard))
+        name: items[number * samples_per_shard : (number + 1) * samples_per_shard]
+        for number, name in enumerate(names)
     }
-    complete = {name: complete_index(folder, name, inputs) for name in shards}
+    own = part.of(names) if part else names
+    complete = {name: complete_index(folder, name, inputs) for name in own}
+    files = {file for name in own for file in (name, m.index_name(name))}
     for path in folder.glob(f"*{PARTIAL}"):
-        path.unlink()
-    for path in folder.glob("*.index.json"):
-        # Raises for indices of other inputs: another data set is never overwritten.
+        if part is None or path.name.removesuffix(PARTIAL) in files:
+            path.unlink()
+    # Raises for indices of other inputs: another data set is never overwritten. Parts have checked
+    # this one after the other, so one index stands for all.
+    others = (path for path in folder.glob("*.index.json") if path.name not in files)
+    for path in itertools.islice(others, 1 if part else None):
         complete_index(folder, path.name.removesuffix(".index.json") + ".tar", inputs)
     missing = [name for name, index in complete.items() if index is None]
     unwritten = [item for name in missing for item in shards[name]]
     require_space(folder, sum(map(num_bytes, unwritten)))
+    progress = Progress(folder, names) if part and unwritten else None
     indices = {}
     with (
         explained_when_full(folder),
         tqdm(total=len(unwritten), unit="video", desc=title, disable=not unwritten) as bar,
     ):
-        results = _counted(read(unwritten), bar)
+        results = _counted(read(unwritten), bar, progress)
         for name, index in complete.items():
             of_shard = itertools.islice(results, len(shards[name]))
             indices[name] = index or write_shard(folder, name, of_shard, inputs)
-    return indices, len(shards) - len(missing)
+    return indices, len(own) - len(missing)
 
 
-def _counted(results: Iterator[Result], bar: tqdm) -> Iterator[Result]:
+def _counted(results: Iterator[Result], bar: tqdm, progress: Progress | None) -> Iterator[Result]:
     for result in results:
         bar.update()
+        if progress:
+            progress.show(bar)
         yield result
 
 
