@@ -25,6 +25,7 @@ class CommandParser(argparse.ArgumentParser):
     def __init__(self, *, epilog: str = "", **options: Any) -> None:
         options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
         super().__init__(epilog=f"{_EXIT_CODES}\n\n{epilog}".rstrip(), **options)
+        self.register("type", Path, local_path)
         self.add_argument(
             "--plugin",
             action="append",
@@ -60,6 +61,16 @@ class CommandParser(argparse.ArgumentParser):
         starts = {option[: len(name)] for option in options if option.startswith("--")}
         alike = {start for start in starts if start.replace("-", "_") == name.replace("-", "_")}
         return argument if name in alike or len(alike) != 1 else alike.pop() + equals + value
+
+
+def local_path(text: str) -> Path:
+    """A path of this machine. Errors: argparse's for a URL, which `Path` would take for one."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URL, expected a path of this machine (docs/datasets.md, 'Behind a URL', "
+            "names what takes URLs)"
+        )
+    return Path(text)
 
 
 def export_plugins(args: Sequence[str]) -> None:

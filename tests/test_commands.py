@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_PIPE_CLOSED, EXIT_USER_ERROR, command
 from arvideo_ds.train.command_line import training_parser
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -54,6 +54,19 @@ def test_dashes_and_underscores_are_the_same_in_options_and_untouched_in_values(
 ) -> None:
     assert getattr(parser.parse_args(typed), name) == value
     assert getattr(parser.parse_intermixed_args(typed), name) == value
+
+
+def test_a_url_where_a_local_path_is_expected_is_refused(
+    parser: CommandParser, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`Path` would make a folder `s3:` of it, in which `--output` would silently be written."""
+    parser.add_argument("--output", type=Path)
+    parser.add_mutually_exclusive_group().add_argument("--keys", type=Path)
+    for name in ("--output", "--keys"):
+        with pytest.raises(SystemExit) as ended:
+            parser.parse_args([name, "s3://bucket/shards"])
+        assert ended.value.code == EXIT_USER_ERROR
+        assert "s3://bucket/shards is a URL" in capsys.readouterr().err
 
 
 def test_what_follows_two_dashes_is_no_option(parser: CommandParser) -> None:
