@@ -3,14 +3,13 @@
     arvideo verify SHARDS
     arvideo verify SHARDS --decode all --workers 16
 
-Every shard is read and hashed, and a share of its videos (at least one) is decoded. Every problem
-is printed with its file and, if one sample is affected, its key.
+SHARDS is a folder or a URL, whose files are fetched anew. Every shard is read and hashed, and a
+share of its videos (at least one) is decoded. Every problem is printed with its file and, if one
+sample is affected, its key.
 Exit code 1: not sound.
 """
 
 from __future__ import annotations
-
-from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, from_arguments, require_positive
 from arvideo_ds.errors import EXIT_OK, UserError, command
@@ -23,7 +22,7 @@ EXIT_UNSOUND = 1
 @command
 def main() -> int:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("shards", type=Path, help="folder of the shards")
+    parser.add_argument("shards", help="folder of the shards, or its URL")
     text = "share of the videos; default 0.01"
     parser.add_argument(
         "--decode", type=share, default=0.01, dest="decode_share", metavar="SHARE|all", help=text
@@ -51,7 +50,7 @@ def share(text: str) -> float:
     return value
 
 
-def print_summary(folder: Path, done: Verification) -> None:
+def print_summary(folder: str, done: Verification) -> None:
     size_mib = done.bytes / 2**20
     count = len(done.problems)
     verdict = "sound" if not count else f"NOT SOUND, {count} problem{'s' * (count > 1)} (above)"

@@ -1,7 +1,7 @@
 """Check shards against their manifest: every byte by its hash, a share of the videos by decoding.
 
-Processes that can be killed read shards and videos. The check collects all problems, each with the
-file and, if one sample has it, the key.
+Processes that can be killed read shards and videos; from a URL they fetch each file anew. The check
+collects all problems, each with the file and, if one sample has it, the key.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import time
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
 from pydantic import ValidationError
 from tqdm import tqdm
@@ -28,10 +31,12 @@ from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards import members as tar
 from arvideo_ds.shards.ingest import MIN_DECODABLE
 from arvideo_ds.shards.members import DamagedError, Member
+from arvideo_ds.shards.store import Store, open_store
 from arvideo_ds.shards.video_files import read_at
 
 # Class names of every label set; the only label is the set ''.
 NamesBySet = dict[str, tuple[str, ...]]
+_THREADS = 16
 # A key, or None for the whole shard, and a message.
 Finding = tuple[str | None, str]
 # An absolute path, or one with "..", of any system.
@@ -64,45 +69,52 @@ class Verification:
 
 
 def verify(
-    folder: Path, *, decode_share: float, workers: int, seed: int, timeout_s: float
+    folder: str | Path, *, decode_share: float, workers: int, seed: int, timeout_s: float
 ) -> Verification:
-    """Check all shards of a folder.
+    """Check all shards of a folder or URL.
 
     decode_share: share of each shard's videos to decode, at least one. seed: chooses them.
     timeout_s: per video. Errors: `UserError` without a readable manifest.
     """
     shards = m.ShardSet(folder)
     shards.require_own()
-    problems = list(_folder_problems(shards))
+    files = open_store(folder).of(shards.hash)
+    problems = list(_folder_problems(shards, files))
     started = time.monotonic()
-    problems += _check_shards(shards, workers)
+    problems += _check_shards(shards, files, workers)
     read_s = time.monotonic() - started
     problems += _repeated_keys(shards)
-    sizes = {
-        number: path.stat().st_size
-        for number, entry in enumerate(shards.manifest.shards)
-        if (path := folder / entry.name).is_file()
-    }
-    chosen = [pair for number in sizes for pair in _choose(shards, number, decode_share, seed)]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        sizes = list(pool.map(partial(_size, files), shards.manifest.shards))
+    numbers = [number for number, size in enumerate(sizes) if size is not None]
+    chosen = [pair for number in numbers for pair in _choose(shards, number, decode_share, seed)]
     started = time.monotonic()
-    problems += _check_videos(folder, chosen, workers, timeout_s)
+    problems += _check_videos(files, chosen, workers, timeout_s)
     return Verification(
         problems=tuple(problems),
         num_shards=len(shards.manifest.shards),
         num_samples=shards.num_samples,
-        bytes=sum(sizes.values()),
+        bytes=sum(size or 0 for size in sizes),
         read_s=read_s,
         num_decoded=len(chosen),
         decode_s=time.monotonic() - started,
     )
 
 
-def _folder_problems(shards: m.ShardSet) -> Iterator[Problem]:
-    """The list of rejects, and tars that are not in the manifest."""
+def _size(files: Store, entry: m.Shard) -> int | None:
+    try:
+        return files.size(entry.name)
+    except OSError:
+        return None
+
+
+def _folder_problems(shards: m.ShardSet, files: Store) -> Iterator[Problem]:
+    """The list of rejects, and tars that are not in the manifest (which a URL does not list)."""
     manifest, folder = shards.manifest, shards.folder
     try:
-        count = len(m.read_rejects(folder))
-    except UserError as error:
+        files.discard(m.REJECTS)
+        count = len(m.read_rejects(files.path(m.REJECTS).parent))
+    except (UserError, OSError) as error:
         yield Problem(m.REJECTS, None, str(error))
     else:
         if count != manifest.num_rejects:
@@ -123,9 +135,9 @@ def _is_empty(folder: Path, shard_name: str) -> bool:
     return not index.samples
 
 
-def _check_shards(shards: m.ShardSet, workers: int) -> Iterator[Problem]:
+def _check_shards(shards: m.ShardSet, files: Store, workers: int) -> Iterator[Problem]:
     entries, names = shards.manifest.shards, shards.manifest.names_by_set
-    calls = [(shards.folder, entry, names) for entry in entries]
+    calls = [(files, entry, names) for entry in entries]
     total = sum(entry.bytes for entry in entries)
     with tqdm(total=total, unit="B", unit_scale=True, desc="shards") as bar:
         # No time limit: the time for a shard depends on its size and the disk.
@@ -138,15 +150,26 @@ def _check_shards(shards: m.ShardSet, workers: int) -> Iterator[Problem]:
             bar.update(entry.bytes)
 
 
-def check_shard(folder: Path, entry: m.Shard, names: NamesBySet) -> list[Problem]:
+def check_shard(files: Store, entry: m.Shard, names: NamesBySet) -> list[Problem]:
     """All problems of one shard and its index, except those that only decoding shows."""
-    path = folder / entry.name
-    if not path.is_file():
+    files.discard(entry.name)
+    files.discard(entry.index_name)
+    try:
+        descriptor = files.open(entry.name)
+    except FileNotFoundError:
         return [Problem(entry.name, None, "the manifest names it, the folder lacks it")]
+    except OSError as error:
+        return [Problem(entry.name, None, f"cannot be read: {error.strerror or error}")]
+    with open(descriptor, "rb"):  # noqa: PTH123  the cache keeps files that are open
+        return _problems_of(files, entry, names)
+
+
+def _problems_of(files: Store, entry: m.Shard, names: NamesBySet) -> list[Problem]:
+    path = files.folder / entry.name
     altered = _alteration(path, entry)
     problems = [Problem(entry.name, None, altered)] if altered else []
     try:
-        index = _trusted_index(folder, entry)
+        index = _trusted_index(files, entry)
     except DamagedError as error:
         return [*problems, Problem(entry.index_name, None, error.message)]
     members: list[Member] = []
@@ -157,7 +180,8 @@ def check_shard(folder: Path, entry: m.Shard, names: NamesBySet) -> list[Problem
     findings = [*_member_problems(members, index), *_sample_problems(path, members, index, names)]
     if altered:
         message = "its video was altered (another CRC-32)"
-        findings += [(s.key, message) for s in index.samples if _read_video(path, s) is None]
+        with path.open("rb") as file:
+            findings += [(s.key, message) for s in index.samples if _read_video(file, s) is None]
     return problems + [Problem(entry.name, key, message) for key, message in findings]
 
 
@@ -171,15 +195,16 @@ def _alteration(path: Path, entry: m.Shard) -> str:
     return ""
 
 
-def _trusted_index(folder: Path, entry: m.Shard) -> m.ShardIndex:
+def _trusted_index(files: Store, entry: m.Shard) -> m.ShardIndex:
     """The index; its hash and its statements about the shard must match the manifest."""
     try:
-        data = (folder / entry.index_name).read_bytes()
+        with open(files.open(entry.index_name), "rb") as file:  # noqa: PTH123
+            data = file.read()
         if hashlib.sha256(data).hexdigest() != entry.index_sha256:
             raise DamagedError(None, "has another SHA-256 than the manifest says: it was altered")
         index = m.ShardIndex.model_validate_json(data)
     except OSError as error:
-        raise DamagedError(None, f"cannot be read ({error.strerror})") from None
+        raise DamagedError(None, f"cannot be read ({error.strerror or error})") from None
     except ValidationError as error:
         raise DamagedError(None, f"is not a valid index ({error.errors()[0]['msg']})") from None
     actual = (index.shard_bytes, index.shard_sha256, len(index.samples))
@@ -270,9 +295,9 @@ def _samples(shards: m.ShardSet, number: int) -> tuple[m.IndexedSample, ...]:
 
 
 def _check_videos(
-    folder: Path, chosen: list[tuple[str, m.IndexedSample]], workers: int, timeout_s: float
+    files: Store, chosen: list[tuple[str, m.IndexedSample]], workers: int, timeout_s: float
 ) -> Iterator[Problem]:
-    calls = [(folder / name, sample) for name, sample in chosen]
+    calls = [(files, name, sample) for name, sample in chosen]
     results = killable_map(count_decodable, calls, workers=workers, timeout_s=timeout_s)
     bar = tqdm(results, total=len(chosen), unit="video", desc="decoding")
     for (name, sample), decodable in zip(chosen, bar, strict=True):
@@ -285,16 +310,17 @@ def _check_videos(
             yield Problem(name, sample.key, message)
 
 
-def count_decodable(path: Path, sample: m.IndexedSample) -> int:
-    """How many frames of a video decode. Errors: `RejectedError`, also for another CRC-32."""
-    video = _read_video(path, sample)
+def count_decodable(files: Store, name: str, sample: m.IndexedSample) -> int:
+    """How many frames of a video in the shard `name` decode. Errors: `RejectedError`, also for
+    another CRC-32."""
+    with open(files.open(name), "rb") as file:  # noqa: PTH123
+        video = _read_video(file, sample)
     if video is None:
         raise RejectedError("altered", "it has another CRC-32 than the index says")
     return probe(io.BytesIO(video)).num_frames
 
 
-def _read_video(path: Path, sample: m.IndexedSample) -> bytes | None:
+def _read_video(file: BinaryIO, sample: m.IndexedSample) -> bytes | None:
     """A video, or None if its CRC-32 is not that of the index."""
-    with path.open("rb") as file:
-        video = read_at(file.fileno(), sample.bytes, sample.offset)
+    video = read_at(file.fileno(), sample.bytes, sample.offset)
     return video if zlib.crc32(video) == sample.crc32 else None

@@ -18,6 +18,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.shards.manifest import ShardSet, require_same_labels
 from arvideo_ds.shards.members import read_facts
 from arvideo_ds.shards.reshard import merged, notes, open_pool, split, with_labels, write_part
+from arvideo_ds.shards.store import Store
 from arvideo_ds.shards.verify import check_shard
 from tests.epic_set import NOUNS, VERBS
 
@@ -46,7 +47,7 @@ def expected(films: int) -> dict[str, dict[str, str]]:
 
 def problems(folder: Path) -> list[str]:
     known = ShardSet(folder).manifest
-    found = [check_shard(folder, entry, known.names_by_set) for entry in known.shards]
+    found = [check_shard(Store(folder), entry, known.names_by_set) for entry in known.shards]
     return [problem.message for shard in found for problem in shard]
 
 

@@ -21,6 +21,7 @@ from arvideo_ds.shards import manifest as m
 from arvideo_ds.shards.ingest import Sample
 from arvideo_ds.shards.members import read_facts
 from arvideo_ds.shards.reshard import merged, open_pool, write_part
+from arvideo_ds.shards.store import Store
 from arvideo_ds.shards.verify import Problem, Verification, check_shard, verify
 from arvideo_ds.shards.writer import write_manifest, write_shard
 from tests.conftest import ROOT, run_script
@@ -57,7 +58,7 @@ def shard_problems(folder: Path) -> list[Problem]:
     return [
         problem
         for entry in manifest.shards
-        for problem in check_shard(folder, entry, manifest.names_by_set)
+        for problem in check_shard(Store(folder), entry, manifest.names_by_set)
     ]
 
 
