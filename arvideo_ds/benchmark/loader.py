@@ -51,7 +51,7 @@ class LoaderOptions:
     seconds: of each measurement.
     """
 
-    shards: Path
+    shards: str
     compare: Path | None
     memory: int | None
     repeats: int

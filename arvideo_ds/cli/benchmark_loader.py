@@ -23,7 +23,7 @@ from arvideo_ds.host import available_cores, bind_to_cores
 @command
 def main() -> None:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("shards", type=Path)
+    parser.add_argument("shards", help="folder of the shards, or its URL")
     parser.add_argument("--compare", type=Path, metavar="VIDEOS", help="the same clips, raw files")
     parser.add_argument("--memory", type=int, metavar="CLIPS", help="growth over so many clips")
     parser.add_number("repeats", 1, "clips per decoded video")
