@@ -86,6 +86,11 @@ setup(
         "dev": [
             "aiohttp",
             "requests",
+            # The S3 server of the tests.
+            "s3fs",
+            "moto[s3]",
+            "flask",
+            "flask-cors",
             "pytest",
             "pytest-xdist",
             "hypothesis",
