@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import subprocess
 import sys
 
@@ -11,7 +12,7 @@ import torch
 from arvideo_ds.config.tokenizer import TokenizerSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.tokenizer import Tokenizer
-from arvideo_ds.shards.store import open_store
+from arvideo_ds.shards import store as store_module
 from tests.conftest import command_environment
 
 OPTIONAL = "vector_quantize_pytorch torchmetrics wandb transformers onnx pyarrow s3fs gcsfs"
@@ -35,8 +36,12 @@ def test_a_url_whose_package_is_missing_names_the_extra(
     url: str, package: str, extra: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
+    # An earlier test may have used the protocol.
+    used = importlib.import_module("fsspec.registry")._registry
+    monkeypatch.delitem(used, url.partition(":")[0], raising=False)
+    store_module._file_system.cache_clear()
     with pytest.raises(UserError) as caught:
-        open_store(url)
+        store_module.open_store(url)
     assert url in str(caught.value) and f"pip install 'arvideo_ds[{extra}]'" in str(caught.value)
 
 

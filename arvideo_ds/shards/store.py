@@ -10,7 +10,7 @@ first read of a file downloads all of it into the cache:
     NAME.lock                 locked by the process that fetches NAME; its size reserves the space
 
 Environment variables: ARVIDEO_CACHE (the cache, default ~/.cache/arvideo_ds), ARVIDEO_CACHE_GIB
-(its largest size, default unlimited), ARVIDEO_FETCH_TRIES (default 5) and ARVIDEO_FETCH_TIMEOUT_S
+(its largest size, default unlimited), ARVIDEO_FETCH_TRIES (default 6) and ARVIDEO_FETCH_TIMEOUT_S
 (default 20, without a byte).
 """
 
@@ -38,7 +38,8 @@ from fsspec.asyn import AsyncFileSystem
 from arvideo_ds.errors import UserError, how_to_install
 
 _GIB = 2**30
-# Pauses between tries double from the first to the longest, each with jitter.
+# Pauses between tries double from the first to the longest, each with jitter: by default at least
+# 7.7 s in all, which outlasts an outage of 5 s.
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 # The time limit of a download allows this rate, beside ARVIDEO_FETCH_TIMEOUT_S.
 _SLOWEST_BYTES_PER_S = 2**20
@@ -56,6 +57,11 @@ _NEWEST = ("manifest.json", "scores.json")
 _CLIENT_ERRORS, _TRANSIENT = range(400, 500), (408, 429)
 # The extra in setup.py that installs what a protocol needs.
 _EXTRAS = {"http": "http", "https": "http", "s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+_CHECK_S3 = (
+    "; check the bucket, the endpoint (AWS_ENDPOINT_URL_S3) and the credentials "
+    "(AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE; for a public bucket "
+    """FSSPEC_S3='{"anon": true}')"""
+)
 _DEFINITE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
 
 
@@ -133,7 +139,7 @@ class RemoteStore(Store):
         folder = root / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
         super().__init__(folder if version is None else folder / version[:12])
         self._cache = _Cache(root, _number("ARVIDEO_CACHE_GIB"))
-        self._tries = int(_number("ARVIDEO_FETCH_TRIES") or 5)
+        self._tries = int(_number("ARVIDEO_FETCH_TRIES") or 6)
         self._timeout_s = _number("ARVIDEO_FETCH_TIMEOUT_S") or 20.0
         self._failed: dict[str, tuple[float, OSError]] = {}
         # Files to fetch in the background, and the process whose thread fetches them.
@@ -152,7 +158,11 @@ class RemoteStore(Store):
         with _locked(self.folder / (name + _LOCK)) as lock:
             # While this process waited, another one of this machine may have fetched it.
             if not (path.exists() and path.stat().st_mtime > called):
-                self._fetch(name, self.size(name), lock)
+                try:
+                    self._fetch(name, self.size(name), lock)
+                except FetchError as error:
+                    advice = _CHECK_S3 if _is_s3(self._url) else ""
+                    raise FetchError(f"{error}{advice}") from None
         return path
 
     def path(self, name: str, size: int | None = None) -> Path:
@@ -250,7 +260,7 @@ class RemoteStore(Store):
                 if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                     raise self._cache.full(name) from None
                 definite = _is_definite(error)
-                if definite and isinstance(error, FileNotFoundError):
+                if definite and isinstance(error, FileNotFoundError) and not _lacks_bucket(error):
                     raise FileNotFoundError(f"there is no {self._url}/{name}") from None
                 if definite or not left:
                     tried = "" if definite else f", {self._tries} tries"
@@ -263,39 +273,70 @@ class RemoteStore(Store):
         raise AssertionError("ARVIDEO_FETCH_TRIES is 1 or more")
 
 
-@functools.lru_cache(maxsize=8)
+@functools.cache
 def _file_system(url: str, _process: int, timeout_s: float) -> tuple[Any, str]:
     """The file system of a URL, and the folder in it. Errors: `UserError`.
 
-    Per process: connections and their event loop do not survive a fork.
+    Per process: connections and their event loop do not survive a fork. Those of the parent are
+    kept, because closing them in the child would disturb the parent's.
     """
-    options: dict[str, Any] = {}
     protocol = url.partition("://")[0]
     try:
-        if protocol in ("http", "https"):
-            from aiohttp import ClientTimeout
-
-            # aiohttp's default is five minutes for a file of any size.
-            limit = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
-            configured = fsspec.config.conf.get(protocol, {}).get("client_kwargs", {})
-            options = {"client_kwargs": {"timeout": limit, **configured}}
-        files, root = fsspec.core.url_to_fs(url, **options)
+        files, root = fsspec.core.url_to_fs(url, **_options(url, protocol, timeout_s))
     except ImportError as error:
         how = f"; {how_to_install(_EXTRAS[protocol])}" if protocol in _EXTRAS else ""
         raise UserError(f"cannot open {url}: {error}{how}.") from None
     except Exception as error:  # credentials, host names, ...: each library has its own
         raise UserError(f"cannot open {url}: {_described(error)}") from None
+    if _is_s3(url):
+        files.retries = 1
     return files, root.rstrip("/")
+
+
+def _options(url: str, protocol: str, timeout_s: float) -> dict[str, Any]:
+    """fsspec's options: a time limit per read, tries only by `_retry`, and the user's own."""
+    configured = fsspec.config.conf.get(protocol, {})
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout
+
+        # aiohttp's default is five minutes for a file of any size.
+        limit = ClientTimeout(total=None, sock_connect=timeout_s, sock_read=timeout_s)
+        return {"client_kwargs": {"timeout": limit, **configured.get("client_kwargs", {})}}
+    if _is_s3(url):
+        limits = {"read_timeout": timeout_s, "retries": {"total_max_attempts": 1}}
+        # Parts in parallel would each be held in memory, 50 MB by default.
+        return {
+            "max_concurrency": 1,
+            **configured,
+            "config_kwargs": {**limits, **configured.get("config_kwargs", {})},
+        }
+    return {}
+
+
+def _is_s3(url: str) -> bool:
+    return url.startswith(("s3://", "s3a://"))
 
 
 def _is_definite(error: Exception) -> bool:
     """Whether another try would fail in the same way."""
     # fsspec's HTTP raises FileNotFoundError for every failed request of a size; see the cause.
     for raised in (error.__cause__, error):
-        status = getattr(raised, "status", None)
-        if isinstance(status, int):
+        status = _status(raised)
+        if status is not None:
             return status in _CLIENT_ERRORS and status not in _TRANSIENT
     return isinstance(_cause(error), _DEFINITE)
+
+
+def _status(error: BaseException | None) -> int | None:
+    """The HTTP status in an error of aiohttp or botocore."""
+    status = getattr(error, "status", None)
+    if isinstance(response := getattr(error, "response", None), dict):
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status if isinstance(status, int) else None
+
+
+def _lacks_bucket(error: Exception) -> bool:
+    return "NoSuchBucket" in str(error.__cause__)
 
 
 def _cause(error: Exception) -> BaseException:
@@ -346,6 +387,8 @@ def _locked(path: Path) -> Iterator[int]:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield descriptor
     finally:
+        # A process that was forked meanwhile has the descriptor as well; closing would not unlock.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 

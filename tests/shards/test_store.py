@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import pickle
+import random
 import shutil
 import signal
 import time
@@ -25,6 +27,7 @@ from arvideo_ds.shards.manifest import ShardSet, UnreachableError
 from arvideo_ds.shards.store import RemoteStore
 from tests.shards.faulty_server import FaultyServer, serve
 
+FIRST_PAUSE_S = store_module._FIRST_PAUSE_S
 URL = "memory://bucket/shards"
 MakeRecipe = Callable[..., PretrainRecipe]
 
@@ -108,9 +111,7 @@ def test_a_shard_cut_behind_the_url_is_named_and_never_in_the_cache(
     assert not cached(cache)
 
 
-@pytest.mark.parametrize(
-    "url", ["memory://bucket/nothing", "nonsense://bucket/shards", "s3://bucket/shards"]
-)
+@pytest.mark.parametrize("url", ["memory://bucket/nothing", "nonsense://bucket/shards"])
 def test_a_url_without_shards_and_an_unknown_protocol_are_a_users_mistake(
     remote: ShardSet, url: str
 ) -> None:
@@ -173,6 +174,33 @@ def test_a_process_killed_while_it_fetches_holds_up_nobody(
     process.join()
     assert shards.path(0).read_bytes() == (folder / name).read_bytes()
     assert not cached(cache, "*.partial")
+
+
+def test_a_lock_ends_with_its_block_although_a_process_was_forked_in_it(tmp_path: Path) -> None:
+    """The child has the descriptor too: without an unlock, all would wait until the child ends."""
+    with store_module._locked(tmp_path / "file.lock"):
+        process = multiprocessing.get_context("fork").Process(target=time.sleep, args=(60,))
+        process.start()
+    try:
+        with (tmp_path / "file.lock").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_the_pauses_between_tries_outlast_an_outage_of_five_seconds(
+    remote: ShardSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    monkeypatch.setattr(store_module, "_FIRST_PAUSE_S", FIRST_PAUSE_S)
+    monkeypatch.setattr(store_module.time, "sleep", slept.append)
+    monkeypatch.setattr(random.SystemRandom, "uniform", lambda _self, low, _high: low)
+    fsspec.filesystem("memory").store.clear()
+    monkeypatch.setattr(store_module, "_DEFINITE", ())
+    with pytest.raises(UnreachableError, match="tries"):
+        remote.path(0)
+    assert 5 < sum(slept) < 20
 
 
 def test_a_server_that_is_gone_is_a_sentence_at_the_start_and_a_skip_while_training(
