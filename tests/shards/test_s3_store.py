@@ -173,7 +173,7 @@ def test_the_loader_is_measured_from_a_url(url: str, cache: Path) -> None:
     measured = measure_loader(
         LoaderOptions(
             url, None, None, repeats=1, frames=16, stride=4, batch=3, workers=0, cores=1,
-            seconds=0.5, decoder="auto",
+            seconds=0.5, decoder="auto", planes=False,
         )
     )  # fmt: skip
     assert measured["ours"]["clips_per_s_per_core"] > 0
