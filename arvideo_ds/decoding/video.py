@@ -382,7 +382,9 @@ def _graph(frame: av.VideoFrame, size: tuple[int, int]) -> av.filter.Graph:
             time_base=frame.time_base or Fraction(1, 1000),
         )
     ]
-    scale = ("scale", f"{size[0]}:{size[1]}:flags=bicubic+accurate_rnd+full_chroma_int")
+    # The range that decoders assume, as the encoder does not name one.
+    options = "out_range=tv:flags=bicubic+accurate_rnd+full_chroma_int"
+    scale = ("scale", f"{size[0]}:{size[1]}:{options}")
     filters = (*turns, scale, ("setsar", "1"), ("format", "yuv420p"), ("buffersink", None))
     nodes += [graph.add(name, arguments) for name, arguments in filters]
     graph.link_nodes(*nodes).configure()

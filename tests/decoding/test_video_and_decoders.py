@@ -414,3 +414,19 @@ def test_no_module_opens_a_video_but_through_the_one_function() -> None:
         if "av.open(" in path.read_text()
     ]
     assert readers == ["decoding/video.py"]
+
+
+def test_a_full_range_video_keeps_its_colours() -> None:
+    """Such as MJPEG and the videos of some phones; levels were 8 off on average (of 0..255)."""
+    ramp = np.linspace(0, 255, 64, dtype=np.uint8)
+    picture = np.stack([np.broadcast_to(ramp, (48, 64))] * 3, axis=-1)
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format="avi") as output:
+        stream = output.add_stream("mjpeg", rate=10, options={"q:v": "1"})
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuvj420p"
+        output.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
+        output.mux(stream.encode(None))
+    made = transcode(buffer.getvalue(), TranscodeSettings(short_side=0, crf=5))
+    for video in (buffer.getvalue(), made):
+        found = decode("pyav", video, np.array([0]))[0]
+        assert np.abs(found.astype(int) - picture).mean() < 3
