@@ -22,7 +22,7 @@ def train_frames(
     dense: every `stride`-th frame from a uniform start. uniform: one uniform frame of each of
     `frames` equal segments (TSN). A video too short for the stride takes the largest whole one that
     fits; one with fewer than `frames` frames repeats its last. layers: of the shards; where they
-    divide the stride, all frames are multiples of it.
+    divide the distances, all frames are multiples of it.
     """
     if sampling == "uniform":
         return segment_frames(num_frames, frames, generator.random(frames))
@@ -76,8 +76,9 @@ def dense_frames(
     """`start` in 0..1 is the place among all starts that fit; 1 is the last. layers: as above."""
     fitting = max(1, (num_frames - 1) // max(1, frames - 1))
     stride = min(stride, fitting)
-    places = nearest(stride * np.arange(frames))
-    step = layers if stride % layers == 0 else 1
+    places = nearest(stride * np.arange(frames + 1))
+    step = 1 if (places % layers).any() else layers  # also of 29.97 fps at 7.5
+    places = places[:-1]
     starts = max(0, num_frames - 1 - int(places[-1])) // step + 1
     first = step * min(int(start * starts), starts - 1)
     return np.minimum(first + places, num_frames - 1)

@@ -111,6 +111,15 @@ def test_a_whole_ratio_gives_the_frames_of_that_stride(
     assert around[frames // 2] == keyframe
 
 
+@given(st.integers(1, 400), st.integers(1, 20), st.integers(1, 9), STARTS, st.integers(1, 4))
+def test_layers_serve_videos_whose_rate_is_about_a_whole_ratio(
+    num_frames: int, frames: int, stride: int, start: float, layers: int
+) -> None:
+    """29.97 frames per second at fps 7.5 take the frames of stride 4, from a start on the layer."""
+    found = dense_frames(num_frames, frames, stride * 0.999, start, layers)
+    assert found.tolist() == dense_frames(num_frames, frames, stride, start, layers).tolist()
+
+
 def test_a_higher_fps_than_the_videos_repeats_frames() -> None:
     assert dense_frames(20, 8, 10 / 20, 0.0).tolist() == [0, 1, 1, 2, 2, 3, 3, 4]
     assert dense_frames(3, 8, 10 / 20, 0.0).tolist() == [0, 1, 1, 2, 2, 2, 2, 2]
