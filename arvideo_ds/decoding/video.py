@@ -78,6 +78,11 @@ class VideoInfo:
     duration_s: float = 0.0
     codec: str
     rotation: int = 0
+    # By the header: exact frames per second, and the width of a pixel by its height.
+    rate: Fraction
+    pixel_aspect: Fraction
+    # Number among the file's streams of pictures.
+    stream: int = 0
     # Of the whole video by its header; infinite where the header has none.
     length_s: float
     sizes: set[tuple[int, int]] = field(default_factory=set)
@@ -122,10 +127,12 @@ def read_frames(
             fps=frame_rate(stream),
             codec=stream.codec_context.name,
             length_s=length_s or math.inf,
+            rate=rate,
+            pixel_aspect=stream.sample_aspect_ratio or Fraction(1),
+            stream=container.streams.video.index(stream),
         )
         frames = _counted(_frames(container, stream, part, info), info, max_pixels)
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        yield info, _shown(frames, aspect, max_pixels) if upright else frames
+        yield info, _shown(frames, info.pixel_aspect, max_pixels) if upright else frames
     if part is not None and part[1] > info.length_s:
         lost = info.promised_frames - info.num_frames
         if lost > max(1, _BEYOND_END * info.promised_frames):
@@ -154,15 +161,14 @@ def transcode(
     part: Part | None = None,
     *,
     max_pixels: int = MAX_PIXELS,
-) -> bytes:
-    """H.264/MP4: upright, square pixels, even sizes, 8-bit 4:2:0, short closed GOPs, no audio.
-    Errors: `RejectedError`, also for frames of more than `max_pixels` before or after scaling."""
-    with _open(source) as container:
-        stream = _video_stream(container, max_pixels)
-        aspect = stream.sample_aspect_ratio or Fraction(1)
-        frames = _frames(container, stream, part)
-        upright = _upright(frames, aspect, settings.short_side, max_pixels)
-        return encode(upright, rate=_rate(stream), settings=settings)
+) -> tuple[bytes, VideoInfo]:
+    """H.264/MP4: upright, square pixels, even sizes, 8-bit 4:2:0, short closed GOPs, no audio; and
+    the info of the source, which is decoded once. Errors: as `read_frames`, also for frames of more
+    than `max_pixels` after scaling."""
+    with read_frames(source, part, max_pixels=max_pixels) as (info, frames):
+        upright = _upright(frames, info.pixel_aspect, settings.short_side, max_pixels)
+        data = encode(upright, rate=info.rate, settings=settings)
+    return data, info
 
 
 def encode_picture(picture: np.ndarray, settings: TranscodeSettings, *, max_pixels: int) -> bytes:

@@ -75,4 +75,4 @@ def _upright(video: bytes) -> bytes:
         frame = next(container.decode(stream))
         if not frame.rotation and stream.sample_aspect_ratio in (None, 0, 1):
             return video
-    return transcode(io.BytesIO(video), TranscodeSettings(short_side=0))
+    return transcode(io.BytesIO(video), TranscodeSettings(short_side=0))[0]

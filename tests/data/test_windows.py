@@ -134,7 +134,7 @@ def test_seconds_follow_the_time_stamps(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["rotated_270_metadata.mp4", "sar_16_11.mp4"])
 def test_frames_come_as_they_are_to_be_shown(name: str, real_videos: Path) -> None:
     data = (real_videos / "odd" / name).read_bytes()
-    upright = transcode(io.BytesIO(data), TranscodeSettings(short_side=0, crf=5))
+    upright, _ = transcode(io.BytesIO(data), TranscodeSettings(short_side=0, crf=5))
     first, second = (
         next(read_windows(io.BytesIO(video), None, shape_of(4, 1), batch=1))
         for video in (data, upright)

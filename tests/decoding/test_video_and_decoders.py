@@ -100,7 +100,7 @@ def probe(data: bytes) -> VideoInfo:
 
 
 def transcode(data: bytes, settings: TranscodeSettings) -> bytes:
-    return transcode_file(io.BytesIO(data), settings)
+    return transcode_file(io.BytesIO(data), settings)[0]
 
 
 def rejection(path: Path, data: bytes, settings: TranscodeSettings | None = None) -> str:

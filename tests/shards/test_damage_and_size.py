@@ -164,7 +164,7 @@ def test_memory_that_runs_out_is_a_reject(tmp_path: Path, monkeypatch: pytest.Mo
     def hungry(*arguments: object, **options: object) -> None:
         raise MemoryError
 
-    monkeypatch.setattr(ingest_module, "probe", hungry)
+    monkeypatch.setattr(ingest_module, "transcode", hungry)
     with pytest.raises(RejectedError) as caught:
         ingest(write(tmp_path / "x.mp4", noise()), SMALL)
     assert caught.value.reason == "too_large"
