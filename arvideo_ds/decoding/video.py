@@ -210,6 +210,9 @@ def encode(
                 stream.codec_context.time_base = 1 / rate
             # Times follow the frame numbers at the nominal rate: training samples by numbers.
             frame.pts, frame.time_base = index, 1 / rate
+            if settings.layers > 1:
+                # x264 would keep the types of the source's pictures.
+                frame.pict_type = av.video.frame.PictureType.NONE
             output.mux(stream.encode(frame))
         if stream is None:
             raise RejectedError("no_frames", "nothing to encode")

@@ -8,11 +8,18 @@ from fractions import Fraction
 import av
 import numpy as np
 import pytest
+from av.video.frame import PictureType
 
 from arvideo_ds.data.sampling import train_frames
 from arvideo_ds.decoding.decoders import decode, usable_decoders
 from arvideo_ds.decoding.random_access import needed_packets
-from arvideo_ds.decoding.video import TranscodeSettings, decodable_frames, encode, open_video
+from arvideo_ds.decoding.video import (
+    TranscodeSettings,
+    decodable_frames,
+    encode,
+    open_video,
+    transcode,
+)
 
 FRAMES = 75
 LAYERED = TranscodeSettings(layers=4, gop=32)
@@ -47,6 +54,20 @@ def x264(parameters: str) -> bytes:
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return buffer.getvalue()
+
+
+def types(data: bytes) -> str:
+    """Such as IBBBPBBBP: the type of each picture."""
+    with open_video(io.BytesIO(data)) as container:
+        frames = container.decode(video=0)
+        return "".join(PictureType(frame.pict_type).name for frame in frames)
+
+
+def test_the_layer_of_a_transcoded_video_does_not_depend_on_its_source() -> None:
+    source = x264("bframes=1:b-adapt=0:keyint=7")
+    layered, _ = transcode(io.BytesIO(source), LAYERED)
+    assert types(layered) == types(video(LAYERED))
+    assert "B" not in types(layered)[:: LAYERED.layers]
 
 
 @pytest.mark.parametrize("decoder", usable_decoders())
