@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 # One constant per purpose: streams that share the other numbers are independent.
-_CLIP, _DRAW, _SHARDS, _WINDOW, _SPLIT, _PICK = range(6)
+_CLIP, _DRAW, _SHARDS, _WINDOW, _SPLIT, _PICK, _SOURCE, _RANKS = range(8)
 
 
 def _generator(*numbers: int) -> np.random.Generator:
@@ -36,6 +36,17 @@ def shard_generator(seed: int, epoch: int) -> np.random.Generator:
 def window_generator(seed: int, epoch: int, stream: int, window: int) -> np.random.Generator:
     """The shuffle of one window of one stream in one epoch."""
     return _generator(_WINDOW, seed, epoch, stream, window)
+
+
+def source_seed(seed: int, source: int) -> int:
+    """A non-negative 63-bit seed for the order and the clips of one source of a mixture."""
+    sequence = np.random.SeedSequence((_SOURCE, seed, source))
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def rank_generator(step: int) -> np.random.Generator:
+    """Which videos of a step each rank loads, with a mixture."""
+    return _generator(_RANKS, step)
 
 
 def split_generator(seed: int) -> np.random.Generator:

@@ -123,7 +123,8 @@ def time_from_shards(
     shards = ShardSet(str(options.shards))
     steps, warm_up = options.rounds * options.steps, options.warm_up
     tree = step.row.recipe.model_dump()
-    tree["data"]["shards"], tree["train"]["max_steps"] = options.shards, steps + warm_up
+    tree["data"] |= {"shards": options.shards, "sources": None}
+    tree["train"]["max_steps"] = steps + warm_up
     recipe = validate(tree, f"row {step.row.name}")
     plan = make_plan(recipe, world_size=1, num_videos=shards.num_samples)
     workers = worker_count(recipe, cores=cores)

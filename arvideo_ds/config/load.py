@@ -145,12 +145,28 @@ def _merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        if not (isinstance(value, dict) and isinstance(old, dict)):
+        if isinstance(value, dict) and isinstance(old, list):
+            merged[key] = _with_items(old, value, key)
+        elif not (isinstance(value, dict) and isinstance(old, dict)):
             merged[key] = value
         elif key == "objective" and value.get("name", old.get("name")) != old.get("name"):
             merged[key] = value  # another objective has other settings
         else:
             merged[key] = _merged(old, value)
+    return merged
+
+
+def _with_items(items: list[Any], changed: dict[str, Any], key: str) -> list[Any]:
+    """A list of sections with those that `changed` gives by number, such as data.sources.0."""
+    merged = list(items)
+    for number, value in changed.items():
+        known = str(number).isdigit() and int(number) < len(items)
+        if not (known and isinstance(value, dict)):
+            raise UserError(
+                f"{key}.{number} is not a section: {key} has {len(items)} of them, {key}.0 to "
+                f"{key}.{len(items) - 1}."
+            )
+        merged[int(number)] = _merged(merged[int(number)], value)
     return merged
 
 
@@ -166,7 +182,7 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
             value = yaml.load(text, _YamlLoader)
         except yaml.YAMLError:
             raise UserError(f"the value in '{override}' is not valid YAML; quote it.") from None
-        _require_sections(tree, keys, override)
+        _require_sections(tree, keys, override, lists=True)
         _require_sections(above, keys, override)
         node = above
         for key in keys[:-1]:
@@ -175,10 +191,15 @@ def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
     return _merged(tree, above)
 
 
-def _require_sections(tree: dict[str, Any], keys: list[str], override: str) -> None:
+def _require_sections(
+    tree: dict[str, Any], keys: list[str], override: str, *, lists: bool = False
+) -> None:
+    """lists: whether a list may be one of sections, changed by number (`_with_items`)."""
     node: Any = tree
     for depth, key in enumerate(keys[:-1]):
         node = node.get(key, {})
+        if lists and isinstance(node, list) and all(isinstance(item, dict) for item in node):
+            return
         if not isinstance(node, dict):
             dotted = ".".join(keys[: depth + 1])
             raise UserError(f"'{override}': {dotted} is a value, not a section.")
@@ -188,22 +209,26 @@ def _explain(
     error: Any, known: Iterable[str], descriptions: Mapping[str, str | None], objective: str
 ) -> str:
     """One pydantic error in words: dotted key, value, remedy, description of the setting."""
-    kind, value, dotted = error["type"], error["input"], ""
+    kind, value, dotted, shown = error["type"], error["input"], "", ""
+    places: list[int] = []
     # pydantic's location also has positions in lists and branches of unions.
     for part in error["loc"]:
         longer = f"{dotted}.{part}" if dotted else str(part)
         if longer in known or (kind == "extra_forbidden" and part == error["loc"][-1]):
-            dotted = longer
-    places = [part + 1 for part in error["loc"] if isinstance(part, int)]
+            # Positions before a key are those of sections in a list: data.sources.0.weight.
+            shown = ".".join([*filter(None, [shown]), *(str(p - 1) for p in places), str(part)])
+            dotted, places = longer, []
+        elif isinstance(part, int):
+            places.append(part + 1)
     if kind == "extra_forbidden" and dotted in known:
-        return f"'{dotted}' is not a setting of objective.name={objective}; remove it"
+        return f"'{shown}' is not a setting of objective.name={objective}; remove it"
     if kind == "extra_forbidden":
         near = _nearest(dotted, known)
-        return f"unknown key '{dotted}'" + (f"; did you mean '{near}'?" if near else "")
+        return f"unknown key '{shown}'" + (f"; did you mean '{near}'?" if near else "")
     if kind == "missing" and not places:
-        message = f"'{dotted}' is missing"
+        message = f"'{shown}' is missing"
     else:
-        message = f"{dotted}={value!r}: {_remedy(error, dotted, places)}"
+        message = f"{shown}={value!r}: {_remedy(error, shown, places)}"
     description = descriptions.get(dotted)
     return f"{message} ({dotted}: {' '.join(description.split())})" if description else message
 

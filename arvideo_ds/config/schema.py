@@ -10,17 +10,23 @@ import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 from typing_extensions import Self
 
 from arvideo_ds.config.objectives import TokenCounts
 from arvideo_ds.config.settings import NonNegative, Positive, PositiveTriple, Settings, Share
 from arvideo_ds.config.sizes import BACKBONES, TUBELET, EncoderSpec, Size, Transformer
+from arvideo_ds.config.sources import (
+    EXCLUSIVE,
+    CropName,
+    Sampling,
+    Scale,
+    SourceSettings,
+    whole_weights,
+)
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.registry import Registry
-
-_Scale = Annotated[float, Field(gt=0, le=1)]
 
 
 class ModelSettings(Settings):
@@ -46,6 +52,8 @@ class ModelSettings(Settings):
 class DataSettings(Settings):
     shards: str | None = None
     """Folder with manifest.json, as written by `arvideo shards`."""
+    sources: tuple[SourceSettings, ...] | None = None
+    """Several folders of shards, with weights, in place of `shards`; for tasks without labels."""
     num_videos: Positive | None = None
     """Number of videos that the plan assumes before the shards exist (a published count)."""
     frames: Positive = 16
@@ -54,17 +62,17 @@ class DataSettings(Settings):
     """Frames of the video from one of a clip to the next; null with `fps`."""
     fps: Annotated[float, Field(gt=0)] | None = None
     """Frames of a clip per second, at any frame rate of the videos; replaces `stride`."""
-    sampling: Literal["dense", "uniform"] = "dense"
+    sampling: Sampling = "dense"
     """Frames `stride` apart (or 1 / `fps` seconds) from a random start ("dense"), or one frame per
     segment ("uniform")."""
-    crop: Literal["multi_scale", "random_resized", "grid", "short_side"] = "multi_scale"
+    crop: CropName = "multi_scale"
     """multi_scale: sides are `crop_scales` of the largest crop, at most one step apart.
     random_resized: a share of the area within `crop_area`, aspect 3:4 to 4:3. grid: short side as
     the clip's, box at a multiple of the patch (for data.scores). short_side: short side as
     `short_side`, uniform box of the clip's size."""
-    crop_scales: Annotated[tuple[_Scale, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
+    crop_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
     """Scales of crop=multi_scale; [1.0] is the plain crop."""
-    crop_area: tuple[_Scale, _Scale] = (0.08, 1.0)
+    crop_area: tuple[Scale, Scale] = (0.08, 1.0)
     short_side: Positive = 256
     """Pixels of the frame's shorter side from which crop=short_side cuts its box."""
     flip: bool = False
@@ -90,7 +98,8 @@ class DataSettings(Settings):
     prefetch_mib: Positive = 4096
     """Memory limit of prefetched batches in MiB, over all workers of a rank."""
     num_streams: Positive = 48
-    """Number of streams that the order of samples is cut into; the number of ranks divides it."""
+    """Number of streams that the order of samples is cut into. The number of ranks divides it,
+    except with `sources`."""
     window_shards: Positive = 4
     """Samples are shuffled within windows of this many shards."""
     max_skipped_share: Share = 0.01
@@ -141,6 +150,8 @@ class DataSettings(Settings):
                 f"data.scores={self.scores} needs clips whose tokens are tokens of the whole "
                 f"video, and {actual} changes them. Set {remedy}, or remove data.scores."
             )
+        if self.sources is not None:
+            self._check_sources(self.sources)
         return self
 
     def _check_planes(self) -> None:
@@ -165,6 +176,55 @@ class DataSettings(Settings):
             return fps / self.fps
         assert self.stride is not None
         return self.stride
+
+    def _check_sources(self, sources: tuple[SourceSettings, ...]) -> None:
+        given = {key: getattr(self, key) for key in ("shards", "num_videos", "scores")}
+        if excluded := {key: value for key, value in given.items() if value is not None}:
+            listed = ", ".join(f"data.{key}={value}" for key, value in excluded.items())
+            remedy = ", ".join(f"data.{key}: null" for key in excluded)
+            raise UserError(
+                f"{listed} and data.sources exclude each other (num_videos is given per source). "
+                f"Set {remedy}; or data.sources: null."
+            )
+        if not sources:
+            raise UserError("data.sources is empty; give a list such as [{shards: A, weight: 1}].")
+        names = [source.name for source in sources if source.name is not None]
+        if len(set(names)) < len(names):
+            raise UserError(f"two of data.sources have the same name, of {', '.join(names)}.")
+        _ = whole_weights(sources)
+        for number in range(len(sources)):
+            try:
+                _ = self.of_source(number)
+            except (UserError, ValidationError) as error:
+                reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+                raise UserError(f"data.sources.{number}: {reason}") from None
+
+    @property
+    def folders(self) -> tuple[str, ...]:
+        """The folders of shards to train on: none, one, or those of the sources."""
+        if self.sources is not None:
+            return tuple(source.shards for source in self.sources)
+        return () if self.shards is None else (self.shards,)
+
+    @property
+    def expects_videos(self) -> bool:
+        """Whether a run can be planned before its shards exist."""
+        counted = self.sources or (self,)
+        return all(each.num_videos is not None for each in counted)
+
+    @property
+    def shared_streams(self) -> int:
+        """The number that the number of ranks must divide; 0 for a mixture, where every rank reads
+        from all streams."""
+        return 0 if self.sources is not None else self.num_streams
+
+    def of_source(self, number: int) -> DataSettings:
+        """The settings of a source of a mixture, as if it were alone."""
+        assert self.sources is not None
+        own = self.sources[number].own
+        replaced = EXCLUSIVE if EXCLUSIVE & own.keys() else frozenset[str]()
+        shared = self.model_dump(exclude={"sources", *replaced})
+        return DataSettings.model_validate({**shared, **own})
 
 
 class OptimSettings(Settings):
@@ -344,12 +404,27 @@ class Recipe(Settings):
     def _length_and_batch(self) -> Self:
         if self.train.epochs is None and self.train.max_steps is None:
             raise UserError("the run has no length: give train.epochs or train.max_steps.")
+        if self.data.sources is not None:
+            self._check_mixture()
         if self.train.total_batch % self.data.repeats:
             raise UserError(
                 f"train.total_batch={self.train.total_batch} is not a multiple of data.repeats="
                 f"{self.data.repeats}."
             )
         return self
+
+    def _check_mixture(self) -> None:
+        if self.learns_labels:
+            raise UserError(
+                f"data.sources is for tasks that learn no labels, and task={self.task} does. Merge "
+                "the shards by the names of their labels (arvideo reshard A B --output MERGED), "
+                "and set data.shards: MERGED, data.sources: null."
+            )
+        if self.train.max_steps is None:
+            raise UserError(
+                "data.sources needs train.max_steps: every source has epochs of its own, so that "
+                "the length of the run is given in steps."
+            )
 
 
 class EncoderRecipe(Recipe):

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.data.augment import Augment
-from arvideo_ds.data.order import Place, SampleOrder
+from arvideo_ds.data.order import Place, SampleOrder, SourceOrder
 from arvideo_ds.data.planes import NO_COLOUR, cut_planes
 from arvideo_ds.data.sampling import aligned_frames, train_frames, view_frames
 from arvideo_ds.data.transforms import Crop, cut, fit_to_grid, random_crop, view_crop
@@ -29,9 +29,10 @@ from arvideo_ds.decoding.decoders import (
 )
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
-from arvideo_ds.randomness import clip_generator, draw_key
+from arvideo_ds.randomness import clip_generator, draw_key, source_seed
 from arvideo_ds.shards.datasets import never_flipped, sampled_uniformly
 from arvideo_ds.shards.manifest import AlteredError, IndexedSample, ShardSet, UnreachableError
+from arvideo_ds.shards.mix import ShardMix
 
 NO_LABEL = -1
 # A shard behind a URL is fetched so many items of its stream before it is read.
@@ -190,11 +191,19 @@ class TrainClips(_Clips):
 
     def __getitem__(self, run_position: int) -> VideoClips:
         with self.watch.on(run_position):
-            if self.shards.is_remote:
-                # The shard that this stream, and so this rank, reads a little later.
-                later = run_position + _AHEAD * self.data.num_streams
-                self.shards.fetch_ahead(self.order.place(later).shard)
-            return self._clips(self.order.place(run_position))
+            return self.at(run_position)
+
+    def at(self, run_position: int) -> VideoClips:
+        """The clips of a run position, without recording it in `watch`."""
+        if self.shards.is_remote:
+            # The shard that this stream, and so this rank, reads a little later.
+            later = run_position + _AHEAD * self.data.num_streams
+            self.shards.fetch_ahead(self.order.place(later).shard)
+        return self._clips(self.order.place(run_position))
+
+    def videos_by_source(self, run_position: int) -> dict[str, int]:  # noqa: ARG002
+        """Videos before a run position, by source; empty without a mixture."""
+        return {}
 
     def sample(self, run_position: int) -> tuple[Place, IndexedSample]:
         """Place and video of a run position. Errors: `UnreachableError`."""
@@ -283,6 +292,69 @@ class TrainClips(_Clips):
         if self.scores is None:
             return clips
         return replace(clips, scores=[self.scores.nothing(self.grid)] * len(keys))
+
+
+class MixedClips(Dataset[VideoClips]):
+    """Run position -> clips of a video of the source that the position belongs to, made as if this
+    source were alone, with a seed of its own. Keys are SOURCE:KEY. Errors: `UserError`, as
+    `require_protocol`, with the source."""
+
+    def __init__(
+        self,
+        shards: ShardMix,
+        recipe: Recipe,
+        *,
+        num_workers: int = 0,
+        left_out: Mapping[str, str] | None = None,
+    ) -> None:
+        self.names, self.order = shards.names, SourceOrder(shards.weights)
+        self.watch, self.left_out = Watch(num_workers), dict(left_out or {})
+        self.sources = [
+            _SourceClips(shards, recipe, number, self.left_out) for number in range(len(self.names))
+        ]
+        self.decoder = self.sources[0].decoder
+
+    def __getitem__(self, run_position: int) -> VideoClips:
+        with self.watch.on(run_position):
+            source, position = self.order.place(run_position)
+            return self.sources[source].at(position)
+
+    def key_at(self, run_position: int) -> str:
+        """As `TrainClips.key_at`, with the source."""
+        source, position = self.order.place(run_position)
+        return self.sources[source].key_at(position)
+
+    def videos_by_source(self, run_position: int) -> dict[str, int]:
+        """Videos before a run position, by source."""
+        return dict(zip(self.names, self.order.counts(run_position), strict=True))
+
+
+class _SourceClips(TrainClips):
+    """Clips of one source of a mixture. left_out: shared by the sources."""
+
+    def __init__(
+        self, mix: ShardMix, recipe: Recipe, number: int, left_out: dict[str, str]
+    ) -> None:
+        self.name = mix.names[number]
+        seed = source_seed(recipe.train.seed, number)
+        alone = {
+            "data": recipe.data.of_source(number),
+            "train": recipe.train.model_copy(update={"seed": seed}),
+        }
+        try:
+            super().__init__(mix.sets[number], recipe.model_copy(update=alone))
+        except UserError as error:
+            raise UserError(f"data.sources.{number} ({self.name}): {error}") from None
+        self.left_out = left_out
+
+    def _sample(self, place: Place) -> IndexedSample:
+        return self._qualified(super()._sample(place))
+
+    def _unknown(self, place: Place) -> IndexedSample:
+        return self._qualified(super()._unknown(place))
+
+    def _qualified(self, sample: IndexedSample) -> IndexedSample:
+        return sample.model_copy(update={"key": f"{self.name}:{sample.key}"})
 
 
 class EvaluationClips(_Clips):

@@ -27,13 +27,21 @@ from typing_extensions import Self
 
 from arvideo_ds.config import Recipe
 from arvideo_ds.config.schema import DataSettings
-from arvideo_ds.data.clips import EvaluationClips, Skipped, TrainClips, VideoClips, Watch
+from arvideo_ds.data.clips import (
+    EvaluationClips,
+    MixedClips,
+    Skipped,
+    TrainClips,
+    VideoClips,
+    Watch,
+)
 from arvideo_ds.data.order import rank_positions
 from arvideo_ds.data.planes import to_rgb
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import resident_bytes
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.mix import AnyShards
 
 # A rank with more cores keeps one for the trainer.
 _CORES_FOR_WORKERS = 8
@@ -137,7 +145,7 @@ class TrainLoader:
 
     def __init__(
         self,
-        shards: ShardSet,
+        shards: AnyShards,
         recipe: Recipe,
         plan: RunPlan,
         *,
@@ -146,7 +154,7 @@ class TrainLoader:
         num_workers: int,
         pin_memory: bool,
         left_out: Mapping[str, str] | None = None,
-        clips: Callable[..., TrainClips] = TrainClips,
+        clips: Callable[..., TrainClips | MixedClips] = TrainClips,
         together: Callable[..., Batch] = collate,
     ) -> None:
         self._timeout_s = recipe.data.timeout_s
@@ -182,6 +190,10 @@ class TrainLoader:
     def video_at(self, run_position: int) -> str:
         """Key of the video at a run position."""
         return self._dataset.key_at(run_position)
+
+    def videos_by_source(self, run_position: int) -> dict[str, int]:
+        """Videos before a run position, by source of a mixture."""
+        return self._dataset.videos_by_source(run_position)
 
     def workers_resident_gib(self) -> float:
         """Memory of the workers now; shared pages count in each."""

@@ -8,6 +8,9 @@ Epoch position p is item p // num_streams of stream p % num_streams, so consecut
 all streams while each stream reads almost sequentially. Run position P is position P % n of epoch
 P // n; step k takes run positions k*V .. (k+1)*V-1, so one integer, independent of ranks and
 workers, is the state of a run. Planning costs O(shards).
+
+In a mixture, `SourceOrder` assigns each run position to a source, and every source has an order of
+its own: the n-th position of a source is run position n of its `SampleOrder`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ import numpy as np
 
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
-from arvideo_ds.randomness import shard_generator, window_generator
+from arvideo_ds.randomness import rank_generator, shard_generator, window_generator
 
 # One window per stream is in use; 2,048 of 40,000 samples are 330 MB.
 _CACHED_WINDOWS = 2048
@@ -59,6 +62,9 @@ class SampleOrder:
         self._num_streams = num_streams
         mean_size = -(-self.num_samples // len(self._sizes))
         self._window = max(1, window_shards * mean_size)
+        # Per order: the sources of a mixture do not displace each other's.
+        self._epoch_shards = functools.lru_cache(_CACHED_EPOCHS)(self._draw_shards)
+        self._window_shuffle = functools.lru_cache(_CACHED_WINDOWS)(self._draw_window)
 
     def place(self, run_position: int) -> Place:
         """Where the sample of a run position is."""
@@ -80,8 +86,7 @@ class SampleOrder:
         start = stream * length + min(stream, longer)
         return start, start + length + (stream < longer)
 
-    @functools.lru_cache(maxsize=_CACHED_EPOCHS)  # noqa: B019  one order per process
-    def _epoch_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+    def _draw_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The epoch's shard sequence and the list position where each ends."""
         # The draws of `permutation` in half its memory; numpy would index with 64 bits each.
         shards = np.arange(len(self._sizes), dtype=np.uint32)
@@ -92,20 +97,60 @@ class SampleOrder:
             ends[part] = self._sizes[shards[part]]
         return shards, np.cumsum(ends, out=ends)
 
-    @functools.lru_cache(maxsize=_CACHED_WINDOWS)  # noqa: B019
-    def _window_shuffle(self, epoch: int, stream: int, window: int, size: int) -> np.ndarray:
+    def _draw_window(self, epoch: int, stream: int, window: int, size: int) -> np.ndarray:
         shuffle = window_generator(self._seed, epoch, stream, window).permutation(size)
         return shuffle.astype(np.uint32)
+
+
+class SourceOrder:
+    """Which source of a mixture a run position belongs to, and how many earlier ones do: a function
+    of (weights, position), in constant time.
+
+    After any number of positions, the count of a source is its share of them, rounded down or up.
+    So the c-th video of a source with n of every N positions has a first and a last position,
+    floor(c N / n) and ceil((c + 1) N / n) - 1, and each position goes to the source, of those whose
+    first has come, with the earliest last; ties by the order of sources. Source: Tijdeman, The
+    chairman assignment problem, 1980; earliest deadline first meets all of them. weights: whole,
+    without a common divisor; after their sum N, the sequence repeats.
+    """
+
+    def __init__(self, weights: Sequence[int]) -> None:
+        self._weights = np.array(weights)
+        period, counts = sum(weights), [0] * len(weights)
+        self._sources = np.empty(period, dtype=np.int64)
+        # Positions of the same source before each, in the period.
+        self._before = np.empty(period, dtype=np.int64)
+        for position in range(period):
+            come = [s for s, w in enumerate(weights) if counts[s] * period // w <= position]
+            source = min(come, key=lambda s: -(-(counts[s] + 1) * period // weights[s]))
+            self._sources[position], self._before[position] = source, counts[source]
+            counts[source] += 1
+
+    def place(self, run_position: int) -> tuple[int, int]:
+        """The source, and the position among its own."""
+        periods, position = divmod(run_position, len(self._sources))
+        source = int(self._sources[position])
+        return source, periods * int(self._weights[source]) + int(self._before[position])
+
+    def counts(self, run_position: int) -> list[int]:
+        """Number of positions of each source before this one."""
+        periods, position = divmod(run_position, len(self._sources))
+        part = np.bincount(self._sources[:position], minlength=len(self._weights))
+        return [int(n) for n in periods * self._weights + part]
 
 
 def rank_positions(plan: RunPlan, *, rank: int, first_step: int) -> Iterator[list[int]]:
     """Run positions of one rank, a list per micro-batch, from `first_step` to the end. Of a step's
     positions k*V .. (k+1)*V-1 (V videos per step), a data rank takes those congruent to it modulo
-    the number of data ranks; the ranks of a sequence group are one data rank."""
+    the number of data ranks; the ranks of a sequence group are one data rank. In a mixture, the
+    positions of a step are shuffled first: every rank gets videos of every source, also where the
+    sequence of sources and the ranks have the same rhythm."""
     per_rank = plan.videos_per_step // plan.data_ranks
     per_micro_batch = plan.micro_batch // plan.repeats
     for step in range(first_step, plan.steps):
-        first = step * plan.videos_per_step + plan.data_rank(rank)
-        mine = [first + i * plan.data_ranks for i in range(per_rank)]
+        first, order = step * plan.videos_per_step, range(plan.videos_per_step)
+        if plan.sources:
+            order = rank_generator(step).permutation(plan.videos_per_step).tolist()
+        mine = [first + position for position in order[plan.data_rank(rank) :: plan.data_ranks]]
         for start in range(0, per_rank, per_micro_batch):
             yield mine[start : start + per_micro_batch]

@@ -62,11 +62,11 @@ def model_card(
 
 
 def _front_matter(source: ExportSource, name: str, opened: OpenedExport, license_id: str) -> str:
-    shards, results = source.recipe.data.shards, _model_index(source)
+    shards, results = source.recipe.data.folders, _model_index(source)
     front: dict[str, Any] = {
         "license": license_id,
         **opened.tags,
-        **({} if shards is None else {"datasets": [PurePath(shards).name]}),
+        **({"datasets": [PurePath(folder).name for folder in shards]} if shards else {}),
         "tags": ["arvideo_ds", "video", f"ViT-{source.recipe.model.size}"],
         **({"model-index": [{"name": name, "results": results}]} if results else {}),
     }

@@ -182,6 +182,8 @@ def public_recipe(recipe: EncoderRecipe) -> dict[str, Any]:
 def _without_folders(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _without_folders(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(part) for part in value]
     return PurePath(value).name if isinstance(value, str) and "/" in value else value
 
 

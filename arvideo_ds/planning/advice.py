@@ -215,7 +215,8 @@ def scaling(
     for num_gpus in counts:
         # Streams can be chosen before a run starts; the batch is mathematics.
         data_ranks = max(1, num_gpus // base.sequence_parallel)
-        streams = math.lcm(recipe.data.num_streams, data_ranks)
+        shared = recipe.data.shared_streams
+        streams = math.lcm(shared, data_ranks) if shared else recipe.data.num_streams
         data = recipe.data.model_copy(update={"num_streams": streams})
         changed = recipe.model_copy(update={"data": data})
         try:
@@ -227,9 +228,9 @@ def scaling(
 
 
 def possible_gpu_counts(recipe: EncoderRecipe, largest: int, group: int = 1) -> list[int]:
-    """Numbers of GPUs up to `largest`, in groups, that divide the batch and data.num_streams."""
+    """Numbers of GPUs up to `largest`, in groups, that divide the batch, and the streams."""
     videos = recipe.train.total_batch // recipe.data.repeats
-    common = math.gcd(recipe.data.num_streams, videos)
+    common = math.gcd(recipe.data.shared_streams, videos)
     return [n * group for n in range(1, largest // group + 1) if common % n == 0]
 
 

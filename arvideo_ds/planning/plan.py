@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from arvideo_ds.config import Recipe
+from arvideo_ds.config.sources import source_names
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.cost import cost_of
 
@@ -15,6 +19,21 @@ from arvideo_ds.planning.cost import cost_of
 # run_class_finetuning.py, which scale lr, min_lr and warmup_lr.
 BASE_VIDEOS = 256
 _TOLERATED_DIFFERENCE = 0.05
+# A source of a mixture that is repeated so many times as often as the whole mixture is noted.
+_REPEATED = 10
+
+
+@dataclass(frozen=True)
+class SourcePlan:
+    """A source of a mixture. share: of the videos of each step. epochs: over its own videos, in the
+    whole run. protocol: settings of data that hold for it."""
+
+    name: str
+    shards: str
+    videos: int
+    share: float
+    epochs: float
+    protocol: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -53,6 +72,7 @@ class RunPlan:
     parameters_encoder: int
     parameters_decoder: int
     gflops_forward_per_clip: float
+    sources: tuple[SourcePlan, ...] = ()
 
     @property
     def data_ranks(self) -> int:
@@ -63,26 +83,35 @@ class RunPlan:
         return rank // self.sequence_parallel
 
     def as_dict(self) -> dict[str, object]:
-        return dataclasses.asdict(self)
+        tree = dataclasses.asdict(self)
+        if not self.sources:
+            del tree["sources"]
+        return tree
 
 
 def make_plan(
-    recipe: Recipe, *, world_size: int, num_videos: int | None = None, sequence_parallel: int = 1
+    recipe: Recipe,
+    *,
+    world_size: int,
+    num_videos: int | Mapping[str, int] | None = None,
+    sequence_parallel: int = 1,
 ) -> RunPlan:
     """Solve batch, accumulation, steps and learning rate for a number of ranks.
 
-    num_videos: the manifest's count; by default `data.num_videos`.
+    num_videos: the manifest's count, of a mixture by the names of its sources; by default
+    `data.num_videos`, and those of data.sources.
     Errors: `UserError` when the batch or the streams cannot be divided evenly among the ranks, or
     tokens and heads among the `sequence_parallel` ranks of a group.
     """
     _check_groups(recipe, world_size, sequence_parallel)
     micro_batch, accumulation = _solve_batch(recipe, world_size, sequence_parallel)
-    count = recipe.data.num_videos if num_videos is None else num_videos
-    if count is None:
+    given = _expected_videos(recipe) if num_videos is None else num_videos
+    if given is None:
         raise UserError(
             "the number of videos is unknown: there are no shards yet and the recipe has no "
-            "data.num_videos. Make the shards (`arvideo shards`) or set data.num_videos."
+            "data.num_videos (or a source has none). Make the shards (`arvideo shards`) or set it."
         )
+    count = sum(given.values()) if isinstance(given, Mapping) else given
     train, optim, geometry, counts = recipe.train, recipe.optim, recipe.geometry, recipe.counts
     videos_per_step = train.total_batch // recipe.data.repeats
     steps, warmup_steps = train.max_steps, optim.warmup_steps
@@ -118,7 +147,47 @@ def make_plan(
         parameters_encoder=cost.parameters_encoder,
         parameters_decoder=cost.parameters_decoder,
         gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
+        sources=_sources(recipe, given, steps * videos_per_step),
     )
+
+
+def _expected_videos(recipe: Recipe) -> int | dict[str, int] | None:
+    """Published counts, by source for a mixture; None if one is not given."""
+    sources = recipe.data.sources
+    if sources is None:
+        return recipe.data.num_videos
+    counts = [source.num_videos for source in sources if source.num_videos is not None]
+    names = source_names(sources)
+    return dict(zip(names, counts, strict=True)) if len(counts) == len(names) else None
+
+
+def _sources(
+    recipe: Recipe, videos: int | Mapping[str, int], run_videos: int
+) -> tuple[SourcePlan, ...]:
+    sources = recipe.data.sources
+    if sources is None or not isinstance(videos, Mapping):
+        return ()
+    total = sum(source.weight for source in sources)
+    plans = []
+    for number, (source, (name, count)) in enumerate(zip(sources, videos.items(), strict=True)):
+        share, data = source.weight / total, recipe.data.of_source(number)
+        keys = ("sampling", "stride", "crop", "flip", *source.own)
+        protocol = {key: getattr(data, key) for key in keys if key not in ("shards", "num_videos")}
+        epochs = round(run_videos * share / count, 3)
+        plans.append(SourcePlan(name, source.shards, count, round(share, 6), epochs, protocol))
+    return tuple(plans)
+
+
+def source_lines(plan: RunPlan) -> list[str]:
+    """The sources of a mixture, a line each."""
+    lines = []
+    for source in plan.sources:
+        protocol = ", ".join(f"{key} {json.dumps(v)}" for key, v in source.protocol.items())
+        lines.append(
+            f"source {source.name}: {source.videos:,} videos, {source.share:.1%} of the clips, "
+            f"{source.epochs:.4g} epochs; {protocol}".replace('"', "")
+        )
+    return lines
 
 
 def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
@@ -132,9 +201,18 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
             f"run has {plan.steps} steps. Lower train.total_batch, or set train.max_steps."
         )
     lines += recipe.notes()
-    expected = recipe.data.num_videos
-    if expected and abs(plan.num_videos - expected) > _TOLERATED_DIFFERENCE * expected:
-        lines.append(f"the recipe expects {expected} videos, the shards have {plan.num_videos}.")
+    for source in plan.sources:
+        if source.epochs > _REPEATED * max(1.0, plan.epochs):
+            lines.append(
+                f"source {source.name} is repeated {source.epochs:.4g} times, and the mixture as a "
+                f"whole {plan.epochs:.4g} times: its weight is high for {source.videos} videos."
+            )
+    counts = [("the shards", recipe.data.num_videos, plan.num_videos)]
+    for source, own in zip(plan.sources, recipe.data.sources or (), strict=True):
+        counts.append((f"source {source.name}", own.num_videos, source.videos))
+    for what, expected, actual in counts:
+        if expected and abs(actual - expected) > _TOLERATED_DIFFERENCE * expected:
+            lines.append(f"the recipe expects {expected} videos in {what}, which has {actual}.")
     return lines
 
 
@@ -164,7 +242,7 @@ def _check_groups(recipe: Recipe, world_size: int, sequence_parallel: int) -> No
 
 def _solve_batch(recipe: Recipe, world_size: int, group: int) -> tuple[int, int]:
     """The largest micro-batch up to train.micro_batch that divides the rank's share."""
-    data_ranks, streams = world_size // group, recipe.data.num_streams
+    data_ranks, streams = world_size // group, recipe.data.shared_streams
     who = "ranks" if group == 1 else f"groups of {group} ranks"
     if streams % data_ranks:
         raise UserError(

@@ -64,6 +64,8 @@ def numbers_of(name: str) -> Values:
     recipe = load_recipe(name, [], Recipe)
     sections = recipe.model_dump(mode="json", exclude={"task"})
     numbers = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
+    if sources := numbers.pop("data.sources"):
+        numbers |= {f"data.sources.{key}": [each[key] for each in sources] for key in sources[0]}
     decoder = recipe.transformer and recipe.transformer.decoder
     if decoder is not None:
         numbers |= {f"decoder.{key}": getattr(decoder, key) for key in ("width", "depth", "heads")}

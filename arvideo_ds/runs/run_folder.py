@@ -179,6 +179,10 @@ def _changed(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
 def _flat(recipe: Recipe) -> dict[str, Any]:
     sections = recipe.model_dump(mode="json", exclude={"task"})
     flat = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
+    if recipe.data.sources is not None:
+        free = {"shards", "num_videos"}  # as data.shards
+        sources = [s.model_dump(mode="json", exclude_none=True) for s in recipe.data.sources]
+        flat["data.sources"] = [{k: v for k, v in s.items() if k not in free} for s in sources]
     return {"task": recipe.task, **flat}
 
 

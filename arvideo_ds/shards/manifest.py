@@ -202,6 +202,16 @@ class ShardSet:
         self.folder = self._store.folder
 
     @property
+    def sets(self) -> tuple[ShardSet, ...]:
+        """Itself: a mixture (mix.py) has several."""
+        return (self,)
+
+    @property
+    def videos(self) -> int:
+        """Their number; of a mixture, those of its sources."""
+        return self.num_samples
+
+    @property
     def num_samples(self) -> int:
         return self.manifest.num_samples
 

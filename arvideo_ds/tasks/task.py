@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.config import Recipe
+from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.registry import Registry
 from arvideo_ds.shards.manifest import MANIFEST, ClassNames, ShardSet
+from arvideo_ds.shards.mix import AnyShards, ShardMix
 from arvideo_ds.shards.synthetic_sets import set_of
 
 # Prefix of the model's weights in the state of a trained module, whose model is its `model`.
@@ -53,7 +55,7 @@ class Task(ABC):
         return float(self.recipe.evaluation.every_epochs)
 
     @abstractmethod
-    def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:
+    def check(self, plan: RunPlan, shards: AnyShards | None, validation: ShardSet | None) -> None:
         """Errors: `UserError` where recipe, plan and shards contradict each other."""
 
     def sets_to_make(self) -> list[str]:
@@ -61,10 +63,10 @@ class Task(ABC):
 
         Empty where it trains on other shards, or on token scores, which need the shards first.
         """
-        train = self.recipe.data.shards
-        if self.recipe.needs_scores or set_of(train) is None:
+        train = self.recipe.data.folders
+        if self.recipe.needs_scores or not train or None in map(set_of, train):
             return []
-        sets = map(set_of, [train, *self.evaluation_shards()])
+        sets = map(set_of, [*train, *self.evaluation_shards()])
         return list(dict.fromkeys(name for name in sets if name is not None))
 
     def will_be_made(self, where: str | None) -> bool:
@@ -92,7 +94,7 @@ class Task(ABC):
         """Text of a validation's metrics, which are named without their prefix."""
 
     @abstractmethod
-    def build(self, shards: ShardSet) -> Any:
+    def build(self, shards: AnyShards) -> Any:
         """The `nn.Module` to train, initialised from torch's global generator.
 
         It takes a batch and returns the loss while training, else the input of the validation. An
@@ -100,7 +102,7 @@ class Task(ABC):
         `compilable` names the methods that train.compile compiles, else it compiles each layer.
         """
 
-    def initialize(self, module: Any, shards: ShardSet) -> str | None:  # noqa: ARG002
+    def initialize(self, module: Any, shards: AnyShards) -> str | None:  # noqa: ARG002
         """Load the initial weights that the recipe names; returns a report, None without any."""
         return None
 
@@ -108,7 +110,7 @@ class Task(ABC):
         """Options `clips` and `together` of the `TrainLoader`; empty for plain clips of videos."""
         return {}
 
-    def labels(self, shards: ShardSet) -> ClassNames | None:  # noqa: ARG002
+    def labels(self, shards: AnyShards) -> ClassNames | None:  # noqa: ARG002
         """Names of the outputs, saved with the run; None where they have none."""
         return None
 
@@ -123,9 +125,18 @@ class Task(ABC):
 
 def open_shards(where: str | None) -> ShardSet | None:
     """The shards, None where they do not exist yet."""
-    if where is None or not ("://" in where or (Path(where) / MANIFEST).exists()):
-        return None
-    return ShardSet(where)
+    return ShardSet(where) if where is not None and _exist(where) else None
+
+
+def open_training_shards(data: DataSettings) -> AnyShards | None:
+    """The shards to train on, or the mixture of all sources; None where some do not exist yet."""
+    if data.sources is None:
+        return open_shards(data.shards)
+    return ShardMix(data) if all(map(_exist, data.folders)) else None
+
+
+def _exist(where: str) -> bool:
+    return "://" in where or (Path(where) / MANIFEST).exists()
 
 
 # By the value of `task`; their recipes are in config.RECIPES.

@@ -16,7 +16,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.runs import run_folder
-from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.mix import AnyShards
 from arvideo_ds.tasks.task import Task
 
 AnyTransfer = TypeVar("AnyTransfer", bound=TransferRecipe)
@@ -43,7 +43,7 @@ class Transfer(Task):
         positions = f"; positions interpolated from those of {grid}" if grid else ""
         return f", {encoded} encoded{positions}"
 
-    def initialize(self, module: Any, shards: ShardSet) -> str | None:
+    def initialize(self, module: Any, shards: AnyShards) -> str | None:
         from arvideo_ds.models.layouts import load_classifier_weights
 
         source = self.recipe.transfer.init_from
@@ -52,7 +52,7 @@ class Transfer(Task):
         same, patch = self.same_classes(Path(source), shards), self.recipe.patch
         return str(load_classifier_weights(module.model, source, patch=patch, same_classes=same))
 
-    def same_classes(self, source: Path, shards: ShardSet) -> bool | None:  # noqa: ARG002
+    def same_classes(self, source: Path, shards: AnyShards) -> bool | None:  # noqa: ARG002
         """Whether the initial weights have the outputs of this task; None where unknown."""
         return False
 

@@ -19,6 +19,7 @@ from arvideo_ds.arguments import (
 from arvideo_ds.config import RECIPES, Recipe, recipe_names
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
+from arvideo_ds.planning.plan import source_lines
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards import synthetic_sets
 from arvideo_ds.train.settle import RunOptions, settle
@@ -83,6 +84,6 @@ def _describe(args: argparse.Namespace, options: RunOptions, kind: type[Recipe])
     require_at_least(1, args, "world_size")
     settings = settle(options, kind, world_size=args.world_size or planned_world_size())
     print(json.dumps(settings.as_dict(), indent=1))
-    for note in settings.notes():
-        print(f"note: {note}", file=sys.stderr, flush=True)
+    for line in source_lines(settings.plan) + [f"note: {note}" for note in settings.notes()]:
+        print(line, file=sys.stderr, flush=True)
     return EXIT_OK

@@ -137,6 +137,7 @@ def _log(
     run: Run, reading: Reading, done: int, lr: float, validated: dict[str, float]
 ) -> dict[str, Any]:
     norm, plan = run.engine.gradient_norm(), run.settings.plan
+    videos = run.loader.videos_by_source(done * plan.videos_per_step)
     metrics: dict[str, Any] = {
         "step": done,
         "epoch": done * plan.videos_per_step / plan.num_videos,
@@ -146,6 +147,7 @@ def _log(
         **({} if norm is None else {"grad_norm_preclip": norm}),
         **validated,
         **run.guard.count(reading),
+        **{f"data/videos/{source}": count for source, count in videos.items()},
         "data/workers_gib": run.loader.workers_resident_gib(),
     }
     if run.world.is_main:

@@ -10,6 +10,7 @@ from arvideo_ds.engine.world import World
 from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.score_store import TokenScores, hash_of_scores
 from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.mix import AnyShards
 from arvideo_ds.train.settle import RunSettings
 
 # Limit of the comparison of a shard set's indices with its manifest.
@@ -23,7 +24,8 @@ def check_data(settings: RunSettings[Any], world: World) -> None:
     """
     error = ""
     try:
-        for shards in filter(None, (settings.shards, settings.validation)):
+        opened: list[AnyShards | None] = [settings.shards, settings.validation]
+        for shards in (part for each in opened if each is not None for part in each.sets):
             if world.is_main if shards.is_remote else world.local_rank == 0:
                 checked, total = shards.check(limit_s=_CHECK_S), len(shards.manifest.shards)
                 if checked < total and world.is_main:
@@ -55,9 +57,12 @@ def find_checkpoint(settings: RunSettings[Any]) -> Checkpoint | None:
     if checkpoint is None:
         raise UserError(f"--resume {parent}: that run has no complete checkpoint.")
     if checkpoint.facts.get("manifest") != shards.hash:
+        key, what = "shards", "the manifest differs"
+        if recipe.data.sources is not None:
+            key, what = "sources", "a manifest, a weight or the order of the sources differs"
         raise UserError(
-            f"checkpoint {checkpoint.path} was trained on other shards than {shards.name}: the "
-            "manifest differs, so its position in the data means nothing here. Point data.shards "
+            f"checkpoint {checkpoint.path} was trained on other shards than {shards.name}: "
+            f"{what}, so its position in the data means nothing here. Point data.{key} "
             "at the shards it was started with, or start another run with another --output."
         )
     if own is not None:

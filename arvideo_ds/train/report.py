@@ -104,7 +104,7 @@ def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: in
     if recipe.objective.needs_scores(recipe.decoder):
         note = "Not drawn: predictions depend on data.scores, which only training reads."
         return report.section("Predictions", note, [])
-    folder = shards or recipe.probe.test_shards or recipe.data.shards
+    folder = shards or recipe.probe.test_shards or next(iter(recipe.data.folders), None)
     if folder is None:
         raise UserError("the recipe names no shards to show clips of; give --shards SHARDS.")
     # The picture shows every token predicted, whatever share the loss was computed on.

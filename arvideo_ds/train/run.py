@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from arvideo_ds.data.clips import TrainClips
+from arvideo_ds.data.clips import MixedClips, TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.decoding.decoders import first_usable, usable_decoders
 from arvideo_ds.engine.agreement import AnyRank, gather_objects
@@ -30,6 +30,7 @@ from arvideo_ds.files.locks import lock
 from arvideo_ds.long_video.score_store import open_scores
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.runs import run_folder
+from arvideo_ds.shards.mix import ShardMix
 from arvideo_ds.tasks import PREFIX
 from arvideo_ds.train import record
 from arvideo_ds.train.baseline import BASELINE, Baseline
@@ -149,9 +150,11 @@ def _loader(settings: RunSettings[Any], world: World, first_step: int) -> TrainL
             "data.workers sets their number.",
             flush=True,
         )
-    clips = settings.task.clips() or {
-        "clips": partial(TrainClips, scores=open_scores(shards, recipe))
-    }
+    clips = settings.task.clips()
+    if isinstance(shards, ShardMix):
+        clips = {"clips": MixedClips}
+    elif not clips:
+        clips = {"clips": partial(TrainClips, scores=open_scores(shards, recipe))}
     return TrainLoader(
         shards,
         recipe,

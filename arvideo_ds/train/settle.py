@@ -17,10 +17,11 @@ from arvideo_ds.planning.data import layers_in_words
 from arvideo_ds.planning.plan import RunPlan, make_plan, notes
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.mix import AnyShards
 from arvideo_ds.shards.synthetic_sets import how_to_make, set_of
 from arvideo_ds.shards.video_files import how_to_make_shards
 from arvideo_ds.tasks import Task, task_of
-from arvideo_ds.tasks.task import open_shards
+from arvideo_ds.tasks.task import open_shards, open_training_shards
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class RunSettings(Generic[AnyRecipe]):
     deepspeed: dict[str, Any]
     # Of the DeepSpeed JSON, in whose place a run may use a higher one.
     given_stage: int
-    shards: ShardSet | None
+    shards: AnyShards | None
     # Of the validation during training.
     validation: ShardSet | None = None
 
@@ -60,7 +61,7 @@ class RunSettings(Generic[AnyRecipe]):
     def task(self) -> Task:
         return task_of(self.recipe)
 
-    def require_shards(self) -> ShardSet:
+    def require_shards(self) -> AnyShards:
         """The shards. Errors: `UserError` with the command that makes them."""
         if self.shards is None:
             raise _missing_shards(self.recipe)
@@ -95,16 +96,16 @@ def settle(
     # A run with checkpoints continues from them (preflight.py), and by its own recipe.
     if options.resume is not None and not run_folder.has_checkpoints(options.folder):
         run_folder.require_resumable(options.resume, recipe)
-    shards = open_shards(recipe.data.shards)
-    if shards is None and recipe.data.num_videos is None:
+    shards = open_training_shards(recipe.data)
+    if shards is None and not recipe.data.expects_videos:
         raise _missing_shards(recipe)
-    if shards is not None and recipe.data.scores is not None:
+    if isinstance(shards, ShardSet) and recipe.data.scores is not None:
         TokenScores(recipe.data.scores).require(shards, recipe)
     tree, origin = read_deepspeed_json(options.deepspeed_config), str(options.deepspeed_config)
     plan = make_plan(
         recipe,
         world_size=world_size,
-        num_videos=None if shards is None else shards.num_samples,
+        num_videos=None if shards is None else shards.videos,
         sequence_parallel=sequence_parallel(tree, origin),
     )
     config = resolve(tree, recipe, plan, origin)
@@ -114,7 +115,8 @@ def settle(
 
 
 def _missing_shards(recipe: Recipe) -> UserError:
-    where = recipe.data.shards
+    missing = (folder for folder in recipe.data.folders if open_shards(folder) is None)
+    where = next(missing, None)
     if where is None:
         return UserError(
             f"the recipe names no shards. {how_to_make_shards('SHARDS')}; then add "

@@ -10,6 +10,7 @@ from arvideo_ds.config import DetectRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.mix import AnyShards
 from arvideo_ds.tasks.transfer import Transfer
 
 _BOX_FILES = ("annotations", "detections", "excluded", "action_list")
@@ -23,7 +24,7 @@ class Detection(Transfer):
         super().__init__(recipe)
         self.best_by = recipe.evaluation.best_by
 
-    def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
+    def check(self, plan: RunPlan, shards: AnyShards | None, validation: ShardSet | None) -> None:  # noqa: ARG002
         """Errors: `UserError` where files of boxes are missing."""
         self.require_validation(validation)
         for section, files, opened in (
@@ -42,7 +43,7 @@ class Detection(Transfer):
     def metric_words(self, metrics: Mapping[str, Any]) -> str:
         return f"validation mAP {metrics['map']:.2f} % (all rows: {metrics['map_uncapped']:.2f} %)"
 
-    def build(self, shards: ShardSet) -> Any:  # noqa: ARG002
+    def build(self, shards: AnyShards) -> Any:  # noqa: ARG002
         from arvideo_ds.tasks.detect import Detect
 
         return Detect(self.recipe)

@@ -10,6 +10,7 @@ from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ClassNames, ShardSet, by_set, require_same_labels
+from arvideo_ds.shards.mix import AnyShards
 from arvideo_ds.tasks.transfer import Transfer
 
 
@@ -17,7 +18,7 @@ class Finetuning(Transfer):
     recipe: FinetuneRecipe
     best_by = "top1"
 
-    def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:
+    def check(self, plan: RunPlan, shards: AnyShards | None, validation: ShardSet | None) -> None:
         """Errors: `UserError` where the classes of recipe, shards and validation differ."""
         settings = self.recipe.finetune
         if plan.micro_batch % 2 and settings.mixes:
@@ -46,12 +47,12 @@ class Finetuning(Transfer):
     def metric_words(self, metrics: Mapping[str, Any]) -> str:
         return f"validation top-1 {metrics['top1']:.2f} %"
 
-    def build(self, shards: ShardSet) -> Any:
+    def build(self, shards: AnyShards) -> Any:
         from arvideo_ds.tasks.finetune import Finetune
 
         return Finetune(self.recipe, *map(len, by_set(self.labels(shards)).values()))
 
-    def same_classes(self, source: Path, shards: ShardSet) -> bool | None:
+    def same_classes(self, source: Path, shards: AnyShards) -> bool | None:
         from arvideo_ds.evaluation.pretrained import read_labels
 
         names = read_labels(source if source.is_dir() else source.parent)
@@ -60,7 +61,7 @@ class Finetuning(Transfer):
         # As lists: the logits of label sets are in their order.
         return list(by_set(names).items()) == list(by_set(self.labels(shards)).items())
 
-    def labels(self, shards: ShardSet) -> ClassNames | None:
+    def labels(self, shards: AnyShards) -> ClassNames | None:
         return shards.manifest.class_names(self.recipe.heads)
 
     def validation(self, shards: ShardSet) -> Any:

@@ -12,6 +12,7 @@ from arvideo_ds.evaluation.probes import POOLINGS, require_probe_labels
 from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.mix import AnyShards
 from arvideo_ds.tasks.task import Task, open_shards
 
 
@@ -46,7 +47,7 @@ class Pretraining(Task):
         require_probe_labels(train, test)
         return test
 
-    def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
+    def check(self, plan: RunPlan, shards: AnyShards | None, validation: ShardSet | None) -> None:  # noqa: ARG002
         """Errors: `UserError` where data.scores does not fit the objective."""
         objective, where = self.recipe.objective, self.recipe.data.scores
         if shards is None:
@@ -87,7 +88,7 @@ class Pretraining(Task):
     def metric_words(self, metrics: Mapping[str, Any]) -> str:
         return f"nearest neighbours {metrics['knn']:.2f} %"
 
-    def build(self, shards: ShardSet) -> Any:  # noqa: ARG002
+    def build(self, shards: AnyShards) -> Any:  # noqa: ARG002
         from arvideo_ds.tasks.pretrain import Pretrain
 
         return Pretrain(self.recipe)

@@ -11,6 +11,7 @@ from arvideo_ds.config import TokenizerRecipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet
+from arvideo_ds.shards.mix import AnyShards
 from arvideo_ds.tasks.task import Task
 
 
@@ -18,7 +19,7 @@ class TokenizerTraining(Task):
     recipe: TokenizerRecipe
     best_by = "psnr_db"
 
-    def check(self, plan: RunPlan, shards: ShardSet | None, validation: ShardSet | None) -> None:  # noqa: ARG002
+    def check(self, plan: RunPlan, shards: AnyShards | None, validation: ShardSet | None) -> None:  # noqa: ARG002
         """Errors: `UserError` where shards or the weights of the perceptual loss are missing."""
         if shards is None:
             return
@@ -40,7 +41,7 @@ class TokenizerTraining(Task):
             f"{100 * metrics['code_usage']:.1f} %"
         )
 
-    def build(self, shards: ShardSet) -> Any:  # noqa: ARG002
+    def build(self, shards: AnyShards) -> Any:  # noqa: ARG002
         from arvideo_ds.long_video.training import TrainTokenizer
 
         return TrainTokenizer(self.recipe)

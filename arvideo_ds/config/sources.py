@@ -1,0 +1,79 @@
+"""The sources of a mixture (data.sources), and the settings of data that each may override."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from arvideo_ds.config.settings import Positive, Settings
+from arvideo_ds.errors import UserError
+
+Scale = Annotated[float, Field(gt=0, le=1)]
+Sampling = Literal["dense", "uniform"]
+CropName = Literal["multi_scale", "random_resized", "grid", "short_side"]
+
+# A source that gives one of these replaces the others of data.
+EXCLUSIVE = frozenset({"stride", "fps"})
+# The sequence of sources repeats after this number of videos at most.
+LONGEST_PERIOD = 100_000
+
+
+class SourceSettings(Settings):
+    """One folder of shards of a mixture. What is None is as in data."""
+
+    shards: str
+    """Folder with manifest.json, or its URL."""
+    weight: Annotated[float, Field(gt=0)]
+    """Share of the training videos, relative to the other sources."""
+    name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] | None = None
+    """In messages and metrics; by default that of the data set."""
+    num_videos: Positive | None = None
+    """Number of videos that the plan assumes before the shards exist (a published count)."""
+    stride: Positive | None = None
+    sampling: Sampling | None = None
+    crop: CropName | None = None
+    crop_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
+    crop_area: tuple[Scale, Scale] | None = None
+    short_side: Positive | None = None
+    flip: bool | None = None
+
+    @property
+    def own(self) -> dict[str, Any]:
+        """The settings of data that this source overrides, and its shards."""
+        return self.model_dump(exclude={"weight", "name"}, exclude_none=True)
+
+
+def whole_weights(sources: Sequence[SourceSettings]) -> tuple[int, ...]:
+    """The weights as the smallest whole numbers of the same ratio: of that many videos as their sum,
+    each source has its number. Errors: `UserError` where the sum is above `LONGEST_PERIOD`."""
+    # As written: 0.1 is a tenth.
+    exact = [Fraction(str(source.weight)) for source in sources]
+    whole = [int(weight * math.lcm(*(w.denominator for w in exact))) for weight in exact]
+    whole = [number // math.gcd(*whole) for number in whole]
+    if sum(whole) > LONGEST_PERIOD:
+        rounded = [max(1, round(1000 * weight / sum(exact))) for weight in exact]
+        raise UserError(
+            f"the weights of data.sources are {':'.join(map(str, whole))} in whole numbers, and the "
+            f"sequence of sources repeats after their sum, which may be {LONGEST_PERIOD} at most. "
+            f"Round them, for example to {':'.join(map(str, rounded))}."
+        )
+    return tuple(whole)
+
+
+def source_names(
+    sources: Sequence[SourceSettings], datasets: Sequence[str] | None = None
+) -> tuple[str, ...]:
+    """A name for each source, all different: its own, else that of its data set, else of its
+    folder; repeated ones are numbered."""
+    names = [source.name for source in sources]
+    for number, source in enumerate(sources):
+        name = datasets[number] if datasets else PurePath(source.shards).name
+        numbered = (f"{name}-{n}" if n > 1 else name for n in itertools.count(1))
+        names[number] = names[number] or next(each for each in numbered if each not in names)
+    return tuple(map(str, names))
