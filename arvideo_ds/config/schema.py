@@ -55,7 +55,8 @@ class DataSettings(Settings):
     sources: tuple[SourceSettings, ...] | None = None
     """Several folders of shards, with weights, in place of `shards`; for tasks without labels."""
     num_videos: Positive | None = None
-    """Number of videos that the plan assumes before the shards exist (a published count)."""
+    """Number of videos that the plan assumes before the shards exist (a published count); of
+    `sources`, each has its own."""
     frames: Positive = 16
     size: tuple[Positive, Positive] = (224, 224)
     stride: Positive | None = 4
@@ -178,13 +179,13 @@ class DataSettings(Settings):
         return self.stride
 
     def _check_sources(self, sources: tuple[SourceSettings, ...]) -> None:
-        given = {key: getattr(self, key) for key in ("shards", "num_videos", "scores")}
+        given = {key: getattr(self, key) for key in ("shards", "scores")}
         if excluded := {key: value for key, value in given.items() if value is not None}:
             listed = ", ".join(f"data.{key}={value}" for key, value in excluded.items())
             remedy = ", ".join(f"data.{key}: null" for key in excluded)
             raise UserError(
-                f"{listed} and data.sources exclude each other (num_videos is given per source). "
-                f"Set {remedy}; or data.sources: null."
+                f"{listed} and data.sources exclude each other. Set {remedy}; or data.sources: "
+                "null."
             )
         if not sources:
             raise UserError("data.sources is empty; give a list such as [{shards: A, weight: 1}].")

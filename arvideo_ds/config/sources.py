@@ -50,7 +50,7 @@ class SourceSettings(Settings):
 
 
 def whole_weights(sources: Sequence[SourceSettings]) -> tuple[int, ...]:
-    """The weights as the smallest whole numbers of the same ratio: of that many videos as their sum,
+    """The weights as the smallest whole numbers of the same ratio: of as many videos as their sum,
     each source has its number. Errors: `UserError` where the sum is above `LONGEST_PERIOD`."""
     # As written: 0.1 is a tenth.
     exact = [Fraction(str(source.weight)) for source in sources]
@@ -59,7 +59,7 @@ def whole_weights(sources: Sequence[SourceSettings]) -> tuple[int, ...]:
     if sum(whole) > LONGEST_PERIOD:
         rounded = [max(1, round(1000 * weight / sum(exact))) for weight in exact]
         raise UserError(
-            f"the weights of data.sources are {':'.join(map(str, whole))} in whole numbers, and the "
+            f"the weights of data.sources are {':'.join(map(str, whole))} in whole numbers. The "
             f"sequence of sources repeats after their sum, which may be {LONGEST_PERIOD} at most. "
             f"Round them, for example to {':'.join(map(str, rounded))}."
         )

@@ -350,7 +350,7 @@ def test_a_mixture_is_planned_before_its_shards_exist(mixed: MakeRecipe) -> None
     ("data", "train", "reason"),
     [
         ({"shards": "A"}, {}, r"data.shards=A and data.sources exclude each other"),
-        ({"num_videos": 9}, {}, r"data.num_videos=9 and data.sources exclude each other"),
+        ({"scores": "S", "crop": "grid"}, {}, r"data.scores=S and data.sources exclude"),
         ({"sources": []}, {}, "data.sources is empty"),
         ({}, {"max_steps": None, "epochs": 3}, "data.sources needs train.max_steps"),
         ({"sources": [{"shards": "A"}]}, {}, r"'data.sources.0.weight' is missing"),
