@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from arvideo_ds.config import Recipe
+from arvideo_ds.config.schema import DataSettings
 
 # Clips/s of one core by whether they start on the layer of the shards, and by the clips cut from
 # each decoded video: docs/benchmarks/README.md (16 x 224 x 224 from Kinetics at 340 x 256).
@@ -34,32 +35,31 @@ class Supply:
         return self.cores is None or self.cores >= self.decode_cores
 
 
-def on_layer(recipe: Recipe, layers: int) -> bool:
+def on_layer(data: DataSettings, layers: int) -> bool:
     """Whether clips start on the layer of layered shards, and so decode fewer pictures."""
-    data = recipe.data
     if data.stride is None or data.sampling != "dense":
         return False
     return layers > 1 and data.stride % layers == 0
 
 
-def layers_in_words(recipe: Recipe, layers: int) -> list[str]:
+def layers_in_words(data: DataSettings, layers: int) -> list[str]:
     """How clips use the layers of the shards; nothing for shards without."""
     if layers == 1:
         return []
-    if on_layer(recipe, layers):
-        how = f"data.stride={recipe.data.stride} starts on them and skips the rest"
-    elif recipe.data.sampling == "uniform":
+    if on_layer(data, layers):
+        how = f"data.stride={data.stride} starts on them and skips the rest"
+    elif data.sampling == "uniform":
         how = "data.sampling=uniform decodes others too"
-    elif recipe.data.stride is None:
+    elif data.stride is None:
         how = "with data.fps it depends on the video"
     else:
-        how = f"data.stride={recipe.data.stride} is not a multiple, so others are decoded too"
+        how = f"data.stride={data.stride} is not a multiple, so others are decoded too"
     return [f"only every {layers}th frame of the shards is one that others refer to; {how}."]
 
 
 def assumed_rate(recipe: Recipe, layers: int) -> float:
     """Clips/s that a core decodes, from a measurement; decoding takes time by frames."""
-    measured = _MEASURED[on_layer(recipe, layers)]
+    measured = _MEASURED[on_layer(recipe.data, layers)]
     clips = max(count for count in measured if count <= recipe.data.repeats)
     return measured[clips] * _MEASURED_FRAMES / recipe.data.frames
 

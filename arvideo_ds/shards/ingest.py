@@ -230,7 +230,9 @@ def _require_same_frames(
     names: Sequence[str], data: bytes, num_frames: int, decoded: _Decoded, one: _ReadOne
 ) -> None:
     """Compare several frames read together, and one read alone."""
-    reads = {name: functools.partial(decode, name, data) for name in names}
+    reads: dict[str, Callable[[Any], np.ndarray]] = {
+        name: functools.partial(decode, name, data) for name in names
+    }
     numbers = _spread(num_frames, decoded.info)
     kept = sorted(number for number in decoded.frames if number < num_frames)
     is_kept = "pyav" in names and len(kept) >= len(numbers) and not decoded.info.stream

@@ -33,6 +33,11 @@ class ShardMix:
         return dict(zip(self.names, counts, strict=True))
 
     @property
+    def layers(self) -> int:
+        """Those that every source has; 1 where one has none."""
+        return min(shards.layers for shards in self.sets)
+
+    @property
     def num_samples(self) -> int:
         return sum(shards.num_samples for shards in self.sets)
 

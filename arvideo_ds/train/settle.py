@@ -69,8 +69,15 @@ class RunSettings(Generic[AnyRecipe]):
 
     def notes(self) -> list[str]:
         """Sentences about settings that may not be intended, and about the shards."""
-        layers = 1 if self.shards is None else self.shards.layers
-        return [*notes(self.recipe, self.plan), *layers_in_words(self.recipe, layers)]
+        lines, data = notes(self.recipe, self.plan), self.recipe.data
+        if self.shards is None:
+            return lines
+        if data.sources is None:
+            return lines + layers_in_words(data, self.shards.layers)
+        for number, shards in enumerate(self.shards.sets):
+            words = layers_in_words(data.of_source(number), shards.layers)
+            lines += [f"{shards.name}: {text}" for text in words]
+        return lines
 
     def as_dict(self) -> dict[str, Any]:
         return {

@@ -98,14 +98,14 @@ def test_the_plan_says_how_clips_use_the_layers(
     tiny: Callable[..., PretrainRecipe], stride: int, sampling: str, words: str
 ) -> None:
     recipe = tiny(data={"stride": stride, "sampling": sampling})
-    (note,) = layers_in_words(recipe, 4)
+    (note,) = layers_in_words(recipe.data, 4)
     assert "every 4th frame" in note and words in note
-    assert layers_in_words(recipe, 1) == []
+    assert layers_in_words(recipe.data, 1) == []
 
 
 def test_the_plan_of_clips_at_a_rate_assumes_no_layer(tiny: Callable[..., PretrainRecipe]) -> None:
     recipe = tiny(data={"stride": None, "fps": 7.5})
-    assert "with data.fps it depends" in layers_in_words(recipe, 4)[0]
+    assert "with data.fps it depends" in layers_in_words(recipe.data, 4)[0]
     assert assumed_rate(recipe, 4) == assumed_rate(recipe, 1)
     assert supply(
         recipe, 100, num_videos=9, stored_bytes=None, rate_per_core=None, cores=None
