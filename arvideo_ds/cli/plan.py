@@ -62,7 +62,7 @@ def main() -> None:
     shards = settings.shards
     of_shards = {}
     if shards is not None:
-        of_shards = {"stored_bytes": shards.num_bytes, "layers": shards.layers}
+        of_shards = {"stored_bytes": shards.num_bytes, "layers": min(s.layers for s in shards.sets)}
     advice = advise(
         Path(args.recipe).stem,
         args.deepspeed_config.name,

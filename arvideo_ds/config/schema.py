@@ -222,10 +222,11 @@ class DataSettings(Settings):
     def of_source(self, number: int) -> DataSettings:
         """The settings of a source of a mixture, as if it were alone."""
         assert self.sources is not None
-        own = self.sources[number].own
-        replaced = EXCLUSIVE if EXCLUSIVE & own.keys() else frozenset[str]()
-        shared = self.model_dump(exclude={"sources", *replaced})
-        return DataSettings.model_validate({**shared, **own})
+        source = self.sources[number]
+        replaced = EXCLUSIVE if EXCLUSIVE & source.own.keys() else frozenset[str]()
+        tree = self.model_dump(exclude={"sources", *replaced})
+        tree |= {"shards": source.shards, "num_videos": source.num_videos, **source.own}
+        return DataSettings.model_validate(tree)
 
 
 class OptimSettings(Settings):
@@ -400,6 +401,13 @@ class Recipe(Settings):
     def notes(self) -> list[str]:
         """Settings that are allowed but probably not intended, a sentence each."""
         return []
+
+    def by_source(self) -> list[Self]:
+        """The recipe of each source of a mixture, as if it were alone; without one, itself."""
+        if self.data.sources is None:
+            return [self]
+        numbers = range(len(self.data.sources))
+        return [self.model_copy(update={"data": self.data.of_source(n)}) for n in numbers]
 
     @model_validator(mode="after")
     def _length_and_batch(self) -> Self:

@@ -20,6 +20,8 @@ CropName = Literal["multi_scale", "random_resized", "grid", "short_side"]
 
 # A source that gives one of these replaces the others of data.
 EXCLUSIVE = frozenset({"stride", "fps"})
+# Settings of a source that override none of data.
+IDENTITY = {"shards", "weight", "name", "num_videos"}
 # The sequence of sources repeats after this number of videos at most.
 LONGEST_PERIOD = 100_000
 
@@ -36,6 +38,7 @@ class SourceSettings(Settings):
     num_videos: Positive | None = None
     """Number of videos that the plan assumes before the shards exist (a published count)."""
     stride: Positive | None = None
+    fps: Annotated[float, Field(gt=0)] | None = None
     sampling: Sampling | None = None
     crop: CropName | None = None
     crop_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
@@ -45,8 +48,8 @@ class SourceSettings(Settings):
 
     @property
     def own(self) -> dict[str, Any]:
-        """The settings of data that this source overrides, and its shards."""
-        return self.model_dump(exclude={"weight", "name"}, exclude_none=True)
+        """The settings of data that this source overrides."""
+        return self.model_dump(exclude=IDENTITY, exclude_none=True)
 
 
 def whole_weights(sources: Sequence[SourceSettings]) -> tuple[int, ...]:

@@ -310,7 +310,8 @@ class MixedClips(Dataset[VideoClips]):
         self.names, self.order = shards.names, SourceOrder(shards.weights)
         self.watch, self.left_out = Watch(num_workers), dict(left_out or {})
         self.sources = [
-            _SourceClips(shards, recipe, number, self.left_out) for number in range(len(self.names))
+            _SourceClips(shards, alone, number, self.left_out)
+            for number, alone in enumerate(recipe.by_source())
         ]
         self.decoder = self.sources[0].decoder
 
@@ -330,19 +331,16 @@ class MixedClips(Dataset[VideoClips]):
 
 
 class _SourceClips(TrainClips):
-    """Clips of one source of a mixture. left_out: shared by the sources."""
+    """Clips of one source of a mixture. recipe: `by_source`. left_out: shared by the sources."""
 
     def __init__(
         self, mix: ShardMix, recipe: Recipe, number: int, left_out: dict[str, str]
     ) -> None:
         self.name = mix.names[number]
         seed = source_seed(recipe.train.seed, number)
-        alone = {
-            "data": recipe.data.of_source(number),
-            "train": recipe.train.model_copy(update={"seed": seed}),
-        }
+        train = recipe.train.model_copy(update={"seed": seed})
         try:
-            super().__init__(mix.sets[number], recipe.model_copy(update=alone))
+            super().__init__(mix.sets[number], recipe.model_copy(update={"train": train}))
         except UserError as error:
             raise UserError(f"data.sources.{number} ({self.name}): {error}") from None
         self.left_out = left_out

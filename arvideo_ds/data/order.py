@@ -18,6 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from arvideo_ds.randomness import rank_generator, shard_generator, window_genera
 # One window per stream is in use; 2,048 of 40,000 samples are 330 MB.
 _CACHED_WINDOWS = 2048
 _CACHED_EPOCHS = 2
+_CACHES = ("_epoch_shards", "_window_shuffle")
 # Shards per lookup.
 _PART = 2**16
 
@@ -62,9 +64,20 @@ class SampleOrder:
         self._num_streams = num_streams
         mean_size = -(-self.num_samples // len(self._sizes))
         self._window = max(1, window_shards * mean_size)
+        self._make_caches()
+
+    def _make_caches(self) -> None:
         # Per order: the sources of a mixture do not displace each other's.
         self._epoch_shards = functools.lru_cache(_CACHED_EPOCHS)(self._draw_shards)
         self._window_shuffle = functools.lru_cache(_CACHED_WINDOWS)(self._draw_window)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the caches, for data workers that do not start by a fork."""
+        return {name: value for name, value in vars(self).items() if name not in _CACHES}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._make_caches()
 
     def place(self, run_position: int) -> Place:
         """Where the sample of a run position is."""

@@ -171,8 +171,8 @@ def _sources(
     plans = []
     for number, (source, (name, count)) in enumerate(zip(sources, videos.items(), strict=True)):
         share, data = source.weight / total, recipe.data.of_source(number)
-        keys = ("sampling", "stride", "crop", "flip", *source.own)
-        protocol = {key: getattr(data, key) for key in keys if key not in ("shards", "num_videos")}
+        keys = ("sampling", "stride", "fps", "crop", "flip", *source.own)
+        protocol = {key: v for key in keys if (v := getattr(data, key)) is not None}
         epochs = round(run_videos * share / count, 3)
         plans.append(SourcePlan(name, source.shards, count, round(share, 6), epochs, protocol))
     return tuple(plans)

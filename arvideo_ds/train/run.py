@@ -207,7 +207,7 @@ def with_one_decoder(settings: RunSettings[Any]) -> RunSettings[Any]:
     recipe = settings.recipe
     if recipe.data.decoder != "auto":
         return settings
-    layers = max(shards.layers for shards in settings.require_shards().sets)
+    layers = settings.require_shards().layers
     decoder = first_usable(gather_objects(usable_decoders()), layers=layers)
     data = recipe.data.model_copy(update={"decoder": decoder})
     return replace(settings, recipe=recipe.model_copy(update={"data": data}))

@@ -69,14 +69,11 @@ class RunSettings(Generic[AnyRecipe]):
 
     def notes(self) -> list[str]:
         """Sentences about settings that may not be intended, and about the shards."""
-        lines, data = notes(self.recipe, self.plan), self.recipe.data
-        if self.shards is None:
-            return lines
-        if data.sources is None:
-            return lines + layers_in_words(data, self.shards.layers)
-        for number, shards in enumerate(self.shards.sets):
-            words = layers_in_words(data.of_source(number), shards.layers)
-            lines += [f"{shards.name}: {text}" for text in words]
+        lines = notes(self.recipe, self.plan)
+        sets = () if self.shards is None else self.shards.sets
+        for shards, recipe in zip(sets, self.recipe.by_source(), strict=False):
+            where = f"{shards.name}: " if len(sets) > 1 else ""
+            lines += [f"{where}{line}" for line in layers_in_words(recipe.data, shards.layers)]
         return lines
 
     def as_dict(self) -> dict[str, Any]:

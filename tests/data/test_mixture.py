@@ -21,6 +21,7 @@ from arvideo_ds.data.clips import MixedClips, TrainClips
 from arvideo_ds.data.loader import TrainLoader
 from arvideo_ds.data.order import SourceOrder, rank_positions
 from arvideo_ds.errors import UserError
+from arvideo_ds.exports.source import public_recipe
 from arvideo_ds.planning.plan import make_plan, notes, source_lines
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import MANIFEST
@@ -192,6 +193,18 @@ def test_a_source_alone_has_the_settings_of_data_that_it_does_not_override(
     # Each overridable setting is one of data.
     own = SourceSettings.model_fields.keys() - {"weight", "name"}
     assert own <= type(recipe.data).model_fields.keys()
+
+
+def test_a_source_replaces_the_stride_of_data_by_fps_and_the_reverse(mixed: MakeRecipe) -> None:
+    recipe = mixed({"fps": 5}, {}, {"stride": 2}, data={"stride": 3})
+    times = [(data.stride, data.fps) for data in map(recipe.data.of_source, range(3))]
+    assert times == [(None, 5), (3, None), (2, None)]
+    recipe = mixed({}, {}, {"stride": 2}, data={"stride": None, "fps": 4})
+    times = [(data.stride, data.fps) for data in map(recipe.data.of_source, range(3))]
+    assert times == [(None, 4), (None, 4), (2, None)]
+    assert all(not clips_of(recipe)[position].skipped for position in range(10))
+    protocol = make_plan(recipe, world_size=1, num_videos=dict.fromkeys("abc", 48)).sources
+    assert [(p.protocol.get("stride"), p.protocol.get("fps")) for p in protocol] == times
 
 
 def steps_of(recipe: PretrainRecipe, world: int, first: int = 0) -> list[list[int]]:
@@ -400,6 +413,11 @@ def test_a_source_is_changed_by_its_number_on_the_command_line(tmp_path: Path) -
         UserError, match=r"sources\.2 is not a section: .* sources\.0 to sources\.1"
     ):
         load_recipe(str(path), ["data.sources.2.shards=C"])
+
+
+def test_an_exported_recipe_has_no_folders_of_its_sources(mixed: MakeRecipe) -> None:
+    sources = public_recipe(mixed())["data"]["sources"]
+    assert [source["shards"] for source in sources] == ["train", "test", "ssv2"]
 
 
 def test_place_takes_no_time_that_depends_on_the_position() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import pickle
 import tracemalloc
 from collections.abc import Callable
 
@@ -97,6 +98,13 @@ def test_planning_a_billion_samples_takes_megabytes() -> None:
     assert peak < 100e6
     assert len(set(consecutive)) == 200
     assert all(0 <= p.shard < 100_000 and 0 <= p.member < 10_000 for p in scattered)
+
+
+def test_an_order_in_use_goes_to_workers_that_do_not_start_by_a_fork() -> None:
+    order = SampleOrder([5, 7], seed=1, num_streams=2, window_shards=1)
+    places = [order.place(position) for position in range(30)]
+    copy = pickle.loads(pickle.dumps(order))
+    assert [copy.place(position) for position in range(30)] == places
 
 
 def test_shards_without_samples_are_refused() -> None:
