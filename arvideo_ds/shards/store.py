@@ -133,6 +133,11 @@ class RemoteStore(Store):
     permanent = False
 
     def __init__(self, url: str, version: str | None = None) -> None:
+        if _is_s3(url) and "@" in urlsplit(url).netloc:
+            raise UserError(
+                "the URL of the shards has credentials, which would be stored with the run. Remove "
+                "them and set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+            )
         self._url, self._version = url, version
         root = cache_root()
         readable = urlsplit(url).path.strip("/").rpartition("/")[2] or "shards"

@@ -117,6 +117,12 @@ def test_a_mistake_about_s3_is_a_sentence_after_at_most_six_tries(
         assert "AWS_ENDPOINT_URL_S3" in text and "AWS_ACCESS_KEY_ID" in text
 
 
+def test_credentials_in_the_url_are_refused_without_repeating_them() -> None:
+    with pytest.raises(UserError, match="AWS_ACCESS_KEY_ID") as caught:
+        ShardSet(f"s3://{KEY}:{SECRET}@bucket/sets")
+    assert KEY not in str(caught.value) and SECRET not in str(caught.value)
+
+
 def test_a_public_bucket_needs_no_credentials_and_a_private_one_refuses_at_once(
     server: S3Server, url: str, textured_shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
