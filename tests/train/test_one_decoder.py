@@ -15,7 +15,7 @@ from arvideo_ds.train.settle import RunOptions, RunSettings
 
 def settings(*overrides: str) -> RunSettings[Any]:
     recipe, plan = load_recipe("demo", list(overrides)), SimpleNamespace()
-    shards = SimpleNamespace(sets=(SimpleNamespace(layers=1),))
+    shards = SimpleNamespace(layers=1)
     return RunSettings(RunOptions("demo", Path()), recipe, plan, {}, 0, shards)  # type: ignore[arg-type]
 
 
