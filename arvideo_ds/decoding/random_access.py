@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 
 import av
 import av.error
@@ -10,6 +11,7 @@ import av.error
 # H.264 shows a picture at most so many places after its place in the file.
 _LARGEST_DELAY = 16
 _SEEKS = 4
+_IS_HIDDEN = operator.attrgetter("is_discard")
 # Types of the NAL units that hold a picture's slices (H.264, table 7-1).
 _SLICES = range(1, 6)
 
@@ -43,7 +45,7 @@ def needed_packets(
         return {}, []
     key = next((n for n in range(min(numbers), -1, -1) if index[n].is_keyframe), None)
     # An edit list hides frames.
-    if key is None or any(entry.is_discard for entry in index):
+    if key is None or any(map(_IS_HIDDEN, index)):
         return {}, []
     packets = _packets(container, stream, key, last - key + 1 + _LARGEST_DELAY)
     times = sorted({packet.pts for packet in packets if packet.pts is not None})
