@@ -202,6 +202,8 @@ def _duration(seconds: float) -> str:
 def print_advice(advice: Advice) -> None:
     plan, machine, recipe = advice.plan, advice.machine, advice.recipe
     parameters = (plan.parameters_encoder + plan.parameters_decoder) / 1e6
+    shared = recipe.data.shared_streams
+    streams = f" and data.num_streams={shared}" if shared else ""
     lines = [
         f"{advice.name}: ViT-{recipe.model.size}, {parameters:.0f} M parameters, "
         f"{recipe.train.precision}, {plan.gflops_forward_per_clip:.0f} GFLOP forward per clip",
@@ -215,9 +217,9 @@ def print_advice(advice: Advice) -> None:
         *_notes(advice),
         f"\nThe same run on 1 to {LARGEST} GPUs:",
         _scaling_table(advice),
-        f"numbers of GPUs that divide train.total_batch={plan.total_batch} and data.num_streams="
-        f"{recipe.data.num_streams}: {', '.join(map(str, advice.possible))}. data.num_streams can "
-        "be chosen before a run starts, and is fixed afterwards.",
+        f"numbers of GPUs that divide train.total_batch={plan.total_batch}{streams}: "
+        f"{', '.join(map(str, advice.possible))}. data.num_streams can be chosen before a run "
+        "starts, and is fixed afterwards.",
         "\nassumed:",
         *(f"- {line}" for line in advice.assumptions),
     ]
