@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -430,10 +430,12 @@ def require_protocol(shards: ShardSet, recipe: Recipe) -> None:
 
 def for_labels(shards: ShardSet, recipe: Recipe) -> Recipe:
     """The recipe for probes on these shards: sampled as their labels need. Pretraining may sample a
-    data set differently from what its labels need; a probe may not."""
-    if recipe.learns_labels or not sampled_uniformly(shards.manifest):
+    data set differently from what its labels need, and flip other data; a probe may not."""
+    if recipe.learns_labels:
         return recipe
-    data = recipe.data.model_copy(update={"sampling": "uniform"})
+    needed: dict[str, Any] = {"sampling": "uniform"} if sampled_uniformly(shards.manifest) else {}
+    needed |= {"flip": False} if never_flipped(shards.manifest) else {}
+    data = recipe.data.model_copy(update=needed)
     return recipe.model_copy(update={"data": data})
 
 

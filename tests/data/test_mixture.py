@@ -17,14 +17,14 @@ from hypothesis import strategies as st
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.sources import LONGEST_PERIOD, SourceSettings, source_names, whole_weights
-from arvideo_ds.data.clips import MixedClips, TrainClips
+from arvideo_ds.data.clips import EvaluationClips, MixedClips, TrainClips, for_labels
 from arvideo_ds.data.loader import TrainLoader
 from arvideo_ds.data.order import SourceOrder, rank_positions
 from arvideo_ds.errors import UserError
 from arvideo_ds.exports.source import public_recipe
 from arvideo_ds.planning.plan import make_plan, notes, source_lines
 from arvideo_ds.runs import run_folder
-from arvideo_ds.shards.manifest import MANIFEST
+from arvideo_ds.shards.manifest import MANIFEST, ShardSet
 from arvideo_ds.shards.mix import ShardMix
 
 MakeRecipe = Callable[..., PretrainRecipe]
@@ -180,6 +180,15 @@ def test_ssv2_in_the_mixture_keeps_its_protocol(
             flips[name].add(part._cropped(pictures, place, 0)[2])
     assert flips["ssv2"] == {False}
     assert all(drawn == {False, True} for name, drawn in flips.items() if name != "ssv2")
+
+
+def test_a_mixture_that_flips_other_sources_can_be_probed_on_ssv2(
+    mixed: MakeRecipe, folders: list[str]
+) -> None:
+    """A probe flips nothing; it would be refused in the middle of the run."""
+    recipe = mixed({}, {}, {"flip": False}, data={"flip": True})
+    ssv2 = ShardSet(folders[2])
+    assert not EvaluationClips(ssv2, for_labels(ssv2, recipe))[0].skipped
 
 
 def test_a_source_alone_has_the_settings_of_data_that_it_does_not_override(
