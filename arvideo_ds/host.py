@@ -41,6 +41,12 @@ def proportional_bytes(pid: int) -> int:
     return _field_bytes(_PROC / str(pid) / "smaps_rollup", "Pss") or 0
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time of a process with its threads, user and system; 0 if it has ended or is unknown."""
+    fields = read_text(_PROC / str(pid) / "stat").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") if fields else 0.0
+
+
 def peak_resident_bytes() -> int:
     """Peak memory of this process (RSS)."""
     # macOS counts bytes, Linux KiB.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,6 +26,17 @@ SOURCES = [
 ]
 # What exists on Linux alone, or means something else elsewhere.
 LINUX_ONLY = {"sched_getaffinity", "sched_setaffinity", "posix_fadvise", "ru_maxrss"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_cpu_seconds_are_those_that_the_process_used() -> None:
+    used = -time.process_time()
+    measured = -host.cpu_seconds(os.getpid())
+    while used + time.process_time() < 0.2:
+        pass
+    measured += host.cpu_seconds(os.getpid())
+    assert abs(measured - (used + time.process_time())) < 0.05
+    assert host.cpu_seconds(2**30) == 0
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from arvideo_ds.data.sampling import train_frames
 from arvideo_ds.data.transforms import multi_scale_crop
 from arvideo_ds.decoding.decoders import decode, decode_planes
 from arvideo_ds.errors import UserError
-from arvideo_ds.host import cpu_name, peak_resident_bytes, proportional_bytes
+from arvideo_ds.host import cpu_name, cpu_seconds, peak_resident_bytes, proportional_bytes
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.shards.video_files import count_videos, find_videos
 
@@ -145,19 +145,22 @@ def _measure(loader: DataLoader[Any], options: LoaderOptions) -> dict[str, Any]:
     batches = iter(loader)
     for _ in range(_WARM_UP_BATCHES):
         next(batches)
+    workers = [worker.pid for worker in getattr(batches, "_workers", [])]
     clips = num_bytes = 0
-    start = time.perf_counter()
+    cpu_s, start = -_cpu_seconds(workers), time.perf_counter()
     while (elapsed := time.perf_counter() - start) < options.seconds:
         batch = next(batches)
         tensor = batch if isinstance(batch, Tensor) else batch.clips
         clips += len(tensor)
         num_bytes += tensor.nbytes
-    memory = _shared_mib(worker.pid for worker in getattr(batches, "_workers", []))
+    cpu_s += _cpu_seconds(workers)
+    memory = _shared_mib(workers)
     del batches
     return {
         "clips_per_s_per_core": round(clips / elapsed / options.cores, 2),
         "clips": clips,
         "seconds": round(elapsed, 1),
+        "cpu_ms_per_clip": round(1000 * cpu_s / clips, 2),
         "mib_per_s_to_trainer": round(num_bytes / elapsed / 2**20, 1),
         "workers_resident_mib": round(memory),
     }
@@ -179,6 +182,10 @@ def _memory_growth(loader: DataLoader[Any], clips: int) -> dict[str, Any]:
         "resident_mib_at_the_end": round(at_end, 1),
         "growth_pct": round(100 * (at_end / after_tenth - 1), 2),
     }
+
+
+def _cpu_seconds(workers: Iterable[int]) -> float:
+    return sum(map(cpu_seconds, (os.getpid(), *workers)))
 
 
 def _shared_mib(pids: Iterable[int]) -> float:
