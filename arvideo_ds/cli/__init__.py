@@ -57,6 +57,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "plan": "choose ZeRO stage and micro-batch, predict time and memory",
         "benchmark": "measure what a training step costs",
         "benchmark_loader": "measure how fast clips come out of shards",
+        "benchmark_ingest": "measure what making shards costs",
         "protocols": "compare the recipes with published numbers",
     },
 }
