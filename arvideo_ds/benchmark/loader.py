@@ -25,17 +25,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.data.clips import TrainClips
-from arvideo_ds.data.loader import collate
+from arvideo_ds.data.loader import TrainLoader, collate
 from arvideo_ds.data.sampling import train_frames
 from arvideo_ds.data.transforms import multi_scale_crop
 from arvideo_ds.decoding.decoders import decode, decode_planes
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import cpu_name, cpu_seconds, peak_resident_bytes, proportional_bytes
+from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.shards.video_files import count_videos, find_videos
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_WARM_UP_BATCHES = 2
+_WARM_UP_BATCHES = 8
+_ENDLESS = 10**9
 _STAGE_CLIPS = 60
 _SETTINGS = ("shards", "repeats", "frames", "stride", "decoder", "planes")
 _REPORTED = ("stride", "repeats", "planes", "batch", "cores", "workers")
@@ -68,27 +70,28 @@ class LoaderOptions:
 def measure_loader(options: LoaderOptions) -> dict[str, Any]:
     """All measurements as one JSON document. Errors: `UserError`."""
     torch.set_num_threads(1)
+    batch = max(1, options.batch // options.repeats) * options.repeats
     settings = [f"data.{key}={getattr(options, key)}" for key in _SETTINGS]
-    recipe = load_recipe("pretrain_vit_b_k400", settings)
+    settings += [f"train.{key}={batch}" for key in ("total_batch", "micro_batch")]
+    recipe = load_recipe("pretrain_vit_b_k400", [*settings, f"train.max_steps={_ENDLESS}"])
     shards = ShardSet(options.shards)
-    clips = TrainClips(shards, recipe, num_workers=options.workers)
-    videos = max(1, options.batch // options.repeats)
+    clips = TrainClips(shards, recipe)
     result: dict[str, Any] = {
         "clip": [options.frames, *recipe.data.size],
         **{key: getattr(options, key) for key in _REPORTED},
         "shards": shards.manifest.settings | {"samples": shards.num_samples},
         "decoder": clips.decoder,
-        "ours": _measure(_endless(clips, videos, options), options),
+        "ours": _measure(_loader(shards, recipe, options), options),
         "stages_ms_per_clip": _stages(clips, recipe),
     }
     per_core = result["ours"]["clips_per_s_per_core"]
     result["cores_per_gpu"] = {str(rate): round(rate / per_core, 1) for rate in _RATES}
     if options.compare:
         peer = PeerClips(options.compare, recipe)
-        result["peer"] = _measure(_endless(peer, options.batch, options), options)
+        result["peer"] = _measure(_peer_loader(peer, options), options)
         result["times_the_peer"] = round(per_core / result["peer"]["clips_per_s_per_core"], 2)
     if options.memory:
-        result["memory"] = _memory_growth(_endless(clips, videos, options), options.memory)
+        result["memory"] = _memory_growth(_loader(shards, recipe, options), options.memory)
     result["machine"] = {
         "cpu": cpu_name(),
         "cores_of_machine": os.cpu_count(),
@@ -100,12 +103,24 @@ def measure_loader(options: LoaderOptions) -> dict[str, Any]:
     return result
 
 
-def _endless(clips: Dataset[Any], samples: int, options: LoaderOptions) -> DataLoader[Any]:
-    """Endless batches of `samples` samples, positions 0, 1, 2, ..."""
-    batches = (list(range(n, n + samples)) for n in itertools.count(step=samples))
-    collate_fn = collate if isinstance(clips, TrainClips) else None
-    workers = options.workers
-    return DataLoader(clips, batch_sampler=batches, num_workers=workers, collate_fn=collate_fn)
+def _loader(shards: ShardSet, recipe: PretrainRecipe, options: LoaderOptions) -> TrainLoader:
+    plan = make_plan(recipe, world_size=1, num_videos=shards.num_samples)
+    return TrainLoader(
+        shards,
+        recipe,
+        plan,
+        rank=0,
+        first_step=0,
+        num_workers=options.workers,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _peer_loader(clips: Dataset[Any], options: LoaderOptions) -> DataLoader[Any]:
+    """Endless batches, positions 0, 1, 2, ..."""
+    size = options.batch
+    batches = (list(range(n, n + size)) for n in itertools.count(step=size))
+    return DataLoader(clips, batch_sampler=batches, num_workers=options.workers)
 
 
 class PeerClips(Dataset[Tensor]):
@@ -140,12 +155,12 @@ class PeerClips(Dataset[Tensor]):
         return clip.view(len(frames), 3, *data.size).transpose(0, 1)
 
 
-def _measure(loader: DataLoader[Any], options: LoaderOptions) -> dict[str, Any]:
+def _measure(loader: TrainLoader | DataLoader[Any], options: LoaderOptions) -> dict[str, Any]:
     """Batches for `options.seconds` after a warm-up."""
-    batches = iter(loader)
+    batches: Any = iter(loader)
     for _ in range(_WARM_UP_BATCHES):
         next(batches)
-    workers = [worker.pid for worker in getattr(batches, "_workers", [])]
+    workers = _pids(loader, batches)
     clips = num_bytes = 0
     cpu_s, start = -_cpu_seconds(workers), time.perf_counter()
     while (elapsed := time.perf_counter() - start) < options.seconds:
@@ -166,11 +181,17 @@ def _measure(loader: DataLoader[Any], options: LoaderOptions) -> dict[str, Any]:
     }
 
 
-def _memory_growth(loader: DataLoader[Any], clips: int) -> dict[str, Any]:
+def _pids(loader: TrainLoader | DataLoader[Any], batches: Any) -> list[int]:
+    if isinstance(loader, TrainLoader):
+        return loader.worker_pids
+    return [worker.pid for worker in getattr(batches, "_workers", [])]
+
+
+def _memory_growth(loader: TrainLoader, clips: int) -> dict[str, Any]:
     """Resident memory of workers and trainer after a tenth of the clips and after all of them."""
-    batches: Any = iter(loader)
-    processes = [os.getpid(), *(worker.pid for worker in batches._workers)]
-    loaded, after_tenth = 0, 0.0
+    batches = iter(loader)
+    loaded, after_tenth = len(next(batches).keys), 0.0
+    processes = [os.getpid(), *loader.worker_pids]
     while loaded < clips:
         loaded += len(next(batches).keys)
         if not after_tenth and loaded >= clips // 10:

@@ -173,9 +173,10 @@ def training_boxes(shards: ShardSet, recipe: DetectRecipe) -> BoxSource:
     )
 
 
-def collate_keyframes(videos: list[KeyframeClips]) -> DetectionBatch:
-    """Clips of several keyframes as one batch; the clips of a keyframe stay together."""
-    batch = collate(list(videos))
+def collate_keyframes(videos: list[KeyframeClips], memory: Tensor | None = None) -> DetectionBatch:
+    """Clips of several keyframes as one batch; the clips of a keyframe stay together. memory: as in
+    `collate`."""
+    batch = collate(list(videos), memory)
     boxes = [own for video in videos for own in video.boxes]
     counts = torch.tensor([len(own.boxes) for own in boxes], dtype=torch.int64)
     return DetectionBatch(

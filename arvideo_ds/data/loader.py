@@ -37,6 +37,7 @@ from arvideo_ds.data.clips import (
 )
 from arvideo_ds.data.order import rank_positions
 from arvideo_ds.data.planes import to_rgb
+from arvideo_ds.data.slots import Slots
 from arvideo_ds.errors import UserError
 from arvideo_ds.host import resident_bytes
 from arvideo_ds.planning.plan import RunPlan
@@ -47,6 +48,8 @@ from arvideo_ds.shards.mix import AnyShards
 _CORES_FOR_WORKERS = 8
 # How often the trainer checks its workers while it waits for them.
 _POLL_S = 5
+# Batches that the trainer has or waits for, beside those that the workers prepare.
+_IN_USE = 3
 # Of clips as planes.
 _PACKED_DIMENSIONS = 4
 # So many lost workers without a batch in between end the run.
@@ -104,14 +107,15 @@ class WorkerLostError(Exception):
         self.kind, self.worker = kind, worker
 
 
-def collate(videos: list[VideoClips]) -> Batch:
-    """Clips of several videos as one batch; the clips of a video stay together."""
+def collate(videos: list[VideoClips], memory: Tensor | None = None) -> Batch:
+    """Clips of several videos as one batch; the clips of a video stay together. memory: bytes for
+    the clips, if they fit."""
     counts = torch.tensor([len(video.keys) for video in videos])
     clips = [clip for video in videos for clip in video.clips]
     valid = torch.tensor([video.skipped is None for video in videos]).repeat_interleave(counts)
     flat = [scores.flat() for video in videos for scores in video.scores or ()]
     return Batch(
-        clips=torch.stack(clips, out=_shared(len(clips), clips[0])),
+        clips=torch.stack(clips, out=_place(len(clips), clips[0], memory)),
         keys=torch.tensor([key for video in videos for key in video.keys]),
         labels=torch.tensor([video.label for video in videos]).repeat_interleave(counts, dim=0),
         valid=valid,
@@ -127,8 +131,10 @@ def _stacked(arrays: list[np.ndarray]) -> Tensor | None:
     return torch.from_numpy(np.stack(arrays)) if arrays else None
 
 
-def _shared(count: int, clip: Tensor) -> Tensor | None:
-    """In a worker, memory shared with the trainer, so that the batch is not copied."""
+def _place(count: int, clip: Tensor, memory: Tensor | None) -> Tensor | None:
+    """`memory`; or in a worker, memory shared with the trainer, so that the batch is not copied."""
+    if memory is not None and count * clip.nbytes <= memory.nbytes:
+        return memory[: count * clip.nbytes].view(count, *clip.shape)
     if get_worker_info() is None:
         return None
     storage = torch.UntypedStorage._new_shared(count * clip.nbytes, device=clip.device)
@@ -159,17 +165,20 @@ class TrainLoader:
     ) -> None:
         self._timeout_s = recipe.data.timeout_s
         self._dataset = clips(shards, recipe, num_workers=num_workers, left_out=left_out)
-        self._batch_of = _Batches(self._dataset, together)
+        self._together = together
         self._crashes: Counter[str | None] = Counter()
         self.decoder = self._dataset.decoder
         self._positions = partial(rank_positions, plan, rank=rank, first_step=first_step)
-        batch_bytes = plan.micro_batch * math.prod(recipe.geometry.clip) * 3
+        bytes_per_pixel = 1.5 if recipe.data.planes else 3
+        batch_bytes = int(plan.micro_batch * math.prod(recipe.geometry.clip) * bytes_per_pixel)
+        prefetch = _prefetch(recipe.data, num_workers, batch_bytes)
+        self._new_slots = partial(Slots, num_workers * (prefetch or 0) + _IN_USE, batch_bytes)
         self._options: dict[str, Any] = {
             "batch_size": None,
             "num_workers": num_workers,
             "pin_memory": pin_memory,
             "timeout": min(_POLL_S, self._timeout_s) if num_workers else 0,
-            "prefetch_factor": _prefetch(recipe.data, num_workers, batch_bytes),
+            "prefetch_factor": prefetch,
             "worker_init_fn": _start_worker,
         }
         self._workers: list[Any] = []
@@ -195,14 +204,24 @@ class TrainLoader:
         """Videos before a run position, by source of a mixture."""
         return self._dataset.videos_by_source(run_position)
 
+    @property
+    def worker_pids(self) -> list[int]:
+        """The processes of the workers now."""
+        return [worker.pid for worker in self._workers]
+
     def workers_resident_gib(self) -> float:
         """Memory of the workers now; shared pages count in each."""
-        return sum(resident_bytes(worker.pid) for worker in self._workers) / 2**30
+        return sum(map(resident_bytes, self.worker_pids)) / 2**30
 
     def _batches(self, delivered: int) -> Generator[Batch, None, None]:
-        positions = itertools.islice(self._positions(), delivered, None)
+        sampler: Iterator[Any] = itertools.islice(self._positions(), delivered, None)
+        batch_of: _Batches = _Batches(self._dataset, self._together)
+        if self._options["num_workers"]:
+            slots = self._new_slots()
+            sampler = ((slots.take(), positions) for positions in sampler)
+            batch_of = _BatchesInSlots(self._dataset, self._together, slots)
         handler = signal.getsignal(signal.SIGCHLD)
-        batches: Any = iter(DataLoader(self._batch_of, sampler=positions, **self._options))
+        batches: Any = iter(DataLoader(batch_of, sampler=sampler, **self._options))
         if threading.current_thread() is threading.main_thread():
             # torch's handler would raise a worker's death at any place of the trainer's code.
             signal.signal(signal.SIGCHLD, handler)
@@ -301,10 +320,32 @@ class _Batches(Dataset[Any]):
         self._clips, self._together = clips, together
 
     def __getitem__(self, positions: list[int]) -> Batch | UserError:
+        return self._batch(positions)
+
+    def _batch(self, positions: list[int], memory: Tensor | None = None) -> Batch | UserError:
         try:
-            return self._together([self._clips[position] for position in positions])
+            return self._together([self._clips[position] for position in positions], memory)
         except UserError as error:
             return error
+
+
+class _BatchesInSlots(_Batches):
+    """The same in a worker, from (slot or None, positions); clips are in the slot."""
+
+    def __init__(self, clips: Dataset[Any], together: Callable[..., Batch], slots: Slots) -> None:
+        super().__init__(clips, together)
+        self._slots = slots
+
+    def __getitem__(self, place: Any) -> Batch | UserError:
+        slot, positions = place
+        if slot is None:
+            return self._batch(positions)
+        memory = self._slots.memory(slot)
+        batch = self._batch(positions, memory)
+        if isinstance(batch, Batch) and batch.clips.data_ptr() == memory.data_ptr():
+            filled = self._slots.filled(slot, batch.clips)
+            batch.clips = filled  # type: ignore[assignment]  # a tensor in the trainer
+        return batch
 
 
 def _checked(batch: Any) -> Any:
