@@ -68,6 +68,9 @@ setup(
     ],
     extras_require={
         "wandb": ["wandb"],
+        "tensorboard": ["tensorboard"],
+        # Older versions keep nothing to resume a run by.
+        "trackio": ["trackio>=0.43"],
         # Shards behind http:// and https://, s3:// and gs://.
         "http": ["aiohttp", "requests"],
         "s3": ["s3fs"],

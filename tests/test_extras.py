@@ -15,7 +15,10 @@ from arvideo_ds.long_video.tokenizer import Tokenizer
 from arvideo_ds.shards import store as store_module
 from tests.conftest import command_environment
 
-OPTIONAL = "vector_quantize_pytorch torchmetrics wandb transformers onnx pyarrow s3fs gcsfs"
+OPTIONAL = (
+    "vector_quantize_pytorch torchmetrics wandb tensorboard trackio transformers onnx pyarrow "
+    "s3fs gcsfs"
+)
 PROGRAM = f"""
 import sys
 for name in "{OPTIONAL}".split():

@@ -340,6 +340,15 @@ class WandbSettings(Settings):
         return self.model_copy(update={"mode": mode, "project": project, "entity": entity})
 
 
+class TrackerSettings(Settings):
+    """Logs of the metrics beside metrics.jsonl and W&B; each needs the package of its name."""
+
+    tensorboard: bool = False
+    """Event files in OUTPUT/tensorboard."""
+    trackio: str | None = None
+    """Project of Trackio, in $TRACKIO_DIR."""
+
+
 class Recipe(Settings):
     """All settings of one run. A task is a subclass in `RECIPES` and a specification (tasks/)."""
 
@@ -357,6 +366,7 @@ class Recipe(Settings):
     optim: OptimSettings = OptimSettings()
     train: TrainSettings
     wandb: WandbSettings = WandbSettings()
+    trackers: TrackerSettings = TrackerSettings()
 
     @property
     def patch(self) -> Triple:

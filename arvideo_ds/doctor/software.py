@@ -14,7 +14,7 @@ from packaging.specifiers import SpecifierSet
 from arvideo_ds.doctor.report import Finding
 
 NEEDED = ("torch", "torchvision", "deepspeed", "timm", "webdataset", "av", "numpy", "pydantic")
-OPTIONAL = ("torchcodec", "decord", "wandb")
+OPTIONAL = ("torchcodec", "decord", "wandb", "tensorboard", "trackio")
 # torchcodec, torch that it does not work with, and what to install instead: torchcodec declares no
 # requirement of torch. Source: its README, table of torch versions.
 TORCHCODEC_CONFLICTS = (

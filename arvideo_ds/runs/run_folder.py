@@ -74,7 +74,7 @@ _FREE = frozenset(
     evaluation.extend evaluation.person_score finetune.init_from finetune.num_classes
     detect.init_from detect.annotations tokenizer.perceptual_network probe.train_shards
     probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity wandb.group
-    wandb.tags""".split()
+    wandb.tags trackers.tensorboard trackers.trackio""".split()
 )
 # Settings that may also differ from the parent of --resume: length, speed and evaluation.
 _FREE_OF_PARENT = (

@@ -1,17 +1,14 @@
-"""Metrics of a logged step, and their sinks: the console, metrics.jsonl, W&B.
+"""Metrics of a logged step, and their own sinks: the console, metrics.jsonl.
 
 Names end with their unit; `loss/<task>`, `throughput/`, `time/`, `memory/`, `data/`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import secrets
 import statistics
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any
 
 import torch
 
-from arvideo_ds.config.schema import TrainSettings, WandbSettings
+from arvideo_ds.config.schema import TrainSettings
 from arvideo_ds.data.clips import Skipped
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
@@ -200,49 +197,6 @@ class JsonLines:
 
     def log(self, metrics: dict[str, Any]) -> None:
         append_json_lines(self._path, [finite(metrics)])
-
-
-class Wandb:
-    """W&B; its first failure is printed and ends the logging, not the run. settings: settled."""
-
-    def __init__(self, folder: Path, settings: WandbSettings, config: dict[str, Any]) -> None:
-        self._run: Any = None
-        with self._off_after_failure():
-            import wandb
-
-            # The id stays with the run, so a requeued job continues the same curve.
-            id_file = folder / "wandb_id"
-            run_id = id_file.read_text() if id_file.is_file() else secrets.token_hex(4)
-            id_file.write_text(run_id)
-            self._run = wandb.init(
-                id=run_id,
-                resume="allow",
-                **settings.model_dump(include={"mode", "project", "entity", "group"}),
-                tags=list(settings.tags) or None,
-                name=folder.name,
-                dir=str(folder),
-                config=config,
-            )
-            self._run.define_metric("*", step_metric="step")
-
-    def log(self, metrics: dict[str, Any]) -> None:
-        if self._run is not None:
-            with self._off_after_failure():
-                self._run.log(metrics)
-
-    def close(self) -> None:
-        """Send what is still queued."""
-        if self._run is not None:
-            with self._off_after_failure():
-                self._run.finish()
-
-    @contextlib.contextmanager
-    def _off_after_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:  # whatever its network or login raises
-            self._run = None
-            print(f"W&B is off for this run ({error}); metrics.jsonl goes on.", flush=True)
 
 
 def quarantine(folder: Path, rank: int, skipped: list[Skipped]) -> None:

@@ -39,10 +39,11 @@ from arvideo_ds.train.guard import Guard
 from arvideo_ds.train.heartbeat import Heartbeat
 from arvideo_ds.train.lineage import PARENT, parent_facts
 from arvideo_ds.train.loop import Run, train
-from arvideo_ds.train.metrics import Console, JsonLines, Wandb
+from arvideo_ds.train.metrics import Console, JsonLines
 from arvideo_ds.train.preflight import check_data, find_checkpoint
 from arvideo_ds.train.settle import RunSettings
 from arvideo_ds.train.signals import Interrupt
+from arvideo_ds.train.trackers import TensorBoard, Tracker, Trackio, Wandb
 from arvideo_ds.train.validation import Validation
 
 
@@ -181,11 +182,17 @@ def _baseline(
 
 
 def _sinks(settings: RunSettings[Any], first_step: int, stack: ExitStack) -> list[Any]:
+    folder, recipe, config = settings.folder, settings.recipe, settings.as_dict()
     console = Console(settings.plan.steps, settings.task)
-    sinks = [console.log, JsonLines(settings.folder, first_step).log]
-    wandb = settings.recipe.wandb.settled()
+    sinks = [console.log, JsonLines(folder, first_step).log]
+    wandb, trackers = recipe.wandb.settled(), list[Tracker]()
     if wandb.mode != "disabled":
-        tracker = Wandb(settings.folder, wandb, settings.as_dict())
+        trackers.append(Wandb(folder, wandb, config))
+    if recipe.trackers.tensorboard:
+        trackers.append(TensorBoard(folder, first_step))
+    if recipe.trackers.trackio is not None:
+        trackers.append(Trackio(folder, recipe.trackers.trackio, config))
+    for tracker in trackers:
         # Before the last barrier: srun may end this rank as soon as another one has ended.
         stack.callback(tracker.close)
         sinks.append(tracker.log)

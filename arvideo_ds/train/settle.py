@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic
 
 from arvideo_ds.config import Recipe, load_recipe
 from arvideo_ds.config.load import AnyRecipe
+from arvideo_ds.config.schema import TrackerSettings
 from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_parallel, zero_stage
-from arvideo_ds.errors import UserError
+from arvideo_ds.errors import UserError, how_to_install
 from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.optim.optimizers import OPTIMIZERS
 from arvideo_ds.planning.data import layers_in_words
@@ -94,6 +96,7 @@ def settle(
     recipe = load_recipe(options.recipe, options.overrides, kind)
     OPTIMIZERS.check(recipe.optim.name, key="optim.name")
     _ = recipe.wandb.settled()  # an error in the environment ends a run before it starts
+    _require_packages(recipe.trackers)
     run_folder.require_own(options.folder, run_folder.RECIPE)
     recipe = task_of(recipe).settled(options.folder)
     task = task_of(recipe)
@@ -116,6 +119,16 @@ def settle(
     validation = task.open_validation()
     task.check(plan, shards, validation)
     return RunSettings(options, recipe, plan, config, zero_stage(tree), shards, validation)
+
+
+def _require_packages(settings: TrackerSettings) -> None:
+    """Errors: `UserError` with the command that installs a missing package."""
+    for package, value in settings.model_dump().items():
+        if value and find_spec(package) is None:
+            raise UserError(
+                f"trackers.{package}={str(value).lower()} needs the package {package}; "
+                f"{how_to_install(package)}. Or remove the key."
+            )
 
 
 def _missing_shards(recipe: Recipe) -> UserError:

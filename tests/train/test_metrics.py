@@ -1,21 +1,16 @@
-"""Sinks: metrics.jsonl keeps exactly what a resumed run builds on; W&B never ends a run."""
+"""Sinks: metrics.jsonl keeps exactly what a resumed run builds on."""
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
-from typing import Any
 
 import pytest
 import torch
 
 from arvideo_ds.config import PretrainRecipe
-from arvideo_ds.config.schema import WandbSettings
 from arvideo_ds.data.loader import Skipped
-from arvideo_ds.errors import UserError
 from arvideo_ds.runs.run_folder import (
     METRICS,
     QUARANTINE,
@@ -25,7 +20,7 @@ from arvideo_ds.runs.run_folder import (
 )
 from arvideo_ds.tasks import task_of
 from arvideo_ds.train import metrics
-from arvideo_ds.train.metrics import Console, JsonLines, Meter, Wandb, quarantine
+from arvideo_ds.train.metrics import Console, JsonLines, Meter, quarantine
 
 
 def steps_of(folder: Path) -> list[float]:
@@ -68,120 +63,6 @@ def test_what_is_no_number_is_null(tmp_path: Path) -> None:
     assert (tmp_path / METRICS).read_text() == (
         '{"step": 1, "loss/pretrain": null, "norm": null, "lr": 0.5}\n'
     )
-
-
-class StubRun:
-    """Stub of a W&B run: fails at the second line, when the network goes away."""
-
-    def __init__(self) -> None:
-        self.logged: list[dict[str, Any]] = []
-
-    def define_metric(self, *names: str, step_metric: str) -> None: ...
-
-    def log(self, metrics: dict[str, Any]) -> None:
-        if self.logged:
-            raise ConnectionError("stub: no network")
-        self.logged.append(metrics)
-
-
-def stub_wandb(monkeypatch: pytest.MonkeyPatch, init: Any) -> None:
-    """Put a stub in the place of the wandb package."""
-    stub = ModuleType("wandb")
-    stub.init = init  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "wandb", stub)
-
-
-def test_wandb_that_does_not_start_is_said_once_and_training_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def refuse(**settings: Any) -> None:
-        raise RuntimeError("stub: not logged in")
-
-    stub_wandb(monkeypatch, refuse)
-    sink = Wandb(tmp_path, WandbSettings(mode="online"), {})
-    sink.log({"step": 1})
-    sink.log({"step": 2})
-    assert capsys.readouterr().out.count("stub: not logged in") == 1
-
-
-@pytest.mark.parametrize(
-    ("recipe", "environment", "passed"),
-    [
-        ({"mode": "online"}, {}, ("online", "arvideo_ds", None, None, None)),
-        ({}, {"MODE": "offline"}, ("offline", "arvideo_ds", None, None, None)),
-        ({}, {"MODE": "dryrun"}, ("offline", "arvideo_ds", None, None, None)),
-        ({}, {"MODE": "online", "PROJECT": "p", "ENTITY": "e"}, ("online", "p", "e", None, None)),
-        (
-            {"mode": "offline", "project": "mine", "entity": "me", "group": "g", "tags": ["a"]},
-            {"MODE": "online", "PROJECT": "p", "ENTITY": "e"},
-            ("offline", "mine", "me", "g", ["a"]),
-        ),
-    ],
-)
-def test_the_environment_counts_for_wandb_where_the_recipe_says_nothing(
-    recipe: dict[str, Any],
-    environment: dict[str, str],
-    passed: tuple[Any, ...],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name in ("MODE", "PROJECT", "ENTITY"):
-        monkeypatch.delenv(f"WANDB_{name}", raising=False)
-    for name, value in environment.items():
-        monkeypatch.setenv(f"WANDB_{name}", value)
-    seen: dict[str, Any] = {}
-    stub_wandb(monkeypatch, lambda **settings: seen.update(settings) or StubRun())
-    settings = WandbSettings.model_validate(recipe).settled()
-    Wandb(tmp_path, settings, {})
-    assert tuple(seen[k] for k in ("mode", "project", "entity", "group", "tags")) == passed
-
-
-def test_wandb_is_off_where_neither_the_recipe_nor_the_environment_asks_for_it() -> None:
-    assert WandbSettings().settled({}).mode == "disabled"
-    assert WandbSettings(mode="disabled").settled({"WANDB_MODE": "online"}).mode == "disabled"
-
-
-def test_a_mode_of_the_environment_that_wandb_here_does_not_have_is_refused() -> None:
-    with pytest.raises(UserError, match=r"WANDB_MODE=onlin.*online, offline or disabled"):
-        WandbSettings().settled({"WANDB_MODE": "onlin"})
-
-
-def test_wandb_that_is_not_installed_is_said_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setitem(sys.modules, "wandb", None)  # importing it raises ImportError
-    Wandb(tmp_path, WandbSettings(mode="online"), {}).log({"step": 1})
-    assert capsys.readouterr().out.count("W&B is off") == 1
-
-
-def test_wandb_that_fails_on_the_way_is_left_alone_from_then_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = StubRun()
-    stub_wandb(monkeypatch, lambda **settings: run)
-    sink = Wandb(tmp_path, WandbSettings(mode="online"), {})
-    for step in (1, 2, 3):
-        sink.log({"step": step})
-    assert run.logged == [{"step": 1}]
-    assert capsys.readouterr().out.count("stub: no network") == 1
-
-
-def test_a_requeued_run_goes_on_with_the_same_wandb_id(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[dict[str, Any]] = []
-
-    def start(**settings: Any) -> StubRun:
-        seen.append(settings)
-        return StubRun()
-
-    stub_wandb(monkeypatch, start)
-    for name in ("mine", "mine", "other"):
-        (tmp_path / name).mkdir(exist_ok=True)
-        Wandb(tmp_path / name, WandbSettings(mode="offline"), {})
-    first, again, other = (settings["id"] for settings in seen)
-    assert first == again != other
-    assert all(settings["resume"] == "allow" for settings in seen)
 
 
 def test_the_console_says_a_step_in_one_line(
