@@ -240,6 +240,11 @@ class OptimSettings(Settings):
     """The optimiser (optim/optimizers.py; docs/extending.md adds one)."""
     base_lr: Annotated[float, Field(gt=0)] = 1.5e-4
     """Peak learning rate for 256 videos per step, after the warm-up from warmup_lr."""
+    schedule: str = "cosine"
+    """The learning rate after the warm-up (optim/schedule.py): cosine, down to min_lr; constant; or
+    wsd (warm-up, stable, decay), constant until it falls to min_lr in the last decay_share."""
+    decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """wsd: share of the run's steps in which the learning rate falls."""
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
     """Final learning rate for 256 videos per step."""

@@ -57,6 +57,8 @@ class RunPlan:
     videos_per_step: int
     steps: int
     warmup_steps: int
+    schedule: str
+    decay_steps: int
     epochs: float
     lr: float
     warmup_lr: float
@@ -132,6 +134,8 @@ def make_plan(
         videos_per_step=videos_per_step,
         steps=steps,
         warmup_steps=warmup_steps,
+        schedule=optim.schedule,
+        decay_steps=round(optim.decay_share * steps) if optim.schedule == "wsd" else 0,
         epochs=round(steps * videos_per_step / count, 3),
         lr=optim.base_lr * scale,
         warmup_lr=optim.warmup_lr * scale,
@@ -178,6 +182,20 @@ def _sources(
     return tuple(plans)
 
 
+def schedule_words(plan: RunPlan) -> str:
+    """The learning rate in the course of the run."""
+    after = f"then down to {plan.min_lr:.3e}"
+    if plan.schedule == "constant":
+        after = "then constant"
+    elif plan.schedule == "wsd":
+        after = f"then constant, in the last {plan.decay_steps} steps down to {plan.min_lr:.3e}"
+    return (
+        f"lr for {plan.videos_per_step} videos per step: warm-up from {plan.warmup_lr:.3e} to "
+        f"{plan.lr:.3e}, {after}; {plan.steps} steps = {plan.epochs:g} epochs, "
+        f"{plan.warmup_steps} of warm-up"
+    )
+
+
 def source_lines(plan: RunPlan) -> list[str]:
     """The sources of a mixture, a line each."""
     lines = []
@@ -195,6 +213,11 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
     lines = []
     if plan.warmup_steps >= plan.steps:
         lines.append("the warm-up is longer than the run; set optim.warmup_steps.")
+    elif plan.warmup_steps + plan.decay_steps > plan.steps:
+        lines.append(
+            f"the warm-up takes {plan.warmup_steps} of {plan.steps} steps, which leaves less than "
+            f"the {plan.decay_steps} of optim.decay_share; lower one of them."
+        )
     if plan.videos_per_step > plan.num_videos:
         lines.append(
             f"a step takes {plan.videos_per_step} videos, and there are {plan.num_videos}: the "

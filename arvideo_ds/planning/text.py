@@ -10,7 +10,7 @@ from typing import Any
 from arvideo_ds.planning.advice import GIB, LARGEST, Advice, Option, Scale
 from arvideo_ds.planning.data import Supply
 from arvideo_ds.planning.memory import Strategy
-from arvideo_ds.planning.plan import source_lines
+from arvideo_ds.planning.plan import schedule_words, source_lines
 
 
 def as_document(advice: Advice) -> dict[str, Any]:
@@ -209,6 +209,7 @@ def print_advice(advice: Advice) -> None:
         f"{recipe.train.precision}, {plan.gflops_forward_per_clip:.0f} GFLOP forward per clip",
         f"{machine.num_gpus} GPU(s) of {machine.memory_gib:g} GiB, {plan.total_batch} clips per "
         f"step, {plan.steps} steps",
+        schedule_words(plan),
         *source_lines(plan),
         "",
         _options_table(advice),

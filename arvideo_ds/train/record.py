@@ -11,7 +11,7 @@ from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.score_store import hash_of_scores
-from arvideo_ds.planning.plan import RunPlan, source_lines
+from arvideo_ds.planning.plan import RunPlan, schedule_words, source_lines
 from arvideo_ds.runs import run_folder
 from arvideo_ds.train.baseline import BASELINE
 from arvideo_ds.train.loop import Outcome
@@ -76,9 +76,7 @@ def _batch(plan: RunPlan) -> str:
     return (
         f"step {plan.videos_per_step} videos x {plan.repeats} clips = {plan.total_batch} clips = "
         f"{shares} x {plan.micro_batch} x {plan.accumulation} accumulated\n"
-        f"lr for {plan.videos_per_step} videos per step: warm-up from {plan.warmup_lr:.3e} to "
-        f"{plan.lr:.3e}, then down to {plan.min_lr:.3e}; {plan.steps} steps = {plan.epochs:g} "
-        f"epochs, {plan.warmup_steps} of warm-up"
+        f"{schedule_words(plan)}"
     )
 
 

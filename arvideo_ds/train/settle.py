@@ -15,6 +15,7 @@ from arvideo_ds.engine.resolve import read_deepspeed_json, resolve, sequence_par
 from arvideo_ds.errors import UserError, how_to_install
 from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.optim.optimizers import OPTIMIZERS
+from arvideo_ds.optim.schedule import SCHEDULES
 from arvideo_ds.planning.data import layers_in_words
 from arvideo_ds.planning.plan import RunPlan, make_plan, notes
 from arvideo_ds.runs import run_folder
@@ -95,6 +96,7 @@ def settle(
     """
     recipe = load_recipe(options.recipe, options.overrides, kind)
     OPTIMIZERS.check(recipe.optim.name, key="optim.name")
+    SCHEDULES.check(recipe.optim.schedule, key="optim.schedule")
     _ = recipe.wandb.settled()  # an error in the environment ends a run before it starts
     _require_packages(recipe.trackers)
     run_folder.require_own(options.folder, run_folder.RECIPE)
