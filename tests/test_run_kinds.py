@@ -37,6 +37,7 @@ TAKES = [
     ("probe RUN", {"pretrain"}),
     ("report RUN", {"pretrain"}),
     ("pretrain --output OUT --resume RUN data.shards=nowhere", {"pretrain"}),
+    ("pretrain --output OUT --init-from RUN data.shards=nowhere", ENCODERS),
     ("export RUN --format encoder --output OUT", ENCODERS),
     ("extract_features VIDEOS --model RUN --output OUT", ENCODERS),
     ("attention_rank RUN --shards SHARDS --output OUT", ENCODERS),

@@ -9,7 +9,7 @@ from arvideo_ds.config.load import load_recipe, recipe_names
 from arvideo_ds.config.pretrain import PretrainRecipe
 from arvideo_ds.config.schema import RECIPES, EncoderRecipe, Recipe
 from arvideo_ds.config.tokenizer import TokenizerRecipe
-from arvideo_ds.config.transfer import TransferRecipe
+from arvideo_ds.config.transfer import StartRecipe, TransferRecipe
 
 __all__ = [
     "RECIPES",
@@ -18,6 +18,7 @@ __all__ = [
     "FinetuneRecipe",
     "PretrainRecipe",
     "Recipe",
+    "StartRecipe",
     "TokenizerRecipe",
     "TransferRecipe",
     "load_recipe",

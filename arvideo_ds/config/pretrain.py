@@ -13,9 +13,9 @@ from arvideo_ds.config.objectives import (
     ObjectiveSettings,
     TokenCounts,
 )
-from arvideo_ds.config.schema import EncoderRecipe
 from arvideo_ds.config.settings import Positive, Settings
 from arvideo_ds.config.sizes import DecoderShape, Transformer
+from arvideo_ds.config.transfer import StartRecipe, StartSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry
 
@@ -36,8 +36,8 @@ class ProbeSettings(Settings):
     """Epochs between nearest-neighbour probes while training, on both shards; None = never."""
 
 
-class PretrainRecipe(EncoderRecipe):
-    """A pretraining run, without labels."""
+class PretrainRecipe(StartRecipe):
+    """A pretraining run, without labels, from scratch or from other weights."""
 
     purpose: ClassVar[str] = "pretrain"
     script: ClassVar[str] = "pretrain"
@@ -47,6 +47,7 @@ class PretrainRecipe(EncoderRecipe):
     task: Literal["pretrain"] = "pretrain"
     objective: ObjectiveSettings = ArvideoSettings()
     decoder: DecoderSettings = DecoderSettings()
+    pretrain: StartSettings = StartSettings()
     probe: ProbeSettings = ProbeSettings()
 
     @property
@@ -72,6 +73,12 @@ class PretrainRecipe(EncoderRecipe):
     @property
     def decoder_shape(self) -> DecoderShape:
         return self.objective.decoder_shape(self.size, self.decoder)
+
+    @property
+    def decoding(self) -> tuple[object, ...]:
+        objective = self.objective
+        targets = objective.name, self.target_values, objective.normalize_targets
+        return *targets, self.decoder_shape
 
     @property
     def transformer(self) -> Transformer:

@@ -486,6 +486,11 @@ class EncoderRecipe(Recipe):
         return None if clip is None else Geometry.whole(clip, self.patch).grid
 
     @property
+    def decoding(self) -> tuple[object, ...] | None:
+        """What a pretraining decoder predicts, and its shape; equal where its weights fit."""
+        return None
+
+    @property
     def test_views(self) -> tuple[int, int]:
         """Temporal x spatial views of a video in a test."""
         return (1, 1)

@@ -1,4 +1,4 @@
-"""What recipes share that train an encoder on labels, from pretrained weights or from scratch."""
+"""What recipes share that start from the weights of another run, and those that learn labels."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Triple
 
 
-class TransferSettings(Settings):
-    """How a pretrained encoder is loaded and trained further; defaults of VideoMAE for ViT-B."""
+class StartSettings(Settings):
+    """The weights that a run starts from, and the positions of their encoder."""
 
     init_from: str | None = None
     """Initial weights: a run, an exported encoder, a public checkpoint; None: from scratch."""
@@ -22,6 +22,11 @@ class TransferSettings(Settings):
     in pretraining. None = interpolated if known and different; recipe.yaml records the choice."""
     pretrained_clip: PositiveTriple | None = None
     """Frames, height and width of the clips in pretraining; read from --init-from where given."""
+
+
+class TransferSettings(StartSettings):
+    """How a pretrained encoder is loaded and trained further; defaults of VideoMAE for ViT-B."""
+
     layer_decay: Annotated[float, Field(gt=0, le=1)] = 0.75
     """The learning rate of layer i of n is that of the head x layer_decay^(n + 1 - i)."""
     drop_path: Annotated[float, Field(ge=0, lt=1)] = 0.1
@@ -30,25 +35,19 @@ class TransferSettings(Settings):
     """Moving average of the weights, saved beside them; such as 0.9999."""
 
 
-class TransferRecipe(EncoderRecipe):
-    """A run on labels; its section of `TransferSettings` has the name of the task."""
-
-    learns_labels: ClassVar[bool] = True
+class StartRecipe(EncoderRecipe):
+    """A run that may start from other weights; its `StartSettings` are named like the task."""
 
     @property
-    def transfer(self) -> TransferSettings:
+    def start(self) -> StartSettings:
         return getattr(self, self.task)
-
-    @property
-    def ema_decay(self) -> float | None:
-        return self.transfer.ema_decay
 
     @property
     def pretrained_clip(self) -> Triple | None:
         """Errors: `UserError` where interpolation is requested and the clip is not known."""
-        if self.transfer.positions != "interpolated":
+        if self.start.positions != "interpolated":
             return None
-        clip: Triple | None = self.transfer.pretrained_clip
+        clip: Triple | None = self.start.pretrained_clip
         key = f"{self.task}.pretrained_clip"
         if clip is None:
             raise UserError(
@@ -61,3 +60,17 @@ class TransferRecipe(EncoderRecipe):
                 "frames, height and width of the clips in pretraining."
             )
         return clip
+
+
+class TransferRecipe(StartRecipe):
+    """A run on labels; its section of `TransferSettings` has the name of the task."""
+
+    learns_labels: ClassVar[bool] = True
+
+    @property
+    def transfer(self) -> TransferSettings:
+        return getattr(self, self.task)
+
+    @property
+    def ema_decay(self) -> float | None:
+        return self.transfer.ema_decay

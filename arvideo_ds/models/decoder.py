@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape, EncoderSpec
-from arvideo_ds.models.encoder import initialize, layer_norm
-from arvideo_ds.models.positions import position_table
+from arvideo_ds.models.encoder import encoder_positions, initialize, layer_norm
 
 
 class CrossAttention(nn.Module):
@@ -79,7 +78,7 @@ class CrossDecoder(nn.Module):
         )
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, target_values)
-        table = position_table(encoder.positions, encoder.geometry.grid, width)
+        table = encoder_positions(encoder, width)
         self.register_buffer("positions", table, persistent=False)
         initialize(self)
         nn.init.normal_(self.query, std=0.02)
@@ -118,7 +117,7 @@ class JointDecoder(nn.Module):
         )
         self.norm = layer_norm(width)
         self.head = nn.Linear(width, target_values)
-        table = position_table(encoder.positions, encoder.geometry.grid, width)
+        table = encoder_positions(encoder, width)
         self.register_buffer("positions", table, persistent=False)
         initialize(self)
         nn.init.normal_(self.mask_token, std=0.02)

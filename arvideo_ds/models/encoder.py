@@ -94,10 +94,9 @@ def build_encoder(spec: EncoderSpec, *, drop_path: float = 0.0, final_norm: bool
 
 
 def _vit(spec: EncoderSpec, *, drop_path: float, final_norm: bool) -> Encoder:
-    size, grid = spec.size, spec.geometry.grid
-    pretrained = spec.pretrained_grid or grid
+    size = spec.size
     return Encoder(
-        positions=interpolated_positions(spec.positions, pretrained, grid, size.width),
+        positions=encoder_positions(spec, size.width),
         cube_values=spec.geometry.cube_values,
         depth=size.depth,
         heads=size.heads,
@@ -105,6 +104,12 @@ def _vit(spec: EncoderSpec, *, drop_path: float, final_norm: bool) -> Encoder:
         drop_path=drop_path,
         final_norm=final_norm,
     )
+
+
+def encoder_positions(spec: EncoderSpec, width: int) -> Tensor:
+    """The position table of the encoder's grid, N x width; the decoder's is of another width."""
+    grid = spec.geometry.grid
+    return interpolated_positions(spec.positions, spec.pretrained_grid or grid, grid, width)
 
 
 # Builders by `model.name`: `(spec, *, drop_path, final_norm)` to a module with Encoder's `forward`,

@@ -134,6 +134,30 @@ def load_classifier_weights(
     )
 
 
+def load_objective_weights(
+    model: nn.Module, path: str | Path, *, patch: Triple | None = None, same_decoder: bool
+) -> KeyReport:
+    """Load the start of pretraining: the encoder, and all else from a run's file if it has all.
+
+    model: with `encoder`. same_decoder: whether the file is of an objective and a decoder that
+    equal the model's; otherwise all but the encoder keeps its random values. Errors: as
+    `load_encoder`, with a min_match of 0.9.
+    """
+    path = Path(path)
+    state = read_weights(path)
+    encoder: Any = model.encoder
+    report = _load_encoder(encoder, state, path, patch, min_match=0.9)
+    ours = {n: value for n, value in model.state_dict().items() if not n.startswith("encoder.")}
+    if same_decoder and all(n in state and state[n].shape == ours[n].shape for n in ours):
+        model.load_state_dict({n: state[n] for n in ours}, strict=False)
+        unexpected = tuple(n for n in report.unexpected if n not in ours)
+        return dataclasses.replace(report, outside=tuple(ours), unexpected=unexpected)
+    has_one = any(n.startswith("decoder.") for n in state)
+    why = "the file's is of another objective or shape" if has_one else "the file has none"
+    note = f"the decoder is newly initialised: {why}"
+    return dataclasses.replace(report, notes=(*report.notes, note))
+
+
 def _load_encoder(
     encoder: Encoder, tensors: State, path: Path, patch: Triple | None, min_match: float
 ) -> KeyReport:

@@ -37,7 +37,7 @@ def read_weights(path: Path) -> State:
     pytorch_model.bin. Nothing is downloaded.
     Errors: `UserError` for a file that is missing, damaged, has code or has no weights.
     """
-    file = _weights_file(path)
+    file = weights_file(path)
     tree = _load_safetensors(file) if file.suffix == ".safetensors" else _load_pickled(file)
     state = {
         _WRAPPED.sub("", name.replace(_COMPILED, "")): value
@@ -61,7 +61,8 @@ def load_state(module: nn.Module, state: State, wrong: str, *, assign: bool = Fa
         raise UserError(f"{wrong}: {first}") from None
 
 
-def _weights_file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
+    """The file of weights that a path names. Errors: `UserError` as `read_weights`."""
     if path.is_dir():
         return _file_in(path)
     if not path.exists():

@@ -3,7 +3,8 @@
 <output>/
   recipe.yaml        the whole recipe with overrides
   run.json           plan, DeepSpeed configuration, versions, commit, manifest hash; the parent run
-                     (lineage.py), the loss of predicting the mean (baseline.py)
+                     (lineage.py), the loss of predicting the mean (baseline.py), the initial
+                     weights
   metrics.jsonl      one object per logged step
   quarantine-rank-00003.jsonl   videos that did not decode on this rank
   not_applied-rank-00003.jsonl  refused steps, with this rank's videos (guard.py)
@@ -72,9 +73,9 @@ _FREE = frozenset(
     evaluation.views evaluation.batch evaluation.annotations evaluation.detections
     evaluation.min_score evaluation.excluded evaluation.action_list evaluation.short_side
     evaluation.extend evaluation.person_score finetune.init_from finetune.num_classes
-    detect.init_from detect.annotations tokenizer.perceptual_network probe.train_shards
-    probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity wandb.group
-    wandb.tags trackers.tensorboard trackers.trackio""".split()
+    detect.init_from detect.annotations pretrain.init_from tokenizer.perceptual_network
+    probe.train_shards probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity
+    wandb.group wandb.tags trackers.tensorboard trackers.trackio""".split()
 )
 # Settings that may also differ from the parent of --resume: length, speed and evaluation.
 _FREE_OF_PARENT = (
@@ -159,10 +160,9 @@ def require_resumable(parent: Path, recipe: Recipe) -> None:
             f"--resume {parent}: that run had other settings ({_listed(changed)}), and "
             "a resumed run keeps model, objective, clips, batch and order of its parent; length "
             "(train.epochs, train.max_steps), optim.* except its name, train.precision, train.tf32 "
-            "and probe.* may differ. Give the parent's values. Pretraining on clips of another "
-            "shape, or with another model or objective, must start from scratch (without "
-            "--resume); to fine-tune the parent's encoder on clips of another shape: "
-            f"arvideo finetune --init-from {parent}."
+            "and probe.* may differ. Give the parent's values. To pretrain the parent's encoder "
+            "on other videos, on clips of another shape or with another objective, or to fine-tune "
+            f"it, start a run with --init-from {parent} in place of --resume."
         )
 
 

@@ -102,6 +102,10 @@ class Task(ABC):
         `compilable` names the methods that train.compile compiles, else it compiles each layer.
         """
 
+    def check_start(self) -> None:
+        """Errors: `UserError` where the initial weights that the recipe names do not exist."""
+        return
+
     def initialize(self, module: Any, shards: AnyShards) -> str | None:  # noqa: ARG002
         """Load the initial weights that the recipe names; returns a report, None without any."""
         return None

@@ -45,12 +45,20 @@ def training_parser(description: str, task: str, deepspeed_config: str | Path) -
 def train_on_encoder(description: str, task: str) -> int:
     """The command of a task that trains a pretrained encoder; --recipe is required."""
     parser = training_parser(description, task, "zero1")
-    parser.add_argument("--init-from", metavar="PATH", help="weights to begin with; none = scratch")
+    add_init_from(parser)
     args = parser.parse_intermixed_args()
     if args.recipe is None:
         raise UserError(f"--recipe is missing: one of {', '.join(recipe_names(task))}, or a file.")
-    init_from = [] if args.init_from is None else [f"{task}.init_from={args.init_from}"]
-    return train(args, RECIPES[task], overrides=[*args.overrides, *init_from])
+    return train(args, RECIPES[task], overrides=[*args.overrides, *init_from(args, task)])
+
+
+def add_init_from(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--init-from", metavar="PATH", help="weights to begin with; none = scratch")
+
+
+def init_from(args: argparse.Namespace, task: str) -> list[str]:
+    """--init-from as an override of the task's recipe."""
+    return [] if args.init_from is None else [f"{task}.init_from={args.init_from}"]
 
 
 def train(args: argparse.Namespace, kind: type[Recipe], **more: Any) -> int:
@@ -64,6 +72,8 @@ def train(args: argparse.Namespace, kind: type[Recipe], **more: Any) -> int:
     end_on_signals()
     settings = settle(options, kind, world_size=planned_world_size())
     run_folder.require_same_mathematics(options.folder, settings.recipe)
+    if options.resume is None and not run_folder.has_checkpoints(options.folder):
+        settings.task.check_start()
     # After all other checks: it takes minutes.
     if sets := settings.task.sets_to_make():
         for name in sets:

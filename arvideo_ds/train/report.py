@@ -94,7 +94,7 @@ def probes(summary: dict[str, Any]) -> list[str]:
         what = description(POOLINGS[name]) if name in POOLINGS else f"features '{name}'"
         note = (
             f"Frozen encoder, {what} of {where} of each test video; an attentive probe sees all "
-            "tokens. Untrained: the same encoder with the weights that training began with."
+            "tokens. Untrained: the same encoder with random weights."
         )
         sections.append(report.section(title, note, [pictures.draw_probes(result)]))
     return sections

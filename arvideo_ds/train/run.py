@@ -10,10 +10,12 @@ import time
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 from arvideo_ds.data.clips import MixedClips, TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
@@ -21,13 +23,20 @@ from arvideo_ds.decoding.decoders import first_usable, usable_decoders
 from arvideo_ds.engine.agreement import AnyRank, gather_objects
 from arvideo_ds.engine.attention import chosen_kernels, preferred_kernels
 from arvideo_ds.engine.build import Engine, build_engine, can_compile
-from arvideo_ds.engine.checkpoints import export_weights, load_checkpoint, newest_checkpoint
+from arvideo_ds.engine.checkpoints import (
+    Checkpoint,
+    export_weights,
+    load_checkpoint,
+    newest_checkpoint,
+)
 from arvideo_ds.engine.fragments import AVERAGE, keep_average
 from arvideo_ds.engine.resolve import compiles
 from arvideo_ds.engine.world import World, start_world, use_tf32
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
+from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.files.locks import lock
 from arvideo_ds.long_video.score_store import open_scores
+from arvideo_ds.models.weight_files import weights_file
 from arvideo_ds.optim.groups import parameter_groups
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.mix import ShardMix
@@ -45,6 +54,9 @@ from arvideo_ds.train.settle import RunSettings
 from arvideo_ds.train.signals import Interrupt
 from arvideo_ds.train.trackers import TensorBoard, Tracker, Trackio, Wandb
 from arvideo_ds.train.validation import Validation
+
+# In run.json and in checkpoints: the file of the initial weights, its SHA-256 and what was loaded.
+INITIAL = "initial_weights"
 
 
 def start(settings: RunSettings[Any]) -> int:
@@ -73,7 +85,8 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
         )
         checkpoint = find_checkpoint(settings)
         first_step = 0 if checkpoint is None else checkpoint.step
-        engine = _engine(settings, world, first=checkpoint is None)
+        module, initial = _module(settings, world, checkpoint)
+        engine = _engine(settings, world, module)
         if checkpoint is not None:
             load_checkpoint(engine, checkpoint)
         decoded = with_one_decoder(settings)
@@ -84,6 +97,7 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
             "compiled": engine.compiled,
             "attention": chosen_kernels(recipe, settings.plan, world.device),
             PARENT: parent_facts(folder, checkpoint),
+            INITIAL: initial,
             BASELINE: None if checkpoint is None else checkpoint.facts.get(BASELINE),
         }
         validation = None
@@ -122,17 +136,29 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
     return EXIT_INTERRUPTED if outcome.interrupted else EXIT_OK
 
 
-def _engine(settings: RunSettings[Any], world: World, *, first: bool) -> Engine:
-    recipe, task, shards = settings.recipe, settings.task, settings.require_shards()
+def _module(
+    settings: RunSettings[Any], world: World, checkpoint: Checkpoint | None
+) -> tuple[nn.Module, dict[str, Any] | None]:
+    """The module with its initial weights, and the entry `INITIAL` of run.json."""
+    task, shards = settings.task, settings.require_shards()
     # Every rank draws the same initial weights.
-    torch.manual_seed(recipe.train.seed)
+    torch.manual_seed(settings.recipe.train.seed)
     module = task.build(shards)
-    report = task.initialize(module, shards) if first else None
-    if report is not None and world.is_main:
-        print(report, flush=True)
+    if checkpoint is not None:
+        return module, checkpoint.facts.get(INITIAL)
+    report = task.initialize(module, shards)
+    if report is None or not world.is_main:
+        return module, None
+    print(report, flush=True)
+    file = weights_file(Path(settings.recipe.start.init_from)).resolve()
+    return module, {"file": str(file), "sha256": sha256_of(file), "report": report.splitlines()}
+
+
+def _engine(settings: RunSettings[Any], world: World, module: nn.Module) -> Engine:
+    recipe = settings.recipe
     engine = build_engine(
         module,
-        parameter_groups(module, recipe.optim.weight_decay, layer_decay=task.layer_decay),
+        parameter_groups(module, recipe.optim.weight_decay, layer_decay=settings.task.layer_decay),
         settings.deepspeed,
         recipe.optim,
         compiled=compiles(recipe, settings.deepspeed, able=can_compile(world.device)),

@@ -100,11 +100,12 @@ def settle(
     _ = recipe.wandb.settled()  # an error in the environment ends a run before it starts
     _require_packages(recipe.trackers)
     run_folder.require_own(options.folder, run_folder.RECIPE)
-    recipe = task_of(recipe).settled(options.folder)
-    task = task_of(recipe)
     # A run with checkpoints continues from them (preflight.py), and by its own recipe.
-    if options.resume is not None and not run_folder.has_checkpoints(options.folder):
-        run_folder.require_resumable(options.resume, recipe)
+    continued = None if run_folder.has_checkpoints(options.folder) else options.resume
+    recipe = task_of(recipe).settled(continued or options.folder)
+    task = task_of(recipe)
+    if continued is not None:
+        run_folder.require_resumable(continued, recipe)
     shards = open_training_shards(recipe.data)
     if shards is None and not recipe.data.expects_videos:
         raise _missing_shards(recipe)

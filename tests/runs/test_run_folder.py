@@ -83,7 +83,7 @@ def test_resuming_into_another_clip_model_or_order_is_refused_with_both_values(
     message = str(raised.value)
     assert f"{section}.{key} was {was!r}, is {value!r}" in message
     assert f"--init-from {tmp_path}" in message
-    assert "without --resume" in message
+    assert "in place of --resume" in message
 
 
 def test_a_resumed_run_may_be_longer_and_faster(tiny: Tiny, tmp_path: Path) -> None:

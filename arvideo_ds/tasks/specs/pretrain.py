@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from arvideo_ds.config import PretrainRecipe
@@ -13,10 +14,11 @@ from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.shards.mix import AnyShards
-from arvideo_ds.tasks.task import Task, open_shards
+from arvideo_ds.tasks.task import open_shards
+from arvideo_ds.tasks.transfer import StartTask, origin_of
 
 
-class Pretraining(Task):
+class Pretraining(StartTask):
     """The probe chooses no weights: labels must not influence pretraining."""
 
     recipe: PretrainRecipe
@@ -80,10 +82,12 @@ class Pretraining(Task):
         return f"{self.recipe.objective.name}, ViT-{self.recipe.model.size}"
 
     def token_words(self, plan: RunPlan) -> str:
+        positions = self.position_words()
         clusters = f" -> {plan.num_clusters} clusters of {plan.cluster_size}"
         dropped = "" if plan.dropped_share is None else f" ({plan.dropped_share:.1%} dropped)"
         tokens = f"{plan.encoder_tokens} tokens encoded{dropped}, {plan.decoder_queries} predicted"
-        return f"{clusters}; {tokens}" if plan.num_clusters > 1 else f"; {tokens}"
+        words = f"{clusters}; {tokens}" if plan.num_clusters > 1 else f"; {tokens}"
+        return words + positions
 
     def metric_words(self, metrics: Mapping[str, Any]) -> str:
         return f"nearest neighbours {metrics['knn']:.2f} %"
@@ -92,6 +96,13 @@ class Pretraining(Task):
         from arvideo_ds.tasks.pretrain import Pretrain
 
         return Pretrain(self.recipe)
+
+    def load(self, model: Any, source: Path, shards: AnyShards) -> Any:  # noqa: ARG002
+        from arvideo_ds.models.layouts import load_objective_weights
+
+        recipe = origin_of(source)[1]
+        same = recipe is not None and recipe.decoding == self.recipe.decoding
+        return load_objective_weights(model, source, patch=self.recipe.patch, same_decoder=same)
 
     def validation(self, shards: ShardSet) -> Any:
         from arvideo_ds.evaluation.features import FrozenEncoder
