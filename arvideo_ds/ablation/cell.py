@@ -138,10 +138,11 @@ def run_cell(cell: Cell) -> int:
 
 def _costs(cell: Cell, recipe: Recipe) -> dict[str, Any]:
     cost = cost_of(recipe)
+    forward = cost.flops_forward_per_clip + cost.flops_teacher_per_clip
     times = [metrics["time/step_s"] for metrics in run_folder.read_metrics(cell.folder)]
     return {
         # The median: the first logged interval includes the warm-up.
         "seconds_per_step": round(statistics.median(times), 4) if times else None,
-        "gflops_forward_per_clip": round(cost.flops_forward_per_clip / 1e9, 4),
+        "gflops_forward_per_clip": round(forward / 1e9, 4),
         "parameters": cost.parameters_encoder + cost.parameters_decoder,
     }

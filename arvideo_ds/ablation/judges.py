@@ -10,6 +10,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.probes import DEFAULT_PROBES, PROBES, open_probe_shards
 from arvideo_ds.long_video.score_store import hash_of_scores
 from arvideo_ds.shards.manifest import ShardSet, by_set, require_same_labels
+from arvideo_ds.tasks.teacher import teacher_facts
 
 if TYPE_CHECKING:
     from arvideo_ds.ablation.cell import Cell
@@ -51,7 +52,8 @@ class Probing:
 
     def sources(self, recipe: Any) -> dict[str, str | None]:
         """Identifies the token scores or weights that a run needs. Errors: `UserError`."""
-        return {"scores": hash_of_scores(recipe)}
+        teacher = {name: facts["sha256"] for name, facts in teacher_facts(recipe).items()}
+        return {"scores": hash_of_scores(recipe), **teacher}
 
     def result(self, cell: Cell, recipe: Any) -> dict[str, Any]:
         """The measures in percent, and the number of skipped videos; on one rank."""

@@ -46,7 +46,7 @@ def main() -> None:
     memory_gib = args.gpu_memory_gib or (gpu and gpu.memory_gib)
     if not memory_gib:
         raise UserError(f"give --gpu (one of {', '.join(GPUS)}) or --gpu_memory_gib.")
-    if load_recipe(args.recipe, args.overrides, Recipe).transformer is None:
+    if load_recipe(args.recipe, args.overrides, Recipe).task == "tokenizer":
         raise UserError(
             f"{args.recipe} trains a tokenizer: the memory of its convolutions is not modelled. "
             "`arvideo tokenizer --dry_run` prints its plan without memory."

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from arvideo_ds.config.settings import Positive, PositiveTriple, Settings, Share
-from arvideo_ds.config.sizes import DecoderShape, Size
+from arvideo_ds.config.sizes import SIZES, DecoderShape, Size
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple, num_kept
 from arvideo_ds.registry import Registry
@@ -60,6 +60,14 @@ class BaseObjective(Settings, ABC):
     name: str
     normalize_targets: bool = True
     """Normalise each cube's pixels by their mean and standard deviation, channel by channel."""
+    teacher: str | None = None
+    """Predict the features of this frozen ViT instead of pixels: a run, an exported encoder, a
+    public checkpoint (docs/teachers.md)."""
+    teacher_size: str | None = None
+    """Its model.size. None = from its recipe.yaml or config.json; recipe.yaml records it."""
+    teacher_clip: PositiveTriple | None = None
+    """Frames, height and width of its clips, read and recorded as teacher_size; its positions are
+    interpolated for clips of another shape."""
 
     def geometry(self, clip: Triple, patch: Triple) -> Geometry:
         """Tokens and clusters of a clip (T, H, W); by default the whole clip is one cluster."""
@@ -80,9 +88,22 @@ class BaseObjective(Settings, ABC):
         heads = decoder.heads or max(1, width // (size.decoder_width // size.decoder_heads))
         return DecoderShape(width, decoder.depth or size.decoder_depth, heads)
 
+    @property
+    def teacher_shape(self) -> Size | None:
+        """Shape of the teacher, if there is one. Errors: `UserError` where its size is unknown."""
+        if self.teacher is None:
+            return None
+        if self.teacher_size is None:
+            raise UserError(
+                f"objective.teacher={self.teacher} has neither a recipe.yaml nor a config.json "
+                "that gives its size. Set objective.teacher_size, such as B."
+            )
+        return SIZES[self.teacher_size]
+
     def target_values(self, geometry: Geometry) -> int:
         """Values predicted per token."""
-        return geometry.cube_values
+        teacher = self.teacher_shape
+        return geometry.cube_values if teacher is None else teacher.width
 
     def needs_scores(self, decoder: DecoderSettings) -> bool:  # noqa: ARG002
         """Whether clips need the scores (and codes) of their tokens from data.scores."""
@@ -94,6 +115,15 @@ class BaseObjective(Settings, ABC):
 
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:  # noqa: ARG002
         """Raise `UserError` for settings that contradict each other."""
+        if self.teacher_size not in (None, *SIZES):
+            raise UserError(
+                f"objective.teacher_size={self.teacher_size} is not one of {', '.join(SIZES)}."
+            )
+        if self.teacher is None and (self.teacher_size or self.teacher_clip):
+            raise UserError(
+                "objective.teacher_size and objective.teacher_clip describe a teacher, and "
+                "objective.teacher names none. Set it, or remove them."
+            )
         if self.normalize_targets and geometry.cube_pixels < 2:
             raise UserError(
                 "objective.normalize_targets needs cubes of two or more pixels, but model.patch "
@@ -281,6 +311,11 @@ class LvmaeSettings(MaskedSettings):
         return self.decoder_mask == "scores" or self.targets == "latents"
 
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:
+        if self.teacher is not None:
+            raise UserError(
+                "objective.teacher is not for lvmae, whose targets are latents of a tokenizer or "
+                "pixels. Remove it, or use objective.name: videomae."
+            )
         if not self.latent_levels:
             raise UserError("objective.latent_levels is empty; LVMAE uses [8, 8, 8, 8, 8, 8].")
         if not self.budget + self.random_budget:

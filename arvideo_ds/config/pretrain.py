@@ -62,6 +62,10 @@ class PretrainRecipe(StartRecipe):
     def needs_scores(self) -> bool:
         return self.objective.needs_scores(self.decoder)
 
+    @property
+    def teacher(self) -> str | None:
+        return self.objective.teacher
+
     def notes(self) -> list[str]:
         return self.objective.notes(self.geometry)
 
@@ -83,7 +87,11 @@ class PretrainRecipe(StartRecipe):
     @property
     def transformer(self) -> Transformer:
         return Transformer(
-            self.size, self.model.size, decoder=self.decoder_shape, outputs=self.target_values
+            self.size,
+            self.model.size,
+            decoder=self.decoder_shape,
+            outputs=self.target_values,
+            teacher=self.objective.teacher_shape,
         )
 
     @model_validator(mode="after")

@@ -404,6 +404,11 @@ class Recipe(Settings):
         return False
 
     @property
+    def teacher(self) -> str | None:
+        """Where the weights of a frozen teacher are; None = the run has none."""
+        return None
+
+    @property
     def transformer(self) -> Transformer | None:
         """The trained model, where it is a transformer."""
         return None

@@ -81,7 +81,8 @@ class Transformer:
 
     class_attention: one such layer pools the encoded tokens, else their mean. outputs: values that
     the decoder predicts per token, or outputs of the linear head; 0: none, or not known yet.
-    mixes_clips: the clips of a micro-batch are mixed in pairs, in fp32.
+    mixes_clips: the clips of a micro-batch are mixed in pairs, in fp32. teacher: shape of a frozen
+    encoder whose features are predicted.
     """
 
     size: Size
@@ -90,3 +91,4 @@ class Transformer:
     class_attention: bool = False
     outputs: int = 0
     mixes_clips: bool = False
+    teacher: Size | None = None

@@ -10,11 +10,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from arvideo_ds.config.objectives import BaseObjective
 from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
-from arvideo_ds.models.encoder import Encoder, build_encoder
+from arvideo_ds.models.encoder import NORM_EPSILON, Encoder, build_encoder
 from arvideo_ds.registry import Registry
 
 
@@ -27,7 +28,7 @@ class Draw:
 
 
 class Objective(nn.Module, ABC):
-    """Draw tokens, predict their cubes, compare the pixels."""
+    """Draw tokens, predict their cubes, compare the pixels; or a teacher's features of them."""
 
     encoder: Encoder
     # Steps of equal size in which the targets are predicted.
@@ -37,16 +38,17 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.patch = encoder.geometry.patch
         self.normalize_targets = settings.normalize_targets
+        self.has_teacher = settings.teacher is not None
         self.encoder = build_encoder(encoder)
 
     def forward(
         self, clips: Tensor, keys: Tensor, scores: Tensor | None = None, codes: Tensor | None = None
     ) -> Tensor:
-        """Loss of each clip, float32, B: mean squared error over the predicted tokens.
+        """Loss of each clip, float32, B: the mean of `errors` over the predicted tokens.
 
         clips: B T H W 3, uint8 (or floating 0..1). keys: int64, B; they determine all randomness
         (arvideo_ds.randomness.draw_key). scores and codes: B N, from data.scores, for objectives
-        that need them.
+        that need them; with a teacher codes are its features, B N D.
         """
         return self.losses(clips, self.draw(keys, scores), codes)
 
@@ -57,7 +59,17 @@ class Objective(nn.Module, ABC):
         """
         cubes = to_cubes(clips, self.patch)
         predicted = self.predict(cubes, draw).float()
-        return (predicted - self.compute_targets(cubes, draw, codes)).square().mean(dim=(1, 2))
+        return self.errors(predicted, self.compute_targets(cubes, draw, codes)).mean(dim=(1, 2))
+
+    def errors(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """Error of each predicted value: the square, for features smooth L1 with beta 1.
+
+        Source of smooth L1: Masked Video Distillation (arXiv 2212.04500), official code; G2SD
+        (arXiv 2302.14771) has beta 2.
+        """
+        if self.has_teacher:
+            return F.smooth_l1_loss(predicted, targets, reduction="none")
+        return (predicted - targets).square()
 
     def target_values(
         self, clips: Tensor, keys: Tensor, scores: Tensor | None = None, codes: Tensor | None = None
@@ -68,19 +80,23 @@ class Objective(nn.Module, ABC):
     @property
     def zero_mean(self) -> bool:
         """Whether the mean of every target token is 0 by construction."""
-        return self.normalize_targets
+        return self.normalize_targets and not self.has_teacher
 
     @abstractmethod
     def draw(self, keys: Tensor, scores: Tensor | None = None) -> Draw:
         """Sample tokens, as a pure function of each clip's key and scores."""
 
-    def compute_targets(
-        self,
-        cubes: Tensor,
-        draw: Draw,
-        codes: Tensor | None,  # noqa: ARG002
-    ) -> Tensor:
-        """Targets of the loss, B Q P float32: the (normalised) pixels of the target tokens."""
+    def compute_targets(self, cubes: Tensor, draw: Draw, codes: Tensor | None) -> Tensor:
+        """Targets of the loss, B Q P float32: the (normalised) pixels of the target tokens.
+
+        With a teacher its features of them, each token normalised without learnt weights, as in
+        Masked Video Distillation's and G2SD's official codes.
+        """
+        if self.has_teacher:
+            if codes is None:
+                raise ValueError("a teacher's features are the targets, and none were given")
+            features = pick(codes, draw.targets).float()
+            return F.layer_norm(features, features.shape[-1:], eps=NORM_EPSILON)
         return pixel_targets(pick(cubes, draw.targets), normalize=self.normalize_targets)
 
     @abstractmethod

@@ -115,8 +115,10 @@ def weigh(recipe: EncoderRecipe, strategy: Strategy, micro_batch: int, machine: 
         recipe, strategy, world_size=gpus, micro_batch=micro_batch, accumulation=accumulation
     )
     again = 1 / strategy.recompute if strategy.recompute else 0
-    forward = cost_of(recipe).flops_forward_per_clip - encoder_flops(recipe) * (1 - 1 / group)
+    cost = cost_of(recipe)
+    forward = cost.flops_forward_per_clip - encoder_flops(recipe) * (1 - 1 / group)
     flops = clips * forward * (_FORWARD_AND_BACKWARD + again)
+    flops += clips * cost.flops_teacher_per_clip
     sent = sent_bytes(recipe, strategy, gpus, accumulation)
     sent += exchanged_bytes(recipe, strategy, clips)
     return Option(

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from arvideo_ds.config import EncoderRecipe, Recipe, TokenizerRecipe
-from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape, Size
 from arvideo_ds.config.tokenizer import halvings, scorer_kernel, scorer_strides
 from arvideo_ds.geometry import CHANNELS
 
@@ -27,6 +27,7 @@ class Cost:
     parameters_encoder: int
     parameters_decoder: int
     flops_forward_per_clip: int
+    flops_teacher_per_clip: int = 0
 
 
 @functools.singledispatch
@@ -47,7 +48,12 @@ def _(recipe: EncoderRecipe) -> Cost:
     encoder, decoder = parameter_sizes(recipe)
     if model.decoder is None:
         return Cost(sum(encoder), 0, flops)
-    return Cost(sum(encoder), sum(decoder), flops + _decoder_flops(recipe, model.decoder))
+    return Cost(
+        sum(encoder),
+        sum(decoder),
+        flops + _decoder_flops(recipe, model.decoder),
+        _teacher_flops(recipe),
+    )
 
 
 @cost_of.register
@@ -59,8 +65,17 @@ def _(recipe: TokenizerRecipe) -> Cost:
 
 def encoder_flops(recipe: EncoderRecipe) -> int:
     """FLOP of the encoder on one clip's encoded tokens, forward."""
-    size, tokens = recipe.size, recipe.counts.encoded
-    return _linear(tokens, recipe.geometry.cube_values, size.width) + size.depth * (
+    return _vit_flops(recipe.size, recipe.counts.encoded, recipe.geometry.cube_values)
+
+
+def _teacher_flops(recipe: EncoderRecipe) -> int:
+    """FLOP of a teacher on one whole clip, forward; 0 without one."""
+    teacher, geometry = recipe.transformer.teacher, recipe.geometry
+    return 0 if teacher is None else _vit_flops(teacher, geometry.num_tokens, geometry.cube_values)
+
+
+def _vit_flops(size: Size, tokens: int, cube_values: int) -> int:
+    return _linear(tokens, cube_values, size.width) + size.depth * (
         _attention(tokens, tokens, size.width) + 2 * _linear(tokens, size.width, size.mlp)
     )
 
@@ -86,15 +101,20 @@ def parameter_sizes(recipe: EncoderRecipe) -> tuple[list[int], list[int]]:
     The head is empty while the number of classes is not known.
     """
     model, size = recipe.transformer, recipe.size
-    block = [*_attention_sizes(size.width), *_mlp_sizes(size.width, size.mlp)]
-    embed = _linear_sizes(recipe.geometry.cube_values, size.width)
-    encoder = [*embed, *(size.depth * block), size.width, size.width]
+    encoder = encoder_sizes(size, recipe.geometry.cube_values)
     if model.class_attention:  # without a norm of the queries, with a learnt query
         attention = _cross_attention_sizes(size.width)
         encoder += [size.width, *attention, *_mlp_sizes(size.width, size.mlp)]
     if model.decoder is not None:
         return encoder, _decoder_sizes(recipe, model.decoder)
     return encoder, _linear_sizes(size.width, model.outputs) if model.outputs else []
+
+
+def encoder_sizes(size: Size, cube_values: int) -> list[int]:
+    """Elements of every weight and bias of a ViT."""
+    block = [*_attention_sizes(size.width), *_mlp_sizes(size.width, size.mlp)]
+    embed = _linear_sizes(cube_values, size.width)
+    return [*embed, *(size.depth * block), size.width, size.width]
 
 
 def _decoder_sizes(recipe: EncoderRecipe, decoder: DecoderShape) -> list[int]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from arvideo_ds.config import EncoderRecipe, Recipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape
-from arvideo_ds.planning.cost import parameter_sizes
+from arvideo_ds.planning.cost import encoder_sizes, parameter_sizes
 
 FP32 = 4
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -309,9 +309,11 @@ def activations(
         # Copies of the clips: cubes, or two in fp32 where clips are mixed.
         workspace = (2 * FP32 if model.mixes_clips else 1) * pixels
     encoder = embedded + blocks
+    passing, features = _of_teacher(recipe, micro_batch)
     return Activations(
         saved=encoder + rest,
-        workspace=workspace,
+        # The teacher's pass comes first; its features are kept until the loss is made.
+        workspace=max(workspace + features, passing - encoder - rest),
         later=encoder + max(later, last),
         clips=pixels,
     )
@@ -343,6 +345,18 @@ def _of_decoder(
     return kept, layers + max(first, last), queries * outputs
 
 
+def _of_teacher(recipe: EncoderRecipe, micro_batch: int) -> tuple[int, int]:
+    """Bytes of a teacher's forward pass, in its widest layer, and of its features."""
+    size = recipe.transformer.teacher
+    if size is None:
+        return 0, 0
+    rows = micro_batch * recipe.geometry.num_tokens
+    cubes = FP32 * rows * recipe.geometry.cube_values
+    layer = _mlp(recipe, rows, size.width, size.mlp) + _element(recipe) * rows * size.width
+    layer = max(layer, _attention(recipe, rows, size.width, size.heads), 2 * cubes)
+    return layer, _element(recipe) * rows * size.width
+
+
 def _layers(depth: int, full: int, inputs: int, strategy: Strategy) -> int:
     """Bytes of a stack in which recomputed layers keep their inputs only."""
     recomputed = math.ceil(depth / strategy.recompute) if strategy.recompute else 0
@@ -359,6 +373,13 @@ def _attention(
     """Norm and attention: input, normalised, queries, output [, keys, values]."""
     element, tensors = _element(recipe), 6 if own_keys else 4
     return rows * (element * tensors * width + _NORM_STATISTICS + heads * _SOFTMAX_ROW)
+
+
+def teacher_bytes(recipe: EncoderRecipe) -> int:
+    """The weights of a teacher, whole on every rank; 0 without one."""
+    size = recipe.transformer.teacher
+    cube_values = recipe.geometry.cube_values
+    return 0 if size is None else _element(recipe) * sum(encoder_sizes(size, cube_values))
 
 
 def _masks(recipe: EncoderRecipe) -> int:
@@ -406,7 +427,7 @@ def footprint(
     states = model_states(recipe, strategy, world_size=world_size, accumulation=accumulation)
     kept = activations(recipe, micro_batch, strategy)
     # ZeRO-3's bucket exists all the time.
-    always = states.rest + kept.clips + _masks(recipe)
+    always = states.rest + kept.clips + _masks(recipe) + teacher_bytes(recipe)
     always += states.bucket if strategy.stage == 3 else 0
     passing = states.bucket if strategy.stage < 3 else 0
     # Stage 1 reduces, and frees its bucket, after the last of the accumulated micro-steps.

@@ -74,6 +74,7 @@ class RunPlan:
     parameters_encoder: int
     parameters_decoder: int
     gflops_forward_per_clip: float
+    gflops_teacher_per_clip: float = 0.0
     sources: tuple[SourcePlan, ...] = ()
 
     @property
@@ -86,9 +87,8 @@ class RunPlan:
 
     def as_dict(self) -> dict[str, object]:
         tree = dataclasses.asdict(self)
-        if not self.sources:
-            del tree["sources"]
-        return tree
+        unused = [key for key in ("sources", "gflops_teacher_per_clip") if not tree[key]]
+        return {key: value for key, value in tree.items() if key not in unused}
 
 
 def make_plan(
@@ -151,6 +151,7 @@ def make_plan(
         parameters_encoder=cost.parameters_encoder,
         parameters_decoder=cost.parameters_decoder,
         gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
+        gflops_teacher_per_clip=round(cost.flops_teacher_per_clip / 1e9, 3),
         sources=_sources(recipe, given, steps * videos_per_step),
     )
 

@@ -4,7 +4,7 @@
   recipe.yaml        the whole recipe with overrides
   run.json           plan, DeepSpeed configuration, versions, commit, manifest hash; the parent run
                      (lineage.py), the loss of predicting the mean (baseline.py), the initial
-                     weights
+                     weights, the teacher
   metrics.jsonl      one object per logged step
   quarantine-rank-00003.jsonl   videos that did not decode on this rank
   not_applied-rank-00003.jsonl  refused steps, with this rank's videos (guard.py)
@@ -73,7 +73,8 @@ _FREE = frozenset(
     evaluation.views evaluation.batch evaluation.annotations evaluation.detections
     evaluation.min_score evaluation.excluded evaluation.action_list evaluation.short_side
     evaluation.extend evaluation.person_score finetune.init_from finetune.num_classes
-    detect.init_from detect.annotations pretrain.init_from tokenizer.perceptual_network
+    detect.init_from detect.annotations pretrain.init_from objective.teacher
+    tokenizer.perceptual_network
     probe.train_shards probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity
     wandb.group wandb.tags trackers.tensorboard trackers.trackio""".split()
 )

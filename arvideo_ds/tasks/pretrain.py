@@ -9,38 +9,56 @@ from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.evaluation.pretrained import build_objective
 from arvideo_ds.models.encoder import encode_clips
+from arvideo_ds.tasks.teacher import load_teacher
 
 
 class Pretrain(nn.Module):
     """While training the mean loss over clips that decoded (0 if none did), else tokens B N D."""
 
-    compilable = ("model.losses",)
+    compilable = ("model.losses", "features")
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.model = build_objective(recipe)
         self.patch = recipe.patch
+        # After the model, whose initial weights it must not change.
+        self.teacher = load_teacher(recipe)
 
     def forward(self, batch: Batch) -> Tensor:
         if not self.training:
             return encode_clips(self.model.encoder, batch.clips, self.patch)
-        per_clip = self.model(batch.clips, batch.keys, batch.scores, batch.codes)
+        per_clip = self.model(batch.clips, batch.keys, batch.scores, self._codes(batch))
         valid = batch.valid.to(per_clip.dtype)
         return (per_clip * valid).sum() / valid.sum().clamp(min=1)
+
+    def features(self, clips: Tensor) -> Tensor:
+        """The teacher's features of clips, B N D."""
+        assert self.teacher is not None
+        return self.teacher.features(clips)
+
+    def _codes(self, batch: Batch) -> Tensor | None:
+        """Codes of the clips' tokens: from data.scores, or the teacher's features."""
+        if self.teacher is None:
+            return batch.codes
+        self.teacher.move_to(batch.clips.device)
+        return self.features(batch.clips)
 
     @torch.no_grad()
     def baseline(self, batch: Batch) -> Tensor:
         """The loss of predicting the mean of the targets: its sum over clips, and their number, 2.
 
-        The best prediction without seeing the clip. The mean is 0 where targets are normalised per
-        cube, else that of each predicted value over the batch. With normalised targets of cubes of
-        P pixels the loss is (P - 1) / P, since the variance is unbiased, and 0 in channels of one
-        colour. Clips that did not decode do not count.
+        The best prediction without seeing the clip (of a teacher's features nearly so: their
+        smooth L1 is squared up to 1). The mean is 0 where targets are normalised per cube, else
+        that of each predicted value over the batch. With normalised targets of cubes of P pixels
+        the loss is (P - 1) / P, since the variance is unbiased, and 0 in channels of one colour.
+        Clips that did not decode do not count.
         """
-        targets = self.model.target_values(batch.clips, batch.keys, batch.scores, batch.codes)
+        codes = self._codes(batch)
+        targets = self.model.target_values(batch.clips, batch.keys, batch.scores, codes)
         valid = batch.valid.to(targets.dtype)
+        mean = torch.zeros_like(targets)
         if not self.model.zero_mean:
             total = (targets * valid[:, None, None]).sum(dim=(0, 1))
-            targets = targets - total / (targets.shape[1] * valid.sum().clamp(min=1))
-        per_clip = targets.square().mean(dim=(1, 2))
+            mean = mean + total / (targets.shape[1] * valid.sum().clamp(min=1))
+        per_clip = self.model.errors(mean, targets).mean(dim=(1, 2))
         return torch.stack([(per_clip * valid).sum(), valid.sum()])

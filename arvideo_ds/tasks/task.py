@@ -106,6 +106,10 @@ class Task(ABC):
         """Errors: `UserError` where the initial weights that the recipe names do not exist."""
         return
 
+    def build_words(self, module: Any) -> str | None:  # noqa: ARG002
+        """What the first rank prints about a module that was built."""
+        return None
+
     def initialize(self, module: Any, shards: AnyShards) -> str | None:  # noqa: ARG002
         """Load the initial weights that the recipe names; returns a report, None without any."""
         return None

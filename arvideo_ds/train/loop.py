@@ -107,6 +107,7 @@ def _meter(run: Run) -> Meter:
         recipe.task,
         plan.sequence_parallel,
         gflops=plan.gflops_forward_per_clip,
+        teacher_gflops=plan.gflops_teacher_per_clip,
         peak_tflops=peak_tflops(recipe.train, device),
     )
 

@@ -69,8 +69,8 @@ class Stopwatch:
 class Meter:
     """One rank's measurements since the last logged step; losses stay on the device until then.
 
-    sharing: number of consecutive ranks that load the same clips. gflops: of a clip's forward pass.
-    peak_tflops: of a GPU, if known.
+    sharing: number of consecutive ranks that load the same clips. gflops, teacher_gflops: of a
+    clip's forward pass, of the model and of a frozen teacher. peak_tflops: of a GPU, if known.
     """
 
     def __init__(
@@ -80,10 +80,12 @@ class Meter:
         sharing: int = 1,
         *,
         gflops: float = 0.0,
+        teacher_gflops: float = 0.0,
         peak_tflops: float | None = None,
     ) -> None:
         self._device, self._task, self._sharing = device, task, sharing
-        self._gflops, self._peak_tflops = gflops, peak_tflops
+        # Of a step: forward and backward; what is recomputed does not count.
+        self._gflops, self._peak_tflops = 3 * gflops + teacher_gflops, peak_tflops
         # A loss per micro-step; per step 1 where it was not applied.
         self.losses: list[torch.Tensor] = []
         self.refused: list[torch.Tensor] = []
@@ -113,8 +115,7 @@ class Meter:
         slowest = max(range(world_size), key=forwards_s.__getitem__)
         on_gpu = self._device.type == "cuda"
         clips_per_s_per_gpu = clips / elapsed_mean_s / world_size
-        # Forward and backward; what is recomputed does not count.
-        tflops = 3 * self._gflops * clips_per_s_per_gpu / 1000
+        tflops = self._gflops * clips_per_s_per_gpu / 1000
         share = {} if self._peak_tflops is None else {SHARE_OF_PEAK: tflops / self._peak_tflops}
         peak = torch.cuda.max_memory_allocated(self._device) if on_gpu else peak_resident_bytes()
         metrics = {

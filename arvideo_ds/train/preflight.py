@@ -11,6 +11,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.score_store import TokenScores, hash_of_scores
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.mix import AnyShards
+from arvideo_ds.tasks.teacher import TEACHER, teacher_facts
 from arvideo_ds.train.settle import RunSettings
 
 # Limit of the comparison of a shard set's indices with its manifest.
@@ -45,7 +46,8 @@ def check_data(settings: RunSettings[Any], world: World) -> None:
 def find_checkpoint(settings: RunSettings[Any]) -> Checkpoint | None:
     """The run's own newest checkpoint, else that of --resume, else None. Collective.
 
-    Errors: `UserError` for other shards, token scores or learning rates than those of the run.
+    Errors: `UserError` for another teacher, other shards, token scores or learning rates than those
+    of the run.
     """
     recipe, shards, parent = settings.recipe, settings.require_shards(), settings.options.resume
     own = newest_sound_checkpoint(settings.folder / run_folder.CHECKPOINTS, own=True)
@@ -65,6 +67,7 @@ def find_checkpoint(settings: RunSettings[Any]) -> Checkpoint | None:
             f"{what}, so its position in the data means nothing here. Point data.{key} "
             "at the shards it was started with, or start another run with another --output."
         )
+    _require_same_teacher(checkpoint, teacher_facts(recipe))
     if own is not None:
         run_folder.require_same_rates(own.path, own.facts.get("plan"), settings.plan)
         if own.facts.get("scores") != hash_of_scores(recipe):
@@ -74,3 +77,13 @@ def find_checkpoint(settings: RunSettings[Any]) -> Checkpoint | None:
                 "another run with another --output."
             )
     return checkpoint
+
+
+def _require_same_teacher(checkpoint: Checkpoint, now: dict[str, Any]) -> None:
+    was = checkpoint.facts.get(TEACHER, {})
+    if was.get("sha256") != now.get(TEACHER, {}).get("sha256"):
+        raise UserError(
+            f"checkpoint {checkpoint.path} was trained on the features of another teacher "
+            f"({was.get('origin')}): the hash of its weights differs. Point objective.teacher at "
+            "it, or start another run with another --output."
+        )

@@ -13,6 +13,7 @@ from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.score_store import hash_of_scores
 from arvideo_ds.planning.plan import RunPlan, schedule_words, source_lines
 from arvideo_ds.runs import run_folder
+from arvideo_ds.tasks.teacher import teacher_facts
 from arvideo_ds.train.baseline import BASELINE
 from arvideo_ds.train.loop import Outcome
 from arvideo_ds.train.settle import RunSettings
@@ -35,6 +36,7 @@ def facts(settings: RunSettings[Any], world_size: int) -> dict[str, Any]:
         "zero_stage": zero_stage(settings.deepspeed),
         "manifest": settings.require_shards().hash,
         "scores": hash_of_scores(settings.recipe),
+        **teacher_facts(settings.recipe),
         "commit": git_commit(),
         "versions": versions,
     }
@@ -53,9 +55,14 @@ def write_start(
     parameters = f"{plan.parameters_encoder / 1e6:.1f} M encoder"
     if plan.parameters_decoder:
         parameters += f" + {plan.parameters_decoder / 1e6:.1f} M decoder"
+    teacher = (
+        f" + {plan.gflops_teacher_per_clip:.2f} of the teacher"
+        if plan.gflops_teacher_per_clip
+        else ""
+    )
     print(
         f"recipe {settings.options.recipe}: {task.model_words()}, {parameters} parameters, "
-        f"{plan.gflops_forward_per_clip:.2f} GFLOP forward per clip\n"
+        f"{plan.gflops_forward_per_clip:.2f}{teacher} GFLOP forward per clip\n"
         f"clip {plan.clip_shape} -> tokens {plan.token_grid}{task.token_words(plan)}\n"
         f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
         f"{_batch(plan)}\n"

@@ -51,7 +51,7 @@ def facts(run: Path, recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tu
     millions = plan["parameters_encoder"] / 1e6
     return [
         *([("continues", ", which continues ".join(chain))] if chain else []),
-        ("objective", ", ".join(f"{k} {v}" for k, v in recipe.objective.model_dump().items())),
+        ("objective", ", ".join(f"{k} {v}" for k, v in _objective(recipe).items())),
         ("encoder", f"ViT-{recipe.model.size}, {millions:.1f} M parameters"),
         ("clip", " x ".join(map(str, plan["clip_shape"]))),
         ("clusters", f"{plan['num_clusters']} of {plan['cluster_size']} tokens"),
@@ -60,6 +60,10 @@ def facts(run: Path, recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tu
         ("last start took", f"{summary['train_seconds_of_last_start'] / 60:.1f} min"),
         ("commit", summary["commit"]),
     ]
+
+
+def _objective(recipe: PretrainRecipe) -> dict[str, Any]:
+    return recipe.objective.model_dump(exclude_none=True)
 
 
 def loss(run: Path, summary: dict[str, Any]) -> str:
@@ -103,6 +107,9 @@ def probes(summary: dict[str, Any]) -> list[str]:
 def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: int) -> str:
     if recipe.objective.needs_scores(recipe.decoder):
         note = "Not drawn: predictions depend on data.scores, which only training reads."
+        return report.section("Predictions", note, [])
+    if recipe.objective.teacher is not None:
+        note = "Not drawn: the model predicts the features of its teacher, which are no pixels."
         return report.section("Predictions", note, [])
     folder = shards or recipe.probe.test_shards or next(iter(recipe.data.folders), None)
     if folder is None:

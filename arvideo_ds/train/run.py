@@ -144,6 +144,8 @@ def _module(
     # Every rank draws the same initial weights.
     torch.manual_seed(settings.recipe.train.seed)
     module = task.build(shards)
+    if world.is_main and (words := task.build_words(module)) is not None:
+        print(words, flush=True)
     if checkpoint is not None:
         return module, checkpoint.facts.get(INITIAL)
     report = task.initialize(module, shards)

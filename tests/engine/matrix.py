@@ -5,36 +5,44 @@ Prints one line of JSON: the curve of each case, by name.
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.load import validate
 from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
 from arvideo_ds.engine.build import build_engine
 from arvideo_ds.engine.world import World, start_world
+from arvideo_ds.evaluation.pretrained import build_objective
+from arvideo_ds.files.tensors import save_tensors
+from arvideo_ds.models.teacher import Teacher
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.runs import run_folder
 from arvideo_ds.tasks.pretrain import Pretrain
+from arvideo_ds.tasks.teacher import settle_teacher
 
 # make test does a few; the figure over 50 steps is ARVIDEO_STEPS=50.
 STEPS, BATCH = int(os.environ.get("ARVIDEO_STEPS", "12")), 8
-RECIPE = validate(
-    {
-        "model": {"size": "tiny"},
-        "objective": {"cluster": [2, 2, 2]},
-        "decoder": {"depth": 1},
-        "data": {"frames": 4, "size": 16},
-        "train": {"total_batch": BATCH, "micro_batch": BATCH, "max_steps": STEPS},
-    },
-    "matrix",
-)
+TREE: dict[str, Any] = {
+    "model": {"size": "tiny"},
+    "objective": {"cluster": [2, 2, 2]},
+    "decoder": {"depth": 1},
+    "data": {"frames": 4, "size": 16},
+    "train": {"total_batch": BATCH, "micro_batch": BATCH, "max_steps": STEPS},
+}
+RECIPE = validate(TREE, "matrix")
 CASES = [
     (stage, precision, accumulation, checkpointing, False)
     for stage, precision, accumulation, checkpointing in itertools.product(
@@ -83,10 +91,13 @@ def batches(step: int, accumulation: int, world: World) -> list[Batch]:
     return [batch.to(world.device) for batch in micro_batches]
 
 
-def curve(case: tuple[int, str, int, bool, bool], world: World) -> list[float]:
+def curve(
+    case: tuple[int, str, int, bool, bool], world: World, recipe: PretrainRecipe = RECIPE
+) -> list[float]:
     stage, precision, accumulation, checkpointing, offload = case
     torch.manual_seed(0)
-    task = Pretrain(RECIPE)
+    task = Pretrain(recipe)
+    before = [] if task.teacher is None else copy.deepcopy(list(weights_of(task.teacher)))
     settings = config(stage, precision, accumulation, checkpointing=checkpointing, offload=offload)
     engine = build_engine(task, parameter_groups(task, 0.05), settings, OptimSettings())
     engine.set_learning_rate(1e-3)
@@ -99,13 +110,33 @@ def curve(case: tuple[int, str, int, bool, bool], world: World) -> list[float]:
             engine.step()
             total += float(loss.detach()) / accumulation
         losses.append(total)
+    if task.teacher is not None:
+        assert all(map(torch.equal, before, weights_of(task.teacher))), "frozen, and whole"
     ranks = gather_over_ranks(losses, world.device)
     return [sum(values) / len(values) for values in zip(*ranks, strict=True)]
+
+
+def weights_of(teacher: Teacher) -> Iterator[torch.Tensor]:
+    return iter(teacher.encoder.state_dict().values())
+
+
+def taught(folder: Path) -> PretrainRecipe:
+    """The recipe with an untrained teacher, which is written to the folder."""
+    torch.manual_seed(1)
+    save_tensors(build_objective(RECIPE).state_dict(), folder / run_folder.MODEL)
+    run_folder.write_recipe(folder, RECIPE)
+    objective = {**TREE["objective"], "teacher": str(folder)}
+    return settle_teacher(validate({**TREE, "objective": objective}, "taught"))
 
 
 def main() -> None:
     world = start_world()
     curves = {"-".join(map(str, case)): curve(case, world) for case in CASES}
+    with tempfile.TemporaryDirectory() as folder:
+        recipe = taught(Path(folder))
+        for stage in range(4):
+            case = (stage, "fp32", 1, False, False)
+            curves[f"{stage}-fp32-taught"] = curve(case, world, recipe)
     if world.is_main:
         print("RESULT " + json.dumps(curves), flush=True)
     dist.destroy_process_group()

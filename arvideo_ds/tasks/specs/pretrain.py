@@ -15,13 +15,17 @@ from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.shards.mix import AnyShards
 from arvideo_ds.tasks.task import open_shards
-from arvideo_ds.tasks.transfer import StartTask, origin_of
+from arvideo_ds.tasks.teacher import settle_teacher
+from arvideo_ds.tasks.transfer import StartTask, origin_of, settle_transfer
 
 
 class Pretraining(StartTask):
     """The probe chooses no weights: labels must not influence pretraining."""
 
     recipe: PretrainRecipe
+
+    def settled(self, folder: Path) -> PretrainRecipe:
+        return settle_teacher(settle_transfer(self.recipe, folder))
 
     def evaluation_shards(self) -> list[str | None]:
         probe = self.recipe.probe
@@ -79,7 +83,11 @@ class Pretraining(StartTask):
             )
 
     def model_words(self) -> str:
-        return f"{self.recipe.objective.name}, ViT-{self.recipe.model.size}"
+        objective = self.recipe.objective
+        words = f"{objective.name}, ViT-{self.recipe.model.size}"
+        if objective.teacher is None:
+            return words
+        return f"{words}, features of ViT-{objective.teacher_size} {objective.teacher}"
 
     def token_words(self, plan: RunPlan) -> str:
         positions = self.position_words()
@@ -103,6 +111,9 @@ class Pretraining(StartTask):
         recipe = origin_of(source)[1]
         same = recipe is not None and recipe.decoding == self.recipe.decoding
         return load_objective_weights(model, source, patch=self.recipe.patch, same_decoder=same)
+
+    def build_words(self, module: Any) -> str | None:
+        return None if module.teacher is None else f"teacher: {module.teacher.report}"
 
     def validation(self, shards: ShardSet) -> Any:
         from arvideo_ds.evaluation.features import FrozenEncoder
