@@ -1,0 +1,58 @@
+"""Runs on the features of a teacher: its weights stay where they are, and the run goes on."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from arvideo_ds.engine.checkpoints import newest_checkpoint
+from arvideo_ds.files.checksums import sha256_of
+from arvideo_ds.files.tensors import load_tensors, save_tensors
+from arvideo_ds.runs import run_folder
+from tests.train.conftest import Runs
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_run_with_a_teacher_resumes_and_saves_none_of_its_weights(runs: Runs) -> None:
+    """Two ranks at ZeRO-3, interrupted, against one rank at ZeRO-2, uninterrupted."""
+    runs.run("teacher", "train.max_steps=1")
+    teacher = runs.folder / "teacher"
+    weights, options = teacher / run_folder.MODEL, ["train.max_steps=4"]
+    options.append(f"objective.teacher={teacher}")
+    before = sha256_of(weights)
+    runs.run("whole", *options)
+    cut = {"ranks": 2, "stage": "zero3"}
+    runs.run("cut", *options, fault="interrupt:1:1:0", code=None, **cut)
+
+    own = load_tensors(weights)
+    save_tensors({name: value + 1 for name, value in own.items()}, weights)
+    assert "features of another teacher" in runs.run("cut", *options, code=None, **cut)
+    save_tensors(own, weights)
+    assert sha256_of(weights) == before
+    out = runs.run("cut", *options, **cut)
+    assert f"features of ViT-tiny {teacher}" in out
+    assert sha256_of(weights) == before
+    pairs = list(zip(runs.losses("cut"), runs.losses("whole"), strict=True))
+    assert len(pairs) == 4
+    assert max(abs(a - b) / b for a, b in pairs) <= 1e-4
+
+    folder = runs.folder / "cut"
+    facts = json.loads((folder / run_folder.FACTS).read_text())
+    assert facts["teacher"] == {"origin": str(teacher), "sha256": before}
+    assert 0 < runs.summary("cut")["baseline_loss"] < 1
+    student = load_tensors(folder / run_folder.MODEL)
+    shapes = {name: value.shape for name, value in student.items()}
+    assert shapes.pop("decoder.head.weight") == (128, 96)
+    assert shapes.pop("decoder.head.bias") == (128,)
+    assert shapes.items() <= {name: value.shape for name, value in own.items()}.items()
+    checkpoint = newest_checkpoint(folder / run_folder.CHECKPOINTS)
+    assert checkpoint is not None
+    saved = sum(
+        value.numel()
+        for part in checkpoint.path.glob("rank-*.safetensors")
+        for value in load_tensors(part).values()
+    )
+    # Weights and AdamW's two moments, of the student alone.
+    assert saved <= 3.1 * sum(value.numel() for value in student.values())
