@@ -32,6 +32,7 @@ class Size:
 
 SIZES: dict[str, Size] = {
     #          width depth heads mlp patch  decoder: width depth heads, VideoMAE's width
+    "nano": Size(64, 4, 2, 256, 4, 48, 2, 2, 48),
     "tiny": Size(128, 4, 4, 512, 4, 96, 2, 3, 96),
     "S": Size(384, 12, 6, 1536, 16, 192, 4, 3, 192),
     "B": Size(768, 12, 12, 3072, 16, 512, 4, 8, 384),

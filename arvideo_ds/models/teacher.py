@@ -28,7 +28,6 @@ class Teacher:
         if self.encoder.positions.device != device:
             self.encoder.to(device)
 
-    @torch.no_grad()
     def features(self, clips: Tensor) -> Tensor:
         """Clips B T H W 3 to the encoder's output, B N D, of its precision."""
         return encode_clips(self.encoder, clips, self.patch)

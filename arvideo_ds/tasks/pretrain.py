@@ -36,6 +36,7 @@ class Pretrain(nn.Module):
         assert self.teacher is not None
         return self.teacher.features(clips)
 
+    @torch.no_grad()  # outside the compiled `features`, which would be compiled for each mode
     def _codes(self, batch: Batch) -> Tensor | None:
         """Codes of the clips' tokens: from data.scores, or the teacher's features."""
         if self.teacher is None:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.engine.build import compile_model
 from arvideo_ds.engine.checkpoints import Checkpoint
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pretrained import build_objective, load_trained_encoder
@@ -30,6 +32,7 @@ from arvideo_ds.tasks.teacher import TEACHER, settle_teacher, teacher_facts
 from arvideo_ds.train.preflight import _require_same_teacher
 from arvideo_ds.train.report import predictions
 from tests.conftest import count_parameters
+from tests.engine.test_compile import graphs  # noqa: F401
 from tests.tasks.test_devices import HostWaits
 from tests.tasks.test_pretrain import baseline_of, batch_of
 
@@ -166,6 +169,20 @@ def test_the_teacher_is_in_the_run_s_precision_and_never_makes_the_host_wait(
     assert {p.dtype for p in task.teacher.encoder.parameters()} == {dtype}
 
 
+def test_teacher_and_student_are_two_graphs_for_all_steps(
+    taught: Make,
+    graphs: CompileCounter,  # noqa: F811
+) -> None:
+    task, batch = Pretrain(taught()), batch_of(noise(2), [True, True])
+    expected = task(batch)
+    compile_model(task, layers=False)
+    torch.testing.assert_close(task(batch), expected)
+    batch.keys += 9
+    task(batch).backward()
+    task.baseline(batch)
+    assert graphs.frame_count == 2
+
+
 def test_positions_are_interpolated_for_clips_of_another_shape(taught: Make) -> None:
     recipe = taught(data={"frames": 4, "size": 24})
     task = Pretrain(recipe)
@@ -243,7 +260,7 @@ def test_what_cannot_teach_is_refused_with_the_reason(
         Pretrain(given)
     with pytest.raises(UserError, match=r"not a multiple of model\.patch"):
         settle_teacher(tiny(objective=public | {"teacher_size": "S", "teacher_clip": [16, 30, 32]}))
-    with pytest.raises(UserError, match=r"teacher_size=XXL is not one of tiny, S"):
+    with pytest.raises(UserError, match=r"teacher_size=XXL is not one of nano, tiny, S"):
         tiny(objective=public | {"teacher_size": "XXL"})
     with pytest.raises(UserError, match=r"describe a teacher"):
         tiny(objective={"teacher_size": "S"})
