@@ -22,6 +22,8 @@ from arvideo_ds.registry import Registry
 # How the tokens under the loss are chosen (models/selection.py). With "random", a loss on part of
 # the tokens estimates the loss on all; the others are biased on purpose. "scores": data.scores.
 Rule = Literal["random", "uniform", "running_cell", "scores"]
+# objective.teacher: the moving average of the run's own weights.
+EMA = "ema"
 # A larger difference between drop_ratio and the share that is dropped is worth a note.
 _TOLERATED_DIFFERENCE = 0.03
 
@@ -62,7 +64,9 @@ class BaseObjective(Settings, ABC):
     """Normalise each cube's pixels by their mean and standard deviation, channel by channel."""
     teacher: str | None = None
     """Predict the features of this frozen ViT instead of pixels: a run, an exported encoder, a
-    public checkpoint (docs/teachers.md)."""
+    public checkpoint; or ema, a moving average of the run's own encoder (docs/teachers.md)."""
+    teacher_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of teacher: ema; by default 0.999."""
     teacher_size: str | None = None
     """Its model.size. None = from its recipe.yaml or config.json; recipe.yaml records it."""
     teacher_clip: PositiveTriple | None = None
@@ -118,6 +122,11 @@ class BaseObjective(Settings, ABC):
         if self.teacher_size not in (None, *SIZES):
             raise UserError(
                 f"objective.teacher_size={self.teacher_size} is not one of {', '.join(SIZES)}."
+            )
+        if self.teacher_decay is not None and self.teacher != EMA:
+            raise UserError(
+                "objective.teacher_decay is for objective.teacher: ema; any other is frozen. "
+                "Remove it."
             )
         if self.teacher is None and (self.teacher_size or self.teacher_clip):
             raise UserError(

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from typing_extensions import Self
 
 from arvideo_ds.config.objectives import (
+    EMA,
     ArvideoSettings,
     DecoderSettings,
     ObjectiveSettings,
@@ -65,6 +66,10 @@ class PretrainRecipe(StartRecipe):
     @property
     def teacher(self) -> str | None:
         return self.objective.teacher
+
+    @property
+    def ema_decay(self) -> float | None:
+        return self.objective.teacher_decay if self.teacher == EMA else None
 
     def notes(self) -> list[str]:
         return self.objective.notes(self.geometry)

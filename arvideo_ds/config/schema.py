@@ -405,7 +405,7 @@ class Recipe(Settings):
 
     @property
     def teacher(self) -> str | None:
-        """Where the weights of a frozen teacher are; None = the run has none."""
+        """Where the weights of a teacher are, or ema; None = the run has none."""
         return None
 
     @property

@@ -6,7 +6,7 @@ import functools
 import importlib.util
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import deepspeed
@@ -61,8 +61,9 @@ class Engine:
         self.config = config
         self.compiled = compiled
         self.stage = zero_stage(config)
-        # Set by fragments.keep_average.
+        # Set by fragments.keep_average, and by follow_average: called after each update of it.
         self.average: Average | None = None
+        self.spread_average: Callable[[], None] | None = None
         # Ranks that load the same clips.
         self._group = group
         # At stage 0 DeepSpeed neither measures gradients nor skips a step.
@@ -96,6 +97,8 @@ class Engine:
         self.deepspeed.step()
         if self.average is not None and updates:
             self.average.update(self.refused())
+            if self.spread_average is not None:
+                self.spread_average()
 
     def refused(self) -> Tensor:
         """1 if the last step was not applied, else 0; no host sync."""

@@ -11,10 +11,12 @@ number of ranks; this is the one file that knows where DeepSpeed keeps them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -59,6 +61,36 @@ def state_of(engine: Engine, fragment: Fragment) -> dict[str, Tensor]:
 def keep_average(engine: Engine, decay: float) -> None:
     """From now on keep a moving average of the weights, which starts at their present values."""
     engine.average = Average(owners(engine), decay)
+
+
+def follow_average(engine: Engine, followers: Mapping[str, Tensor]) -> None:
+    """Copy the moving average, now and after each update, to tensors outside the engine.
+
+    followers: a tensor for each of some parameters, whole, by its name. Collective, and an
+    all-reduce of their size in fp32 where ranks have parts.
+    """
+    engine.spread_average = functools.partial(_copy_average, engine, followers)
+    engine.spread_average()
+
+
+@torch.no_grad()
+def _copy_average(engine: Engine, followers: Mapping[str, Tensor]) -> None:
+    assert engine.average is not None
+    device = engine.deepspeed.device
+    flats = {
+        name: torch.zeros(follower.numel(), device=device) for name, follower in followers.items()
+    }
+    for fragment in fragments(engine):
+        if fragment.name in flats:
+            average = engine.average.of(fragment.owner)
+            part = _cut(average, fragment.offset, fragment.length)
+            _cut(flats[fragment.name], fragment.start, fragment.length).copy_(part)
+    if engine.stage:
+        whole = torch.cat(list(flats.values()))
+        dist.all_reduce(whole)
+        flats = dict(zip(flats, whole.split([len(flat) for flat in flats.values()]), strict=True))
+    for name, follower in followers.items():
+        follower.copy_(flats[name].view_as(follower))
 
 
 def owners(engine: Engine) -> list[Tensor]:

@@ -31,6 +31,12 @@ class Pretrain(nn.Module):
         valid = batch.valid.to(per_clip.dtype)
         return (per_clip * valid).sum() / valid.sum().clamp(min=1)
 
+    def followers(self) -> dict[str, Tensor]:
+        """The weights of an EMA teacher, by the names of the parameters that they average."""
+        assert self.teacher is not None
+        weights = self.teacher.encoder.named_parameters()
+        return {f"model.encoder.{name}": weight for name, weight in weights}
+
     def features(self, clips: Tensor) -> Tensor:
         """The teacher's features of clips, B N D."""
         assert self.teacher is not None

@@ -1,4 +1,4 @@
-"""The frozen teacher of a pretraining run: its choice, its weights, its hash.
+"""The teacher of a pretraining run: its choice, its weights, its hash.
 
 Importing it needs no torch.
 """
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from arvideo_ds.config import EncoderRecipe, PretrainRecipe, Recipe
+from arvideo_ds.config.objectives import EMA
 from arvideo_ds.config.sizes import SIZES, EncoderSpec
 from arvideo_ds.errors import UserError
 from arvideo_ds.files.checksums import sha256_of
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 # In run.json and checkpoints, of runs that have one.
 TEACHER = "teacher"
+_DECAY = 0.999
 
 
 def settle_teacher(recipe: PretrainRecipe) -> PretrainRecipe:
@@ -32,6 +34,9 @@ def settle_teacher(recipe: PretrainRecipe) -> PretrainRecipe:
     objective = recipe.objective
     if objective.teacher is None:
         return recipe
+    if objective.teacher == EMA:
+        own = {"teacher_size": recipe.model.size, "teacher_clip": recipe.clip}
+        return _with(recipe, {**own, "teacher_decay": objective.teacher_decay or _DECAY})
     where = Path(objective.teacher)
     clip, source = origin_of(where)
     if source is not None:
@@ -48,10 +53,13 @@ def settle_teacher(recipe: PretrainRecipe) -> PretrainRecipe:
             f"objective.teacher_clip={list(clip)} is not a multiple of model.patch="
             f"{list(recipe.patch)}; give the frames, height and width of the teacher's clips."
         )
-    update = {"teacher_size": objective.teacher_size or size, "teacher_clip": clip}
-    settled = recipe.model_copy(update={"objective": objective.model_copy(update=update)})
+    settled = _with(recipe, {"teacher_size": objective.teacher_size or size, "teacher_clip": clip})
     _ = settled.target_values  # raises the error of an unknown size
     return settled
+
+
+def _with(recipe: PretrainRecipe, settings: dict[str, Any]) -> PretrainRecipe:
+    return recipe.model_copy(update={"objective": recipe.objective.model_copy(update=settings)})
 
 
 def _require_same_tokens(recipe: PretrainRecipe, source: EncoderRecipe, where: str) -> None:
@@ -83,7 +91,8 @@ def _size_in_config(folder: Path) -> str | None:
 def load_teacher(recipe: PretrainRecipe) -> Teacher | None:
     """The teacher of a settled recipe in the run's precision, on the CPU; None without one.
 
-    Errors: `UserError`, as `load_encoder`.
+    An ema has no weights yet: the engine copies them (engine/fragments.py). Errors: `UserError`, as
+    `load_encoder`.
     """
     import torch
 
@@ -94,6 +103,11 @@ def load_teacher(recipe: PretrainRecipe) -> Teacher | None:
     objective, size = recipe.objective, recipe.objective.teacher_shape
     if objective.teacher is None or size is None:
         return None
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    dtype = dtypes[recipe.train.precision]
+    if objective.teacher == EMA:
+        report = f"a moving average of the encoder, decay {recipe.ema_decay}"
+        return Teacher(build_encoder(recipe.encoder), recipe.patch, dtype, report)
     _, source = origin_of(Path(objective.teacher))
     spec = EncoderSpec(
         Geometry.whole(recipe.clip, recipe.patch),
@@ -102,15 +116,16 @@ def load_teacher(recipe: PretrainRecipe) -> Teacher | None:
         Geometry.whole(objective.teacher_clip or recipe.clip, recipe.patch).grid,
     )
     encoder = build_encoder(spec)
-    report = load_encoder(encoder, objective.teacher, patch=recipe.patch)
-    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return Teacher(encoder, recipe.patch, dtypes[recipe.train.precision], str(report))
+    report = str(load_encoder(encoder, objective.teacher, patch=recipe.patch))
+    return Teacher(encoder, recipe.patch, dtype, report)
 
 
 def teacher_facts(recipe: Recipe) -> dict[str, Any]:
-    """The entry `TEACHER` of run.json: where its weights are, and their hash; {} without one."""
+    """The entry `TEACHER` of run.json: where its weights are, their hash; {} for ema or none."""
     where = recipe.teacher
-    return {} if where is None else {TEACHER: {"origin": where, "sha256": _hash(where)}}
+    if where is None or where == EMA:
+        return {}
+    return {TEACHER: {"origin": where, "sha256": _hash(where)}}
 
 
 @functools.cache

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from arvideo_ds.config.objectives import EMA
 from arvideo_ds.data.clips import MixedClips, TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.decoding.decoders import first_usable, usable_decoders
@@ -29,7 +30,7 @@ from arvideo_ds.engine.checkpoints import (
     load_checkpoint,
     newest_checkpoint,
 )
-from arvideo_ds.engine.fragments import AVERAGE, keep_average
+from arvideo_ds.engine.fragments import AVERAGE, follow_average, keep_average
 from arvideo_ds.engine.resolve import compiles
 from arvideo_ds.engine.world import World, start_world, use_tf32
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError
@@ -89,6 +90,9 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
         engine = _engine(settings, world, module)
         if checkpoint is not None:
             load_checkpoint(engine, checkpoint)
+        if recipe.teacher == EMA:
+            pretraining: Any = module
+            follow_average(engine, pretraining.followers())
         decoded = with_one_decoder(settings)
         loader = _loader(decoded, world, first_step)
         stack.enter_context(preferred_kernels(recipe, world.device))

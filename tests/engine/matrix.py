@@ -20,10 +20,12 @@ import torch.distributed as dist
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.load import validate
+from arvideo_ds.config.objectives import EMA
 from arvideo_ds.config.schema import OptimSettings
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
 from arvideo_ds.engine.build import build_engine
+from arvideo_ds.engine.fragments import follow_average, keep_average
 from arvideo_ds.engine.world import World, start_world
 from arvideo_ds.evaluation.pretrained import build_objective
 from arvideo_ds.files.tensors import save_tensors
@@ -40,7 +42,12 @@ TREE: dict[str, Any] = {
     "objective": {"cluster": [2, 2, 2]},
     "decoder": {"depth": 1},
     "data": {"frames": 4, "size": 16},
-    "train": {"total_batch": BATCH, "micro_batch": BATCH, "max_steps": STEPS},
+    "train": {
+        "total_batch": BATCH,
+        "micro_batch": BATCH,
+        "max_steps": STEPS,
+        "precision": "fp32",  # of a teacher
+    },
 }
 RECIPE = validate(TREE, "matrix")
 CASES = [
@@ -100,6 +107,11 @@ def curve(
     before = [] if task.teacher is None else copy.deepcopy(list(weights_of(task.teacher)))
     settings = config(stage, precision, accumulation, checkpointing=checkpointing, offload=offload)
     engine = build_engine(task, parameter_groups(task, 0.05), settings, OptimSettings())
+    if recipe.teacher == EMA:
+        before = []
+        keep_average(engine, recipe.ema_decay or 0)
+        follow_average(engine, task.followers())
+        expected = copy.deepcopy(dict(task.named_parameters())) if stage == 0 else {}
     engine.set_learning_rate(1e-3)
     losses = []
     for step in range(STEPS):
@@ -110,7 +122,12 @@ def curve(
             engine.step()
             total += float(loss.detach()) / accumulation
         losses.append(total)
-    if task.teacher is not None:
+        if recipe.teacher == EMA and stage == 0:
+            for name, weight in task.named_parameters():
+                expected[name].data.lerp_(weight.data, 1 - (recipe.ema_decay or 0))
+            for name, follower in task.followers().items():
+                torch.testing.assert_close(follower.data, expected[name].data)
+    if before:
         assert all(map(torch.equal, before, weights_of(task.teacher))), "frozen, and whole"
     ranks = gather_over_ranks(losses, world.device)
     return [sum(values) / len(values) for values in zip(*ranks, strict=True)]
@@ -137,6 +154,10 @@ def main() -> None:
         for stage in range(4):
             case = (stage, "fp32", 1, False, False)
             curves[f"{stage}-fp32-taught"] = curve(case, world, recipe)
+    objective = {**TREE["objective"], "teacher": EMA, "teacher_decay": 0.9}
+    recipe = settle_teacher(validate({**TREE, "objective": objective}, "ema"))
+    for stage in range(4):
+        curves[f"{stage}-fp32-ema"] = curve((stage, "fp32", 1, False, False), world, recipe)
     if world.is_main:
         print("RESULT " + json.dumps(curves), flush=True)
     dist.destroy_process_group()

@@ -24,7 +24,7 @@ from arvideo_ds.models.layouts import to_huggingface
 from arvideo_ds.models.positions import interpolated_positions
 from arvideo_ds.planning.advice import Machine, weigh
 from arvideo_ds.planning.cost import cost_of
-from arvideo_ds.planning.memory import Strategy, footprint, teacher_bytes
+from arvideo_ds.planning.memory import Strategy, footprint, model_states, teacher_bytes
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.runs import run_folder
 from arvideo_ds.tasks.pretrain import Pretrain
@@ -266,6 +266,26 @@ def test_what_cannot_teach_is_refused_with_the_reason(
         tiny(objective={"teacher_size": "S"})
     with pytest.raises(UserError, match=r"not for lvmae"):
         tiny(objective={"name": "lvmae", **public})
+
+
+def test_an_ema_teacher_is_the_run_s_own_encoder(tiny: Make) -> None:
+    """Its average is kept, planned and saved like fine-tuning's; nothing outside the run counts."""
+    given = {"teacher": "ema", **OBJECTIVES["arvideo"]["objective"]}
+    recipe = settle_teacher(tiny(data=SMALL, objective=given))
+    plain = tiny(data=SMALL, objective=OBJECTIVES["arvideo"]["objective"])
+    assert (recipe.ema_decay, plain.ema_decay) == (0.999, None)
+    assert recipe.objective.teacher_size == "tiny"
+    assert teacher_facts(recipe) == {}
+    task = Pretrain(recipe)
+    own = dict(task.named_parameters())
+    assert {n: w.shape for n, w in task.followers().items()} == {
+        n: own[n].shape for n in own if n.startswith("model.encoder.")
+    }
+    assert torch.isfinite(task(batch_of(noise(2), [True, True])))
+    kept, without = (model_states(r, Strategy(stage=2), world_size=1) for r in (recipe, plain))
+    assert kept.optimizer > without.optimizer
+    with pytest.raises(UserError, match=r"teacher_decay is for objective\.teacher: ema"):
+        tiny(objective={"teacher_decay": 0.9})
 
 
 def test_plan_and_memory_count_the_teacher(taught: Make, tiny: Make) -> None:

@@ -56,3 +56,17 @@ def test_a_run_with_a_teacher_resumes_and_saves_none_of_its_weights(runs: Runs) 
     )
     # Weights and AdamW's two moments, of the student alone.
     assert saved <= 3.1 * sum(value.numel() for value in student.values())
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_run_with_an_ema_teacher_resumes_to_the_same_curve(runs: Runs) -> None:
+    """The average is in the checkpoint, whole or in parts, and the teacher follows it again."""
+    options = ["train.max_steps=4", "objective.teacher=ema", "objective.teacher_decay=0.5"]
+    runs.run("ema", *options)
+    cut = {"ranks": 2, "stage": "zero3"}
+    runs.run("ema-cut", *options, fault="interrupt:1:1:0", code=None, **cut)
+    runs.run("ema-cut", *options, **cut)
+    pairs = list(zip(runs.losses("ema-cut"), runs.losses("ema"), strict=True))
+    assert len(pairs) == 4
+    assert max(abs(a - b) / b for a, b in pairs) <= 1e-4
