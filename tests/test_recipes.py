@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 JSONS = sorted((ROOT / "ds_configs").glob("*.json"))
 FILES = sorted(recipes_dir().rglob("*.yaml"))
 # For one machine.
-SMALL = {"demo", "demo_small", "lvmae_events", "pretrain_weizmann", "videomae_demo"}
+SMALL = {"demo", "demo_phases", "demo_small", "lvmae_events", "pretrain_weizmann", "videomae_demo"}
 REAL = [name for name in recipe_names("pretrain") if name not in SMALL]
 BASE = "ablation_base"
 
@@ -48,7 +48,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 
 
 def flat(recipe: PretrainRecipe) -> dict[str, Any]:
-    sections = recipe.model_dump(exclude={"task"})
+    sections = recipe.model_dump(exclude={"task", "phases"})
     return {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
 
 

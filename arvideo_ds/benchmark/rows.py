@@ -69,6 +69,7 @@ def read_row(text: str, overrides: Sequence[str], micro_batch: int, deepspeed_co
         raise UserError(f"--micro_batch {micro_batch} must be 1 or more.")
     batch = [f"train.total_batch={micro_batch}", f"train.micro_batch={micro_batch}"]
     recipe = load_recipe(recipe_name, [*overrides, *more, *batch])
+    recipe = recipe.by_phase()[-1]
     plan = make_plan(recipe, world_size=1, num_videos=micro_batch)
     tree = read_deepspeed_json(deepspeed_config)
     config = resolve(tree, recipe, plan, str(deepspeed_config))

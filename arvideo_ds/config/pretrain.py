@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+import math
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, ValidationError, model_serializer, model_validator
 from typing_extensions import Self
 
 from arvideo_ds.config.objectives import (
@@ -14,11 +15,13 @@ from arvideo_ds.config.objectives import (
     ObjectiveSettings,
     TokenCounts,
 )
+from arvideo_ds.config.phases import PhaseSettings
 from arvideo_ds.config.settings import Positive, Settings
 from arvideo_ds.config.sizes import DecoderShape, Transformer
+from arvideo_ds.config.sources import EXCLUSIVE
 from arvideo_ds.config.transfer import StartRecipe, StartSettings
 from arvideo_ds.errors import UserError
-from arvideo_ds.geometry import Geometry
+from arvideo_ds.geometry import Geometry, Triple
 
 
 class ProbeSettings(Settings):
@@ -50,6 +53,33 @@ class PretrainRecipe(StartRecipe):
     decoder: DecoderSettings = DecoderSettings()
     pretrain: StartSettings = StartSettings()
     probe: ProbeSettings = ProbeSettings()
+    phases: tuple[PhaseSettings, ...] | None = None
+    """Parts of the run with clips, clusters or batches of their own; the last is as the recipe."""
+
+    # Of a phase's recipe: the clip of the whole run's recipe.
+    _whole_clip: Triple | None = PrivateAttr(default=None)
+
+    @property
+    def phase_shares(self) -> tuple[float, ...]:
+        return tuple(p.share for p in self.phases) if self.phases else super().phase_shares
+
+    def by_phase(self) -> list[Self]:
+        return [self._during(phase) for phase in self.phases] if self.phases else [self]
+
+    def _during(self, phase: PhaseSettings) -> Self:
+        tree = self.model_dump(exclude={"phases"})
+        for section, own in phase.own.items():
+            replaced = EXCLUSIVE if EXCLUSIVE & own.keys() else frozenset[str]()
+            kept = {key: value for key, value in tree[section].items() if key not in replaced}
+            tree[section] = {**kept, **own}
+        recipe = type(self).model_validate(tree)
+        recipe._whole_clip = self.clip
+        return recipe
+
+    @property
+    def pretrained_clip(self) -> Triple | None:
+        """In a phase that of the whole run's recipe, so that a place keeps its position."""
+        return self._whole_clip
 
     @property
     def geometry(self) -> Geometry:
@@ -112,4 +142,59 @@ class PretrainRecipe(StartRecipe):
                 f"probe.features={self.probe.features} compares later times with earlier ones, but "
                 f"data.frames={self.data.frames} gives only one time. Set probe.features: mean."
             )
+        if self.phases is not None:
+            self._check_phases(self.phases)
         return self
+
+    def _check_phases(self, phases: tuple[PhaseSettings, ...]) -> None:
+        if len(phases) < 2:
+            raise UserError("phases needs two or more of them. Remove it for a run without phases.")
+        if not math.isclose(total := sum(self.phase_shares), 1, abs_tol=1e-6):
+            raise UserError(f"the shares of phases add up to {total:g}; they must add up to 1.")
+        for number, phase in enumerate(phases):
+            try:
+                self._check_phase(phase)
+            except (UserError, ValidationError) as error:
+                raise UserError(f"phases.{number}: {_reason(error)}") from None
+        whole, last = self.model_dump(), self._during(phases[-1]).model_dump()
+        changed = [
+            f"{section}.{key}={last[section][key]}"
+            for section, own in phases[-1].own.items()
+            for key in own
+            if last[section][key] != whole[section].get(key)
+        ]
+        if changed:
+            raise UserError(
+                "the last of phases must be as the recipe itself, whose clips probes and exports "
+                f"use, but it sets {', '.join(changed)}. Set that in the recipe."
+            )
+
+    def _check_phase(self, phase: PhaseSettings) -> None:
+        own = {f"{section}.{key}" for section, keys in phase.own.items() for key in keys}
+        if "objective.name" in own:
+            raise UserError("objective.name is the same in all phases. Remove it.")
+        if self.data.scores is not None and any(key.startswith("data.") for key in own):
+            raise UserError(
+                "data.scores are of tokens of one size, and this phase has clips of its own. "
+                "Remove data.scores, or the phase's data.*."
+            )
+        if self.data.sources is not None and own & {"data.stride", "data.fps"}:
+            raise UserError(
+                "data.sources have strides of their own. Remove data.stride and data.fps here."
+            )
+        _ = self._during(phase)
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: Any) -> dict[str, Any]:
+        """A recipe without phases has no such key."""
+        tree: dict[str, Any] = handler(self)
+        if self.phases is None:
+            tree.pop("phases", None)
+        return tree
+
+
+def _reason(error: UserError | ValidationError) -> str:
+    if isinstance(error, UserError):
+        return str(error)
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"

@@ -422,6 +422,15 @@ class Recipe(Settings):
         """Settings that are allowed but probably not intended, a sentence each."""
         return []
 
+    @property
+    def phase_shares(self) -> tuple[float, ...]:
+        """Shares of the run's steps, by phase."""
+        return (1.0,)
+
+    def by_phase(self) -> list[Self]:
+        """The recipe of each phase, as if it were alone; without phases, itself."""
+        return [self]
+
     def by_source(self) -> list[Self]:
         """The recipe of each source of a mixture, as if it were alone; without one, itself."""
         if self.data.sources is None:

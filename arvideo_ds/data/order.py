@@ -7,7 +7,8 @@
 Epoch position p is item p // num_streams of stream p % num_streams, so consecutive positions mix
 all streams while each stream reads almost sequentially. Run position P is position P % n of epoch
 P // n; step k takes run positions k*V .. (k+1)*V-1, so one integer, independent of ranks and
-workers, is the state of a run. Planning costs O(shards).
+workers, is the state of a run; phases with another V continue where the last one ended. Planning
+costs O(shards).
 
 In a mixture, `SourceOrder` assigns each run position to a source, and every source has an order of
 its own: the n-th position of a source is run position n of its `SampleOrder`.
@@ -153,15 +154,17 @@ class SourceOrder:
 
 
 def rank_positions(plan: RunPlan, *, rank: int, first_step: int) -> Iterator[list[int]]:
-    """Run positions of one rank, a list per micro-batch, from `first_step` to the end. Of a step's
-    positions k*V .. (k+1)*V-1 (V videos per step), a data rank takes those congruent to it modulo
-    the number of data ranks; the ranks of a sequence group are one data rank. In a mixture, the
+    """Run positions of one rank, a list per micro-batch, from `first_step` to the end of its phase.
+    Of a step's V positions (V videos per step), a data rank takes those congruent to it modulo the
+    number of data ranks; the ranks of a sequence group are one data rank. In a mixture, the
     positions of a step are shuffled first: every rank gets videos of every source, also where the
     sequence of sources and the ranks have the same rhythm."""
+    part = plan.part_at(first_step)
+    plan = part.plan
     per_rank = plan.videos_per_step // plan.data_ranks
     per_micro_batch = plan.micro_batch // plan.repeats
-    for step in range(first_step, plan.steps):
-        first, order = step * plan.videos_per_step, range(plan.videos_per_step)
+    for step in range(first_step, part.end_step):
+        first, order = part.videos_before(step), range(plan.videos_per_step)
         if plan.sources:
             order = rank_generator(step).permutation(plan.videos_per_step).tolist()
         mine = [first + position for position in order[plan.data_rank(rank) :: plan.data_ranks]]

@@ -7,6 +7,7 @@ Nothing overlaps, so times are upper bounds; data, launches and stragglers are n
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -22,7 +23,7 @@ from arvideo_ds.planning.memory import (
     kept_gathered,
     stage_of_run,
 )
-from arvideo_ds.planning.plan import RunPlan, make_plan
+from arvideo_ds.planning.plan import PhasePlan, RunPlan, make_plan
 
 GIB = 2**30
 # The rest is CUDA's context, libraries' workspaces and fragmentation.
@@ -71,6 +72,20 @@ class Option:
     @property
     def step_s(self) -> float | None:
         return None if self.strategy.offloads else _seconds(self)
+
+
+@dataclass(frozen=True)
+class PhaseOption:
+    """An option in a phase of a run, with the phase's recipe."""
+
+    part: PhasePlan
+    recipe: EncoderRecipe
+    option: Option
+
+    @property
+    def seconds(self) -> float | None:
+        step_s = self.option.step_s
+        return None if step_s is None else (self.part.end_step - self.part.first_step) * step_s
 
 
 def sent_bytes(recipe: EncoderRecipe, strategy: Strategy, ranks: int, accumulation: int) -> int:
@@ -138,6 +153,7 @@ def micro_batches(recipe: EncoderRecipe, num_gpus: int, sequence_parallel: int =
 
     Errors: `UserError` where the ranks cannot share the batch.
     """
+    recipe = recipe.by_phase()[-1]
     plan = make_plan(recipe, world_size=num_gpus, num_videos=1, sequence_parallel=sequence_parallel)
     share, repeats = recipe.train.total_batch // plan.data_ranks, recipe.data.repeats
     if recipe.transformer.mixes_clips:
@@ -150,7 +166,7 @@ def micro_batches(recipe: EncoderRecipe, num_gpus: int, sequence_parallel: int =
 def compare(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> list[Option]:
     """Stages 0 (fp32 only) to 3 without and with recomputation, then the offloads.
 
-    Each has the largest micro-batch that fits, else the smallest one.
+    Each has the largest micro-batch that fits, else the smallest one; of phases, for the last.
     """
     every = base.recompute or 1
     plain = replace(base, offload_optimizer=False, offload_parameters=False)
@@ -161,13 +177,35 @@ def compare(recipe: EncoderRecipe, base: Strategy, machine: Machine) -> list[Opt
         replace(offloaded, stage=2),
         replace(offloaded, stage=3, offload_parameters=True),
     ]
-    sizes = micro_batches(recipe, machine.num_gpus, base.sequence_parallel)
-    best = []
-    for strategy in strategies:
-        options = [weigh(recipe, strategy, micro_batch, machine) for micro_batch in sizes]
-        best.append(next((option for option in options if option.fits), options[-1]))
+    *earlier, last = recipe.by_phase()
+    for phase in earlier:  # an error where the ranks cannot share its batch
+        _ = micro_batches(phase, machine.num_gpus, base.sequence_parallel)
     # Where gradients are summed in fp32, stage 1 is stage 2.
-    return list(dict.fromkeys(best))
+    return list(dict.fromkeys(_largest(last, strategy, machine) for strategy in strategies))
+
+
+def _largest(recipe: EncoderRecipe, strategy: Strategy, machine: Machine) -> Option:
+    """With the largest micro-batch that fits, else the smallest one."""
+    sizes = micro_batches(recipe, machine.num_gpus, strategy.sequence_parallel)
+    options = [weigh(recipe, strategy, micro_batch, machine) for micro_batch in sizes]
+    return next((option for option in options if option.fits), options[-1])
+
+
+def over_phases(
+    recipe: EncoderRecipe, plan: RunPlan, option: Option, machine: Machine
+) -> list[PhaseOption]:
+    """An option of a whole run in each of its phases, with its strategy."""
+    *earlier, last = zip(plan.parts, recipe.by_phase(), strict=True)
+    options = [PhaseOption(part, r, _largest(r, option.strategy, machine)) for part, r in earlier]
+    return [*options, PhaseOption(*last, option)]
+
+
+def run_seconds(
+    recipe: EncoderRecipe, plan: RunPlan, option: Option, machine: Machine
+) -> float | None:
+    """Time of all steps; None with offloading."""
+    seconds = [phase.seconds for phase in over_phases(recipe, plan, option, machine)]
+    return None if option.step_s is None else sum(s for s in seconds if s is not None)
 
 
 def recommend(options: Sequence[Option]) -> Option | None:
@@ -209,6 +247,11 @@ class Scale:
     option: Option | None
 
 
+def with_streams(recipe: EncoderRecipe, num_streams: int) -> EncoderRecipe:
+    data = recipe.data.model_copy(update={"num_streams": num_streams})
+    return recipe.model_copy(update={"data": data})
+
+
 def scaling(
     recipe: EncoderRecipe, base: Strategy, machine: Machine, counts: Sequence[int]
 ) -> list[Scale]:
@@ -219,10 +262,10 @@ def scaling(
         data_ranks = max(1, num_gpus // base.sequence_parallel)
         shared = recipe.data.shared_streams
         streams = math.lcm(shared, data_ranks) if shared else recipe.data.num_streams
-        data = recipe.data.model_copy(update={"num_streams": streams})
-        changed = recipe.model_copy(update={"data": data})
         try:
-            options = compare(changed, base, replace(machine, num_gpus=num_gpus))
+            options = compare(
+                with_streams(recipe, streams), base, replace(machine, num_gpus=num_gpus)
+            )
             rows.append(Scale(num_gpus, streams, None, recommend(options)))
         except UserError as error:
             rows.append(Scale(num_gpus, streams, str(error), None))
@@ -231,16 +274,18 @@ def scaling(
 
 def possible_gpu_counts(recipe: EncoderRecipe, largest: int, group: int = 1) -> list[int]:
     """Numbers of GPUs up to `largest`, in groups, that divide the batch, and the streams."""
-    videos = recipe.train.total_batch // recipe.data.repeats
-    common = math.gcd(recipe.data.shared_streams, videos)
+    videos = [phase.train.total_batch // phase.data.repeats for phase in recipe.by_phase()]
+    common = math.gcd(recipe.data.shared_streams, *videos)
     return [n * group for n in range(1, largest // group + 1) if common % n == 0]
 
 
 @dataclass(frozen=True)
 class Advice:
-    """All that is printed. given: the recipe's own batch with the DeepSpeed JSON `json_name`.
+    """All that is printed. given: the recipe's own batch (in the phase that takes the most memory)
+    with the DeepSpeed JSON `json_name`.
 
-    supply: of the data, at the recommended option's rate, if that is predicted.
+    phases: the recommended option in each, empty for a run without phases. supply: of the data, at
+    the recommended option's (highest) rate, if that is predicted.
     """
 
     name: str
@@ -251,6 +296,7 @@ class Advice:
     given: Option
     options: list[Option]
     best: Option | None
+    phases: list[PhaseOption]
     supply: Supply | None
     scales: list[Scale]
     possible: list[int]
@@ -285,11 +331,16 @@ def advise(
     )
     options = compare(recipe, base, machine)
     best = recommend(options)
+    phases = [] if best is None else over_phases(recipe, plan, best, machine)
     needed = None
     if best is not None and best.step_s is not None:
+        clips_per_s, loaded = max(
+            ((p.part.plan.total_batch / (p.option.step_s or 1), p.recipe) for p in phases),
+            key=operator.itemgetter(0),
+        )
         needed = supply(
-            recipe,
-            plan.total_batch * plan.sequence_parallel / best.step_s,
+            loaded,
+            clips_per_s * plan.sequence_parallel,
             num_videos=plan.num_videos,
             stored_bytes=stored_bytes,
             layers=layers,
@@ -303,9 +354,16 @@ def advise(
         recipe=recipe,
         plan=plan,
         machine=machine,
-        given=weigh(recipe, base, plan.micro_batch, machine),
+        given=max(
+            (
+                weigh(phase, base, part.plan.micro_batch, machine)
+                for part, phase in zip(plan.parts, recipe.by_phase(), strict=True)
+            ),
+            key=lambda option: option.footprint.peak,
+        ),
         options=options,
         best=best,
+        phases=phases if plan.phases else [],
         supply=needed,
         scales=scaling(recipe, base, machine, sorted(counts)),
         possible=possible_gpu_counts(recipe, LARGEST, plan.sequence_parallel),

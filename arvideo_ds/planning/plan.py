@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from arvideo_ds.config import Recipe
@@ -37,13 +38,34 @@ class SourcePlan:
 
 
 @dataclass(frozen=True)
+class PhasePlan:
+    """Steps first_step..end_step-1 (from 0) of a run, which begin at run position `first_video`.
+
+    plan: the numbers that hold in them; steps, warm-up and epochs are those of the whole run.
+    """
+
+    number: int
+    first_step: int
+    end_step: int
+    first_video: int
+    plan: RunPlan
+
+    def videos_before(self, step: int) -> int:
+        """The run position at which a step of this phase begins, or the phase ends."""
+        return self.first_video + (step - self.first_step) * self.plan.videos_per_step
+
+    def as_dict(self) -> dict[str, object]:
+        return {**vars(self), "plan": self.plan.as_dict()}
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """Batch arithmetic, schedule and cost of one run on `world_size` ranks.
 
     Batches are clips; `videos_per_step` = `total_batch` / repeats. `steps` are optimiser steps.
     `sequence_parallel` consecutive ranks load the same clips and share their tokens; the batch is
     divided among these `data_ranks` groups. `dropped_share`: of the tokens that the encoder could
-    see; None for objectives that drop none.
+    see; None for objectives that drop none. With `phases`, the numbers are those of the last one.
     """
 
     world_size: int
@@ -76,6 +98,20 @@ class RunPlan:
     gflops_forward_per_clip: float
     gflops_teacher_per_clip: float = 0.0
     sources: tuple[SourcePlan, ...] = ()
+    phases: tuple[PhasePlan, ...] = ()
+
+    @property
+    def parts(self) -> tuple[PhasePlan, ...]:
+        """The phases; a run without them is one."""
+        return self.phases or (PhasePlan(0, 0, self.steps, 0, self),)
+
+    def part_at(self, step: int) -> PhasePlan:
+        """The phase of a step 0..steps-1; the last one after them."""
+        return next((part for part in self.parts if step < part.end_step), self.parts[-1])
+
+    def videos_before(self, step: int) -> int:
+        """Number of videos before a step 0..steps: its run position."""
+        return self.part_at(step).videos_before(step)
 
     @property
     def data_ranks(self) -> int:
@@ -86,9 +122,10 @@ class RunPlan:
         return rank // self.sequence_parallel
 
     def as_dict(self) -> dict[str, object]:
-        tree = dataclasses.asdict(self)
-        unused = [key for key in ("sources", "gflops_teacher_per_clip") if not tree[key]]
-        return {key: value for key, value in tree.items() if key not in unused}
+        tree = dataclasses.asdict(replace(self, phases=()))
+        tree["phases"] = [phase.as_dict() for phase in self.phases]
+        optional = ("sources", "phases", "gflops_teacher_per_clip")
+        return {key: value for key, value in tree.items() if value or key not in optional}
 
 
 def make_plan(
@@ -102,11 +139,13 @@ def make_plan(
 
     num_videos: the manifest's count, of a mixture by the names of its sources; by default
     `data.num_videos`, and those of data.sources.
+    Phases share the steps, so that the schedule is one of the whole run; a phase with another batch
+    has another learning rate (linear scaling rule). Warm-up epochs are counted in steps of the
+    first phase.
     Errors: `UserError` when the batch or the streams cannot be divided evenly among the ranks, or
     tokens and heads among the `sequence_parallel` ranks of a group.
     """
     _check_groups(recipe, world_size, sequence_parallel)
-    micro_batch, accumulation = _solve_batch(recipe, world_size, sequence_parallel)
     given = _expected_videos(recipe) if num_videos is None else num_videos
     if given is None:
         raise UserError(
@@ -114,29 +153,75 @@ def make_plan(
             "data.num_videos (or a source has none). Make the shards (`arvideo shards`) or set it."
         )
     count = sum(given.values()) if isinstance(given, Mapping) else given
-    train, optim, geometry, counts = recipe.train, recipe.optim, recipe.geometry, recipe.counts
-    videos_per_step = train.total_batch // recipe.data.repeats
+    train, optim, phases = recipe.train, recipe.optim, recipe.by_phase()
+    videos_per_step = [_videos_per_step(phase) for phase in phases]
     steps, warmup_steps = train.max_steps, optim.warmup_steps
     if steps is None:
-        steps = max(1, round((train.epochs or 0) * count / videos_per_step))
+        mean = sum(map(math.prod, zip(recipe.phase_shares, videos_per_step, strict=True)))
+        steps = max(1, round((train.epochs or 0) * count / mean))
     if warmup_steps is None:
-        warmup_steps = round(optim.warmup_epochs * count / videos_per_step)
-    scale, cost = videos_per_step / BASE_VIDEOS, cost_of(recipe)
+        warmup_steps = round(optim.warmup_epochs * count / videos_per_step[0])
+    ends = _ends(recipe, steps)
+    firsts = [0, *ends[:-1]]
+    lengths = [end - first for first, end in zip(firsts, ends, strict=True)]
+    videos = [n * per_step for n, per_step in zip(lengths, videos_per_step, strict=True)]
+    plans = [
+        _plan_of(
+            phase,
+            num_videos_from="data.num_videos" if num_videos is None else "manifest",
+            world_size=world_size,
+            sequence_parallel=sequence_parallel,
+            num_videos=count,
+            steps=steps,
+            warmup_steps=warmup_steps,
+            epochs=round(sum(videos) / count, 3),
+            sources=_sources(recipe, given, sum(videos)),
+        )
+        for phase in phases
+    ]
+    if len(plans) == 1:
+        return plans[0]
+    parts = [
+        PhasePlan(number, first, end, sum(videos[:number]), plan)
+        for number, (first, end, plan) in enumerate(zip(firsts, ends, plans, strict=True))
+    ]
+    return replace(plans[-1], phases=tuple(parts))
+
+
+def _videos_per_step(recipe: Recipe) -> int:
+    return recipe.train.total_batch // recipe.data.repeats
+
+
+def _ends(recipe: Recipe, steps: int) -> list[int]:
+    """The step at which each phase ends. Errors: `UserError` for a phase without steps."""
+    # Rounded: the sum of the shares may be a little less than 1.
+    ends = [round(steps * share) for share in itertools.accumulate(recipe.phase_shares)]
+    for number, (first, end) in enumerate(itertools.pairwise([0, *ends])):
+        if first == end:
+            raise UserError(
+                f"phases.{number} has no step: a share of {recipe.phase_shares[number]:g} of "
+                f"{steps} steps. Raise its share, or make the run longer."
+            )
+    return ends
+
+
+def _plan_of(
+    recipe: Recipe, *, world_size: int, sequence_parallel: int, steps: int, **of_the_run: Any
+) -> RunPlan:
+    """The plan with the clips and the batch of a recipe without phases."""
+    micro_batch, accumulation = _solve_batch(recipe, world_size, sequence_parallel)
+    optim, geometry, counts = recipe.optim, recipe.geometry, recipe.counts
+    scale, cost = _videos_per_step(recipe) / BASE_VIDEOS, cost_of(recipe)
     return RunPlan(
         world_size=world_size,
         sequence_parallel=sequence_parallel,
-        num_videos=count,
-        num_videos_from="data.num_videos" if num_videos is None else "manifest",
-        total_batch=train.total_batch,
+        total_batch=recipe.train.total_batch,
         micro_batch=micro_batch,
         accumulation=accumulation,
         repeats=recipe.data.repeats,
-        videos_per_step=videos_per_step,
-        steps=steps,
-        warmup_steps=warmup_steps,
+        videos_per_step=_videos_per_step(recipe),
         schedule=optim.schedule,
         decay_steps=round(optim.decay_share * steps) if optim.schedule == "wsd" else 0,
-        epochs=round(steps * videos_per_step / count, 3),
         lr=optim.base_lr * scale,
         warmup_lr=optim.warmup_lr * scale,
         min_lr=optim.min_lr * scale,
@@ -152,7 +237,8 @@ def make_plan(
         parameters_decoder=cost.parameters_decoder,
         gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
         gflops_teacher_per_clip=round(cost.flops_teacher_per_clip / 1e9, 3),
-        sources=_sources(recipe, given, steps * videos_per_step),
+        steps=steps,
+        **of_the_run,
     )
 
 
@@ -209,6 +295,21 @@ def source_lines(plan: RunPlan) -> list[str]:
     return lines
 
 
+def phase_lines(plan: RunPlan) -> list[str]:
+    """The phases of a run, a line each."""
+    return [
+        f"phase {part.number + 1} of {len(plan.phases)}: steps {part.first_step + 1} to "
+        f"{part.end_step}, clips of {_by(part.plan.clip_shape)} = {part.plan.num_tokens} tokens, "
+        f"{part.plan.encoder_tokens} of them encoded; {part.plan.total_batch} clips per step, "
+        f"{part.plan.micro_batch} x {part.plan.accumulation} accumulated; lr {part.plan.lr:.3e}"
+        for part in plan.phases
+    ]
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape))
+
+
 def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
     """Settings that are allowed but probably not intended, a sentence each."""
     lines = []
@@ -224,7 +325,7 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
             f"a step takes {plan.videos_per_step} videos, and there are {plan.num_videos}: the "
             f"run has {plan.steps} steps. Lower train.total_batch, or set train.max_steps."
         )
-    lines += recipe.notes()
+    lines += dict.fromkeys(note for phase in recipe.by_phase() for note in phase.notes())
     for source in plan.sources:
         if source.epochs > _REPEATED * max(1.0, plan.epochs):
             lines.append(

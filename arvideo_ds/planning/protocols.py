@@ -62,7 +62,7 @@ def numbers_of(name: str) -> Values:
     decoder.width, depth and heads are those of the model, also where the size table gives them.
     """
     recipe = load_recipe(name, [], Recipe)
-    sections = recipe.model_dump(mode="json", exclude={"task"})
+    sections = recipe.model_dump(mode="json", exclude={"task", "phases"})
     numbers = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
     if sources := numbers.pop("data.sources"):
         numbers |= {f"data.sources.{key}": [each[key] for each in sources] for key in sources[0]}

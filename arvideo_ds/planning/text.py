@@ -7,10 +7,18 @@ from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
-from arvideo_ds.planning.advice import GIB, LARGEST, Advice, Option, Scale
+from arvideo_ds.planning.advice import (
+    GIB,
+    LARGEST,
+    Advice,
+    Option,
+    Scale,
+    run_seconds,
+    with_streams,
+)
 from arvideo_ds.planning.data import Supply
 from arvideo_ds.planning.memory import Strategy
-from arvideo_ds.planning.plan import schedule_words, source_lines
+from arvideo_ds.planning.plan import phase_lines, schedule_words, source_lines
 
 
 def as_document(advice: Advice) -> dict[str, Any]:
@@ -25,14 +33,18 @@ def as_document(advice: Advice) -> dict[str, Any]:
         "data": None if advice.supply is None else _supply_record(advice.supply),
         "notes": _notes(advice),
         "scaling": [
-            {**vars(scale), "option": _record(scale.option, advice)} for scale in advice.scales
+            {**vars(scale), "option": _record(scale.option, advice, scale)}
+            for scale in advice.scales
         ],
+        **({"phases": _phase_records(advice)} if advice.phases else {}),
         "possible_gpu_counts": advice.possible,
         "assumptions": advice.assumptions,
     }
 
 
-def _record(option: Option | None, advice: Advice) -> dict[str, Any] | None:
+def _record(
+    option: Option | None, advice: Advice, scale: Scale | None = None
+) -> dict[str, Any] | None:
     if option is None:
         return None
     step_s = option.step_s
@@ -42,8 +54,55 @@ def _record(option: Option | None, advice: Advice) -> dict[str, Any] | None:
         "peak_bytes": option.footprint.peak,
         "step_s": step_s,
         "clips_per_s": None if step_s is None else advice.plan.total_batch / step_s,
-        "train_s": None if step_s is None else step_s * advice.plan.steps,
+        "train_s": _train_s(option, advice, scale),
     }
+
+
+def _train_s(option: Option, advice: Advice, scale: Scale | None = None) -> float | None:
+    recipe, machine = advice.recipe, advice.machine
+    if scale is not None:
+        recipe = with_streams(recipe, scale.num_streams)
+        machine = dataclasses.replace(machine, num_gpus=scale.num_gpus)
+    return run_seconds(recipe, advice.plan, option, machine)
+
+
+def _plain_s(advice: Advice) -> float | None:
+    """Seconds of the run with as many videos, all in clips of the last phase."""
+    plan, best = advice.plan, advice.best
+    if best is None or best.step_s is None:
+        return None
+    return best.step_s * plan.videos_before(plan.steps) / plan.videos_per_step
+
+
+def _phase_records(advice: Advice) -> dict[str, Any]:
+    return {
+        "options": [
+            {**phase.part.as_dict(), "option": _record(phase.option, advice), "s": phase.seconds}
+            for phase in advice.phases
+        ],
+        "train_s": advice.best and _train_s(advice.best, advice),
+        "train_s_without": _plain_s(advice),
+    }
+
+
+def _phase_words(advice: Advice) -> list[str]:
+    """The recommended option in each phase, and what phases save."""
+    lines = []
+    for line, phase in zip(phase_lines(advice.plan), advice.phases, strict=True):
+        option = phase.option
+        times = "" if phase.seconds is None else f", {_duration(phase.seconds)}"
+        lines.append(
+            f"{line}; recommended {option.micro_batch} x {option.accumulation}, "
+            f"{_gib(option.footprint.peak)} GiB{times}" + ("" if option.fits else ": does not fit")
+        )
+    plain_s = _plain_s(advice)
+    if advice.best is not None and plain_s is not None:
+        train_s = sum(phase.seconds or 0.0 for phase in advice.phases)
+        lines.append(
+            f"with phases {_duration(train_s)} to train; as many videos in the last phase's clips "
+            f"{_duration(plain_s)}: {train_s / plain_s:.0%}."
+        )
+    return lines
 
 
 def _supply_record(supply: Supply) -> dict[str, Any]:
@@ -183,7 +242,8 @@ def _scaling_row(scale: Scale, advice: Advice) -> tuple[str, ...]:
     times, step_s = 4 * ["?"], option.step_s
     if step_s is not None:
         times = [f"{step_s:.3g}", f"{plan.total_batch / step_s:.0f}"]
-        times += [f"{option.communication_s / step_s:.0%}", _duration(step_s * plan.steps)]
+        train_s = _train_s(option, advice, scale) or 0.0
+        times += [f"{option.communication_s / step_s:.0%}", _duration(train_s)]
     changed = scale.num_streams != advice.recipe.data.num_streams
     return (
         str(scale.num_gpus),
@@ -218,6 +278,7 @@ def print_advice(advice: Advice) -> None:
         "batch: micro-batch x accumulated. peak: of a step, communication buffers included.",
         "",
         *_notes(advice),
+        *_phase_words(advice),
         f"\nThe same run on 1 to {LARGEST} GPUs:",
         _scaling_table(advice),
         f"numbers of GPUs that divide train.total_batch={plan.total_batch}{streams}: "

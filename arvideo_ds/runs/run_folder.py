@@ -179,7 +179,10 @@ def _changed(before: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
     sections = recipe.model_dump(mode="json", exclude={"task"})
+    phases = sections.pop("phases", [])
     flat = {f"{s}.{key}": value for s, keys in sections.items() for key, value in keys.items()}
+    # train.micro_batch is free.
+    flat["phases"] = [{**phase, "train": phase["train"]["total_batch"]} for phase in phases]
     if recipe.data.sources is not None:
         free = {"shards", "num_videos"}  # as data.shards
         sources = [s.model_dump(mode="json", exclude_none=True) for s in recipe.data.sources]
