@@ -78,8 +78,24 @@ class PretrainRecipe(StartRecipe):
 
     @property
     def pretrained_clip(self) -> Triple | None:
-        """In a phase that of the whole run's recipe, so that a place keeps its position."""
+        """In a phase that of the whole run's recipe, so that a place keeps its position. Errors:
+        `UserError` for phases with positions that are interpolated from other clips."""
+        clip = super().pretrained_clip
+        if self._whole_clip is None:
+            return clip
+        if clip is not None:
+            raise UserError(
+                f"pretrain.positions=interpolated, from clips of {list(clip)}, does not go with "
+                "phases, whose positions are interpolated from the recipe's own clips. Set "
+                "pretrain.positions: recomputed, or remove phases."
+            )
         return self._whole_clip
+
+    @property
+    def whole_grid(self) -> Triple | None:
+        """In a phase the token grid of the whole run's recipe."""
+        whole = self._whole_clip
+        return None if whole is None else Geometry.whole(whole, self.patch).grid
 
     @property
     def geometry(self) -> Geometry:
@@ -136,6 +152,11 @@ class PretrainRecipe(StartRecipe):
         if width % heads or width % 2:
             raise UserError(
                 f"decoder.width {width} must be even and a multiple of decoder.heads {heads}."
+            )
+        if self.phases and self.teacher is not None:
+            raise UserError(
+                f"objective.teacher={self.teacher} does not go with phases: its features are of "
+                "clips of one shape. Remove one of them."
             )
         if self.probe.features in ("change", "course") and geometry.grid[0] < 2:
             raise UserError(

@@ -142,7 +142,7 @@ def _place(count: int, clip: Tensor, memory: Tensor | None) -> Tensor | None:
 
 
 class TrainLoader:
-    """Micro-batches of one rank from a step to the end of the run.
+    """Micro-batches of one rank from a step to the end of its phase, whose recipe it has.
 
     When a worker hangs for data.timeout_s or dies, its video is reported, all workers are replaced,
     and the order continues. A video that hung, or on which a worker died twice, is then skipped.
@@ -169,8 +169,9 @@ class TrainLoader:
         self._crashes: Counter[str | None] = Counter()
         self.decoder = self._dataset.decoder
         self._positions = partial(rank_positions, plan, rank=rank, first_step=first_step)
+        micro_batch = plan.part_at(first_step).plan.micro_batch
         bytes_per_pixel = 1.5 if recipe.data.planes else 3
-        batch_bytes = int(plan.micro_batch * math.prod(recipe.geometry.clip) * bytes_per_pixel)
+        batch_bytes = int(micro_batch * math.prod(recipe.geometry.clip) * bytes_per_pixel)
         prefetch = _prefetch(recipe.data, num_workers, batch_bytes)
         self._new_slots = partial(Slots, num_workers * (prefetch or 0) + _IN_USE, batch_bytes)
         self._options: dict[str, Any] = {

@@ -48,7 +48,8 @@ def preferred_kernels(
     """Makes PyTorch choose in the order of `KERNELS`; a CPU has only one fused kernel."""
     if device.type != "cuda":
         return contextlib.nullcontext()
-    broken = any(attention.breaks_cudnn for _, attention in _attentions(recipe, 1))
+    of_phases = (layer for phase in recipe.by_phase() for _, layer in _attentions(phase, 1))
+    broken = any(attention.breaks_cudnn for attention in of_phases)
     allowed = [k for k in KERNELS if not (broken and k == SDPBackend.CUDNN_ATTENTION)]
     return sdpa_kernel(allowed, set_priority=True)
 

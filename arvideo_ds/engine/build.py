@@ -117,6 +117,16 @@ class Engine:
             return 0.0
         return float(torch._dynamo.utils.calculate_time_spent()["total_wall_time"])
 
+    def set_batch(self, micro_batch: int, accumulation: int) -> None:
+        """Clips of a micro-step, and micro-steps of a step, from the next step on."""
+        engine = self.deepspeed
+        engine.set_train_micro_batch_size(micro_batch)
+        engine.set_train_batch_size(micro_batch * accumulation * engine.dp_world_size)
+        # The CPU's optimiser reads its own; a step ends at multiples of the accumulation.
+        if hasattr(engine.optimizer, "gradient_accumulation_steps"):
+            engine.optimizer.gradient_accumulation_steps = accumulation
+        engine.micro_steps = engine.global_steps * accumulation
+
     def set_learning_rate(self, lr: float) -> None:
         """Set the schedule's rate, multiplied by the `lr_scale` of each group."""
         for group in self.deepspeed.optimizer.param_groups:
@@ -138,19 +148,20 @@ def build_engine(
     settings: OptimSettings,
     *,
     compiled: bool = False,
+    forms: int = 1,
 ) -> Engine:
     """Wrap a model. Collective.
 
-    groups: of optim.parameter_groups. compiled: of `compile_model`. Errors: `UserError` for an
-    optimiser that breaks a rule of optim/trial.py; `ValueError` for stage 0 in
-    half precision, which `resolve` makes stage 1.
+    groups: of optim.parameter_groups. compiled, forms: of `compile_model`. Errors: `UserError` for
+    an optimiser that breaks a rule of optim/trial.py; `ValueError` for stage 0 in half precision,
+    which `resolve` makes stage 1.
     """
     if zero_stage(config) == 0 and (config["bf16"]["enabled"] or config["fp16"]["enabled"]):
         raise ValueError("stage 0 keeps no fp32 weights beside half precision; use stage 1")
     size = config.get(SEQUENCE_PARALLEL, 1)
     group = share_tokens(model, size) if size > 1 else None
     if compiled:
-        compile_model(model, layers=ACTIVATION_CHECKPOINTING in config)
+        compile_model(model, layers=ACTIVATION_CHECKPOINTING in config, forms=forms)
     if ACTIVATION_CHECKPOINTING in config:
         config = checkpoint_activations(model, config)
     optimizer = _optimizer(groups, config, settings)
@@ -199,21 +210,22 @@ def can_compile(device: torch.device) -> bool:
     )
 
 
-def compile_model(model: nn.Module, *, layers: bool) -> None:
+def compile_model(model: nn.Module, *, layers: bool, forms: int = 1) -> None:
     """torch.compile the methods that the model names in `compilable`, else each layer.
 
-    layers: each layer in any case; DeepSpeed's checkpoint cannot be inside a compiled graph.
+    layers: each layer in any case; DeepSpeed's checkpoint cannot be inside a compiled graph. forms:
+    that the model takes in the run (form.py); each is compiled.
     """
     named = () if layers else getattr(model, "compilable", ())
     for name in named:
         owner, _, method = name.rpartition(".")
-        _compile(model.get_submodule(owner), method)
+        _compile(model.get_submodule(owner), method, graphs=forms)
     if not named:
         found = list(_layers(model))
         # Layers share their code. Each may be another graph, for its rate of stochastic depth, and
         # a second one without gradients, for the first pass of a checkpoint.
         for layer in found:
-            _compile(layer, "forward", graphs=2 * len(found) + 8)
+            _compile(layer, "forward", graphs=(2 * len(found) + 8) * forms)
 
 
 def _compile(module: nn.Module, method: str, *, graphs: int = 1) -> None:

@@ -77,7 +77,7 @@ def resolve(tree: dict[str, Any], recipe: Recipe, plan: RunPlan, origin: str) ->
     for dotted, (value, owner) in _owned(recipe, plan).items():
         _fill(resolved, dotted, value, owner, origin)
     _check_combinations(resolved, recipe, origin)
-    stage = stage_of_run(zero_stage(resolved), recipe, plan.accumulation)
+    stage = stage_of_run(zero_stage(resolved), recipe, _accumulation(plan))
     resolved.setdefault("zero_optimization", {})["stage"] = stage
     for dotted in _autos(resolved):
         raise UserError(
@@ -87,6 +87,11 @@ def resolve(tree: dict[str, Any], recipe: Recipe, plan: RunPlan, origin: str) ->
     resolved.setdefault("steps_per_print", 2**31)
     resolved.setdefault("timers", {"throughput": {"enabled": False}})
     return resolved
+
+
+def _accumulation(plan: RunPlan) -> int:
+    """The most micro-batches of a step."""
+    return max(part.plan.accumulation for part in plan.parts)
 
 
 def zero_stage(resolved: dict[str, Any]) -> int:
@@ -102,7 +107,8 @@ def compiles(recipe: Recipe, resolved: dict[str, Any], *, able: bool) -> bool:
 
 def _owned(recipe: Recipe, plan: RunPlan) -> dict[str, tuple[Any, str]]:
     """Key of the DeepSpeed JSON -> the run's value and the recipe's setting behind it."""
-    precision = recipe.train.precision
+    precision, accumulation = recipe.train.precision, _accumulation(plan)
+    plan = plan.parts[0].plan  # the engine gets another batch when a phase has one
     batch_on_ranks = f"train.total_batch on {plan.world_size} rank(s)"
     return {
         # In DeepSpeed also micro-batch x accumulation x ranks / sequence_parallel_size.
@@ -111,8 +117,8 @@ def _owned(recipe: Recipe, plan: RunPlan) -> dict[str, tuple[Any, str]]:
         "gradient_accumulation_steps": (plan.accumulation, batch_on_ranks),
         "gradient_clipping": (recipe.optim.clip, "optim.clip"),
         "data_types.grad_accum_dtype": (
-            recipe.train.gradients_in(plan.accumulation),
-            f"train.grad_dtype={recipe.train.grad_dtype}, {plan.accumulation} accumulated",
+            recipe.train.gradients_in(accumulation),
+            f"train.grad_dtype={recipe.train.grad_dtype}, {accumulation} accumulated",
         ),
         "bf16.enabled": (precision == "bf16", f"train.precision={precision}"),
         "fp16.enabled": (precision == "fp16", f"train.precision={precision}"),

@@ -9,6 +9,7 @@ from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.evaluation.pretrained import build_objective
 from arvideo_ds.models.encoder import encode_clips
+from arvideo_ds.models.positions import position_table
 from arvideo_ds.tasks.teacher import load_teacher
 
 
@@ -16,17 +17,23 @@ class Pretrain(nn.Module):
     """While training the mean loss over clips that decoded (0 if none did), else tokens B N D."""
 
     compilable = ("model.losses", "features")
+    positions: Tensor | None
 
     def __init__(self, recipe: PretrainRecipe) -> None:
         super().__init__()
         self.model = build_objective(recipe)
         self.patch = recipe.patch
+        # In a phase: of the recipe's own clips, which the online probe evaluates on.
+        grid, model = recipe.whole_grid, recipe.model
+        table = None if grid is None else position_table(model.positions, grid, recipe.size.width)
+        self.register_buffer("positions", table, persistent=False)
         # After the model, whose initial weights it must not change.
         self.teacher = load_teacher(recipe)
 
     def forward(self, batch: Batch) -> Tensor:
         if not self.training:
-            return encode_clips(self.model.encoder, batch.clips, self.patch)
+            encoder, table = self.model.encoder, self.positions
+            return encode_clips(encoder, batch.clips, self.patch, positions=table)
         per_clip = self.model(batch.clips, batch.keys, batch.scores, self._codes(batch))
         valid = batch.valid.to(per_clip.dtype)
         return (per_clip * valid).sum() / valid.sum().clamp(min=1)

@@ -52,7 +52,7 @@ class Guard:
             )
 
     def _check_steps(self, done: int, reading: Reading) -> None:
-        per_step = self._settings.plan.accumulation
+        per_step = self._settings.plan.part_at(done - 1).plan.accumulation
         for number, refused in enumerate(reading.refused):
             step = done - len(reading.refused) + 1 + number
             self._in_a_row = self._in_a_row + 1 if refused else 0

@@ -15,6 +15,7 @@ from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.checkpoints import save_checkpoint
 from arvideo_ds.engine.world import World
 from arvideo_ds.optim.schedule import learning_rate
+from arvideo_ds.planning.plan import PhasePlan, RunPlan
 from arvideo_ds.runs.run_folder import CHECKPOINTS
 from arvideo_ds.train.baseline import Baseline
 from arvideo_ds.train.guard import Guard
@@ -32,7 +33,9 @@ class Run:
     settings: RunSettings[Any]
     world: World
     engine: Engine
+    # Of the current phase, and what makes that of another one and changes the engine to it.
     loader: TrainLoader
+    enter: Callable[[PhasePlan], TrainLoader]
     first_step: int
     sinks: list[Callable[[dict[str, Any]], None]]
     heartbeat: Heartbeat
@@ -55,12 +58,26 @@ class Outcome:
 
 def train(run: Run) -> Outcome:
     """Steps first_step..steps-1. Every rank calls it; an interruption ends it after a save."""
-    train_settings, plan = run.settings.recipe.train, run.settings.plan
-    meter, metrics = _meter(run), dict[str, Any]()
+    plan = run.settings.plan
+    outcome = Outcome(plan.steps, {}, interrupted=False)
+    for part in plan.parts:
+        if part.end_step > run.first_step and not outcome.interrupted:
+            if part.first_step > run.first_step:
+                run.loader = run.enter(part)
+            outcome = _train_phase(run, part)
+    if not outcome.interrupted:
+        run.heartbeat.beat("end", plan.steps)
+    return outcome
+
+
+def _train_phase(run: Run, part: PhasePlan) -> Outcome:
+    """The steps of a phase that are left."""
+    train_settings, plan = run.settings.recipe.train, part.plan
+    meter, metrics = _meter(run, plan), dict[str, Any]()
     beat, hosts = run.heartbeat.beat, gather_objects(socket.gethostname())
     # Closed on every way out: data workers ignore signals and would outlive an error.
     with closing(iter(run.loader)) as batches:
-        for step in range(run.first_step, plan.steps):
+        for step in range(max(run.first_step, part.first_step), part.end_step):
             done = step + 1
             lr = learning_rate(plan, step)
             run.engine.set_learning_rate(lr)
@@ -82,26 +99,25 @@ def train(run: Run) -> Outcome:
             validates = run.validation is not None and run.validation.due(done)
             last = done == plan.steps
             saves = validates or stop or last or done % train_settings.save_every == 0
-            # Metrics are checked before each save.
-            if saves or done % train_settings.log_every == 0:
+            # Metrics are checked before each save, and are of one phase.
+            if saves or done == part.end_step or done % train_settings.log_every == 0:
                 beat("log", done)
                 reading = meter.read(hosts)
                 run.baseline.read(run.world.device)
                 validated = _validate(run, done) if validates else {}
-                metrics = _log(run, reading, done, lr, validated)
+                metrics = _log(run, part, reading, done, lr, validated)
                 run.guard.require_health(done, metrics, reading)
-                meter = _meter(run)
+                meter = _meter(run, plan)
             if saves:
                 beat("save", done)
                 _save(run, done, metrics)
             if stop and not last:
                 return Outcome(done, metrics, interrupted=True)
-    beat("end", plan.steps)
     return Outcome(plan.steps, metrics, interrupted=False)
 
 
-def _meter(run: Run) -> Meter:
-    recipe, plan, device = run.settings.recipe, run.settings.plan, run.world.device
+def _meter(run: Run, plan: RunPlan) -> Meter:
+    recipe, device = run.settings.recipe, run.world.device
     return Meter(
         device,
         recipe.task,
@@ -135,13 +151,19 @@ def _next_batch(batches: Iterator[Batch], run: Run, meter: Meter) -> Batch:
 
 
 def _log(
-    run: Run, reading: Reading, done: int, lr: float, validated: dict[str, float]
+    run: Run,
+    part: PhasePlan,
+    reading: Reading,
+    done: int,
+    lr: float,
+    validated: dict[str, float],
 ) -> dict[str, Any]:
-    norm, plan = run.engine.gradient_norm(), run.settings.plan
-    videos = run.loader.videos_by_source(done * plan.videos_per_step)
+    norm, seen = run.engine.gradient_norm(), part.videos_before(done)
+    videos = run.loader.videos_by_source(seen)
     metrics: dict[str, Any] = {
         "step": done,
-        "epoch": done * plan.videos_per_step / plan.num_videos,
+        **({"phase": part.number + 1} if run.settings.plan.phases else {}),
+        "epoch": seen / part.plan.num_videos,
         **reading.metrics,
         "lr": lr,
         **({"time/compile_s": run.engine.compile_seconds()} if run.engine.compiled else {}),

@@ -11,7 +11,7 @@ from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.score_store import hash_of_scores
-from arvideo_ds.planning.plan import RunPlan, schedule_words, source_lines
+from arvideo_ds.planning.plan import RunPlan, phase_lines, schedule_words, source_lines
 from arvideo_ds.runs import run_folder
 from arvideo_ds.tasks.teacher import teacher_facts
 from arvideo_ds.train.baseline import BASELINE
@@ -71,7 +71,9 @@ def write_start(
         + (f"; going on after step {first_step}" if first_step else ""),
         flush=True,
     )
-    for line in source_lines(plan) + [f"note: {note}" for note in settings.notes()]:
+    for line in (
+        source_lines(plan) + phase_lines(plan) + [f"note: {note}" for note in settings.notes()]
+    ):
         print(line, flush=True)
 
 

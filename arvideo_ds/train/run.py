@@ -30,6 +30,7 @@ from arvideo_ds.engine.checkpoints import (
     load_checkpoint,
     newest_checkpoint,
 )
+from arvideo_ds.engine.form import Form
 from arvideo_ds.engine.fragments import AVERAGE, follow_average, keep_average
 from arvideo_ds.engine.resolve import compiles
 from arvideo_ds.engine.world import World, start_world, use_tf32
@@ -39,9 +40,10 @@ from arvideo_ds.files.locks import lock
 from arvideo_ds.long_video.score_store import open_scores
 from arvideo_ds.models.weight_files import weights_file
 from arvideo_ds.optim.groups import parameter_groups
+from arvideo_ds.planning.plan import PhasePlan
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.mix import ShardMix
-from arvideo_ds.tasks import PREFIX
+from arvideo_ds.tasks import PREFIX, task_of
 from arvideo_ds.train import record
 from arvideo_ds.train.baseline import BASELINE, Baseline
 from arvideo_ds.train.failure import Peers, guarded
@@ -86,6 +88,7 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
         )
         checkpoint = find_checkpoint(settings)
         first_step = 0 if checkpoint is None else checkpoint.step
+        forms = _forms(settings)
         module, initial = _module(settings, world, checkpoint)
         engine = _engine(settings, world, module)
         if checkpoint is not None:
@@ -94,7 +97,15 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
             pretraining: Any = module
             follow_average(engine, pretraining.followers())
         decoded = with_one_decoder(settings)
-        loader = _loader(decoded, world, first_step)
+
+        def enter(part: PhasePlan) -> TrainLoader:
+            """Change the engine to a phase; its loader."""
+            if forms:
+                forms[part.number].give_to(engine.module)
+                engine.set_batch(part.plan.micro_batch, part.plan.accumulation)
+            return _loader(decoded, part, world, max(part.first_step, first_step))
+
+        loader = enter(settings.plan.part_at(first_step))
         stack.enter_context(preferred_kernels(recipe, world.device))
         facts = {
             **record.facts(settings, world.size),
@@ -117,6 +128,7 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
                     world=world,
                     engine=engine,
                     loader=loader,
+                    enter=enter,
                     first_step=first_step,
                     sinks=_sinks(settings, first_step, trackers) if world.is_main else [],
                     heartbeat=heartbeat,
@@ -140,11 +152,22 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
     return EXIT_INTERRUPTED if outcome.interrupted else EXIT_OK
 
 
+def _forms(settings: RunSettings[Any]) -> list[Form]:
+    """Of the model in each phase; none without phases. Errors: `UserError` for other weights."""
+    if not settings.plan.phases:
+        return []
+    shards = settings.require_shards()
+    forms = [Form(task_of(phase).build(shards)) for phase in settings.recipe.by_phase()]
+    for number, form in enumerate(forms):
+        form.require_parameters_of(forms[0], f"phases.{number}")
+    return forms
+
+
 def _module(
     settings: RunSettings[Any], world: World, checkpoint: Checkpoint | None
 ) -> tuple[nn.Module, dict[str, Any] | None]:
     """The module with its initial weights, and the entry `INITIAL` of run.json."""
-    task, shards = settings.task, settings.require_shards()
+    task, shards = task_of(settings.recipe.by_phase()[0]), settings.require_shards()
     # Every rank draws the same initial weights.
     torch.manual_seed(settings.recipe.train.seed)
     module = task.build(shards)
@@ -168,14 +191,18 @@ def _engine(settings: RunSettings[Any], world: World, module: nn.Module) -> Engi
         settings.deepspeed,
         recipe.optim,
         compiled=compiles(recipe, settings.deepspeed, able=can_compile(world.device)),
+        forms=len(settings.plan.parts),
     )
     if recipe.ema_decay is not None:
         keep_average(engine, recipe.ema_decay)
     return engine
 
 
-def _loader(settings: RunSettings[Any], world: World, first_step: int) -> TrainLoader:
-    recipe, shards = settings.recipe, settings.require_shards()
+def _loader(
+    settings: RunSettings[Any], part: PhasePlan, world: World, first_step: int
+) -> TrainLoader:
+    """From a step to the end of its phase."""
+    recipe, shards = settings.recipe.by_phase()[part.number], settings.require_shards()
     workers = worker_count(recipe, cores=world.cores)
     if world.is_main and workers > world.cores:
         print(

@@ -28,7 +28,7 @@ class Validation:
         assert settings.validation is not None
         self._measure = self._task.validation(settings.validation)
         self._steps = plan.steps
-        steps_per_epoch = plan.num_videos / plan.videos_per_step
+        steps_per_epoch = plan.num_videos / (plan.videos_before(plan.steps) / plan.steps)
         self._every = max(1, round(self._task.every_epochs * steps_per_epoch))
         path = self._folder / BEST
         best = json.loads(path.read_text()) if path.is_file() else {}
