@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -137,12 +138,18 @@ def run_cell(cell: Cell) -> int:
 
 
 def _costs(cell: Cell, recipe: Recipe) -> dict[str, Any]:
-    cost = cost_of(recipe)
-    forward = cost.flops_forward_per_clip + cost.flops_teacher_per_clip
-    times = [metrics["time/step_s"] for metrics in run_folder.read_metrics(cell.folder)]
+    cost, phases = cost_of(recipe), zip(recipe.phase_shares, recipe.by_phase(), strict=True)
+    costs = ((share, cost_of(phase)) for share, phase in phases)
+    flops = sum(n * (c.flops_forward_per_clip + c.flops_teacher_per_clip) for n, c in costs)
+    logged = run_folder.read_metrics(cell.folder)
+    times = [metrics["time/step_s"] for metrics in logged]
+    ends = [0, *(metrics["step"] for metrics in logged)]
+    seconds = [n * (b - a) for n, (a, b) in zip(times, itertools.pairwise(ends), strict=True)]
     return {
         # The median: the first logged interval includes the warm-up.
         "seconds_per_step": round(statistics.median(times), 4) if times else None,
-        "gflops_forward_per_clip": round(forward / 1e9, 4),
+        # Without saves, validations and starts.
+        "minutes": round(sum(seconds) / 60, 3) if times else None,
+        "gflops_forward_per_clip": round(flops / 1e9, 4),
         "parameters": cost.parameters_encoder + cost.parameters_decoder,
     }

@@ -65,6 +65,7 @@ def _ablation(
                 "dropped": None if dropped is None else round(100 * dropped, 1),
                 **_measured(measures, of_row),
                 "seconds_per_step": _median(of_row, "seconds_per_step"),
+                "minutes": _median(of_row, "minutes"),
                 "gflops_forward_per_clip": _median(of_row, "gflops_forward_per_clip"),
             }
         )
@@ -93,7 +94,9 @@ def _measured(measures: Iterable[str], results: Results) -> dict[str, Any]:
 
 
 def _values(results: Results, key: str) -> Values:
-    return {seed: result[key] for seed, result in results.items() if result[key] is not None}
+    # Results of earlier versions have no minutes.
+    found = {seed: result.get(key) for seed, result in results.items()}
+    return {seed: value for seed, value in found.items() if value is not None}
 
 
 def _median(results: Results, key: str) -> float | None:
@@ -106,6 +109,7 @@ _FACTS = {
     "paper": ("paper", "{:.1f}"),
     "dropped": ("dropped, %", "{:.0f}"),
     "seconds_per_step": ("s / step", "{:.3f}"),
+    "minutes": ("minutes", "{:.1f}"),
     "gflops_forward_per_clip": ("GFLOP", "{:.3g}"),
 }
 
@@ -140,8 +144,8 @@ def legend(document: Mapping[str, Any]) -> str:
     return (
         f"{document['legend']} in percent, mean ± deviation over {document['seeds']} "
         f"seed(s). Paper: {document['paper_figure']}. Dropped: share of the tokens of steps 1..C-1 "
-        "that the encoder does not see. GFLOP: counted, forward, one clip. A difference is "
-        "certain where it is more than two standard errors."
+        "that the encoder does not see. Minutes: of all training steps. GFLOP: counted, forward, "
+        "one clip. A difference is certain where it is more than two standard errors."
     )
 
 

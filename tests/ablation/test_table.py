@@ -28,7 +28,7 @@ GRID = {
         }
     ],
 }
-COST = {"seconds_per_step": 0.25, "gflops_forward_per_clip": 0.12}
+COST = {"seconds_per_step": 0.25, "minutes": 1.5, "gflops_forward_per_clip": 0.12}
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_mean_and_deviation_over_the_seeds_and_the_verdict(
     assert (found["cells"], found["finished"], found["chance"]) == (6, 6, 12.5)
     assert found["ablations"][0]["verdicts"]["linear"].startswith("The order agrees")
     text = table.markdown(found)
-    assert "| small | 51.0 ± 1.4 | 41.0 ± 1.4 | 66.0 | 80 | 0.250 | 0.12 |" in text
+    assert "| small | 51.0 ± 1.4 | 41.0 ± 1.4 | 66.0 | 80 | 0.250 | 1.5 | 0.12 |" in text
     assert "| base (the default) | 61.5 ± 2.1 |" in text
     assert "| untrained encoder | 21.0 ± 1.4 |" in text
     assert "| chance | 12.5 | 12.5 |" in text
