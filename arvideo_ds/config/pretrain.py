@@ -56,7 +56,7 @@ class PretrainRecipe(StartRecipe):
     phases: tuple[PhaseSettings, ...] | None = None
     """Parts of the run with clips, clusters or batches of their own; the last is as the recipe."""
 
-    # Of a phase's recipe: the clip of the whole run's recipe.
+    # In the recipe of a phase: the clip of the recipe itself.
     _whole_clip: Triple | None = PrivateAttr(default=None)
 
     @property
@@ -78,24 +78,14 @@ class PretrainRecipe(StartRecipe):
 
     @property
     def pretrained_clip(self) -> Triple | None:
-        """In a phase that of the whole run's recipe, so that a place keeps its position. Errors:
-        `UserError` for phases with positions that are interpolated from other clips."""
-        clip = super().pretrained_clip
-        if self._whole_clip is None:
-            return clip
-        if clip is not None:
-            raise UserError(
-                f"pretrain.positions=interpolated, from clips of {list(clip)}, does not go with "
-                "phases, whose positions are interpolated from the recipe's own clips. Set "
-                "pretrain.positions: recomputed, or remove phases."
-            )
-        return self._whole_clip
+        """In a phase that of the recipe itself, so that a place keeps its position."""
+        return super().pretrained_clip or self._whole_clip
 
     @property
     def whole_grid(self) -> Triple | None:
-        """In a phase the token grid of the whole run's recipe."""
-        whole = self._whole_clip
-        return None if whole is None else Geometry.whole(whole, self.patch).grid
+        """In a phase: the token grid of the recipe itself."""
+        clip = self._whole_clip
+        return None if clip is None else Geometry.whole(clip, self.patch).grid
 
     @property
     def geometry(self) -> Geometry:

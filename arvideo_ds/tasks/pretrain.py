@@ -9,7 +9,7 @@ from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.evaluation.pretrained import build_objective
 from arvideo_ds.models.encoder import encode_clips
-from arvideo_ds.models.positions import position_table
+from arvideo_ds.models.positions import interpolated_positions
 from arvideo_ds.tasks.teacher import load_teacher
 
 
@@ -24,8 +24,10 @@ class Pretrain(nn.Module):
         self.model = build_objective(recipe)
         self.patch = recipe.patch
         # In a phase: of the recipe's own clips, which the online probe evaluates on.
-        grid, model = recipe.whole_grid, recipe.model
-        table = None if grid is None else position_table(model.positions, grid, recipe.size.width)
+        table, grid = None, recipe.whole_grid
+        if grid is not None:
+            scheme, pretrained = recipe.model.positions, recipe.pretrained_grid or grid
+            table = interpolated_positions(scheme, pretrained, grid, recipe.size.width)
         self.register_buffer("positions", table, persistent=False)
         # After the model, whose initial weights it must not change.
         self.teacher = load_teacher(recipe)

@@ -54,6 +54,7 @@ def facts(run: Path, recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tu
         ("objective", ", ".join(f"{k} {v}" for k, v in _objective(recipe).items())),
         ("encoder", f"ViT-{recipe.model.size}, {millions:.1f} M parameters"),
         ("clip", " x ".join(map(str, plan["clip_shape"]))),
+        *((f"phase {n}", _phase(phase)) for n, phase in enumerate(plan.get("phases", ()), 1)),
         ("clusters", f"{plan['num_clusters']} of {plan['cluster_size']} tokens"),
         ("encoded / predicted tokens", f"{plan['encoder_tokens']} / {plan['decoder_queries']}"),
         ("steps", f"{summary['steps']} of {plan['total_batch']} clips"),
@@ -64,6 +65,11 @@ def facts(run: Path, recipe: PretrainRecipe, summary: dict[str, Any]) -> list[tu
 
 def _objective(recipe: PretrainRecipe) -> dict[str, Any]:
     return recipe.objective.model_dump(exclude_none=True)
+
+
+def _phase(phase: dict[str, Any]) -> str:
+    clip = " x ".join(map(str, phase["plan"]["clip_shape"]))
+    return f"to step {phase['end_step']}: clip {clip}, {phase['plan']['total_batch']} clips a step"
 
 
 def loss(run: Path, summary: dict[str, Any]) -> str:

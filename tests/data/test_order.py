@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config.load import validate
 from arvideo_ds.data.order import SampleOrder, rank_positions
 from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan, make_plan
@@ -182,6 +183,30 @@ def test_each_step_takes_the_same_videos_whatever_the_world(
         assert all(len(step) == 24 for step in positions)
         worlds.append([{order.place(p) for p in step} for step in positions])
     assert all(steps == worlds[0] for steps in worlds)
+
+
+def test_phases_continue_the_order_whatever_their_batches_and_the_world(
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
+    """No video is left out or taken twice, when every step is of another number of ranks."""
+    tree = tiny(
+        data={"num_streams": 24}, train={"max_steps": 10, "total_batch": 24, "micro_batch": 4}
+    ).model_dump()
+    tree["phases"] = [{"share": 0.3, "train.total_batch": 48}, {"share": 0.7}]
+    recipe, position = validate(tree, "test"), 0
+    for step, world in zip(range(10), itertools.cycle(WORLDS), strict=False):
+        plan = make_plan(recipe, world_size=world)
+        now = plan.part_at(step).plan
+        taken = [
+            p
+            for rank in range(world)
+            for batch in itertools.islice(
+                rank_positions(plan, rank=rank, first_step=step), now.accumulation
+            )
+            for p in batch
+        ]
+        assert sorted(taken) == list(range(position, position + (48 if step < 3 else 24)))
+        position += len(taken)
 
 
 def test_ranks_that_share_tokens_load_the_same_clips(tiny: Callable[..., PretrainRecipe]) -> None:

@@ -16,9 +16,13 @@ from torch._dynamo.testing import CompileCounter
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.engine import build
 from arvideo_ds.engine.build import compile_model
+from arvideo_ds.engine.form import Form
 from arvideo_ds.errors import UserError
 from arvideo_ds.models.encoder import Encoder
 from arvideo_ds.tasks.finetune import Finetune
+from arvideo_ds.tasks.pretrain import Pretrain
+from tests.engine.test_form import batch_of as clips_of
+from tests.engine.test_form import forms_of
 from tests.tasks.test_detect import batch_of as boxes_of
 from tests.tasks.test_detect import task  # noqa: F401
 from tests.tasks.test_devices import batch_of, recipe_of, task_of
@@ -62,6 +66,19 @@ def test_a_task_is_one_graph_for_all_steps(name: str, graphs: CompileCounter) ->
         )
     )
     assert graphs.frame_count == 1
+
+
+def test_each_form_of_a_model_is_one_graph(graphs: CompileCounter) -> None:
+    small, large = forms_of("arvideo")
+    module = Pretrain(small)
+    compile_model(module, layers=False, forms=2)
+    module(clips_of(16))
+    Form(Pretrain(large)).give_to(module)
+    uncompiled = Pretrain(large)
+    uncompiled.load_state_dict(module.state_dict())
+    torch.testing.assert_close(module(clips_of(32)), uncompiled(clips_of(32)))
+    module(clips_of(32))
+    assert graphs.frame_count == 2
 
 
 def test_detection_compiles_what_does_not_depend_on_the_number_of_boxes(

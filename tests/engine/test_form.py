@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from arvideo_ds.config import load_recipe
+from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.form import Form
 from arvideo_ds.errors import UserError
@@ -26,11 +26,15 @@ def batch_of(size: int) -> Batch:
     return Batch(clips=clips, keys=keys, labels=keys, valid=torch.ones(2, dtype=torch.bool))
 
 
+def forms_of(objective: str) -> list[PretrainRecipe]:
+    """Recipes of a small demo in clips of 16 and of 32 pixels."""
+    phases = f"phases=[{{share: 0.5, data.size: 16, {PHASES[objective]}}}, {{share: 0.5}}]"
+    return load_recipe("demo" if objective == "arvideo" else "videomae_demo", [phases]).by_phase()
+
+
 @pytest.mark.parametrize("objective", PHASES)
 def test_a_model_of_another_form_is_the_one_built_for_those_clips(objective: str) -> None:
-    phases = f"phases=[{{share: 0.5, data.size: 16, {PHASES[objective]}}}, {{share: 0.5}}]"
-    name = "demo" if objective == "arvideo" else "videomae_demo"
-    small, large = load_recipe(name, [phases]).by_phase()
+    small, large = forms_of(objective)
     torch.manual_seed(0)
     model = Pretrain(small)
     torch.manual_seed(0)
@@ -45,9 +49,8 @@ def test_a_model_of_another_form_is_the_one_built_for_those_clips(objective: str
 
 
 def test_the_online_probe_sees_the_recipes_own_clips_in_every_phase() -> None:
-    phases = "phases=[{share: 0.5, data.size: 16, objective.cluster: [2, 2, 2]}, {share: 0.5}]"
     outputs = []
-    for recipe in load_recipe("demo", [phases]).by_phase():
+    for recipe in forms_of("arvideo"):
         torch.manual_seed(0)
         outputs.append(Pretrain(recipe).eval()(batch_of(32)))
     assert torch.equal(*outputs)
@@ -57,8 +60,7 @@ def test_the_online_probe_sees_the_recipes_own_clips_in_every_phase() -> None:
 
 def test_a_place_keeps_its_position_in_smaller_clips() -> None:
     """Positions of a phase are those of the recipe's grid, interpolated, in encoder and decoder."""
-    phases = "phases=[{share: 0.5, data.size: 16, objective.cluster: [2, 2, 2]}, {share: 0.5}]"
-    small, large = load_recipe("demo", [phases]).by_phase()
+    small, large = forms_of("arvideo")
     model = Pretrain(small).model
     for part in (model.encoder, model.decoder):
         table = part.positions

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.config import PretrainRecipe, load_recipe
 from arvideo_ds.engine.resolve import (
     SEQUENCE_PARALLEL,
     compiles,
@@ -322,3 +322,13 @@ def test_recipe_and_json_that_do_not_go_together_are_refused(
     assert words in error_of(
         lambda tree: resolve(tree, made, plan, ORIGIN), {**AUTO, "zero_optimization": zero}
     )
+
+
+def test_all_phases_sum_their_gradients_in_one_type() -> None:
+    """DeepSpeed's buffers are made once, although only the second phase accumulates."""
+    phases = "phases=[{share: 0.5, train.total_batch: 16}, {share: 0.5}]"
+    recipe = load_recipe("demo", ["train.precision=bf16", "train.micro_batch=16", phases])
+    resolved = resolve(AUTO, recipe, make_plan(recipe, world_size=1), ORIGIN)
+    assert resolved["data_types"]["grad_accum_dtype"] == "fp32"
+    assert resolved["zero_optimization"]["stage"] == 2
+    assert (resolved["train_batch_size"], resolved["gradient_accumulation_steps"]) == (16, 1)

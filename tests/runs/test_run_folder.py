@@ -165,3 +165,15 @@ def test_a_checkpoint_of_other_rates_is_refused_with_the_keys_that_give_them(
     before = {**plan.as_dict(), "lr": plan.lr * 2}
     with pytest.raises(UserError, match=r"lr was .* optim\.base_lr=0\.008\.$"):
         run_folder.require_same_rates(tmp_path, before, plan)
+
+
+def test_phases_are_mathematics_except_their_micro_batches(tmp_path: Path) -> None:
+    run_folder.write_recipe(tmp_path, load_recipe("demo_phases"))
+    for free in ("phases.0.train.micro_batch=4", "data.workers=1"):
+        run_folder.require_same_mathematics(tmp_path, load_recipe("demo_phases", [free]))
+    for overrides in (["phases.0.data.frames=4"], ["phases=null"]):
+        with pytest.raises(UserError, match="phases was"):
+            run_folder.require_same_mathematics(tmp_path, load_recipe("demo_phases", overrides))
+    run_folder.write_recipe(tmp_path, load_recipe("demo"))
+    with pytest.raises(UserError, match="phases was"):
+        run_folder.require_same_mathematics(tmp_path, load_recipe("demo_phases"))

@@ -8,7 +8,7 @@ import random
 import pytest
 
 from tests.train.conftest import Runs
-from tests.train.test_resume import same_weights
+from tests.train.test_resume import same_weights, trained, working_folder
 
 pytestmark = pytest.mark.dist
 # make test does a few; the figure of twenty is ARVIDEO_STOPS=20.
@@ -45,3 +45,19 @@ def test_resumed_across_the_boundary_a_run_is_equal_bit_for_bit(runs: Runs, rank
     assert lines[BOUNDARY - 1]["epoch"] == pytest.approx(1)
     assert lines[-1]["epoch"] == pytest.approx(3)
     assert lines[-1]["loss/pretrain"] < lines[0]["loss/pretrain"]
+
+
+@pytest.mark.slow
+def test_other_ranks_and_stages_go_on_across_the_boundary(runs: Runs) -> None:
+    """With the same clips in every step, and one curve."""
+    whole, cut = working_folder(runs, "all"), working_folder(runs, "parts")
+    runs.run("all", *PHASES, ranks=2, fault="none:0:0:0", cwd=whole)
+    for ranks, stage, stop_at in [(2, "zero0", 4), (1, "zero3", 14), (4, "zero1", None)]:
+        fault = "none:0:0:0" if stop_at is None else f"interrupt:{stop_at}:{stop_at}:0"
+        code = 0 if stop_at is None else None
+        runs.run("parts", *PHASES, ranks=ranks, stage=stage, fault=fault, cwd=cut, code=code)
+    assert trained(cut) == trained(whole)
+    counts = [len(clips) for _, clips in sorted(trained(cut).items())]
+    assert counts == [8] * BOUNDARY + [16] * BOUNDARY
+    pairs = zip(runs.losses("parts"), runs.losses("all"), strict=True)
+    assert max(abs(a - b) / b for a, b in pairs) <= 1e-4
