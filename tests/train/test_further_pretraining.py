@@ -12,9 +12,11 @@ import yaml
 from torch import Tensor
 
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
+from arvideo_ds.engine.checkpoints import newest_checkpoint
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.pretrained import build_objective
 from arvideo_ds.exports.source import export_encoder, read_source
+from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.files.tensors import load_tensors, save_tensors
 from arvideo_ds.models.layouts import to_videomae
 from arvideo_ds.models.objective import Objective
@@ -22,6 +24,7 @@ from arvideo_ds.models.positions import interpolated_positions
 from arvideo_ds.runs import run_folder
 from arvideo_ds.tasks.specs.pretrain import Pretraining
 from arvideo_ds.tasks.transfer import settle_transfer
+from tests.train.conftest import Runs
 
 Make = Callable[..., PretrainRecipe]
 WIDE = {"frames": 16, "size": 48}
@@ -176,3 +179,31 @@ def test_another_encoder_or_a_missing_source_is_an_error_before_the_start(
     gone = Pretraining(tiny(pretrain={"init_from": str(tmp_path / "gone")}))
     with pytest.raises(UserError, match=r"there is no .*gone"):
         gone.check_start()
+
+
+@pytest.mark.dist
+def test_further_pretraining_starts_far_below_scratch_and_resumes_without_its_source(
+    runs: Runs, demo_shards: Path
+) -> None:
+    """On other videos and twice the frames; one curve at ZeRO 2 on one rank and 3 on two."""
+    other = (f"data.shards={demo_shards / 'test'}", "data.frames=16", "train.max_steps=4")
+    runs.run("source", "train.max_steps=120", "optim.warmup_steps=20")
+    runs.run("scratch", *other)
+    start_from = (*other, f"--init-from={runs.folder / 'source'}", "train.save_every=2")
+    first = runs.run("further", *start_from)
+    losses, facts = runs.losses("further"), run_folder.read_facts(runs.folder / "further")
+    print(f"first loss {losses[0]:.3f}, from scratch {runs.losses('scratch')[0]:.3f}")
+    assert losses[0] < 0.6 * runs.losses("scratch")[0]
+    initial = facts["initial_weights"]
+    assert initial["sha256"] == sha256_of(runs.folder / "source" / run_folder.MODEL)
+    assert "\n".join(initial["report"]) in first
+    runs.run("further3", *start_from, ranks=2, stage="zero3")
+    assert runs.losses("further3") == pytest.approx(losses, rel=1e-4)
+
+    shutil.rmtree(runs.folder / "source")
+    shutil.rmtree(newest_checkpoint(runs.folder / "further" / run_folder.CHECKPOINTS).path)  # type: ignore[union-attr]
+    resumed = runs.run("further", *start_from)
+    assert "going on after step 2" in resumed
+    assert "weights of" not in resumed
+    assert runs.losses("further") == losses
+    assert run_folder.read_facts(runs.folder / "further")["initial_weights"] == initial
