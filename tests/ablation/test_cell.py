@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from arvideo_ds.ablation.cell import RESULT, Cell, cells_of, require_same
+from arvideo_ds.ablation.cell import RESULT, Cell, _costs, cells_of, require_same
 from arvideo_ds.ablation.grid import UNTRAINED, read_grid, resolve
+from arvideo_ds.config import load_recipe
 from arvideo_ds.errors import UserError
 from arvideo_ds.long_video.score_store import SCORES, ScoreContents, ScoreSpec
+from arvideo_ds.planning.cost import cost_of
 
 DATA = {"manifest": "a" * 64}
 
@@ -94,3 +96,15 @@ def test_a_group_of_wandb_that_was_given_is_kept(tmp_path: Path) -> None:
     plan = resolve(read_grid("motion"), given)
     cells = cells_of(plan, seeds=1, output=tmp_path, deepspeed_config=tmp_path, overrides=given)
     assert {cell.settings().wandb.group for cell in cells} == {"mine"}
+
+
+def test_minutes_are_of_all_steps_and_operations_of_all_phases(tmp_path: Path) -> None:
+    """Phases have steps of different lengths: neither the median nor the last phase tells them."""
+    recipe = load_recipe("demo_phases")
+    made = Cell(tmp_path, "row", "demo_phases", (), 0, None, tmp_path)
+    lines = [{"step": 30, "time/step_s": 1.0}, {"step": 80, "time/step_s": 2.0}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    costs = _costs(made, recipe)
+    assert costs["minutes"] == round((30 * 1.0 + 50 * 2.0) / 60, 3)
+    small, large = (cost_of(phase).flops_forward_per_clip / 1e9 for phase in recipe.by_phase())
+    assert costs["gflops_forward_per_clip"] == pytest.approx(0.8 * small + 0.2 * large, abs=1e-4)
