@@ -163,6 +163,11 @@ def test_memory_is_what_the_planner_says(tmp_path: Path) -> None:
             "recipe": ["pretrain_vit_l_k400"],
         },
         "VideoMAE": {"deepspeed": zero(1), "micro_batch": 64, "recipe": ["videomae_vit_b_k400"]},
+        "teacher": {
+            "deepspeed": zero(1),
+            "micro_batch": 64,
+            "recipe": [VIT_B, "objective.teacher=ema", "objective.teacher_size=B"],
+        },
         "fine-tuning": {
             "deepspeed": zero(1),
             "micro_batch": 8,
