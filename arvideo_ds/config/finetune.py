@@ -37,10 +37,35 @@ class FinetuneSettings(TransferSettings):
     """Share of places dropped at all times while training (random tubes); tests see all tokens."""
     pooling: Literal["mean", "attention"] = "mean"
     """The classified feature: the mean of the tokens, or the output of a class-attention layer."""
+    train: Literal["all", "head", "lora"] = "all"
+    """Trained weights: all; those after the encoder, which is frozen and in evaluation mode
+    ("head"); or those and low-rank adapters of the frozen encoder ("lora"), merged on export."""
+    lora_rank: Positive = 8
+    lora_alpha: Annotated[float, Field(gt=0)] = 16.0
+    """Adapters are multiplied by lora_alpha / lora_rank."""
+    lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapters while training."""
+    lora_mlp: bool = False
+    """Whether the MLPs have adapters too, not only attention (qkv, proj)."""
 
     @property
     def mixes(self) -> bool:
         return bool(self.mixup or self.cutmix)
+
+    @model_validator(mode="after")
+    def _of_trained_weights(self) -> Self:
+        idle = {} if self.train != "head" else {"layer_decay": 1.0, "drop_path": 0.0}
+        if self.train != "lora":
+            fields = type(self).model_fields
+            idle |= {name: fields[name].default for name in fields if name.startswith("lora_")}
+        if wrong := [name for name, value in idle.items() if getattr(self, name) != value]:
+            actual = ", ".join(f"finetune.{name}={getattr(self, name)}" for name in wrong)
+            remedy = " ".join(f"finetune.{name}={idle[name]}" for name in wrong)
+            raise UserError(
+                f"{actual} would have no effect with finetune.train={self.train}. Set {remedy}, or "
+                "another finetune.train."
+            )
+        return self
 
     @field_validator("heads", mode="before")
     @classmethod
@@ -94,6 +119,9 @@ class FinetuneRecipe(TransferRecipe):
             class_attention=self.pooling == "attention",
             outputs=self.finetune.num_classes or 0,
             mixes_clips=self.finetune.mixes,
+            frozen=self.finetune.train != "all",
+            lora_rank=self.finetune.lora_rank if self.finetune.train == "lora" else 0,
+            lora_mlp=self.finetune.lora_mlp,
         )
 
     @property
@@ -105,6 +133,15 @@ class FinetuneRecipe(TransferRecipe):
     @property
     def counts(self) -> TokenCounts:
         return TokenCounts(encoded=self.seen_places * self.geometry.grid[0])
+
+    def notes(self) -> list[str]:
+        settings, lines = self.finetune, super().notes()
+        if settings.train != "all" and settings.init_from is None:
+            lines.append(
+                f"finetune.train={settings.train} freezes the encoder, and without --init-from its "
+                "weights are random."
+            )
+        return lines
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

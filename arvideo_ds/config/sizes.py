@@ -83,7 +83,8 @@ class Transformer:
     class_attention: one such layer pools the encoded tokens, else their mean. outputs: values that
     the decoder predicts per token, or outputs of the linear head; 0: none, or not known yet.
     mixes_clips: the clips of a micro-batch are mixed in pairs, in fp32. teacher: shape of a frozen
-    encoder whose features are predicted.
+    encoder whose features are predicted. frozen: the encoder's weights are not trained. lora_rank:
+    of trained adapters in its attention, with lora_mlp also in its MLPs; 0: none.
     """
 
     size: Size
@@ -93,3 +94,6 @@ class Transformer:
     outputs: int = 0
     mixes_clips: bool = False
     teacher: Size | None = None
+    frozen: bool = False
+    lora_rank: int = 0
+    lora_mlp: bool = False

@@ -6,11 +6,12 @@ import functools
 import importlib.util
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 from deepspeed.ops.adam import DeepSpeedCPUAdam, FusedAdam
 from torch import Tensor, nn
@@ -64,6 +65,9 @@ class Engine:
         # Set by fragments.keep_average, and by follow_average: called after each update of it.
         self.average: Average | None = None
         self.spread_average: Callable[[], None] | None = None
+        # Start and values of this rank's pieces of the weights that are not trained, by name. In
+        # half precision DeepSpeed keeps them nowhere in fp32.
+        self.frozen: Mapping[str, tuple[int, Tensor]] = {}
         # Ranks that load the same clips.
         self._group = group
         # At stage 0 DeepSpeed neither measures gradients nor skips a step.
@@ -164,6 +168,7 @@ def build_engine(
         compile_model(model, layers=ACTIVATION_CHECKPOINTING in config, forms=forms)
     if ACTIVATION_CHECKPOINTING in config:
         config = checkpoint_activations(model, config)
+    frozen = _frozen_pieces(model)
     optimizer = _optimizer(groups, config, settings)
     # The schedule sets the rate before every step; nothing may move the weights earlier.
     for parameters in optimizer.param_groups:
@@ -183,7 +188,21 @@ def build_engine(
     if zero_stage(config) == 0 and engine.world_size == 1:
         # One rank would reduce all gradients with itself: 18.6 % of a step of ViT-B on a CPU.
         engine.enable_backward_allreduce = False
-    return Engine(engine, config, group, compiled=compiled)
+    built = Engine(engine, config, group, compiled=compiled)
+    built.frozen = frozen
+    return built
+
+
+def _frozen_pieces(model: nn.Module) -> dict[str, tuple[int, Tensor]]:
+    """Equal pieces over the ranks, in fp32 on the host."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    pieces = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            share = -(-parameter.numel() // size)
+            piece = parameter.detach().flatten()[rank * share : (rank + 1) * share]
+            pieces[name] = (rank * share, piece.to("cpu", torch.float32, copy=True))
+    return pieces
 
 
 def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> dict[str, Any]:
@@ -196,7 +215,9 @@ def checkpoint_activations(model: nn.Module, config: dict[str, Any]) -> dict[str
     config = {**config, ACTIVATION_CHECKPOINTING: section}
     deepspeed.checkpointing.configure(None, deepspeed_config=config)
     for layer in _layers(model, every):
-        layer.forward = functools.partial(_checkpointed, layer.forward)
+        # Frozen layers keep nothing for the backward pass.
+        if any(parameter.requires_grad for parameter in layer.parameters()):
+            layer.forward = functools.partial(_checkpointed, layer.forward)
     return config
 
 
@@ -267,9 +288,13 @@ def _layers(model: nn.Module, every: int = 1) -> Iterator[nn.Module]:
             yield from list(layers)[::every]
 
 
-def _checkpointed(forward: Any, *arguments: Any, **named: Any) -> Any:
+def _checkpointed(forward: Any, hidden: Tensor, *arguments: Any, **named: Any) -> Any:
+    if torch.is_grad_enabled() and not hidden.requires_grad:
+        # After frozen weights. Else autograd would not see that the layer has trained ones.
+        hidden = hidden.detach().requires_grad_()
     # DeepSpeed's checkpoint takes positional arguments only.
-    return deepspeed.checkpointing.checkpoint(functools.partial(forward, **named), *arguments)
+    run = functools.partial(forward, **named)
+    return deepspeed.checkpointing.checkpoint(run, hidden, *arguments)
 
 
 def _optimizer(

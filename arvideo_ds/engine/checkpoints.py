@@ -26,7 +26,7 @@ from typing import Any
 
 import torch.distributed as dist
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from arvideo_ds.engine.agreement import gather_objects
 from arvideo_ds.engine.build import Engine
@@ -125,8 +125,22 @@ def newest_sound_checkpoint(folder: Path, *, own: bool) -> Checkpoint | None:
     return None
 
 
+def load_frozen(module: nn.Module, checkpoint: Checkpoint) -> None:
+    """Load the weights that are not trained, before `build_engine` takes the module.
+
+    Errors: `UserError` when it is of another model.
+    """
+    saved = SavedState(checkpoint.path)
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            values = saved.read(name, WEIGHT, 0, parameter.numel())
+            parameter.data.copy_(values.view(parameter.shape))
+
+
 def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     """Load weights, moments, counters and loss scale, at any ranks and stage. Collective.
+
+    Weights that are not trained: `load_frozen`.
 
     Errors: `UserError` when it is of another model.
     """
@@ -148,10 +162,18 @@ def load_checkpoint(engine: Engine, checkpoint: Checkpoint) -> None:
     _set_counters(engine, counters)
 
 
-def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = WEIGHT) -> None:
+def export_weights(
+    checkpoint: Path,
+    path: Path,
+    *,
+    prefix: str,
+    kind: str = WEIGHT,
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict,
+) -> None:
     """Write the whole fp32 weights below `prefix` as safetensors, atomically. One process calls it.
 
-    kind: WEIGHT or AVERAGE. Errors: `UserError` where the checkpoint is damaged or has none.
+    kind: WEIGHT or AVERAGE. change: makes what is written of the weights, without the prefix.
+    Errors: `UserError` where the checkpoint is damaged or has none.
     """
     if damage := _damage(_complete(checkpoint), rank=0, size=1):
         raise UserError(
@@ -162,7 +184,7 @@ def export_weights(checkpoint: Path, path: Path, *, prefix: str, kind: str = WEI
     if not weights:
         raise UserError(f"checkpoint {checkpoint} has no weights named {prefix}*.")
     with replacing(path) as partial:
-        save_tensors(weights, partial)
+        save_tensors(change(weights), partial)
 
 
 def _rank_state(engine: Engine) -> dict[tuple[str, int, str], Tensor]:
@@ -176,7 +198,8 @@ def _rank_state(engine: Engine) -> dict[tuple[str, int, str], Tensor]:
         for kind, values in state_of(engine, fragment).items():
             # A copy: views share storage, and training continues in it.
             tensors[fragment.name, fragment.start, kind] = values.float().cpu().clone()
-    return tensors
+    frozen = {(name, start, WEIGHT): piece for name, (start, piece) in engine.frozen.items()}
+    return {**tensors, **{key: piece for key, piece in frozen.items() if len(piece)}}
 
 
 def _shapes(engine: Engine) -> dict[str, tuple[int, ...]]:

@@ -38,10 +38,11 @@ class Fragment:
 
 
 def fragments(engine: Engine) -> Iterator[Fragment]:
-    """This rank's fragments; those of all ranks cover every parameter."""
+    """This rank's fragments; those of all ranks cover every trained parameter."""
     find = _FINDERS[engine.stage]
     for name, parameter in engine.module.named_parameters():
-        yield from find(engine.deepspeed.optimizer, name, parameter)
+        if parameter.requires_grad:
+            yield from find(engine.deepspeed.optimizer, name, parameter)
 
 
 def base_optimizer(engine: Engine) -> Any:

@@ -75,9 +75,15 @@ class SavedState:
         return out
 
     def weights(self, prefix: str, kind: str = "weight") -> dict[str, Tensor]:
-        """All fp32 weights (or their averages) below a prefix, whole, named without it."""
+        """All fp32 weights (or their averages) below a prefix, whole, named without it.
+
+        The average of a weight that is not trained is the weight.
+        """
+        averaged = {name for name, saved in self._pieces if saved == kind} or set(self.shapes)
         return {
-            name.removeprefix(prefix): self.read(name, kind, 0, math.prod(shape)).view(shape)
+            name.removeprefix(prefix): self.read(
+                name, kind if name in averaged else "weight", 0, math.prod(shape)
+            ).view(shape)
             for name, shape in self.shapes.items()
             if name.startswith(prefix)
         }

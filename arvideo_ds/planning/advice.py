@@ -13,7 +13,13 @@ from dataclasses import dataclass, replace
 
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import UserError
-from arvideo_ds.planning.cost import cost_of, encoder_flops, parameter_sizes
+from arvideo_ds.planning.cost import (
+    cost_of,
+    encoder_flops,
+    forward_passes,
+    parameter_sizes,
+    trained_sizes,
+)
 from arvideo_ds.planning.data import Supply, supply
 from arvideo_ds.planning.memory import (
     BYTES,
@@ -34,9 +40,8 @@ SMALL_MICRO_BATCH = 8
 WORTH_IT = 1.1
 # Numbers of GPUs in the scaling table end here.
 LARGEST = 1024
+_COUNTS = ("no", "one", "two")
 ASSUMED_TFLOPS, ASSUMED_BANDWIDTH_GB_S = 100.0, 20.0
-# A backward pass costs two forward passes, recomputing a layer one more.
-_FORWARD_AND_BACKWARD = 3
 
 
 @dataclass(frozen=True)
@@ -97,13 +102,13 @@ def sent_bytes(recipe: EncoderRecipe, strategy: Strategy, ranks: int, accumulati
     """
     encoder, decoder = parameter_sizes(recipe)
     sizes = encoder + decoder
-    total = sum(sizes)
+    total, trained = sum(sizes), sum(trained_sizes(recipe))
     if strategy.stage < 3:
-        passes = (2, 3, 2 * accumulation + 1)[strategy.stage] * total
+        passes = (2, 3, 2 * accumulation + 1)[strategy.stage] * trained
     else:
         persistent = sum(size for size in sizes if size <= strategy.persistence_threshold)
         gathered = 2 * total - persistent - kept_gathered(sizes, strategy)
-        passes = accumulation * (gathered + total) + persistent
+        passes = accumulation * (gathered + trained) + persistent
     return round(BYTES[recipe.train.precision] * passes * (ranks - 1) / ranks)
 
 
@@ -129,10 +134,11 @@ def weigh(recipe: EncoderRecipe, strategy: Strategy, micro_batch: int, machine: 
     memory = footprint(
         recipe, strategy, world_size=gpus, micro_batch=micro_batch, accumulation=accumulation
     )
-    again = 1 / strategy.recompute if strategy.recompute else 0
-    cost = cost_of(recipe)
+    passes, cost = forward_passes(recipe), cost_of(recipe)
+    # Frozen layers are not recomputed.
+    again = 1 / strategy.recompute if strategy.recompute and passes > 1 else 0
     forward = cost.flops_forward_per_clip - encoder_flops(recipe) * (1 - 1 / group)
-    flops = clips * forward * (_FORWARD_AND_BACKWARD + again)
+    flops = clips * forward * (passes + again)
     flops += clips * cost.flops_teacher_per_clip
     sent = sent_bytes(recipe, strategy, gpus, accumulation)
     sent += exchanged_bytes(recipe, strategy, clips)
@@ -369,7 +375,7 @@ def advise(
         possible=possible_gpu_counts(recipe, LARGEST, plan.sequence_parallel),
         assumptions=[
             f"{machine.tflops:g} TFLOP/s achieved in matrix products per GPU"
-            f"{tflops_from}; a backward pass costs two forward "
+            f"{tflops_from}; a backward pass costs {_COUNTS[forward_passes(recipe) - 1]} forward "
             "passes, recomputing one more",
             f"every GPU sends {machine.bandwidth_gb_s:g} GB/s"
             f"{'' if bandwidth_gb_s else ' (assumed; give --bandwidth_gb_s)'}, to GPUs of its own "

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from arvideo_ds.config import EncoderRecipe, Recipe, TokenizerRecipe
-from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape, Size
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape, Size, Transformer
 from arvideo_ds.config.tokenizer import halvings, scorer_kernel, scorer_strides
 from arvideo_ds.geometry import CHANNELS
 
@@ -28,6 +28,8 @@ class Cost:
     parameters_decoder: int
     flops_forward_per_clip: int
     flops_teacher_per_clip: int = 0
+    # None: all.
+    parameters_trained: int | None = None
 
 
 @functools.singledispatch
@@ -47,7 +49,8 @@ def _(recipe: EncoderRecipe) -> Cost:
         flops += _attention(1, recipe.counts.encoded, width) + 2 * _linear(1, width, model.size.mlp)
     encoder, decoder = parameter_sizes(recipe)
     if model.decoder is None:
-        return Cost(sum(encoder), 0, flops)
+        trained = sum(trained_sizes(recipe)) if model.frozen else None
+        return Cost(sum(encoder), 0, flops, parameters_trained=trained)
     return Cost(
         sum(encoder),
         sum(decoder),
@@ -105,6 +108,7 @@ def parameter_sizes(recipe: EncoderRecipe) -> tuple[list[int], list[int]]:
     if model.class_attention:  # without a norm of the queries, with a learnt query
         attention = _cross_attention_sizes(size.width)
         encoder += [size.width, *attention, *_mlp_sizes(size.width, size.mlp)]
+    encoder += size.depth * _adapter_sizes(model)
     if model.decoder is not None:
         return encoder, _decoder_sizes(recipe, model.decoder)
     return encoder, _linear_sizes(size.width, model.outputs) if model.outputs else []
@@ -115,6 +119,38 @@ def encoder_sizes(size: Size, cube_values: int) -> list[int]:
     block = [*_attention_sizes(size.width), *_mlp_sizes(size.width, size.mlp)]
     embed = _linear_sizes(cube_values, size.width)
     return [*embed, *(size.depth * block), size.width, size.width]
+
+
+def trained_sizes(recipe: EncoderRecipe) -> list[int]:
+    """Elements of every weight and bias that is trained: has a gradient and optimiser states."""
+    encoder, decoder = parameter_sizes(recipe)
+    model = recipe.transformer
+    if not model.frozen:
+        return encoder + decoder
+    width, mlp = model.size.width, model.size.mlp
+    block = [*_attention_sizes(width), *_mlp_sizes(width, mlp)]
+    # The embedding and the blocks; the last norm too, unless it is the classifier's.
+    frozen = 2 + model.size.depth * len(block) + (2 if model.class_attention else 0)
+    return encoder[frozen:] + decoder
+
+
+def forward_passes(recipe: Recipe) -> int:
+    """Cost of forward and backward in forward passes.
+
+    The backward pass costs one for the gradients of activations, and one for those of weights.
+    """
+    model = recipe.transformer
+    if model is None or not model.frozen:
+        return 3
+    return 2 if model.lora_rank else 1
+
+
+def _adapter_sizes(model: Transformer) -> list[int]:
+    """Of a block's adapters: each has two matrices."""
+    width, mlp = model.size.width, model.size.mlp
+    layers = [(width, 3 * width), (width, width)] if model.lora_rank else []
+    layers += [(width, mlp), (mlp, width)] if model.lora_rank and model.lora_mlp else []
+    return [model.lora_rank * size for layer in layers for size in layer]
 
 
 def _decoder_sizes(recipe: EncoderRecipe, decoder: DecoderShape) -> list[int]:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from arvideo_ds.config import EncoderRecipe, Recipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape
-from arvideo_ds.planning.cost import encoder_sizes, parameter_sizes
+from arvideo_ds.planning.cost import encoder_sizes, parameter_sizes, trained_sizes
 
 FP32 = 4
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -138,16 +138,20 @@ def model_states(
 ) -> ModelStates:
     """Bytes of parameters, gradients and optimiser; ranks differ by less than a weight's part."""
     encoder, decoder = parameter_sizes(recipe)
-    sizes, element = encoder + decoder, _element(recipe)
+    sizes, trained, element = encoder + decoder, trained_sizes(recipe), _element(recipe)
     summed = BYTES[recipe.train.gradients_in(accumulation)]
     kept = _ADAMW if recipe.ema_decay is None else _ADAMW + FP32
-    if strategy.stage == 0:
-        return _data_parallel(sum(sizes), kept, world_size, accumulation)
+    total = sum(trained)
     if strategy.stage == 3:
-        return _zero_3(sizes, element, summed, kept, strategy, world_size)
-    if summed > element:
-        return _zero_2_in_fp32(sum(sizes), element, kept, strategy, world_size, accumulation)
-    return _zero_1_2(sum(sizes), element, kept, strategy, world_size, accumulation)
+        return _zero_3(sizes, trained, element, summed, kept, strategy, world_size)
+    if strategy.stage == 0:
+        states = _data_parallel(total, kept, world_size, accumulation)
+    elif summed > element:
+        states = _zero_2_in_fp32(total, element, kept, strategy, world_size, accumulation)
+    else:
+        states = _zero_1_2(total, element, kept, strategy, world_size, accumulation)
+    frozen = element * (sum(sizes) - total)
+    return replace(states, parameters=states.parameters + frozen)
 
 
 def _data_parallel(total: int, kept: int, world_size: int, accumulation: int) -> ModelStates:
@@ -212,13 +216,20 @@ def _zero_2_in_fp32(
 
 
 def _zero_3(
-    sizes: list[int], element: int, summed: int, kept: int, strategy: Strategy, world_size: int
+    sizes: list[int],
+    trained: list[int],
+    element: int,
+    summed: int,
+    kept: int,
+    strategy: Strategy,
+    world_size: int,
 ) -> ModelStates:
     """Each weight is split among the ranks; small ones are kept whole in addition.
 
-    summed: bytes of a gradient in the sum over micro-batches.
+    trained: those of `sizes` that are. summed: bytes of a gradient in the sum over micro-batches.
     """
-    total, part = sum(sizes), sum(math.ceil(size / world_size) for size in sizes)
+    total = sum(sizes)
+    whole, part = (sum(math.ceil(n / world_size) for n in counts) for counts in (sizes, trained))
     # A single rank has everything on its GPU and copies nothing.
     copies = 0 if world_size == 1 and not strategy.offload_parameters else 1
     persistent = copies * _persistent(sizes, strategy)
@@ -226,18 +237,18 @@ def _zero_3(
     parameters_here = 0 if strategy.offload_parameters else 1
     fetched = copies * min(strategy.prefetch_bucket, total)
     updated = min(part, strategy.sub_group)
-    host = (1 - optimizer_here) * (kept + FP32 + summed) + (1 - parameters_here) * element
     return ModelStates(
-        parameters=element * (parameters_here * part + persistent),
+        parameters=element * (parameters_here * whole + persistent),
         optimizer=optimizer_here * kept * part,
         gradients=optimizer_here * summed * part,
         held=optimizer_here * summed * part,
         gathered=element * (copies * kept_gathered(sizes, strategy) - persistent),
         bucket=element * strategy.reduce_bucket,
-        bucket_copy=element * (min(strategy.reduce_bucket, total) + fetched),
+        bucket_copy=element * (min(strategy.reduce_bucket, sum(trained)) + fetched),
         update=optimizer_here * (summed * part + FP32 * updated),
         cast=0 if summed == FP32 else optimizer_here * element * updated,
-        host=host * part,
+        host=(1 - optimizer_here) * (kept + FP32 + summed) * part
+        + (1 - parameters_here) * element * whole,
     )
 
 
@@ -280,7 +291,7 @@ class Activations:
 def activations(
     recipe: EncoderRecipe, micro_batch: int, strategy: Strategy = Strategy()
 ) -> Activations:
-    """Activations of one forward pass on one rank.
+    """Activations of one forward pass on one rank; with adapters an upper bound.
 
     Attention is fused: attention weights are not kept, and all layers use one mask (`footprint`).
     With sequence parallelism a rank has its share of the encoder's tokens; the rest is as on one
@@ -309,6 +320,8 @@ def activations(
         # Copies of the clips: cubes, or two in fp32 where clips are mixed.
         workspace = (2 * FP32 if model.mixes_clips else 1) * pixels
     encoder = embedded + blocks
+    if model.frozen and not model.lora_rank:  # without gradients each layer frees the one before
+        encoder, last, workspace = 0, 0, max(workspace, embedded + block)
     passing, features = _of_teacher(recipe, micro_batch)
     return Activations(
         saved=encoder + rest,
@@ -432,7 +445,9 @@ def footprint(
     passing = states.bucket if strategy.stage < 3 else 0
     # Stage 1 reduces, and frees its bucket, after the last of the accumulated micro-steps.
     waiting = passing if strategy.stage == 1 and accumulation > 1 else 0
-    total = sum(map(sum, parameter_sizes(recipe)))
+    total = sum(trained_sizes(recipe))
+    # Frozen weights are not copied; ZeRO-3 splits them too.
+    whole = sum(map(sum, parameter_sizes(recipe))) if strategy.stage == 3 else total
     weights, gradients = _element(recipe) * total, states.gradients
     if strategy.stage == 1 and not strategy.offload_optimizer:
         gradients = weights  # reduced only when all exist
@@ -445,7 +460,7 @@ def footprint(
     return Footprint(
         states=states,
         activations=kept,
-        start=weights + (states.parameters if strategy.stage else 0),
+        start=_element(recipe) * whole + states.parameters if strategy.stage else states.parameters,
         forward=before + waiting + kept.saved + kept.workspace,
         reduction=before + passing + later,
         backward=always + gradients + passing + states.bucket_copy,

@@ -99,6 +99,8 @@ class RunPlan:
     gflops_teacher_per_clip: float = 0.0
     sources: tuple[SourcePlan, ...] = ()
     phases: tuple[PhasePlan, ...] = ()
+    # None: all.
+    parameters_trained: int | None = None
 
     @property
     def parts(self) -> tuple[PhasePlan, ...]:
@@ -113,6 +115,16 @@ class RunPlan:
         """Number of videos before a step 0..steps: its run position."""
         return self.part_at(step).videos_before(step)
 
+    def parameter_words(self) -> str:
+        """The numbers of parameters, and the trained share where it is not the whole."""
+        words = f"{self.parameters_encoder / 1e6:.1f} M encoder"
+        if self.parameters_decoder:
+            words += f" + {self.parameters_decoder / 1e6:.1f} M decoder"
+        if self.parameters_trained is None:
+            return f"{words} parameters"
+        share = self.parameters_trained / (self.parameters_encoder + self.parameters_decoder)
+        return f"{words} parameters, {self.parameters_trained:,} ({share:.2%}) trained"
+
     @property
     def data_ranks(self) -> int:
         return self.world_size // self.sequence_parallel
@@ -124,7 +136,7 @@ class RunPlan:
     def as_dict(self) -> dict[str, object]:
         tree = dataclasses.asdict(replace(self, phases=()))
         tree["phases"] = [phase.as_dict() for phase in self.phases]
-        optional = ("sources", "phases", "gflops_teacher_per_clip")
+        optional = ("sources", "phases", "gflops_teacher_per_clip", "parameters_trained")
         return {key: value for key, value in tree.items() if value or key not in optional}
 
 
@@ -236,6 +248,7 @@ def _plan_of(
         parameters_encoder=cost.parameters_encoder,
         parameters_decoder=cost.parameters_decoder,
         gflops_forward_per_clip=round(cost.flops_forward_per_clip / 1e9, 3),
+        parameters_trained=cost.parameters_trained,
         gflops_teacher_per_clip=round(cost.flops_teacher_per_clip / 1e9, 3),
         steps=steps,
         **of_the_run,

@@ -261,12 +261,14 @@ def _duration(seconds: float) -> str:
 
 def print_advice(advice: Advice) -> None:
     plan, machine, recipe = advice.plan, advice.machine, advice.recipe
-    parameters = (plan.parameters_encoder + plan.parameters_decoder) / 1e6
+    parameters = f"{(plan.parameters_encoder + plan.parameters_decoder) / 1e6:.0f} M parameters"
+    if plan.parameters_trained is not None:
+        parameters += f" ({plan.parameters_trained / 1e6:.2f} M trained)"
     teacher = plan.gflops_teacher_per_clip
     shared = recipe.data.shared_streams
     streams = f" and data.num_streams={shared}" if shared else ""
     lines = [
-        f"{advice.name}: ViT-{recipe.model.size}, {parameters:.0f} M parameters, "
+        f"{advice.name}: ViT-{recipe.model.size}, {parameters}, "
         f"{recipe.train.precision}, {plan.gflops_forward_per_clip:.0f} GFLOP forward per clip"
         + (f" + {teacher:.0f} of the teacher" if teacher else ""),
         f"{machine.num_gpus} GPU(s) of {machine.memory_gib:g} GiB, {plan.total_batch} clips per "

@@ -6,6 +6,7 @@ import torch
 from timm.data.mixup import Mixup, mixup_target
 from torch import Tensor, nn
 from torch.nn import functional as F
+from typing_extensions import Self
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.augment import seeded
@@ -41,6 +42,13 @@ class Finetune(nn.Module):
         mixup = Mixup(mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix)
         self.mixup = mixup if settings.mixes else None
         self.recipe = recipe
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        if self.recipe.finetune.train == "head":
+            # As where features are extracted: a frozen encoder draws nothing.
+            self.model.encoder.eval()
+        return self
 
     def forward(self, batch: Batch) -> Tensor:
         if not self.training:

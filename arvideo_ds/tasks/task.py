@@ -114,6 +114,13 @@ class Task(ABC):
         """Load the initial weights that the recipe names; returns a report, None without any."""
         return None
 
+    def freeze(self, module: Any) -> None:  # noqa: B027  most tasks train all weights
+        """Freeze weights and add adapters to them, where the recipe says so."""
+
+    def exported(self, state: Any) -> Any:
+        """The model's weights as they are exported, from those of a checkpoint."""
+        return state
+
     def clips(self) -> dict[str, Any]:
         """Options `clips` and `together` of the `TrainLoader`; empty for plain clips of videos."""
         return {}

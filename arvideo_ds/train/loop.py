@@ -15,6 +15,7 @@ from arvideo_ds.engine.build import Engine
 from arvideo_ds.engine.checkpoints import save_checkpoint
 from arvideo_ds.engine.world import World
 from arvideo_ds.optim.schedule import learning_rate
+from arvideo_ds.planning.cost import forward_passes
 from arvideo_ds.planning.plan import PhasePlan, RunPlan
 from arvideo_ds.runs.run_folder import CHECKPOINTS
 from arvideo_ds.train.baseline import Baseline
@@ -124,6 +125,7 @@ def _meter(run: Run, plan: RunPlan) -> Meter:
         plan.sequence_parallel,
         gflops=plan.gflops_forward_per_clip,
         teacher_gflops=plan.gflops_teacher_per_clip,
+        passes=forward_passes(recipe),
         peak_tflops=peak_tflops(recipe.train, device),
     )
 

@@ -70,7 +70,8 @@ class Meter:
     """One rank's measurements since the last logged step; losses stay on the device until then.
 
     sharing: number of consecutive ranks that load the same clips. gflops, teacher_gflops: of a
-    clip's forward pass, of the model and of a frozen teacher. peak_tflops: of a GPU, if known.
+    clip's forward pass, of the model and of a frozen teacher; passes: cost of the model's forward
+    and backward in forward passes. peak_tflops: of a GPU, if known.
     """
 
     def __init__(
@@ -81,11 +82,12 @@ class Meter:
         *,
         gflops: float = 0.0,
         teacher_gflops: float = 0.0,
+        passes: int = 3,
         peak_tflops: float | None = None,
     ) -> None:
         self._device, self._task, self._sharing = device, task, sharing
         # Of a step: forward and backward; what is recomputed does not count.
-        self._gflops, self._peak_tflops = 3 * gflops + teacher_gflops, peak_tflops
+        self._gflops, self._peak_tflops = passes * gflops + teacher_gflops, peak_tflops
         # A loss per micro-step; per step 1 where it was not applied.
         self.losses: list[torch.Tensor] = []
         self.refused: list[torch.Tensor] = []

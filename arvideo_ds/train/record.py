@@ -52,16 +52,13 @@ def write_start(
     run_folder.write_facts(folder, facts)
     if (names := task.labels(shards)) is not None:
         write_json(folder / run_folder.LABELS, names)
-    parameters = f"{plan.parameters_encoder / 1e6:.1f} M encoder"
-    if plan.parameters_decoder:
-        parameters += f" + {plan.parameters_decoder / 1e6:.1f} M decoder"
     teacher = (
         f" + {plan.gflops_teacher_per_clip:.2f} of the teacher"
         if plan.gflops_teacher_per_clip
         else ""
     )
     print(
-        f"recipe {settings.options.recipe}: {task.model_words()}, {parameters} parameters, "
+        f"recipe {settings.options.recipe}: {task.model_words()}, {plan.parameter_words()}, "
         f"{plan.gflops_forward_per_clip:.2f}{teacher} GFLOP forward per clip\n"
         f"clip {plan.clip_shape} -> tokens {plan.token_grid}{task.token_words(plan)}\n"
         f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"

@@ -28,6 +28,7 @@ from arvideo_ds.engine.checkpoints import (
     Checkpoint,
     export_weights,
     load_checkpoint,
+    load_frozen,
     newest_checkpoint,
 )
 from arvideo_ds.engine.form import Form
@@ -90,6 +91,9 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
         first_step = 0 if checkpoint is None else checkpoint.step
         forms = _forms(settings)
         module, initial = _module(settings, world, checkpoint)
+        settings.task.freeze(module)
+        if checkpoint is not None:
+            load_frozen(module, checkpoint)
         engine = _engine(settings, world, module)
         if checkpoint is not None:
             load_checkpoint(engine, checkpoint)
@@ -262,10 +266,10 @@ def _export(settings: RunSettings[Any]) -> None:
     folder = settings.folder
     checkpoint = newest_checkpoint(folder / run_folder.CHECKPOINTS)
     assert checkpoint is not None, "the loop saves after the last step"
-    export_weights(checkpoint.path, folder / run_folder.MODEL, prefix=PREFIX)
+    export = partial(export_weights, checkpoint.path, prefix=PREFIX, change=settings.task.exported)
+    export(folder / run_folder.MODEL)
     if settings.recipe.ema_decay is not None:
-        path = folder / run_folder.EMA_MODEL
-        export_weights(checkpoint.path, path, prefix=PREFIX, kind=AVERAGE)
+        export(folder / run_folder.EMA_MODEL, kind=AVERAGE)
 
 
 def with_one_decoder(settings: RunSettings[Any]) -> RunSettings[Any]:

@@ -59,7 +59,8 @@ class Validation:
             return
         checkpoint = newest_checkpoint(self._folder / run_folder.CHECKPOINTS)
         assert checkpoint is not None and checkpoint.step == done, "saved before it is exported"
-        export_weights(checkpoint.path, self._folder / run_folder.BEST_MODEL, prefix=PREFIX)
+        path, change = self._folder / run_folder.BEST_MODEL, self._task.exported
+        export_weights(checkpoint.path, path, prefix=PREFIX, change=change)
         recorded = {name: metrics.get(f"validation/{name}") for name in self._task.recorded}
         self.best = {"step": done, **recorded, best_by: value}
         write_json(self._folder / BEST, self.best)

@@ -93,6 +93,7 @@ class PlainEngine:
 
     stage = 0
     average: Average | None = None
+    frozen: ClassVar[dict[str, Any]] = {}
     config: ClassVar[dict[str, Any]] = {"fp16": {"enabled": False}}
 
     def __init__(self, seed: int = 0, width: int = 5) -> None:

@@ -18,7 +18,9 @@ from safetensors.torch import load_file, save_file
 from arvideo_ds.config import FinetuneRecipe, load_recipe
 from arvideo_ds.engine.checkpoints import export_weights
 from arvideo_ds.errors import UserError
+from arvideo_ds.evaluation.pretrained import load_classifier
 from arvideo_ds.models.encoder import build_encoder
+from arvideo_ds.runs.run_folder import read_recipe
 from arvideo_ds.train.settle import RunOptions, RunSettings, settle
 from tests import warm_start
 from tests.conftest import ROOT, command_environment, run_script
@@ -178,6 +180,41 @@ def test_shards_without_labels_or_with_others_are_refused(
     path.write_text(json.dumps(json.loads(path.read_text()) | {"labels": labels}))
     with pytest.raises(UserError, match=words):
         settled(shards)
+
+
+@pytest.mark.slow
+def test_adapters_resume_exactly_and_leave_the_encoder_as_it_was(
+    demo_shards: Path, tmp_path: Path
+) -> None:
+    """In bf16, whose weights are rounded; the resumed run has the initial weights no more."""
+    whole, cut, path = tmp_path / "whole", tmp_path / "cut", encoder_file(tmp_path)
+    options = (*DRAWS, "finetune.train=lora", "finetune.lora_dropout=0.1", "train.precision=bf16")
+    options += ("train.grad_dtype=bf16", f"finetune.init_from={path}", "train.epochs=2")
+    done = run_script(*command(demo_shards, whole, *options))
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "25,864 (3.11%) trained" in done.stdout
+    process = warm_start.start(
+        command(demo_shards, cut, *options), cwd=ROOT, env=command_environment()
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    given = {name: value for name, value in load_file(path).items() if ".norm." not in name}
+    path.unlink()
+    again = run_script(*command(demo_shards, cut, *options))
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert "going on after step" in again.stdout
+    for name in ("model", "ema", "best"):
+        first, second = (load_file(folder / f"{name}.safetensors") for folder in (whole, cut))
+        assert all(torch.equal(first[key], second[key]) for key in first), name
+        changed = {key for key in given if not torch.equal(first[key], given[key])}
+        # Merged: no other name, and no other weight of the encoder, has changed.
+        assert changed == {key for key in given if key.endswith(("qkv.weight", "proj.weight"))}
+        assert not any("lora" in key for key in first)
+    recipe = read_recipe(whole, FinetuneRecipe)
+    assert load_classifier(recipe, whole)[0].head.weight.shape == (8, 128)
 
 
 @pytest.mark.slow

@@ -27,6 +27,14 @@ class Finetuning(Transfer):
                 f"it has {plan.micro_batch}. Choose train.total_batch and train.micro_batch so "
                 "that it is even, or set both to 0."
             )
+        if plan.sequence_parallel > 1 and (settings.train == "head" or settings.lora_dropout):
+            key = "lora_dropout" if settings.lora_dropout else "train"
+            raise UserError(
+                f"finetune.{key}={getattr(settings, key)} does not go with sequence_parallel_size="
+                f"{plan.sequence_parallel} in the DeepSpeed JSON: ranks would "
+                + ("encode all tokens each." if key == "train" else "drop the same values.")
+                + " Use another JSON."
+            )
         if shards is None:
             return
         labels = self.labels(shards)
@@ -51,6 +59,17 @@ class Finetuning(Transfer):
         from arvideo_ds.tasks.finetune import Finetune
 
         return Finetune(self.recipe, *map(len, by_set(self.labels(shards)).values()))
+
+    def freeze(self, module: Any) -> None:
+        from arvideo_ds.models.adapters import freeze_encoder
+
+        freeze_encoder(module.model, self.recipe.finetune)
+        module.train()
+
+    def exported(self, state: Any) -> Any:
+        from arvideo_ds.models.adapters import merge_adapters
+
+        return merge_adapters(state, self.recipe.finetune)
 
     def same_classes(self, source: Path, shards: AnyShards) -> bool | None:
         from arvideo_ds.evaluation.pretrained import read_labels
