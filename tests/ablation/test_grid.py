@@ -11,6 +11,7 @@ from arvideo_ds.ablation.cell import cells_of
 from arvideo_ds.ablation.grid import UNTRAINED, grid_names, read_grid, resolve
 from arvideo_ds.config import FinetuneRecipe, load_recipe, recipe_names
 from arvideo_ds.errors import UserError
+from arvideo_ds.planning.cost import cost_of
 
 ROWS = [{"name": "small", "overrides": ["objective.cluster=[1,8,8]"]}, {"name": "base"}]
 ABLATION = {"name": "cluster", "title": "Clusters", "rows": ROWS}
@@ -175,3 +176,9 @@ def test_small_grids_stand_row_by_row_for_the_papers(name: str) -> None:
     for ablation in plan.grid.ablations:
         variants = [plan.variant_of[ablation.name, row.name] for row in ablation.rows]
         assert len(set(variants)) == len(variants)
+
+
+def test_the_grid_of_adapters_trains_fewer_weights_row_by_row() -> None:
+    plan = resolve(read_grid("adapters"), ["finetune.init_from=RUN"])
+    trained = [cost_of(variant.settings).parameters_trained for variant in plan.variants]
+    assert trained == [None, 223752, 264712, 199176, 1288]
