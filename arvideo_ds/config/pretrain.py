@@ -122,7 +122,8 @@ class PretrainRecipe(StartRecipe):
     @property
     def decoding(self) -> tuple[object, ...]:
         objective = self.objective
-        targets = objective.name, self.target_values, objective.normalize_targets
+        features = objective.teacher is not None
+        targets = objective.name, features, self.target_values, objective.normalize_targets
         return *targets, self.decoder_shape
 
     @property

@@ -94,6 +94,8 @@ def settle_transfer(recipe: AnyStart, folder: Path) -> AnyStart:
         started = run_folder.read_recipe(folder, type(recipe)).start
         choices = ("positions", "pretrained_clip")
         update = {key: getattr(started, key) for key in choices if getattr(start, key) is None}
+        if run_folder.has_checkpoints(folder):  # its initial weights are not read again
+            update["init_from"] = started.init_from
     else:
         update = _choose_positions(recipe)
     settled = recipe.model_copy(update={recipe.task: start.model_copy(update=update)})

@@ -96,6 +96,16 @@ def test_a_decoder_that_predicts_otherwise_starts_from_random_weights(
     assert "decoder is newly initialised: the file's is of another objective or shape" in report
 
 
+def test_features_of_a_teacher_are_other_targets_than_as_many_pixels(tiny: Make) -> None:
+    """ViT-S has 384 features, and a cube of 2 x 8 x 8 pixels as many values."""
+    model: dict[str, object] = {"size": "S", "patch": [2, 8, 8]}
+    pixels = tiny(model=model, objective={"cluster": [2, 2, 2]})
+    teacher = {"cluster": [2, 2, 2], "teacher": "ema", "teacher_size": "S"}
+    features = tiny(model=model, objective=teacher)
+    assert pixels.target_values == features.target_values
+    assert pixels.decoding != features.decoding
+
+
 def test_an_exported_encoder_and_a_published_file_pass_on_the_encoder(
     source: Path, tiny: Make, tmp_path: Path
 ) -> None:
@@ -154,9 +164,12 @@ def test_a_started_run_goes_on_whatever_became_of_its_source(
     first = settle_transfer(tiny(pretrain={"init_from": str(source)}), tmp_path / "run")
     keep(first, tmp_path / "run")
     shutil.rmtree(source)
+    (tmp_path / "run" / run_folder.CHECKPOINTS / "step-2").mkdir(parents=True)
     for moved in (str(source), str(tmp_path / "elsewhere"), None):
         again = settle_transfer(tiny(pretrain={"init_from": moved}), tmp_path / "run")
         run_folder.require_same_mathematics(tmp_path / "run", again)
+        # recipe.yaml, which a resumed run writes again, names the weights that it started from.
+        assert again.pretrain.init_from == str(source)
 
 
 def test_a_run_of_before_the_section_is_resumed_and_continued(tiny: Make, tmp_path: Path) -> None:
