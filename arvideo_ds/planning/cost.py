@@ -127,11 +127,9 @@ def trained_sizes(recipe: EncoderRecipe) -> list[int]:
     model = recipe.transformer
     if not model.frozen:
         return encoder + decoder
-    width, mlp = model.size.width, model.size.mlp
-    block = [*_attention_sizes(width), *_mlp_sizes(width, mlp)]
-    # The embedding and the blocks; the last norm too, unless it is the classifier's.
-    frozen = 2 + model.size.depth * len(block) + (2 if model.class_attention else 0)
-    return encoder[frozen:] + decoder
+    # Without class attention the last norm is the classifier's.
+    count = len(encoder_sizes(recipe.size, recipe.geometry.cube_values))
+    return encoder[count if model.class_attention else count - 2 :] + decoder
 
 
 def forward_passes(recipe: Recipe) -> int:
