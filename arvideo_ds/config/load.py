@@ -222,6 +222,8 @@ def _explain(
             places.append(part + 1)
     if kind == "extra_forbidden" and dotted in known:
         return f"'{shown}' is not a setting of objective.name={objective}; remove it"
+    if kind == "extra_forbidden" and dotted in RECIPES:
+        return f"'{shown}' belongs to another task, `arvideo {RECIPES[dotted].script}`; remove it"
     if kind == "extra_forbidden":
         near = _nearest(dotted, known)
         return f"unknown key '{shown}'" + (f"; did you mean '{near}'?" if near else "")

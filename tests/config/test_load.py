@@ -110,6 +110,7 @@ def test_unknown_keys_in_the_file_name_the_file(tmp_path: Path) -> None:
         ("objective.drop_ratio=1.0", "objective.drop_ratio"),
         ("decoder.target_ratio=0", "decoder.target_ratio"),
         ("wandb.mode=onlin", "wandb.mode"),
+        ("finetune.train=lora", "'finetune' belongs to another task, `arvideo finetune`"),
         ("train=5", "train"),
         ("objective=5", "objective.KEY=VALUE"),
         ("objective.name=mae", "arvideo, videomae"),
