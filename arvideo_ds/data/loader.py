@@ -52,6 +52,7 @@ _POLL_S = 5
 _IN_USE = 3
 # Of clips as planes.
 _PACKED_DIMENSIONS = 4
+_EXIT_S = 0.2
 # So many lost workers without a batch in between end the run.
 _MAX_LOST_IN_A_ROW = 3
 
@@ -243,7 +244,10 @@ class TrainLoader:
         while True:
             try:
                 return _checked(next(batches, None))
-            except RuntimeError as error:
+            except (RuntimeError, EOFError, OSError) as error:
+                if not isinstance(error, RuntimeError):
+                    # A worker died while it sent a batch; its files close before it has ended.
+                    time.sleep(_EXIT_S)
                 dead = [n for n, worker in enumerate(self._workers) if not worker.is_alive()]
                 if dead:
                     raise WorkerLostError("crash", dead[0]) from error

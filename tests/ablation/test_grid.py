@@ -81,7 +81,7 @@ def test_a_row_may_name_another_recipe(tmp_path: Path) -> None:
         ({"ablation": []}, ["unknown key 'ablation'", "did you mean 'ablations'"]),
         (
             {"ablations": [{**ABLATION, "rows": [{"name": "a", "override": []}]}]},
-            ["unknown key 'ablations.rows.override'", "did you mean 'ablations.rows.overrides'"],
+            ["unknown key 'ablations.0.rows.0.override'", "did you mean 'ablations.rows.overrides'"],
         ),
         ({"ablations": [ABLATION, ABLATION]}, ["ablation cluster is there twice"]),
         (
@@ -89,7 +89,7 @@ def test_a_row_may_name_another_recipe(tmp_path: Path) -> None:
             ["ablation cluster", "row base is there twice"],
         ),
         ({"ablations": []}, ["ablations=[]", "at least 1"]),
-        ({"ablations": [{**ABLATION, "name": "../up"}]}, ["ablations.name='../up'"]),
+        ({"ablations": [{**ABLATION, "name": "../up"}]}, ["ablations.0.name='../up'"]),
         ({"base": "demoo"}, ["the base", "there is no recipe 'demoo'", "'demo'"]),
         (
             {"ablations": [{**ABLATION, "rows": [{"name": "a", "overrides": ["train.step=3"]}]}]},
