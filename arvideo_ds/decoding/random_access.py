@@ -14,6 +14,7 @@ _SEEKS = 4
 _IS_HIDDEN = operator.attrgetter("is_discard")
 # Types of the NAL units that hold a picture's slices (H.264, table 7-1).
 _SLICES = range(1, 6)
+_INSTANT_REFRESH = 5
 
 
 def frames_by_number(
@@ -21,8 +22,8 @@ def frames_by_number(
 ) -> dict[int, av.VideoFrame]:
     """Frames by number; some or all are missing where the file's index does not identify them.
 
-    Decodes from the key frame at or before the first number. A picture to which no other refers
-    (most pictures of layered shards) is decoded only if it is wanted.
+    Seeks to the key frame at or before the first number. A picture to which no wanted one can
+    refer, such as most pictures of layered shards, is not decoded.
     """
     frames: dict[int, av.VideoFrame] = {}
     try:
@@ -56,14 +57,22 @@ def needed_packets(
         return {}, []
     number_at = dict(zip(times, itertools.count(key)))
     wanted = [number_at[packet.pts or 0] in numbers for packet in packets]
-    end = len(packets) - wanted[::-1].index(True)
-    length_bytes = _length_bytes(stream)
-    needed = [
-        packet
-        for packet, is_wanted in zip(packets[:end], wanted, strict=False)
-        if is_wanted or _is_reference(packet, length_bytes)
-    ]
-    return number_at, needed
+    return number_at, _needed(packets, wanted, _length_bytes(stream))
+
+
+def _needed(packets: list[av.Packet], wanted: list[bool], length_bytes: int) -> list[av.Packet]:
+    """The wanted pictures, and those before them that they may refer to."""
+    needed = []
+    leads_to_wanted = False
+    for packet, is_wanted in zip(reversed(packets), reversed(wanted), strict=True):
+        leads_to_wanted |= is_wanted
+        if leads_to_wanted:
+            kind, is_reference = _first_slice(packet, length_bytes)
+            if is_wanted or is_reference:
+                needed.append(packet)
+            # Pictures after it never refer to pictures before it.
+            leads_to_wanted = kind != _INSTANT_REFRESH
+    return needed[::-1]
 
 
 def _packets(
@@ -87,12 +96,13 @@ def _length_bytes(stream: av.VideoStream) -> int:
     return (header[4] & 3) + 1 if len(header) > 4 and header[0] == 1 else 0
 
 
-def _is_reference(packet: av.Packet, length_bytes: int) -> bool:
-    """Whether other pictures may refer to this one: nal_ref_idc of its first slice."""
+def _first_slice(packet: av.Packet, length_bytes: int) -> tuple[int, bool]:
+    """Type of a picture's first slice, and whether other pictures may refer to it (nal_ref_idc);
+    (0, True) where it is not found."""
     data, at = memoryview(packet), 0
     while length_bytes and at + length_bytes < len(data):
         unit = data[at + length_bytes]
         if unit & 31 in _SLICES:
-            return bool(unit >> 5 & 3)
+            return unit & 31, bool(unit >> 5)
         at += length_bytes + int.from_bytes(data[at : at + length_bytes], "big")
-    return True
+    return 0, True

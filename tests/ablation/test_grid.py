@@ -81,7 +81,10 @@ def test_a_row_may_name_another_recipe(tmp_path: Path) -> None:
         ({"ablation": []}, ["unknown key 'ablation'", "did you mean 'ablations'"]),
         (
             {"ablations": [{**ABLATION, "rows": [{"name": "a", "override": []}]}]},
-            ["unknown key 'ablations.0.rows.0.override'", "did you mean 'ablations.rows.overrides'"],
+            [
+                "unknown key 'ablations.0.rows.0.override'",
+                "did you mean 'ablations.rows.overrides'",
+            ],
         ),
         ({"ablations": [ABLATION, ABLATION]}, ["ablation cluster is there twice"]),
         (

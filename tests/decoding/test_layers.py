@@ -112,15 +112,14 @@ def num_decoded(data: bytes, numbers: np.ndarray) -> int:
         return len(needed_packets(container, stream, set(numbers.tolist()))[1])
 
 
-def test_a_clip_on_the_layer_decodes_a_third_of_the_pictures() -> None:
+def test_a_clip_on_the_layer_decodes_half_the_pictures() -> None:
     layered, plain = video(LAYERED, 303), video(TranscodeSettings(), 303)
     starts = range(0, 303 - 61, 4)
     clips = [start + 4 * np.arange(16) for start in starts]
     on_layer = np.mean([num_decoded(layered, clip) for clip in clips])
     beside = np.mean([num_decoded(layered, clip + 1) for clip in clips])
     without = np.mean([num_decoded(plain, clip) for clip in clips])
-    assert on_layer < 22 < beside < 40
-    assert without > 60
+    assert on_layer < 20 < beside < 40 < without
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 31, 32, 33, 34])
