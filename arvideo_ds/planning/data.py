@@ -9,7 +9,7 @@ from arvideo_ds.config.schema import DataSettings
 
 # Clips/s of one core by whether they start on the layer of the shards, and by the clips cut from
 # each decoded video: docs/benchmarks/README.md (16 x 224 x 224 from Kinetics at 340 x 256).
-_MEASURED = {False: {1: 55, 4: 139}, True: {1: 100, 4: 200}}
+_MEASURED = {False: {1: 78, 4: 139}, True: {1: 126, 4: 330}}
 _MEASURED_FRAMES = 16
 
 
