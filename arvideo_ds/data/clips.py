@@ -179,6 +179,8 @@ class TrainClips(_Clips):
         if (scores is None) != (data.scores is None):
             raise ValueError(f"data.scores={data.scores} must come with its reader")
         self.seed, self.scores, self.planes = recipe.train.seed, scores, data.planes
+        if self.planes:
+            self.decoder = "pyav"  # whatever the ranks share
         self.left_out = dict(left_out or {})
         self.watch = Watch(num_workers)
         self.augment, self.cut = Augment(data), cut_planes if data.planes else cut

@@ -91,6 +91,7 @@ def test_the_loader_s_clips_are_converted_on_their_way_to_the_device(
         for planes in (False, True)
     ]
     rgb, planes = (collate(each) for each in videos)
+    assert TrainClips(shards, tiny(data={"planes": True})).decoder == "pyav"
     assert planes.clips.shape == (8, 8, 48, 32) and planes.clips.nbytes * 2 == rgb.clips.nbytes
     moved = planes.to(torch.device("cpu"))
     assert moved.clips.shape == rgb.clips.shape

@@ -45,6 +45,15 @@ def command(shards: Path, output: Path, *overrides: str) -> list[str]:
     ]
 
 
+def kill_at_step_5(arguments: list[str]) -> None:
+    process = warm_start.start(arguments, cwd=ROOT, env=command_environment())
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("step 5/"):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
 # 3 epochs of 48 videos, everything that draws switched on.
 DRAWS = (
     "train.epochs=3",
@@ -65,14 +74,7 @@ def test_a_killed_run_goes_on_to_the_same_weights_average_and_best(
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     done = run_script(*command(demo_shards, whole, *DRAWS))
     assert done.returncode == 0, done.stderr[-3000:]
-    process = warm_start.start(
-        command(demo_shards, cut, *DRAWS), cwd=ROOT, env=command_environment()
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 5/"):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_at_step_5(command(demo_shards, cut, *DRAWS))
     again = run_script(*command(demo_shards, cut, *DRAWS))
     assert again.returncode == 0, again.stderr[-3000:]
     assert "going on after step" in again.stdout
@@ -193,14 +195,7 @@ def test_adapters_resume_exactly_and_leave_the_encoder_as_it_was(
     done = run_script(*command(demo_shards, whole, *options))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "25,864 (3.11%) trained" in done.stdout
-    process = warm_start.start(
-        command(demo_shards, cut, *options), cwd=ROOT, env=command_environment()
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("step 5/"):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    kill_at_step_5(command(demo_shards, cut, *options))
     given = {name: value for name, value in load_file(path).items() if ".norm." not in name}
     path.unlink()
     again = run_script(*command(demo_shards, cut, *options))
