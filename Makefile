@@ -50,7 +50,7 @@ fast:
 	pytest -q -n auto --dist worksteal -m "not slow and not dist and not gpu and not slurm and not fakecuda"
 
 test: check  ## check, then every other test that this machine can run
-	pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations=25 \
+	pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=25 \
 		-m "slow or dist or gpu or slurm or fakecuda"
 
 gpu:  ## what only a GPU can show, in ten minutes: runs/gpu (PYTHON=python3: without make setup)

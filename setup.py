@@ -95,6 +95,7 @@ setup(
             "flask",
             "flask-cors",
             "pytest",
+            "pytest-timeout",
             "pytest-xdist",
             "hypothesis",
             "ruff",
