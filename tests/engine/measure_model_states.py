@@ -164,6 +164,7 @@ def measure(case: dict[str, Any], sent: Sent) -> dict[str, Any]:
             seen["forward"] = owners.bytes()
         engine.backward(loss)
         if last:
+            dist.barrier()  # what is still being sent lives too
             seen["backward"] = owners.bytes()
         engine.step()
     seen |= {"sent": sent.bytes, "rest": owners.bytes()}

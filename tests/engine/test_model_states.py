@@ -1,4 +1,4 @@
-"""The adviser's formulas against what DeepSpeed holds and sends, on 1, 2 and 4 CPU ranks."""
+"""The adviser's formulas against what DeepSpeed holds and sends, on 1 and 3 CPU ranks."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ RECIPE = [
     "objective.cluster=[1,7,7]",
     "data.num_streams=12",
     "data.num_videos=100",
-    "train.total_batch=8",
-    "train.micro_batch=2",  # accumulated 4 times on 1 rank, twice on 2, not on 4
+    "train.total_batch=6",
+    "train.micro_batch=2",  # accumulated 3 times on 1 rank, not on 3
 ]
 CASES: list[dict[str, Any]] = [
     {"stage": stage, "precision": precision, "zero": SMALL_BUCKETS, "recipe": RECIPE}
@@ -70,7 +70,7 @@ OFFLOADED: list[dict[str, Any]] = [
 ]
 
 
-@pytest.fixture(scope="module", params=[1, 2, 4])
+@pytest.fixture(scope="module", params=[1, 3])
 def measured(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,

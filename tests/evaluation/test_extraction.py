@@ -288,7 +288,7 @@ def done(folder: Path) -> int:
 @pytest.fixture
 def started(command: list[str | Path], tmp_path: Path) -> Iterator[warm_start.Process]:
     """The command in the background, on videos enough to be interrupted; one is done."""
-    for number in range(60):
+    for number in range(20):
         shutil.copytree(tmp_path / "videos", tmp_path / "more" / str(number))
     shutil.move(tmp_path / "more", tmp_path / "videos" / "more")
     process = warm_start.start(command, cwd=ROOT, env=command_environment())
@@ -314,10 +314,10 @@ def test_the_command_goes_on_after_a_signal(
         assert started.returncode == 75, out
         assert "the same command continues" in out
         assert len(lines(tmp_path / "by_script" / "index.jsonl")) == done(tmp_path / "by_script")
-    assert 0 < done(tmp_path / "by_script") < 366
+    assert 0 < done(tmp_path / "by_script") < 126
     finished = run_script(*command)
     assert finished.returncode == 0, finished.stderr
-    assert "366 videos" in finished.stdout
+    assert "126 videos" in finished.stdout
     extracted("whole")
     assert contents(tmp_path / "by_script") == contents(tmp_path / "whole")
 
@@ -362,10 +362,10 @@ PEAK = "import resource, sys; print('peak', resource.getrusage(resource.RUSAGE_S
 def test_memory_does_not_grow_with_the_video(
     kind: str, model: Path, videos: Path, run: Run, tmp_path: Path
 ) -> None:
-    """Half an hour at 30 frames a second against one minute."""
+    """Ten minutes at 30 frames a second, 83 MiB of pictures, against one minute."""
     clip, script = next(videos.rglob("*.mp4")), ROOT / "scripts" / "extract_features.py"
     peaks = []
-    for minutes in (1, 30):
+    for minutes in (1, 10):
         path = looped(clip, tmp_path / f"{minutes}.mp4", minutes * 60 * 30)
         arguments = [path, "--model", model, "--output", tmp_path / f"of_{minutes}_{kind}"]
         arguments += ["--features", kind, "--workers", 0, "--batch", 32]
@@ -375,5 +375,5 @@ def test_memory_does_not_grow_with_the_video(
         assert done.returncode == 0, done.stderr
         assert f"{minutes * 60 * 30 // 8:,} windows" in done.stdout
         peaks.append(int(done.stdout.split()[-1]) / 1024)
-    print(f"{kind}: peak MiB of 1 and 30 minutes: {peaks}")
-    assert peaks[1] < peaks[0] + 64
+    print(f"{kind}: peak MiB of 1 and 10 minutes: {peaks}")
+    assert peaks[1] < peaks[0] + 32
