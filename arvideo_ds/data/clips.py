@@ -153,8 +153,11 @@ class Watch:
 
     def longest(self) -> int | None:
         """The worker that has been on one position for the longest time."""
-        busy = [w for w in range(len(self._lines)) if self.position(w) is not None]
-        return min(busy, key=lambda worker: int(self._lines[worker, 1]), default=None)
+        return min(self.busy(), key=lambda worker: int(self._lines[worker, 1]), default=None)
+
+    def busy(self) -> list[int]:
+        """The workers that are on a position."""
+        return [w for w in range(len(self._lines)) if self.position(w) is not None]
 
 
 class TrainClips(_Clips):

@@ -254,6 +254,8 @@ class TrainLoader:
                 if "timed out" not in str(error):
                     raise
                 if time.monotonic() > limit:
+                    for worker in self._dataset.watch.busy():
+                        self._workers[worker].kill()  # torch waits ten seconds for one that hangs
                     raise WorkerLostError("hang", self._dataset.watch.longest()) from error
 
     def _replace(self, lost: WorkerLostError, in_a_row: int) -> None:

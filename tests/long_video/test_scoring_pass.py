@@ -378,10 +378,10 @@ def test_a_process_that_hangs_or_dies_says_nothing_of_its_video(
 ) -> None:
     monkeypatch.syspath_prepend(str(ROOT))
     scorer, folder = failing(3, how), tmp_path / "s"
-    report = score(textured_shards, folder, scorer, workers=1, timeout_s=10)
+    report = score(textured_shards, folder, scorer, workers=1, timeout_s=5)
     assert [why.partition(" ")[0] for why in report.failed.values()] == [said]
     assert report.lacking == [scorer.video]
-    assert score(textured_shards, folder, scorer, workers=1, timeout_s=10).failed == {}
+    assert score(textured_shards, folder, scorer, workers=1, timeout_s=5).failed == {}
     assert contents(folder) == contents(means)
 
 
