@@ -52,8 +52,7 @@ class Probing:
 
     def sources(self, recipe: Any) -> dict[str, str | None]:
         """Identifies the token scores or weights that a run needs. Errors: `UserError`."""
-        teacher = {name: facts["sha256"] for name, facts in teacher_facts(recipe).items()}
-        return {"scores": hash_of_scores(recipe), **teacher}
+        return {"scores": hash_of_scores(recipe), **_teacher(recipe)}
 
     def result(self, cell: Cell, recipe: Any) -> dict[str, Any]:
         """The measures in percent, and the number of skipped videos; on one rank."""
@@ -94,7 +93,7 @@ class Testing:
         return data, 100 / math.prod(len(classes) or 1 for classes in by_set(names[0]).values())
 
     def sources(self, recipe: Any) -> dict[str, str | None]:
-        return {"init_from": recipe.finetune.init_from}
+        return {"init_from": recipe.finetune.init_from, **_teacher(recipe)}
 
     def result(self, cell: Cell, recipe: Any) -> dict[str, Any]:
         from arvideo_ds.train.evaluate import evaluate
@@ -117,6 +116,10 @@ def judge_of(recipe: Recipe) -> Probing | Testing:
     if recipe.task not in _JUDGES:
         raise UserError(f"task={recipe.task}: grids compare runs of {' and '.join(_JUDGES)}.")
     return _JUDGES[recipe.task]
+
+
+def _teacher(recipe: Recipe) -> dict[str, str]:
+    return {name: facts["sha256"] for name, facts in teacher_facts(recipe).items()}
 
 
 def _key(probe: str) -> str:

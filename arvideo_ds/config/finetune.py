@@ -9,11 +9,12 @@ from pydantic import Field, field_validator, model_validator
 from typing_extensions import Self
 
 from arvideo_ds.config.objectives import TokenCounts
-from arvideo_ds.config.settings import Positive, Settings
-from arvideo_ds.config.sizes import Transformer
+from arvideo_ds.config.settings import Positive, PositiveTriple, Settings
+from arvideo_ds.config.sizes import TUBELET, TeacherShape, Transformer
+from arvideo_ds.config.teachers import EMA, check_teacher, teacher_size
 from arvideo_ds.config.transfer import TransferRecipe, TransferSettings
 from arvideo_ds.errors import UserError
-from arvideo_ds.geometry import num_kept
+from arvideo_ds.geometry import Geometry, Triple, num_kept
 
 
 class FinetuneSettings(TransferSettings):
@@ -47,6 +48,20 @@ class FinetuneSettings(TransferSettings):
     """Dropout before the adapters while training."""
     lora_mlp: bool = False
     """Whether the MLPs have adapters too, not only attention (qkv, proj)."""
+    teacher: str | None = None
+    """Learn the class scores of this frozen classifier too: a fine-tuned run, its export, a public
+    fine-tuned file or folder, with the same classes (docs/teachers.md)."""
+    teacher_weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Share of the divergence from the teacher's scores in the loss; the labels have the rest."""
+    teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
+    """Divides the scores of both before the softmax; the divergence is multiplied by its square."""
+    teacher_size: str | None = None
+    """Its model.size. None = from its recipe.yaml or config.json; recipe.yaml records it."""
+    teacher_patch: PositiveTriple | None = None
+    """Its model.patch, recorded likewise. None = from its recipe.yaml, else that of its size."""
+    teacher_clip: PositiveTriple | None = None
+    """Frames, height and width of its clips, read and recorded as teacher_size; its positions are
+    interpolated for clips of another shape."""
 
     @property
     def mixes(self) -> bool:
@@ -94,6 +109,7 @@ class FinetuneRecipe(TransferRecipe):
     script: ClassVar[str] = "finetune"
     run_name: ClassVar[str] = "a fine-tuned run"
     tested_by: ClassVar[str] = "evaluate"
+    teacher_section: ClassVar[str] = "finetune"
 
     task: Literal["finetune"] = "finetune"
     finetune: FinetuneSettings = FinetuneSettings()
@@ -112,6 +128,22 @@ class FinetuneRecipe(TransferRecipe):
         return self.evaluation.views
 
     @property
+    def teacher_shape(self) -> TeacherShape | None:
+        """Errors: `UserError` where its size is unknown or its patch does not divide the clip."""
+        settings = self.finetune
+        size = teacher_size("finetune", settings.teacher, settings.teacher_size)
+        if size is None:
+            return None
+        patch: Triple = settings.teacher_patch or (TUBELET, size.patch, size.patch)
+        if any(side % step for side, step in zip(self.clip, patch, strict=True)):
+            raise UserError(
+                f"finetune.teacher={settings.teacher} cuts clips into cubes of {list(patch)} "
+                f"(frames, rows, columns; finetune.teacher_patch), which do not divide the "
+                f"recipe's {list(self.clip)}. Change data.frames or data.size."
+            )
+        return TeacherShape(size, Geometry.whole(self.clip, patch), scores=True)
+
+    @property
     def transformer(self) -> Transformer:
         return Transformer(
             self.size,
@@ -122,6 +154,7 @@ class FinetuneRecipe(TransferRecipe):
             frozen=self.finetune.train != "all",
             lora_rank=self.finetune.lora_rank if self.finetune.train == "lora" else 0,
             lora_mlp=self.finetune.lora_mlp,
+            teacher=self.teacher_shape,
         )
 
     @property
@@ -156,6 +189,12 @@ class FinetuneRecipe(TransferRecipe):
             raise UserError(
                 f"finetune.num_classes={count} counts one label set, but finetune.heads="
                 f"{list(heads)} are learnt; remove finetune.num_classes."
+            )
+        check_teacher("finetune", self.finetune)
+        if self.finetune.teacher == EMA:
+            raise UserError(
+                "finetune.teacher=ema: a moving average teaches pretraining only "
+                "(objective.teacher). Give a fine-tuned run, its export or a public classifier."
             )
         batch, views = self.evaluation.batch, self.evaluation.views
         if batch < math.prod(views):

@@ -14,7 +14,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny
 
 from arvideo_ds.config.settings import Positive, PositiveTriple, Settings, Share
-from arvideo_ds.config.sizes import SIZES, DecoderShape, Size
+from arvideo_ds.config.sizes import DecoderShape, Size
+from arvideo_ds.config.teachers import EMA, check_teacher, teacher_size
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple, num_kept
 from arvideo_ds.registry import Registry
@@ -22,8 +23,6 @@ from arvideo_ds.registry import Registry
 # How the tokens under the loss are chosen (models/selection.py). With "random", a loss on part of
 # the tokens estimates the loss on all; the others are biased on purpose. "scores": data.scores.
 Rule = Literal["random", "uniform", "running_cell", "scores"]
-# objective.teacher: the moving average of the run's own weights.
-EMA = "ema"
 # A larger difference between drop_ratio and the share that is dropped is worth a note.
 _TOLERATED_DIFFERENCE = 0.03
 
@@ -95,14 +94,7 @@ class BaseObjective(Settings, ABC):
     @property
     def teacher_shape(self) -> Size | None:
         """Shape of the teacher, if there is one. Errors: `UserError` where its size is unknown."""
-        if self.teacher is None:
-            return None
-        if self.teacher_size is None:
-            raise UserError(
-                f"objective.teacher={self.teacher} has neither a recipe.yaml nor a config.json "
-                "that gives its size. Set objective.teacher_size, such as B."
-            )
-        return SIZES[self.teacher_size]
+        return teacher_size("objective", self.teacher, self.teacher_size)
 
     def target_values(self, geometry: Geometry) -> int:
         """Values predicted per token."""
@@ -119,20 +111,12 @@ class BaseObjective(Settings, ABC):
 
     def check(self, geometry: Geometry, decoder: DecoderSettings) -> None:  # noqa: ARG002
         """Raise `UserError` for settings that contradict each other."""
-        if self.teacher_size not in (None, *SIZES):
-            raise UserError(
-                f"objective.teacher_size={self.teacher_size} is not one of {', '.join(SIZES)}."
-            )
         if self.teacher_decay is not None and self.teacher != EMA:
             raise UserError(
                 "objective.teacher_decay is for objective.teacher: ema; any other is frozen. "
                 "Remove it."
             )
-        if self.teacher is None and (self.teacher_size or self.teacher_clip):
-            raise UserError(
-                "objective.teacher_size and objective.teacher_clip describe a teacher, and "
-                "objective.teacher names none. Set it, or remove them."
-            )
+        check_teacher("objective", self)
         if self.normalize_targets and geometry.cube_pixels < 2:
             raise UserError(
                 "objective.normalize_targets needs cubes of two or more pixels, but model.patch "

@@ -9,7 +9,6 @@ from pydantic import Field, PrivateAttr, ValidationError, model_serializer, mode
 from typing_extensions import Self
 
 from arvideo_ds.config.objectives import (
-    EMA,
     ArvideoSettings,
     DecoderSettings,
     ObjectiveSettings,
@@ -17,8 +16,9 @@ from arvideo_ds.config.objectives import (
 )
 from arvideo_ds.config.phases import PhaseSettings
 from arvideo_ds.config.settings import Positive, Settings
-from arvideo_ds.config.sizes import DecoderShape, Transformer
+from arvideo_ds.config.sizes import DecoderShape, TeacherShape, Transformer
 from arvideo_ds.config.sources import EXCLUSIVE
+from arvideo_ds.config.teachers import EMA
 from arvideo_ds.config.transfer import StartRecipe, StartSettings
 from arvideo_ds.errors import UserError
 from arvideo_ds.geometry import Geometry, Triple
@@ -47,6 +47,7 @@ class PretrainRecipe(StartRecipe):
     script: ClassVar[str] = "pretrain"
     run_name: ClassVar[str] = "a pretraining run"
     tested_by: ClassVar[str] = "probe"
+    teacher_section: ClassVar[str] = "objective"
 
     task: Literal["pretrain"] = "pretrain"
     objective: ObjectiveSettings = ArvideoSettings()
@@ -100,10 +101,6 @@ class PretrainRecipe(StartRecipe):
         return self.objective.needs_scores(self.decoder)
 
     @property
-    def teacher(self) -> str | None:
-        return self.objective.teacher
-
-    @property
     def ema_decay(self) -> float | None:
         return self.objective.teacher_decay if self.teacher == EMA else None
 
@@ -128,12 +125,13 @@ class PretrainRecipe(StartRecipe):
 
     @property
     def transformer(self) -> Transformer:
+        teacher = self.objective.teacher_shape
         return Transformer(
             self.size,
             self.model.size,
             decoder=self.decoder_shape,
             outputs=self.target_values,
-            teacher=self.objective.teacher_shape,
+            teacher=None if teacher is None else TeacherShape(teacher, self.geometry),
         )
 
     @model_validator(mode="after")

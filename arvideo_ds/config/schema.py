@@ -364,6 +364,8 @@ class Recipe(Settings):
     run_name: ClassVar[str]
     tested_by: ClassVar[str]
     learns_labels: ClassVar[bool] = False
+    # The section with the settings of a teacher.
+    teacher_section: ClassVar[str | None] = None
 
     task: str
     model: Settings
@@ -406,7 +408,8 @@ class Recipe(Settings):
     @property
     def teacher(self) -> str | None:
         """Where the weights of a teacher are, or ema; None = the run has none."""
-        return None
+        section = self.teacher_section
+        return None if section is None else getattr(self, section).teacher
 
     @property
     def transformer(self) -> Transformer | None:

@@ -77,14 +77,26 @@ class DecoderShape:
 
 
 @dataclass(frozen=True)
+class TeacherShape:
+    """A frozen ViT beside the trained model: its size, and the tokens that it cuts a clip into.
+
+    scores: its class scores are learnt, else the features of its tokens.
+    """
+
+    size: Size
+    geometry: Geometry
+    scores: bool = False
+
+
+@dataclass(frozen=True)
 class Transformer:
     """The model that a recipe trains, as planning counts it: an encoder and what follows it.
 
     class_attention: one such layer pools the encoded tokens, else their mean. outputs: values that
     the decoder predicts per token, or outputs of the linear head; 0: none, or not known yet.
-    mixes_clips: the clips of a micro-batch are mixed in pairs, in fp32. teacher: shape of a frozen
-    encoder whose features are predicted. frozen: the encoder's weights are not trained. lora_rank:
-    of trained adapters in its attention, with lora_mlp also in its MLPs; 0: none.
+    mixes_clips: the clips of a micro-batch are mixed in pairs, in fp32. frozen: the encoder's
+    weights are not trained. lora_rank: of trained adapters in its attention, with lora_mlp also in
+    its MLPs; 0: none.
     """
 
     size: Size
@@ -93,7 +105,7 @@ class Transformer:
     class_attention: bool = False
     outputs: int = 0
     mixes_clips: bool = False
-    teacher: Size | None = None
+    teacher: TeacherShape | None = None
     frozen: bool = False
     lora_rank: int = 0
     lora_mlp: bool = False

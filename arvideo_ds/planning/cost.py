@@ -50,7 +50,7 @@ def _(recipe: EncoderRecipe) -> Cost:
     encoder, decoder = parameter_sizes(recipe)
     if model.decoder is None:
         trained = sum(trained_sizes(recipe)) if model.frozen else None
-        return Cost(sum(encoder), 0, flops, parameters_trained=trained)
+        return Cost(sum(encoder), 0, flops, _teacher_flops(recipe), trained)
     return Cost(
         sum(encoder),
         sum(decoder),
@@ -73,8 +73,10 @@ def encoder_flops(recipe: EncoderRecipe) -> int:
 
 def _teacher_flops(recipe: EncoderRecipe) -> int:
     """FLOP of a teacher on one whole clip, forward; 0 without one."""
-    teacher, geometry = recipe.transformer.teacher, recipe.geometry
-    return 0 if teacher is None else _vit_flops(teacher, geometry.num_tokens, geometry.cube_values)
+    teacher = recipe.transformer.teacher
+    if teacher is None:
+        return 0
+    return _vit_flops(teacher.size, teacher.geometry.num_tokens, teacher.geometry.cube_values)
 
 
 def _vit_flops(size: Size, tokens: int, cube_values: int) -> int:

@@ -360,14 +360,14 @@ def _of_decoder(
 
 def _of_teacher(recipe: EncoderRecipe, micro_batch: int) -> tuple[int, int]:
     """Bytes of a teacher's forward pass, in its widest layer, and of its features."""
-    size = recipe.transformer.teacher
-    if size is None:
+    teacher = recipe.transformer.teacher
+    if teacher is None:
         return 0, 0
-    rows = micro_batch * recipe.geometry.num_tokens
-    cubes = FP32 * rows * recipe.geometry.cube_values
+    size, rows = teacher.size, micro_batch * teacher.geometry.num_tokens
+    cubes = FP32 * rows * teacher.geometry.cube_values
     layer = _mlp(recipe, rows, size.width, size.mlp) + _element(recipe) * rows * size.width
     layer = max(layer, _attention(recipe, rows, size.width, size.heads), 2 * cubes)
-    return layer, _element(recipe) * rows * size.width
+    return layer, 0 if teacher.scores else _element(recipe) * rows * size.width
 
 
 def _layers(depth: int, full: int, inputs: int, strategy: Strategy) -> int:
@@ -389,10 +389,12 @@ def _attention(
 
 
 def teacher_bytes(recipe: EncoderRecipe) -> int:
-    """The weights of a teacher, whole on every rank; 0 without one."""
-    size = recipe.transformer.teacher
-    cube_values = recipe.geometry.cube_values
-    return 0 if size is None else _element(recipe) * sum(encoder_sizes(size, cube_values))
+    """The weights of a teacher's encoder, whole on every rank; 0 without one."""
+    teacher = recipe.transformer.teacher
+    if teacher is None:
+        return 0
+    sizes = encoder_sizes(teacher.size, teacher.geometry.cube_values)
+    return _element(recipe) * sum(sizes)
 
 
 def _masks(recipe: EncoderRecipe) -> int:

@@ -73,7 +73,7 @@ _FREE = frozenset(
     evaluation.views evaluation.batch evaluation.annotations evaluation.detections
     evaluation.min_score evaluation.excluded evaluation.action_list evaluation.short_side
     evaluation.extend evaluation.person_score finetune.init_from finetune.num_classes
-    detect.init_from detect.annotations pretrain.init_from objective.teacher
+    finetune.teacher detect.init_from detect.annotations pretrain.init_from objective.teacher
     tokenizer.perceptual_network
     probe.train_shards probe.test_shards probe.every_epochs wandb.mode wandb.project wandb.entity
     wandb.group wandb.tags trackers.tensorboard trackers.trackio""".split()

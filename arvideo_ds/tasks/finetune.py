@@ -1,4 +1,4 @@
-"""Fine-tuning on labels: soft-target cross-entropy over clips mixed in pairs."""
+"""Fine-tuning on labels, and on the class scores of a teacher, over clips mixed in pairs."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from arvideo_ds.data.loader import Batch
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.cubes import unit_pixels
 from arvideo_ds.models.selection import tokens_of, tube
+from arvideo_ds.models.teacher import divergence
+from arvideo_ds.tasks.teacher import load_classifying_teacher
 
 
 class Finetune(nn.Module):
@@ -25,7 +27,7 @@ class Finetune(nn.Module):
     them.
     """
 
-    compilable = ("loss",)
+    compilable = ("loss", "taught_scores")
 
     def __init__(self, recipe: FinetuneRecipe, *num_classes: int) -> None:
         super().__init__()
@@ -42,6 +44,8 @@ class Finetune(nn.Module):
         mixup = Mixup(mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix)
         self.mixup = mixup if settings.mixes else None
         self.recipe = recipe
+        # After the model, whose initial weights it must not change.
+        self.teacher = load_classifying_teacher(recipe, sum(num_classes))
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
@@ -57,19 +61,45 @@ class Finetune(nn.Module):
             if batch.clips.is_cuda:
                 torch.cuda.manual_seed(batch.first_key)
             clips, targets, weight = self._mixed(batch)
-            return self.loss(clips, self._seen(batch.keys), targets, weight)
+            taught = self._taught(clips)
+            return self.loss(clips, self._seen(batch.keys), targets, weight, taught)
 
     def loss(
-        self, clips: Tensor, tokens: Tensor | None, targets: list[Tensor], weight: Tensor
+        self,
+        clips: Tensor,
+        tokens: Tensor | None,
+        targets: list[Tensor],
+        weight: Tensor,
+        taught: Tensor | None = None,
     ) -> Tensor:
         """Weighted mean over clips B T H W 3 of the cross-entropy, summed over heads.
 
         tokens: B M, the only ones that are encoded. targets: B x classes of each head. weight: B.
+        taught: the teacher's logits B x classes; the `divergence` from them, summed over heads, has
+        the share finetune.teacher_weight of the loss.
         """
         logits = self.model(clips, tokens).float().split(self.num_classes, dim=1)
         pairs = zip(logits, targets, strict=True)
         losses = torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs]).sum(0)
+        if taught is not None:
+            settings, by_head = self.recipe.finetune, taught.split(self.num_classes, dim=1)
+            share, temperature = settings.teacher_weight, settings.teacher_temperature
+            pairs = zip(logits, by_head, strict=True)
+            apart = torch.stack([divergence(*pair, temperature) for pair in pairs]).sum(0)
+            losses = (1 - share) * losses + share * apart
         return (losses * weight).sum() / weight.sum().clamp(min=1)
+
+    def taught_scores(self, clips: Tensor) -> Tensor:
+        """The teacher's logits of whole clips, B x classes."""
+        assert self.teacher is not None
+        return self.teacher.model(clips).float()
+
+    @torch.no_grad()  # outside the compiled `taught_scores`, which would be compiled for each mode
+    def _taught(self, clips: Tensor) -> Tensor | None:
+        if self.teacher is None:
+            return None
+        self.teacher.move_to(clips.device)
+        return self.taught_scores(clips)
 
     def _mixed(self, batch: Batch) -> tuple[Tensor, list[Tensor], Tensor]:
         """The clips, mixed in pairs, their soft targets for each head, and their weights."""

@@ -43,13 +43,13 @@ class Pretrain(nn.Module):
     def followers(self) -> dict[str, Tensor]:
         """The weights of an EMA teacher, by the names of the parameters that they average."""
         assert self.teacher is not None
-        weights = self.teacher.encoder.named_parameters()
+        weights = self.teacher.model.named_parameters()
         return {f"model.encoder.{name}": weight for name, weight in weights}
 
     def features(self, clips: Tensor) -> Tensor:
         """The teacher's features of clips, B N D."""
         assert self.teacher is not None
-        return self.teacher.features(clips)
+        return encode_clips(self.teacher.model, clips, self.patch)
 
     @torch.no_grad()  # outside the compiled `features`, which would be compiled for each mode
     def _codes(self, batch: Batch) -> Tensor | None:

@@ -106,9 +106,10 @@ class Task(ABC):
         """Errors: `UserError` where the initial weights that the recipe names do not exist."""
         return
 
-    def build_words(self, module: Any) -> str | None:  # noqa: ARG002
+    def build_words(self, module: Any) -> str | None:
         """What the first rank prints about a module that was built."""
-        return None
+        teacher = getattr(module, "teacher", None)
+        return None if teacher is None else f"teacher: {teacher.report}"
 
     def initialize(self, module: Any, shards: AnyShards) -> str | None:  # noqa: ARG002
         """Load the initial weights that the recipe names; returns a report, None without any."""

@@ -83,7 +83,7 @@ def _require_same_teacher(checkpoint: Checkpoint, now: dict[str, Any]) -> None:
     was = checkpoint.facts.get(TEACHER, {})
     if was.get("sha256") != now.get(TEACHER, {}).get("sha256"):
         raise UserError(
-            f"checkpoint {checkpoint.path} was trained on the features of another teacher "
-            f"({was.get('origin')}): the hash of its weights differs. Point objective.teacher at "
-            "it, or start another run with another --output."
+            f"checkpoint {checkpoint.path} was trained with another teacher ({was.get('origin')}): "
+            "the hash of its weights differs. Point objective.teacher (finetune.teacher in "
+            "fine-tuning) at it, or start another run with another --output."
         )

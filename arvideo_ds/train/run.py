@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from arvideo_ds.config.objectives import EMA
+from arvideo_ds.config.teachers import EMA
 from arvideo_ds.data.clips import MixedClips, TrainClips
 from arvideo_ds.data.loader import TrainLoader, worker_count
 from arvideo_ds.decoding.decoders import first_usable, usable_decoders

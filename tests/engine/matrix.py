@@ -20,8 +20,8 @@ import torch.distributed as dist
 
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.config.load import validate
-from arvideo_ds.config.objectives import EMA
 from arvideo_ds.config.schema import OptimSettings
+from arvideo_ds.config.teachers import EMA
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.agreement import gather_over_ranks
 from arvideo_ds.engine.build import build_engine
@@ -134,7 +134,7 @@ def curve(
 
 
 def weights_of(teacher: Teacher) -> Iterator[torch.Tensor]:
-    return iter(teacher.encoder.state_dict().values())
+    return iter(teacher.model.state_dict().values())
 
 
 def taught(folder: Path) -> PretrainRecipe:

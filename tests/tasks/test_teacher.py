@@ -144,13 +144,13 @@ def test_the_teacher_s_weights_are_no_part_of_the_module_and_change_none_of_its_
     for name, value in plain.model.encoder.state_dict().items():
         assert torch.equal(task.model.encoder.state_dict()[name], value)
     assert task.teacher is not None
-    before = {n: v.clone() for n, v in task.teacher.encoder.state_dict().items()}
+    before = {n: v.clone() for n, v in task.teacher.model.state_dict().items()}
     task(batch_of(noise(2), [True, True])).backward()
     task.train()
-    assert not task.teacher.encoder.training
-    assert all(p.grad is None for p in task.teacher.encoder.parameters())
+    assert not task.teacher.model.training
+    assert all(p.grad is None for p in task.teacher.model.parameters())
     assert all(p.grad is not None for p in task.parameters())
-    assert all(torch.equal(before[n], v) for n, v in task.teacher.encoder.state_dict().items())
+    assert all(torch.equal(before[n], v) for n, v in task.teacher.model.state_dict().items())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -166,7 +166,7 @@ def test_the_teacher_is_in_the_run_s_precision_and_never_makes_the_host_wait(
         task(batch).backward()
     assert not waits.found
     assert task.teacher is not None
-    assert {p.dtype for p in task.teacher.encoder.parameters()} == {dtype}
+    assert {p.dtype for p in task.teacher.model.parameters()} == {dtype}
 
 
 def test_teacher_and_student_are_two_graphs_for_all_steps(
@@ -189,7 +189,7 @@ def test_positions_are_interpolated_for_clips_of_another_shape(taught: Make) -> 
     assert recipe.objective.teacher_clip == (4, 16, 16)
     assert task.teacher is not None
     wanted = interpolated_positions("sincos_3d", (2, 4, 4), (2, 6, 6), 128)
-    assert torch.equal(task.teacher.encoder.positions, wanted)
+    assert torch.equal(task.teacher.model.positions, wanted)
     assert torch.isfinite(task(batch_of(noise(2, 24), [True, True])))
 
 
@@ -218,7 +218,7 @@ def test_a_run_s_other_teacher_is_refused_and_a_moved_one_is_not(
     now = recipe.model_copy(update={"objective": objective})
     run_folder.require_same_mathematics(folder, now)
     _require_same_teacher(checkpoint, teacher_facts(now))
-    with pytest.raises(UserError, match=r"features of another teacher"):
+    with pytest.raises(UserError, match=r"trained with another teacher"):
         _require_same_teacher(checkpoint, {TEACHER: {"sha256": "0" * 64}})
     with pytest.raises(UserError, match=r"objective\.teacher_size was 'tiny', is None"):
         run_folder.require_same_mathematics(folder, tiny(data=SMALL, **OBJECTIVES["arvideo"]))
@@ -296,7 +296,7 @@ def test_plan_and_memory_count_the_teacher(taught: Make, tiny: Make) -> None:
     with FlopCounterMode(display=False) as counted:
         task.features(noise(2))
     assert counted.get_total_flops() == 2 * cost_of(recipe).flops_teacher_per_clip
-    weights = sum(p.numel() * p.element_size() for p in task.teacher.encoder.parameters())
+    weights = sum(p.numel() * p.element_size() for p in task.teacher.model.parameters())
     assert teacher_bytes(recipe) == weights
     plan = make_plan(recipe, world_size=1)
     assert plan.as_dict()["gflops_teacher_per_clip"] == pytest.approx(

@@ -33,12 +33,13 @@ class Runs:
         *overrides: str,
         stage: str = "zero2",
         script: Path = PRETRAIN,
+        recipe: str = "demo",
     ) -> list[str]:
         return [
             str(script),
             f"--deepspeed_config={ROOT}/ds_configs/{stage}.json",
             f"--output={self.folder / name}",
-            "--recipe=demo",
+            f"--recipe={recipe}",
             f"data.shards={self.shards}",
             "data.num_streams=12",
             "data.workers=1",
@@ -65,6 +66,7 @@ class Runs:
         environment = dict(self.environment)
         if fault is not None:
             environment["ARVIDEO_FAULT"] = fault
+            environment["ARVIDEO_SCRIPT"] = options.get("script", PRETRAIN).name
             options["script"] = FAULTY
         folder = options.pop("cwd", self.folder)
         command = self.command(*args, **options)

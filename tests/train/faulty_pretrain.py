@@ -1,4 +1,6 @@
-"""scripts/pretrain.py with a fault: ARVIDEO_FAULT=kind:first_step:last_step:rank (see FAULTS).
+"""A script with a fault: ARVIDEO_FAULT=kind:first_step:last_step:rank (see FAULTS).
+
+ARVIDEO_SCRIPT is its name in scripts/, by default pretrain.py.
 
 With ARVIDEO_OTHERS_HANG, the other ranks then wait forever, as in a collective of NCCL.
 
@@ -82,7 +84,8 @@ finish = checkpoints._finish
 if KIND == "kill_while_saving":
     checkpoints._finish = kill_while_saving
 
-script = Path(__file__).parent.parent.parent / "scripts" / "pretrain.py"
+name = os.environ.get("ARVIDEO_SCRIPT", "pretrain.py")
+script = Path(__file__).parent.parent.parent / "scripts" / name
 sys.path.insert(0, str(script.parent))
 sys.argv[0] = str(script)
 runpy.run_path(str(script), run_name="__main__")

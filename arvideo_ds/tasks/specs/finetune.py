@@ -11,12 +11,22 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.planning.plan import RunPlan
 from arvideo_ds.shards.manifest import ClassNames, ShardSet, by_set, require_same_labels
 from arvideo_ds.shards.mix import AnyShards
-from arvideo_ds.tasks.transfer import Transfer
+from arvideo_ds.tasks.teacher import settle_teacher
+from arvideo_ds.tasks.transfer import Transfer, settle_transfer
 
 
 class Finetuning(Transfer):
     recipe: FinetuneRecipe
     best_by = "top1"
+
+    def settled(self, folder: Path) -> FinetuneRecipe:
+        return settle_teacher(settle_transfer(self.recipe, folder))
+
+    def model_words(self) -> str:
+        settings, words = self.recipe.finetune, super().model_words()
+        if settings.teacher is None:
+            return words
+        return f"{words}, scores of ViT-{settings.teacher_size} {settings.teacher}"
 
     def check(self, plan: RunPlan, shards: AnyShards | None, validation: ShardSet | None) -> None:
         """Errors: `UserError` where the classes of recipe, shards and validation differ."""
@@ -51,6 +61,21 @@ class Finetuning(Transfer):
         self.require_validation(validation)
         if validation is not None:
             require_same_labels(shards.name, labels, validation.name, self.labels(validation))
+        if settings.teacher is not None:
+            self._check_teacher(settings.teacher, shards)
+
+    def _check_teacher(self, teacher: str, shards: AnyShards) -> None:
+        """Errors: `UserError` where its classes have other names than those of the shards."""
+        names = self._names_of(Path(teacher))
+        if names is None:
+            return
+        labels, where = self.labels(shards), f"finetune.teacher={teacher}"
+        require_same_labels(shards.name, labels, where, names)
+        if list(by_set(labels)) != list(by_set(names)):
+            raise UserError(
+                f"{where} scores the label sets {list(by_set(names))} in this order; set "
+                f"finetune.heads to it in place of {list(by_set(labels))}."
+            )
 
     def metric_words(self, metrics: Mapping[str, Any]) -> str:
         return f"validation top-1 {metrics['top1']:.2f} %"
@@ -72,13 +97,18 @@ class Finetuning(Transfer):
         return merge_adapters(state, self.recipe.finetune)
 
     def same_classes(self, source: Path, shards: AnyShards) -> bool | None:
-        from arvideo_ds.evaluation.pretrained import read_labels
-
-        names = read_labels(source if source.is_dir() else source.parent)
+        names = self._names_of(source)
         if names is None:
             return None
         # As lists: the logits of label sets are in their order.
         return list(by_set(names).items()) == list(by_set(self.labels(shards)).items())
+
+    @staticmethod
+    def _names_of(source: Path) -> ClassNames | None:
+        """Class names beside a model's weights, where there are any."""
+        from arvideo_ds.evaluation.pretrained import read_labels
+
+        return read_labels(source if source.is_dir() else source.parent)
 
     def labels(self, shards: AnyShards) -> ClassNames | None:
         return shards.manifest.class_names(self.recipe.heads)

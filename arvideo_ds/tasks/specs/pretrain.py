@@ -112,9 +112,6 @@ class Pretraining(StartTask):
         same = recipe is not None and recipe.decoding == self.recipe.decoding
         return load_objective_weights(model, source, patch=self.recipe.patch, same_decoder=same)
 
-    def build_words(self, module: Any) -> str | None:
-        return None if module.teacher is None else f"teacher: {module.teacher.report}"
-
     def validation(self, shards: ShardSet) -> Any:
         from arvideo_ds.evaluation.features import FrozenEncoder
         from arvideo_ds.evaluation.probes import PROBES
