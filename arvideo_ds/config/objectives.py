@@ -71,6 +71,9 @@ class BaseObjective(Settings, ABC):
     teacher_clip: PositiveTriple | None = None
     """Frames, height and width of its clips, read and recorded as teacher_size; its positions are
     interpolated for clips of another shape."""
+    teacher_tokens: Literal["predicted", "encoded"] = "predicted"
+    """predicted: the decoder predicts features of tokens that the encoder does not see. encoded: a
+    linear layer in its place gives those of the encoded tokens, and the teacher sees only these."""
 
     def geometry(self, clip: Triple, patch: Triple) -> Geometry:
         """Tokens and clusters of a clip (T, H, W); by default the whole clip is one cluster."""
@@ -96,6 +99,11 @@ class BaseObjective(Settings, ABC):
         """Shape of the teacher, if there is one. Errors: `UserError` where its size is unknown."""
         return teacher_size("objective", self.teacher, self.teacher_size)
 
+    @property
+    def aligned(self) -> bool:
+        """Whether features of the encoded tokens are learnt: there is no decoder."""
+        return self.teacher_tokens == "encoded"
+
     def target_values(self, geometry: Geometry) -> int:
         """Values predicted per token."""
         teacher = self.teacher_shape
@@ -117,6 +125,11 @@ class BaseObjective(Settings, ABC):
                 "Remove it."
             )
         check_teacher("objective", self)
+        if self.aligned and self.teacher == EMA:
+            raise UserError(
+                "objective.teacher_tokens=encoded with objective.teacher=ema would compare the "
+                "encoder's output with itself. Set objective.teacher_tokens: predicted."
+            )
         if self.normalize_targets and geometry.cube_pixels < 2:
             raise UserError(
                 "objective.normalize_targets needs cubes of two or more pixels, but model.patch "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, ValidationError, model_serializer, model_validator
@@ -94,7 +95,10 @@ class PretrainRecipe(StartRecipe):
 
     @property
     def counts(self) -> TokenCounts:
-        return self.objective.counts(self.geometry, self.decoder)
+        counts = self.objective.counts(self.geometry, self.decoder)
+        if self.objective.aligned:
+            return replace(counts, decoded=0, predicted=counts.encoded)
+        return counts
 
     @property
     def needs_scores(self) -> bool:
@@ -113,7 +117,11 @@ class PretrainRecipe(StartRecipe):
         return self.objective.target_values(self.geometry)
 
     @property
-    def decoder_shape(self) -> DecoderShape:
+    def decoder_shape(self) -> DecoderShape | None:
+        return None if self.objective.aligned else self._decoder_settled
+
+    @property
+    def _decoder_settled(self) -> DecoderShape:
         return self.objective.decoder_shape(self.size, self.decoder)
 
     @property
@@ -130,17 +138,21 @@ class PretrainRecipe(StartRecipe):
             self.size,
             self.model.size,
             decoder=self.decoder_shape,
+            masked=self._decoder_settled.crosses,
             outputs=self.target_values,
-            teacher=None if teacher is None else TeacherShape(teacher, self.geometry),
+            teacher=None
+            if teacher is None
+            else TeacherShape(teacher, self.geometry, aligned=self.objective.aligned),
         )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        geometry, width, heads = self.geometry, self.decoder_shape.width, self.decoder_shape.heads
+        geometry, decoder = self.geometry, self._decoder_settled
         self.objective.check(geometry, self.decoder)
-        if width % heads or width % 2:
+        if decoder.width % decoder.heads or decoder.width % 2:
             raise UserError(
-                f"decoder.width {width} must be even and a multiple of decoder.heads {heads}."
+                f"decoder.width {decoder.width} must be even and a multiple of decoder.heads "
+                f"{decoder.heads}."
             )
         if self.phases and self.teacher is not None:
             raise UserError(

@@ -80,20 +80,23 @@ class DecoderShape:
 class TeacherShape:
     """A frozen ViT beside the trained model: its size, and the tokens that it cuts a clip into.
 
-    scores: its class scores are learnt, else the features of its tokens.
+    scores: its class scores are learnt, else the features of its tokens. aligned: of the encoded
+    tokens, the only ones that it sees.
     """
 
     size: Size
     geometry: Geometry
     scores: bool = False
+    aligned: bool = False
 
 
 @dataclass(frozen=True)
 class Transformer:
     """The model that a recipe trains, as planning counts it: an encoder and what follows it.
 
-    class_attention: one such layer pools the encoded tokens, else their mean. outputs: values that
-    the decoder predicts per token, or outputs of the linear head; 0: none, or not known yet.
+    masked: the encoder attends under a mask. class_attention: one such layer pools the encoded
+    tokens, else their mean. outputs: values predicted per token, or outputs of the linear head; 0:
+    none, or not known yet.
     mixes_clips: the clips of a micro-batch are mixed in pairs, in fp32. frozen: the encoder's
     weights are not trained. lora_rank: of trained adapters in its attention, with lora_mlp also in
     its MLPs; 0: none.
@@ -102,6 +105,7 @@ class Transformer:
     size: Size
     name: str
     decoder: DecoderShape | None = None
+    masked: bool = False
     class_attention: bool = False
     outputs: int = 0
     mixes_clips: bool = False

@@ -81,7 +81,7 @@ def _attentions(recipe: Any, sharing: int) -> Iterator[tuple[str, _Attention]]:
         return
     size, counts, decoder = model.size, recipe.counts, model.decoder
     seen, asked = counts.encoded, counts.decoded
-    masked = decoder is not None and decoder.crosses
+    masked = model.masked
     width = size.width // size.heads
     yield "encoder", _Attention(size.heads // sharing, width, seen, seen, masked)
     if decoder is None:

@@ -23,8 +23,9 @@ from arvideo_ds.config.objectives import ArvideoSettings, DecoderSettings
 from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.geometry import num_kept
 from arvideo_ds.models.cubes import pick
-from arvideo_ds.models.decoder import CrossDecoder
+from arvideo_ds.models.decoder import Alignment, CrossDecoder
 from arvideo_ds.models.draws import random_subsets
+from arvideo_ds.models.encoder import Encoder
 from arvideo_ds.models.objective import Draw, Objective
 from arvideo_ds.models.order import (
     attention_bias,
@@ -50,6 +51,7 @@ class OrderedDraw(Draw):
 class ARVideo(Objective):
     """Encoder, decoder and loss of ARVideo."""
 
+    decoder: CrossDecoder | Alignment
     clusters: Tensor
     encoded_steps: Tensor
     default_order: Tensor | None
@@ -68,7 +70,8 @@ class ARVideo(Objective):
         self.grid, self.target_rule = geometry.grid, decoder.target_rule
         self.targets = num_kept(decoder.target_ratio, geometry.cluster_size)
         shape = settings.decoder_shape(encoder.size, decoder)
-        self.decoder = CrossDecoder(encoder, shape, settings.target_values(geometry))
+        if not self.aligned:
+            self.decoder = CrossDecoder(encoder, shape, settings.target_values(geometry))
         encoded_steps = torch.tensor(settings.encoded_steps(geometry))
         encoded = step_numbers(encoded_steps, self.kept)
         queries = step_numbers(torch.arange(2, 2 + self.num_predicted), self.targets)
@@ -87,17 +90,20 @@ class ARVideo(Objective):
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)
 
+    def encode(self, encoder: Encoder, cubes: Tensor, draw: Draw) -> Tensor:
+        mask = self._mask(self.encoder_mask, draw.encoded.shape[1])
+        return encoder(pick(cubes, draw.encoded), draw.encoded, mask)
+
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
         seen, asked = draw.encoded.shape[1], draw.targets.shape[1]
-        mask = self._mask(self.encoder_mask, seen)
-        encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded, mask)
+        encoded = self.encode(self.encoder, cubes, draw)
         among = None if self.self_mask is None else self._mask(self.self_mask, asked)
         return self.decoder(encoded, draw.targets, self._mask(self.cross_mask, seen), among)
 
     def _mask(self, bias: Tensor, columns: int) -> Tensor:
         """A padded bias as attention takes it, of the weights' type: cuDNN checks no types."""
         # DeepSpeed may or may not cast buffers. A cast of the columns alone would lose the padding.
-        return bias.to(self.decoder.memory.weight.dtype)[:, :columns]
+        return bias.to(self.decoder.head.weight.dtype)[:, :columns]
 
     def draw(self, keys: Tensor, scores: Tensor | None = None) -> OrderedDraw:
         num_clusters, size = self.clusters.shape

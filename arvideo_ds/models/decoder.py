@@ -59,6 +59,19 @@ class DecoderLayer(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+class Alignment(nn.Module):
+    """In place of a decoder: a linear layer from the encoder's output to a teacher's features."""
+
+    def __init__(self, width: int, target_values: int) -> None:
+        super().__init__()
+        self.head = nn.Linear(width, target_values)
+        initialize(self)
+
+    def forward(self, encoded: Tensor) -> Tensor:
+        """Of encoded tokens B M D: B M P."""
+        return self.head(encoded)
+
+
 class CrossDecoder(nn.Module):
     """One query per predicted token: a learned vector + its fixed position.
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from arvideo_ds.config.objectives import BaseObjective
 from arvideo_ds.config.sizes import EncoderSpec
 from arvideo_ds.models.cubes import pick, pixel_targets, to_cubes
+from arvideo_ds.models.decoder import Alignment
 from arvideo_ds.models.encoder import NORM_EPSILON, Encoder, build_encoder
 from arvideo_ds.registry import Registry
 
@@ -31,6 +32,8 @@ class Objective(nn.Module, ABC):
     """Draw tokens, predict their cubes, compare the pixels; or a teacher's features of them."""
 
     encoder: Encoder
+    # An Alignment where features of the encoded tokens are learnt.
+    decoder: nn.Module
     # Steps of equal size in which the targets are predicted.
     num_predicted = 1
 
@@ -38,8 +41,11 @@ class Objective(nn.Module, ABC):
         super().__init__()
         self.patch = encoder.geometry.patch
         self.normalize_targets = settings.normalize_targets
-        self.has_teacher = settings.teacher is not None
+        self.has_teacher, self.aligned = settings.teacher is not None, settings.aligned
         self.encoder = build_encoder(encoder)
+        if self.aligned:
+            values = settings.target_values(encoder.geometry)
+            self.decoder = Alignment(encoder.size.width, values)
 
     def forward(
         self, clips: Tensor, keys: Tensor, scores: Tensor | None = None, codes: Tensor | None = None
@@ -48,7 +54,7 @@ class Objective(nn.Module, ABC):
 
         clips: B T H W 3, uint8 (or floating 0..1). keys: int64, B; they determine all randomness
         (arvideo_ds.randomness.draw_key). scores and codes: B N, from data.scores, for objectives
-        that need them; with a teacher codes are its features, B N D.
+        that need them; with a teacher codes are its features, B N D (of aligned tokens B E D).
         """
         return self.losses(clips, self.draw(keys, scores), codes)
 
@@ -58,7 +64,10 @@ class Objective(nn.Module, ABC):
         Everything but the draw, whose 64-bit constants no compiled kernel can have.
         """
         cubes = to_cubes(clips, self.patch)
-        predicted = self.predict(cubes, draw).float()
+        if self.aligned:
+            predicted = self.decoder(self.encode(self.encoder, cubes, draw)).float()
+        else:
+            predicted = self.predict(cubes, draw).float()
         return self.errors(predicted, self.compute_targets(cubes, draw, codes)).mean(dim=(1, 2))
 
     def errors(self, predicted: Tensor, targets: Tensor) -> Tensor:
@@ -95,9 +104,16 @@ class Objective(nn.Module, ABC):
         if self.has_teacher:
             if codes is None:
                 raise ValueError("a teacher's features are the targets, and none were given")
-            features = pick(codes, draw.targets).float()
+            features = (codes if self.aligned else pick(codes, draw.targets)).float()
             return F.layer_norm(features, features.shape[-1:], eps=NORM_EPSILON)
         return pixel_targets(pick(cubes, draw.targets), normalize=self.normalize_targets)
+
+    def encode(self, encoder: Encoder, cubes: Tensor, draw: Draw) -> Tensor:
+        """Output of an encoder, the objective's own or a teacher's, for the encoded tokens: B E D.
+
+        cubes: B N P.
+        """
+        return encoder(pick(cubes, draw.encoded), draw.encoded)
 
     @abstractmethod
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:

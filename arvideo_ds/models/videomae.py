@@ -17,7 +17,6 @@ from torch import Tensor
 
 from arvideo_ds.config.objectives import DecoderSettings, LvmaeSettings, VideomaeSettings
 from arvideo_ds.config.sizes import EncoderSpec
-from arvideo_ds.models.cubes import pick
 from arvideo_ds.models.decoder import JointDecoder
 from arvideo_ds.models.objective import Draw, Objective
 from arvideo_ds.models.selection import running_cell, tokens_of, tube
@@ -39,7 +38,8 @@ class VideoMAE(Objective):
         self.visible_places = settings.visible_places(geometry)
         self.decoder_mask = settings.decoder_mask
         shape = settings.decoder_shape(encoder.size, decoder)
-        self.decoder = JointDecoder(encoder, shape, settings.target_values(geometry))
+        if not self.aligned:
+            self.decoder = JointDecoder(encoder, shape, settings.target_values(geometry))
 
     def draw(self, keys: Tensor, scores: Tensor | None = None) -> Draw:
         seen = tube(keys, self.grid, self.visible_places)
@@ -55,5 +55,5 @@ class VideoMAE(Objective):
         return hidden
 
     def predict(self, cubes: Tensor, draw: Draw) -> Tensor:
-        encoded = self.encoder(pick(cubes, draw.encoded), draw.encoded)
+        encoded = self.encode(self.encoder, cubes, draw)
         return self.decoder(encoded, draw.encoded, draw.targets)

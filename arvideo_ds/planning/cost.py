@@ -50,7 +50,10 @@ def _(recipe: EncoderRecipe) -> Cost:
     encoder, decoder = parameter_sizes(recipe)
     if model.decoder is None:
         trained = sum(trained_sizes(recipe)) if model.frozen else None
-        return Cost(sum(encoder), 0, flops, _teacher_flops(recipe), trained)
+        predicted = recipe.counts.predicted
+        flops += _linear(predicted, model.size.width, model.outputs)
+        head = sum(decoder) if predicted else 0
+        return Cost(sum(encoder), head, flops, _teacher_flops(recipe), trained)
     return Cost(
         sum(encoder),
         sum(decoder),
@@ -72,11 +75,19 @@ def encoder_flops(recipe: EncoderRecipe) -> int:
 
 
 def _teacher_flops(recipe: EncoderRecipe) -> int:
-    """FLOP of a teacher on one whole clip, forward; 0 without one."""
+    """FLOP of a teacher on the tokens of one clip that it sees, forward; 0 without one."""
     teacher = recipe.transformer.teacher
     if teacher is None:
         return 0
-    return _vit_flops(teacher.size, teacher.geometry.num_tokens, teacher.geometry.cube_values)
+    return _vit_flops(teacher.size, teacher_tokens(recipe), teacher.geometry.cube_values)
+
+
+def teacher_tokens(recipe: EncoderRecipe) -> int:
+    """Tokens of one clip that a teacher sees: all, or those that the student encodes."""
+    teacher = recipe.transformer.teacher
+    if teacher is None:
+        return 0
+    return recipe.counts.encoded if teacher.aligned else teacher.geometry.num_tokens
 
 
 def _vit_flops(size: Size, tokens: int, cube_values: int) -> int:

@@ -14,7 +14,7 @@ from typing import Any
 
 from arvideo_ds.config import EncoderRecipe, Recipe
 from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape
-from arvideo_ds.planning.cost import encoder_sizes, parameter_sizes, trained_sizes
+from arvideo_ds.planning.cost import encoder_sizes, parameter_sizes, teacher_tokens, trained_sizes
 
 FP32 = 4
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -315,10 +315,14 @@ def activations(
         workspace = max(loss * _LOSS_FORWARD + pixels, loss * _LOSS_BACKWARD)
     else:
         rest, later = 0, 0
+        values = tokens * model.outputs if recipe.counts.predicted else 0  # of a teacher's features
+        if values:
+            rest = tokens * (element * size.width + _NORM_STATISTICS) + FP32 * values
         if model.class_attention:  # tokens before and after a norm, keys, values
             rest = tokens * (element * 4 * size.width + _NORM_STATISTICS)
         # Copies of the clips: cubes, or two in fp32 where clips are mixed.
         workspace = (2 * FP32 if model.mixes_clips else 1) * pixels
+        workspace = max(values * _LOSS_FORWARD + workspace, values * _LOSS_BACKWARD)
     encoder = embedded + blocks
     if model.frozen and not model.lora_rank:  # without gradients each layer frees the one before
         encoder, last, workspace = 0, 0, max(workspace, embedded + block)
@@ -363,7 +367,7 @@ def _of_teacher(recipe: EncoderRecipe, micro_batch: int) -> tuple[int, int]:
     teacher = recipe.transformer.teacher
     if teacher is None:
         return 0, 0
-    size, rows = teacher.size, micro_batch * teacher.geometry.num_tokens
+    size, rows = teacher.size, micro_batch * teacher_tokens(recipe)
     cubes = FP32 * rows * teacher.geometry.cube_values
     layer = _mlp(recipe, rows, size.width, size.mlp) + _element(recipe) * rows * size.width
     layer = max(layer, _attention(recipe, rows, size.width, size.heads), 2 * cubes)
@@ -400,12 +404,13 @@ def teacher_bytes(recipe: EncoderRecipe) -> int:
 def _masks(recipe: EncoderRecipe) -> int:
     """Masks of encoder and decoder, whatever the batch: in fp32, and in the run's precision."""
     decoder, counts = recipe.transformer.decoder, recipe.counts
-    if decoder is None or not decoder.crosses:
+    if not recipe.transformer.masked:
         return 0
     pairs = (counts.encoded + counts.decoded) * counts.encoded
     element = _element(recipe)
     copies = FP32 if element == FP32 else FP32 + element
-    return copies * (pairs + decoder.self_attention * counts.decoded**2)
+    among = counts.decoded**2 if decoder is not None and decoder.self_attention else 0
+    return copies * (pairs + among)
 
 
 def _mlp(recipe: EncoderRecipe, rows: int, width: int, hidden: int) -> int:

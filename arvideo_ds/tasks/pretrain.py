@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.data.loader import Batch
 from arvideo_ds.evaluation.pretrained import build_objective
+from arvideo_ds.models.cubes import to_cubes
 from arvideo_ds.models.encoder import encode_clips
+from arvideo_ds.models.objective import Draw
 from arvideo_ds.models.positions import interpolated_positions
 from arvideo_ds.tasks.teacher import load_teacher
 
@@ -46,10 +48,12 @@ class Pretrain(nn.Module):
         weights = self.teacher.model.named_parameters()
         return {f"model.encoder.{name}": weight for name, weight in weights}
 
-    def features(self, clips: Tensor) -> Tensor:
-        """The teacher's features of clips, B N D."""
+    def features(self, clips: Tensor, draw: Draw | None = None) -> Tensor:
+        """The teacher's features of clips, B N D; of the encoded tokens of a draw, B E D."""
         assert self.teacher is not None
-        return encode_clips(self.teacher.model, clips, self.patch)
+        if draw is None:
+            return encode_clips(self.teacher.model, clips, self.patch)
+        return self.model.encode(self.teacher.model, to_cubes(clips, self.patch), draw)
 
     @torch.no_grad()  # outside the compiled `features`, which would be compiled for each mode
     def _codes(self, batch: Batch) -> Tensor | None:
@@ -57,7 +61,8 @@ class Pretrain(nn.Module):
         if self.teacher is None:
             return batch.codes
         self.teacher.move_to(batch.clips.device)
-        return self.features(batch.clips)
+        draw = self.model.draw(batch.keys, batch.scores) if self.model.aligned else None
+        return self.features(batch.clips, draw)
 
     @torch.no_grad()
     def baseline(self, batch: Batch) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -71,6 +71,11 @@ def taught(tiny: Make, teacher: Path) -> Make:
         return settle_teacher(tiny(**{**whole, "objective": objective}))
 
     return make
+
+
+def aligned(taught: Make, name: str = "arvideo", **sections: dict[str, Any]) -> PretrainRecipe:
+    objective = {**OBJECTIVES[name]["objective"], "teacher_tokens": "encoded"}
+    return taught(name, **{**OBJECTIVES[name], "objective": objective, **sections})
 
 
 def noise(count: int, size: int = 16) -> Tensor:
@@ -266,6 +271,68 @@ def test_what_cannot_teach_is_refused_with_the_reason(
         tiny(objective={"teacher_size": "S"})
     with pytest.raises(UserError, match=r"not for lvmae"):
         tiny(objective={"name": "lvmae", **public})
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_student_with_the_teacher_s_weights_is_aligned(
+    name: str, taught: Make, teacher: Path
+) -> None:
+    """It sees the same tokens under the same mask; then normalised features have no loss."""
+    task = Pretrain(aligned(taught, name, model={"positions": "sincos_3d"}))
+    assert task.teacher is not None
+    task.model.encoder.load_state_dict(task.teacher.model.state_dict())
+    head = task.model.decoder.head
+    assert isinstance(head, nn.Linear)
+    nn.init.eye_(head.weight)
+    batch = batch_of(noise(3), [True, True, False])
+    seen: list[Tensor] = []
+    task.teacher.model.register_forward_hook(lambda _m, args, _o: seen.append(args[1]))
+    head.register_forward_hook(lambda _m, _a, out: nn.functional.layer_norm(out, out.shape[-1:]))
+    assert task(batch).item() < 1e-9
+    assert torch.equal(seen[0], task.model.draw(batch.keys).encoded)
+    task.model.encoder.norm.weight.data[0] += 1
+    assert task(batch).item() > 1e-5
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_alignment_has_no_decoder_and_its_cost_is_counted(name: str, taught: Make) -> None:
+    train = {"max_steps": 2, "total_batch": 2, "micro_batch": 2, "precision": "fp32"}
+    recipe = aligned(taught, name, train=train)
+    task, batch, cost = Pretrain(recipe), batch_of(noise(2), [True, True]), cost_of(recipe)
+    assert [n for n, _ in task.model.decoder.named_parameters()] == ["head.weight", "head.bias"]
+    assert count_parameters(task) == cost.parameters_encoder + cost.parameters_decoder
+    with FlopCounterMode(display=False) as counted:
+        task(batch)
+    total = cost.flops_forward_per_clip + cost.flops_teacher_per_clip
+    assert counted.get_total_flops() == 2 * total
+    predicting = cost_of(taught(name))
+    assert cost.flops_teacher_per_clip < predicting.flops_teacher_per_clip
+    assert cost.flops_forward_per_clip < predicting.flops_forward_per_clip
+    memory = [footprint(r, Strategy(stage=1), 1, 64, 1).peak for r in (recipe, taught(name))]
+    assert memory[0] < memory[1]
+    plan = make_plan(recipe, world_size=1)
+    assert plan.decoder_queries == plan.encoder_tokens
+
+
+def test_aligned_student_and_teacher_are_two_graphs(
+    taught: Make,
+    graphs: CompileCounter,  # noqa: F811
+) -> None:
+    task, batch = Pretrain(aligned(taught)), batch_of(noise(2), [True, True])
+    expected = task(batch)
+    compile_model(task, layers=False)
+    torch.testing.assert_close(task(batch), expected)
+    batch.keys += 9
+    task(batch).backward()
+    assert task.baseline(batch)[0] > 0
+    assert graphs.frame_count == 2
+
+
+def test_alignment_with_the_run_s_own_average_or_without_a_teacher_is_refused(tiny: Make) -> None:
+    with pytest.raises(UserError, match=r"compare the encoder's output with itself"):
+        tiny(objective={"teacher": "ema", "teacher_tokens": "encoded"})
+    with pytest.raises(UserError, match=r"objective\.teacher_tokens describe a teacher"):
+        tiny(objective={"teacher_tokens": "encoded"})
 
 
 def test_an_ema_teacher_is_the_run_s_own_encoder(tiny: Make) -> None:
