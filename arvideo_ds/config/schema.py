@@ -76,6 +76,8 @@ class DataSettings(Settings):
     crop_area: tuple[Scale, Scale] = (0.08, 1.0)
     short_side: Positive = 256
     """Pixels of the frame's shorter side from which crop=short_side cuts its box."""
+    test_short_side: Positive | None = None
+    """Pixels of the frame's shorter side from which test views are cut; None = as large as fit."""
     flip: bool = False
     scores: str | None = None
     """Folder of token scores of these shards (`arvideo score_tokens`), loaded with the clips."""
@@ -138,6 +140,12 @@ class DataSettings(Settings):
             raise UserError(
                 f"data.short_side={self.short_side} is smaller than data.size={list(self.size)}, "
                 f"so the crop does not fit into the frame. Raise it to {max(self.size)} or more."
+            )
+        if self.test_short_side is not None and self.test_short_side < max(self.size):
+            raise UserError(
+                f"data.test_short_side={self.test_short_side} is smaller than data.size="
+                f"{list(self.size)}, so the view does not fit into the frame. Raise it to "
+                f"{max(self.size)} or more, or remove it."
             )
         self._check_planes()
         # Stored scores fit a clip only where its tokens are tokens of the whole video.

@@ -394,7 +394,10 @@ class EvaluationClips(_Clips):
         except DecodeError as error:
             return self._black(sample, keys, error)
         height, width = frames.shape[1:3]
-        crops = [view_crop(height, width, data.size, view, spatial) for view in range(spatial)]
+        crops = [
+            view_crop(height, width, data.size, view, spatial, short_side=data.test_short_side)
+            for view in range(spatial)
+        ]
         clips = [
             cut(clip, crop, data.size, flip=False)
             for clip in np.split(frames, temporal)

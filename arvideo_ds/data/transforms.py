@@ -114,13 +114,30 @@ def fit_to_grid(frames: np.ndarray, size: Sides, patch: Sides) -> np.ndarray:
     return pixels[:, top : top + kept[0], left : left + kept[1]].contiguous().numpy()
 
 
-def view_crop(height: int, width: int, size: Sides, view: int = 0, views: int = 1) -> Crop:
-    """The largest box of the clip's aspect, at place `view` of `views` from one end of the longer
-    side to the other; a single view is the centre."""
-    box_height, box_width = (max(1, round(side)) for side in _largest_box(height, width, size))
+def view_crop(
+    height: int,
+    width: int,
+    size: Sides,
+    view: int = 0,
+    views: int = 1,
+    *,
+    short_side: int | None = None,
+) -> Crop:
+    """The box of a test view, at place `view` of `views` from one end of the frame to the other
+    along the axis where it may move further, central along the other; a single view is the centre.
+
+    The box is the largest of the clip's aspect; with short_side, it has the clip's size in a frame
+    resized to that shorter side (data.test_short_side).
+    """
+    largest = _largest_box(height, width, size)
+    if short_side is not None:
+        scale = min(height, width) / short_side
+        largest = size[0] * scale, size[1] * scale
+    box_height, box_width = (max(1, round(side)) for side in largest)
+    slack = height - box_height, width - box_width
     share = view / (views - 1) if views > 1 else 0.5
-    top, left = int(share * (height - box_height)), int(share * (width - box_width))
-    return Crop(top, left, box_height, box_width)
+    shares = (share, 0.5) if slack[0] >= slack[1] else (0.5, share)
+    return Crop(int(shares[0] * slack[0]), int(shares[1] * slack[1]), box_height, box_width)
 
 
 def whole_frame(height: int, width: int, short_side: int, patch: Sides) -> tuple[Sides, Sides]:

@@ -28,8 +28,8 @@ from arvideo_ds.shards.ingest import require_complete
 
 @dataclass(frozen=True)
 class WindowShape:
-    """frames, size (h, w), sampling and fps of the recipe's section data. stride, hop: in frames of
-    the video, or at `fps`."""
+    """frames, size (h, w), sampling, fps and test_short_side of the recipe's section data. stride,
+    hop: in frames of the video, or at `fps`."""
 
     frames: int
     stride: int
@@ -37,6 +37,7 @@ class WindowShape:
     size: tuple[int, int]
     sampling: str
     fps: float | None = None
+    test_short_side: int | None = None
 
     @property
     def span(self) -> int:
@@ -160,8 +161,8 @@ def _timed(frames: Frames, times: array[float], fps: float) -> Frames:
 
 
 def _clip(frame: av.VideoFrame, shape: WindowShape) -> np.ndarray:
-    """A frame as in evaluation, 1 h w 3: the largest central box, resized."""
+    """A frame as in evaluation, 1 h w 3: the central box, resized."""
     pixels = frame.to_ndarray(format="rgb24")[None]
     height, width = pixels.shape[1:3]
-    crop = view_crop(height, width, shape.size)
+    crop = view_crop(height, width, shape.size, short_side=shape.test_short_side)
     return cut(pixels, crop, shape.size, flip=False).numpy()

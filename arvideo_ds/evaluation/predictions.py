@@ -45,7 +45,7 @@ def central_clip(path: Path, data: DataSettings) -> Tensor:
         why = getattr(error, "strerror", None) or " ".join(map(str, error.args[-1:]))
         why = why or "it has no frame"
         raise UserError(f"{path} does not decode as a video ({why}).") from None
-    crop = view_crop(frames.shape[1], frames.shape[2], data.size)
+    crop = view_crop(frames.shape[1], frames.shape[2], data.size, short_side=data.test_short_side)
     return cut(frames, crop, data.size, flip=False)
 
 

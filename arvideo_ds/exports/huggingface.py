@@ -112,8 +112,9 @@ def _processor(source: ExportSource, transformers: Any) -> Any:
     """Resizes the shorter side and crops the centre, as the test view does."""
     height, width = source.recipe.data.size
     square = height == width
+    short_side = source.recipe.data.test_short_side or height
     return transformers.VideoMAEImageProcessor(
-        size={"shortest_edge": height} if square else {"height": height, "width": width},
+        size={"shortest_edge": short_side} if square else {"height": height, "width": width},
         do_center_crop=square,
         crop_size={"height": height, "width": width},
         image_mean=list(PIXEL_MEAN),

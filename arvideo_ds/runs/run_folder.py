@@ -66,7 +66,8 @@ _MARKS = {
 # Settings that may change when a run continues: they change no number beyond rounding.
 _FREE = frozenset(
     """data.workers data.prefetch data.prefetch_mib data.decoder data.timeout_s
-    data.max_skipped_share data.shards data.scores data.num_videos train.micro_batch train.log_every
+    data.max_skipped_share data.test_short_side data.shards data.scores data.num_videos
+    train.micro_batch train.log_every
     train.save_every train.keep_checkpoints train.max_refused_steps train.stall_s train.compile
     train.flight_recorder train.grad_dtype train.peak_tflops optim.implementation
     evaluation.shards evaluation.every_epochs

@@ -118,6 +118,18 @@ def test_spatial_views_run_from_one_end_of_the_free_side_to_the_other(
     assert crops[2].left + crops[2].width == width
 
 
+@pytest.mark.parametrize(("height", "width"), [(512, 768), (768, 512)])
+def test_views_of_a_larger_short_side_are_of_the_clips_size_and_move_along_the_longer_side(
+    height: int, width: int
+) -> None:
+    """A frame resized to a shorter side of 256 pixels, of which clips of 224 are cut."""
+    crops = [view_crop(height, width, (224, 224), view, 3, short_side=256) for view in range(3)]
+    assert {(crop.height, crop.width) for crop in crops} == {(448, 448)}
+    along, across = (0, 1) if height > width else (1, 0)
+    assert [crop[along] for crop in crops] == [0, 160, 320]
+    assert {crop[across] for crop in crops} == {32}
+
+
 @given(st.integers(2, 80), st.integers(2, 80), st.sampled_from([(8, 8), (16, 8), (8, 24)]))
 def test_frames_fitted_to_the_grid_hold_the_clip_and_are_whole_tokens(
     height: int, width: int, size: tuple[int, int]
