@@ -5,7 +5,7 @@ B clips, T H W frames and pixels, N tokens on a grid t h w, D width, W windows o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -17,7 +17,8 @@ from arvideo_ds.decoding.video import RejectedError
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.extraction import FEATURES, window_shape
 from arvideo_ds.evaluation.predictions import central_clip, top_labels
-from arvideo_ds.exports.source import read_source
+from arvideo_ds.evaluation.public import PublicOptions
+from arvideo_ds.exports.source import open_model
 from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.models.encoder import Encoder, encode_clips
 from arvideo_ds.runs import run_folder
@@ -81,29 +82,35 @@ class VideoClassifier(VideoModel):
         return top_labels(self.classifier, self.labels, self.clip(video), top)
 
 
-def load_encoder(run: str | Path, weights: str | None = None) -> VideoEncoder:
-    """The encoder of a finished run, or of its export with --format encoder.
+def load_encoder(
+    run: str | Path, weights: str | None = None, *, overrides: Sequence[str] = ()
+) -> VideoEncoder:
+    """The encoder of a finished run, of its export with --format encoder, or of a public classifier
+    (docs/exporting.md).
 
-    run: the folder. weights: "best", "last" or "ema"; default: best if the run has it. The encoder
-    is on the CPU, in evaluation mode; one fine-tuned on averaged tokens has no last norm. Errors:
+    run: the folder, or a public model's file. weights: "best", "last" or "ema"; default: best if
+    the run has it. overrides: settings of a public model, such as "data.stride=2". The encoder is
+    on the CPU, in evaluation mode; one fine-tuned on averaged tokens has no last norm. Errors:
     `UserError` if recipe or weights are missing or do not fit.
     """
-    folder = Path(run)
-    recipe = run_folder.read_recipe(folder, EncoderRecipe)
-    model = read_source(folder, recipe, _weights(folder, weights)).model
-    encoder = model.encoder if isinstance(model, Classifier) else model
-    return VideoEncoder(encoder, recipe).eval()
+    public = PublicOptions(overrides=overrides)
+    source = open_model(Path(run), weights=_known(weights), public=public, needs_labels=False)
+    return VideoEncoder(source.encoder, source.recipe).eval()
 
 
-def load_classifier(run: str | Path, weights: str | None = None) -> VideoClassifier:
-    """The classifier of a fine-tuned run, or of its export with --format encoder. Arguments,
-    device, mode and errors: as `load_encoder`."""
-    folder = Path(run)
-    recipe = run_folder.read_recipe(folder, FinetuneRecipe)
-    source = read_source(folder, recipe, _weights(folder, weights))
-    if not isinstance(source.model, Classifier) or source.labels is None:
-        raise UserError(f"{folder} has no {run_folder.LABELS}: these weights classify nothing.")
-    return VideoClassifier(source.model, source.labels, recipe).eval()
+def load_classifier(
+    run: str | Path,
+    weights: str | None = None,
+    *,
+    labels: str | Path | None = None,
+    overrides: Sequence[str] = (),
+) -> VideoClassifier:
+    """The classifier of a fine-tuned run, of its export with --format encoder, or of a public
+    model. labels: file of the class names of a public model, which a .pth does not have. Other
+    arguments, device, mode and errors: as `load_encoder`."""
+    public = PublicOptions(None if labels is None else Path(labels), overrides)
+    source = open_model(Path(run), FinetuneRecipe, weights=_known(weights), public=public)
+    return VideoClassifier(source.classifier, source.class_names, source.recipe).eval()
 
 
 @torch.no_grad()
@@ -148,7 +155,7 @@ def _windows(recipe: EncoderRecipe, path: Path, hop: int | None, batch: int) -> 
         raise UserError(f"cannot decode {path}: {error}.") from None
 
 
-def _weights(folder: Path, name: str | None) -> str:
-    if name not in (None, *run_folder.WEIGHTS):
-        raise UserError(f"weights={name!r} must be one of: {', '.join(run_folder.WEIGHTS)}.")
-    return run_folder.WEIGHTS[run_folder.choose_weights(folder, name)]
+def _known(weights: str | None) -> str | None:
+    if weights not in (None, *run_folder.WEIGHTS):
+        raise UserError(f"weights={weights!r} must be one of: {', '.join(run_folder.WEIGHTS)}.")
+    return weights

@@ -132,6 +132,37 @@ def add_weights(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
     )
 
 
+def add_public(parser: argparse.ArgumentParser, *, labels: bool = True) -> None:
+    """Options of a model without a recipe (evaluation/public.py)."""
+    group = parser.add_argument_group("public models", "of transformers, or a .pth of VideoMAE")
+    if labels:
+        text = "class names in the order of the head: one per line, or .csv or .json"
+        group.add_argument("--labels", type=Path, metavar="FILE", help=text)
+    group.add_argument(
+        "--override",
+        action="append",
+        default=[],
+        metavar="section.key=value",
+        help="a setting of the test, such as data.sampling=uniform; may be repeated",
+    )
+
+
+def add_run_or_model(parser: argparse.ArgumentParser, what: str) -> None:
+    """The model as the only positional argument or as --model; `required_model` gives it."""
+    parser.add_argument("run", type=Path, nargs="?", help=what)
+    parser.add_argument("--model", type=Path, help="the same as an option")
+
+
+def required_model(args: argparse.Namespace) -> Path:
+    """Errors: `UserError` unless exactly one of RUN and --model is given."""
+    given = [path for path in (args.run, args.model) if path is not None]
+    if len(given) != 1:
+        both = f": {given[0]} and --model {given[1]} are two" if given else ""
+        raise UserError(f"give one model{both}: the folder of a run, or --model of a public model.")
+    path: Path = given[0]
+    return path
+
+
 def from_arguments(function: Callable[..., T], args: argparse.Namespace, **more: Any) -> T:
     """Call a function, or a class, whose parameters are options of the same name.
 

@@ -15,7 +15,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser, add_weights, from_arguments, require_at_least
+from arvideo_ds.arguments import (
+    CommandParser,
+    add_public,
+    add_weights,
+    from_arguments,
+    require_at_least,
+)
 from arvideo_ds.config import EncoderRecipe
 from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_MANY_REJECTS, EXIT_OK, command
 from arvideo_ds.evaluation.feature_files import WRITERS, require_format
@@ -32,8 +38,11 @@ _MAX_WORKERS = 16
 def parse_arguments() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("input", metavar="INPUT")
-    parser.add_argument("--model", required=True, type=Path, help="folder of a finished run")
+    parser.add_argument(
+        "--model", required=True, type=Path, help="a finished run or public classifier"
+    )
     add_weights(parser, run_folder.WEIGHTS)
+    add_public(parser, labels=False)
     parser.add_argument("--output", required=True, type=Path, help="folder of the features")
     parser.add_argument("--videos", type=Path, help="root of a list's paths; default: its folder")
     text = "count a list's wrong rows as rejects"
@@ -69,17 +78,34 @@ def main() -> int:
 
     from arvideo_ds.evaluation.extraction import ExtractionJob, extract_features
     from arvideo_ds.evaluation.feature_folder import INDEX
+    from arvideo_ds.evaluation.public import (
+        PublicClassifier,
+        PublicOptions,
+        is_public,
+        read_public,
+    )
 
     run_folder.require_own(args.output, INDEX)
-    recipe = run_folder.read_recipe(args.model, EncoderRecipe)
-    weights = run_folder.WEIGHTS[run_folder.choose_weights(args.model, args.weights)]
+    options = PublicOptions(overrides=args.override)
+    public: PublicClassifier | None = None
+    if is_public(args.model):
+        public = read_public(args.model, options, needs_labels=False, weights=args.weights)
+        print(public, flush=True)
+        recipe: EncoderRecipe = public.recipe
+        weights = public.weights
+    else:
+        options.require_unused(args.model)
+        recipe = run_folder.read_recipe(args.model, EncoderRecipe)
+        weights = (
+            args.model / run_folder.WEIGHTS[run_folder.choose_weights(args.model, args.weights)]
+        )
     listing = list_videos(args.input, videos=args.videos, skip_bad_rows=args.skip_bad_rows)
     print(count_videos(args.input, len(listing.videos), listing.passed_over), flush=True)
     job = from_arguments(ExtractionJob, args, listing=listing)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     stop = Stop()
     with lock(args.output):
-        report = extract_features(recipe, args.model / weights, job, device, stop=stop.requested)
+        report = extract_features(recipe, weights, job, device, stop=stop.requested, public=public)
     print(
         f"{args.output}: {report.videos:,} videos ({report.new:,} of them new), "
         f"{report.windows:,} windows, {report.seconds / 3600:,.2f} h"

@@ -3,7 +3,9 @@
     arvideo predict a.mp4 FOLDER --model runs/my_finetuning
     a.mp4   wave 0.912   clap 0.044   nod 0.017
 
-The model is a fine-tuned run, or its export with --format encoder. Scores are probabilities.
+The model is a fine-tuned run, its export with --format encoder, a folder of transformers'
+VideoMAEForVideoClassification, or a fine-tuned .pth of VideoMAE or VideoMAE V2 with --labels.
+Scores are probabilities.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from arvideo_ds.arguments import CommandParser, add_weights, require_at_least
+from arvideo_ds.arguments import CommandParser, add_public, add_weights, require_at_least
 from arvideo_ds.cli import log
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.errors import UserError, command
@@ -27,22 +29,25 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="folder, see above")
     add_weights(parser, run_folder.WEIGHTS)
     parser.add_number("top", 5, "labels per video")
+    add_public(parser)
     args = parser.parse_args()
     require_at_least(1, args, "top")
-    recipe = run_folder.read_recipe(args.model, FinetuneRecipe)
     import torch
 
     from arvideo_ds.evaluation.predictions import central_clip, top_labels
-    from arvideo_ds.evaluation.pretrained import load_classifier, require_classifier
+    from arvideo_ds.evaluation.public import PublicOptions
+    from arvideo_ds.exports.source import open_model
 
-    require_classifier(args.model)
-    weights = run_folder.choose_weights(args.model, args.weights)
-    model, labels = load_classifier(recipe, args.model, run_folder.WEIGHTS[weights])
+    public = PublicOptions(args.labels, args.override)
+    source = open_model(args.model, FinetuneRecipe, weights=args.weights, public=public)
+    if source.public is not None:
+        log(str(source.public))
+    model, labels, data = source.classifier, source.class_names, source.recipe.data
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     videos, failed = list(files(args.videos)), 0
     for path in videos:
         try:
-            best = top_labels(model, labels, central_clip(path, recipe.data), args.top)
+            best = top_labels(model, labels, central_clip(path, data), args.top)
         except UserError as error:
             failed += 1
             log(f"skipped: {error}")

@@ -56,7 +56,7 @@ def load_recipe(
     a contradiction.
     """
     path = _find_recipe(name_or_path)
-    tree = _with_overrides(_read_with_base(path), overrides)
+    tree = with_overrides(_read_with_base(path), overrides)
     return validate(tree, f"recipe {path.name}" + (" with overrides" if overrides else ""), kind)
 
 
@@ -170,7 +170,7 @@ def _with_items(items: list[Any], changed: dict[str, Any], key: str) -> list[Any
     return merged
 
 
-def _with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def with_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """The tree with all overrides merged at once, so that their order does not matter."""
     above: dict[str, Any] = {}
     for override in overrides:

@@ -27,6 +27,7 @@ from arvideo_ds.evaluation.feature_files import require_format
 from arvideo_ds.evaluation.feature_folder import FeatureFolder
 from arvideo_ds.evaluation.features import by_time, mean
 from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder
+from arvideo_ds.evaluation.public import PublicClassifier
 from arvideo_ds.files.atomic import explained_when_full
 from arvideo_ds.files.checksums import sha256_of
 from arvideo_ds.models.encoder import Encoder, encode_clips
@@ -84,17 +85,20 @@ def extract_features(
     device: torch.device,
     *,
     stop: Callable[[], bool] = lambda: False,
+    public: PublicClassifier | None = None,
 ) -> ExtractionReport:
     """Write the features of every video of the job that is not done yet.
 
-    stop: once it returns True, started videos are finished and no other is started. Errors:
-    `UserError` when the folder contains features of other settings, the disk or the GPU's memory is
-    full, or no video is usable.
+    stop: once it returns True, started videos are finished and no other is started. public: the
+    model of these weights, where it is no run. Errors: `UserError` when the folder contains
+    features of other settings, the disk or the GPU's memory is full, or no video is usable.
     """
     require_format(job.format)
     shape = window_shape(recipe, job.hop)
-    encoder = load_encoder(recipe, weights).to(device)
-    config = _config(recipe, weights, job, shape)
+    loaded = load_encoder(recipe, weights) if public is None else public.model.encoder
+    encoder, config = loaded.to(device), _config(recipe, weights, job, shape)
+    if public is not None:
+        config["settings"]["public"] = public.facts()["settings"]
     folder = FeatureFolder(job.output, config, job.listing, kind=job.format)
     pending = [video for video in job.listing.videos if video.key not in folder.done]
     items = stream_all(
@@ -136,6 +140,7 @@ def window_shape(recipe: EncoderRecipe, hop: int | None) -> WindowShape:
         size=data.size,
         sampling=data.sampling,
         fps=data.fps,
+        test_short_side=data.test_short_side,
     )
 
 

@@ -106,6 +106,10 @@ def _result(dataset: str, metrics: Mapping[str, float]) -> dict[str, Any]:
 def _what_it_is(source: ExportSource) -> str:
     parameters = sum(p.numel() for p in source.model.parameters()) / 1e6
     clip = " x ".join(str(n) for n in source.recipe.geometry.clip)
+    origin = "trained with arvideo_ds"
+    if source.public is not None:
+        layout = source.public.report.layout
+        origin = f"converted by arvideo_ds from {source.public.path.name} ({layout})"
     what = "video encoder"
     if source.labels is not None:
         counts = source.class_counts.items()
@@ -113,7 +117,7 @@ def _what_it_is(source: ExportSource) -> str:
         what = f"classifier of {classes.replace('  ', ' ')}"
     return (
         f"A {what}, ViT-{source.recipe.model.size} ({parameters:.1f} M parameters), for clips of "
-        f"{clip} (frames, rows, columns), trained with arvideo_ds."
+        f"{clip} (frames, rows, columns), {origin}."
     )
 
 

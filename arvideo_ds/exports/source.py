@@ -1,4 +1,4 @@
-"""The run to export, its facts, and the format of this package: a run reduced to its model.
+"""The run or public classifier to export, its facts, and the format of this package: its model.
 
 model.safetensors   the encoder; of a fine-tuned run the whole classifier
 recipe.yaml         the recipe with shortened paths; this package builds the model from it
@@ -21,9 +21,21 @@ import torch
 import yaml
 from torch import Tensor
 
-from arvideo_ds.config import EncoderRecipe
+from arvideo_ds.config import EncoderRecipe, FinetuneRecipe
 from arvideo_ds.errors import UserError
-from arvideo_ds.evaluation.pretrained import load_classifier, load_trained_encoder, read_labels
+from arvideo_ds.evaluation.pretrained import (
+    load_classifier,
+    load_trained_encoder,
+    read_labels,
+    require_classifier,
+)
+from arvideo_ds.evaluation.public import (
+    NO_OPTIONS,
+    PublicClassifier,
+    PublicOptions,
+    is_public,
+    read_public,
+)
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.files.tensors import save_tensors
 from arvideo_ds.geometry import Triple
@@ -48,10 +60,26 @@ class ExportSource:
     run: Mapping[str, Any]
     # The run's file of these weights.
     weights: str = "model.safetensors"
+    # Of a model of another project, which is no run.
+    public: PublicClassifier | None = None
 
     @property
     def encoder(self) -> Encoder:
         return self.model.encoder if isinstance(self.model, Classifier) else self.model
+
+    @property
+    def classifier(self) -> Classifier:
+        """The model where it is a classifier. Errors: `UserError`."""
+        if not isinstance(self.model, Classifier):
+            raise UserError(f"{self.weights} is an encoder, which classifies nothing.")
+        return self.model
+
+    @property
+    def class_names(self) -> ClassNames:
+        """The labels where there are any. Errors: `UserError`."""
+        if self.labels is None:
+            raise UserError(f"{self.weights} has no class names.")
+        return self.labels
 
     @property
     def class_counts(self) -> dict[str, int]:
@@ -86,6 +114,30 @@ def read_source(
         model, labels = load_classifier(recipe, folder, weights)
     summary, run = (read_json(folder / name) for name in ("summary.json", "run.json"))
     return ExportSource(recipe, model, labels, summary, run, weights)
+
+
+def open_model(
+    path: Path,
+    kind: type[EncoderRecipe] = EncoderRecipe,
+    *,
+    weights: str | None = None,
+    public: PublicOptions = NO_OPTIONS,
+    needs_labels: bool = True,
+) -> ExportSource:
+    """A finished run, its export with --format encoder, or a public classifier (`read_public`).
+
+    kind: of the run's recipe; FinetuneRecipe requires a classifier. weights: a key of
+    `run_folder.WEIGHTS`; default: best if the run has it. Errors: `UserError`.
+    """
+    if is_public(path):
+        opened = read_public(path, public, needs_labels=needs_labels, weights=weights)
+        name = opened.weights.name
+        return ExportSource(opened.recipe, opened.model, opened.labels, {}, {}, name, opened)
+    public.require_unused(path)
+    recipe = run_folder.read_recipe(path, kind)
+    if issubclass(kind, FinetuneRecipe):
+        _ = require_classifier(path)
+    return read_source(path, recipe, run_folder.WEIGHTS[run_folder.choose_weights(path, weights)])
 
 
 def export_encoder(source: ExportSource, folder: Path) -> OpenedExport:
@@ -152,7 +204,7 @@ def architecture(source: ExportSource) -> dict[str, Any]:
     return {
         "frames": recipe.data.frames,
         "size": list(recipe.data.size),
-        **recipe.data.model_dump(include={"stride", "fps"}, exclude_none=True),
+        **recipe.data.model_dump(include={"stride", "fps", "test_short_side"}, exclude_none=True),
         "sampling": recipe.data.sampling,
         "patch": list(recipe.patch),
         "token_grid": list(recipe.geometry.grid),

@@ -77,6 +77,33 @@ class KeyReport:
         return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
 
 
+@dataclass(frozen=True)
+class ClassifierShape:
+    """What the tensors of a classifier tell of it. mlp: hidden width. patch: frames, rows, columns;
+    None in layouts of this project, which do not show it. classes: None without a head."""
+
+    width: int
+    depth: int
+    mlp: int
+    patch: Triple | None
+    classes: int | None
+
+
+def classifier_shape(state: State, path: Path) -> ClassifierShape:
+    """Errors: `UserError` for an unknown layout, a model of images, and an incomplete encoder."""
+    layout = find_layout(state, path)
+    inside = {n.removeprefix(layout.prefix): v for n, v in state.items()}
+    kernel = tuple(inside[layout.embedding].shape[2:])
+    _require_video_patch(kernel, None, path)
+    ours = layout.to_ours(inside)
+    width, depth = _shape(ours)
+    if (hidden := ours.get("blocks.0.mlp.fc1.weight")) is None:
+        raise UserError(f"{path} ({layout.name}) has no blocks; give the file of a whole model.")
+    head = state.get(f"{_HEAD}weight", state.get("classifier.weight"))
+    patch = (kernel[0], kernel[1], kernel[2]) if kernel else None
+    return ClassifierShape(width, depth, len(hidden), patch, None if head is None else len(head))
+
+
 def load_encoder(
     encoder: Encoder, path: str | Path, *, patch: Triple | None = None, min_match: float = 0.9
 ) -> KeyReport:
@@ -98,16 +125,18 @@ def load_classifier_weights(
     *,
     patch: Triple | None = None,
     same_classes: bool | None = None,
+    state: State | None = None,
 ) -> KeyReport:
     """Load the start of fine-tuning: the encoder, and the layers after it from a classifier's file.
 
     model: with `encoder` and `head`. From a classifier's file come its norm before the head (also
     VideoMAE's `fc_norm`) and its class attention where shapes match, and its head where shapes
     match unless same_classes is False (None: unknown). VideoMAE's code does the same
-    (run_class_finetuning.py). Errors: as `load_encoder`, with a min_match of 0.9.
+    (run_class_finetuning.py). state: the file's tensors, where they are read already. Errors: as
+    `load_encoder`, with a min_match of 0.9.
     """
     path = Path(path)
-    state = read_weights(path)
+    state = read_weights(path) if state is None else state
     encoder: Any = model.encoder
     report = _load_encoder(encoder, state, path, patch, min_match=0.9)
     # Without a prefix, `norm` is the encoder's last norm.

@@ -18,7 +18,7 @@ from arvideo_ds.files.tensors import load_tensors
 
 State = dict[str, Tensor]
 # A folder's file of weights: ours and Hugging Face's, then Hugging Face's older name.
-_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
+WEIGHTS_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 _PICKLED = (".pth", ".pt", ".bin")
 # Keys under which training programs save weights; the first that exists counts.
 _NESTS = ("model", "module", "state_dict")
@@ -80,21 +80,21 @@ def weights_file(path: Path) -> Path:
 
 
 def _file_in(folder: Path) -> Path:
-    for name in _IN_A_FOLDER:
+    for name in WEIGHTS_IN_A_FOLDER:
         if (folder / name).is_file():
             return folder / name
-    if any((folder / f"{name}.index.json").is_file() for name in _IN_A_FOLDER):
+    if any((folder / f"{name}.index.json").is_file() for name in WEIGHTS_IN_A_FOLDER):
         raise UserError(
             f"{folder} has weights in several parts. Open it with transformers and save it whole:"
             " model.save_pretrained(FOLDER, max_shard_size='100GB')."
         )
     if (folder / "recipe.yaml").is_file():
         raise UserError(
-            f"the run in {folder} is not finished: {_IN_A_FOLDER[0]} is written at its end. "
+            f"the run in {folder} is not finished: {WEIGHTS_IN_A_FOLDER[0]} is written at its end. "
             "Continue the run first."
         )
     raise UserError(
-        f"{folder} has neither {' nor '.join(_IN_A_FOLDER)}. Give a file of weights, or the "
+        f"{folder} has neither {' nor '.join(WEIGHTS_IN_A_FOLDER)}. Give a file of weights, or the "
         "folder of a finished run or of a Hugging Face model."
     )
 

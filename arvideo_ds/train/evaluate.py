@@ -1,22 +1,26 @@
-"""Test a fine-tuned run over all ranks and write the result."""
+"""Test a fine-tuned run or a public classifier over all ranks and write the result."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from torch import Tensor
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.loader import worker_count
 from arvideo_ds.engine.world import find_world, start_world
 from arvideo_ds.evaluation.pictures import draw_confusion
 from arvideo_ds.evaluation.pretrained import load_classifier
+from arvideo_ds.evaluation.public import PublicClassifier, class_numbers, order_in_words
 from arvideo_ds.evaluation.scores import AnyScores, JointScores, Scores, score_videos
 from arvideo_ds.files.atomic import write_json
+from arvideo_ds.models.classifier import Classifier
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ClassNames, ShardSet, by_set, require_same_labels
 
@@ -41,7 +45,53 @@ def evaluate(
     model, labels = load_classifier(recipe, folder, run_folder.WEIGHTS[name])
     shard_labels = shards.manifest.class_names(recipe.heads)
     require_same_labels(str(folder), labels, shards.name, shard_labels)
+    facts = {"weights": name, "shards": where}
+    return _test(folder, model, labels, recipe, shards, views, facts, alone=alone)
+
+
+def evaluate_public(
+    public: PublicClassifier, where: str, output: Path, *, alone: bool = False
+) -> dict[str, Any]:
+    """`evaluate` of a model that is no run, with the views of its recipe, into the folder `output`.
+    Collective, unless `alone`.
+
+    Classes of the shards are found by name among the model's, and numbered as those. Errors:
+    `UserError`.
+    """
+    shards, recipe = ShardSet(where), public.recipe
+    labels, names = public.labels or (), shards.manifest.class_names()
+    numbers = class_numbers(labels, str(public.path), names, shards.name)
+    classes = order_in_words(numbers, len(labels))
+    facts = {
+        "weights": public.weights.stem,
+        "shards": where,
+        "classes": classes,
+        "public": public.facts(),
+    }
+    text = f"{public}\n  the shards' classes are {classes}"
+    options: dict[str, Any] = {"numbers": numbers, "heading": text, "alone": alone}
+    views = recipe.evaluation.views
+    return _test(output, public.model, labels, recipe, shards, views, facts, **options)
+
+
+def _test(
+    folder: Path,
+    model: Classifier,
+    labels: ClassNames,
+    recipe: FinetuneRecipe,
+    shards: ShardSet,
+    views: tuple[int, int],
+    facts: dict[str, Any],
+    *,
+    numbers: Sequence[int] | None = None,
+    heading: str | None = None,
+    alone: bool = False,
+) -> dict[str, Any]:
+    """Score all videos and write the result. numbers: of the shards' classes in `labels`; None = in
+    the same order. facts: for the result. heading: printed before."""
     world = find_world() if alone else start_world()
+    if heading is not None and world.is_main:
+        print(heading, flush=True)
     model = model.to(world.device)
     with torch.no_grad():
         scores = score_videos(
@@ -54,11 +104,12 @@ def evaluate(
             device=world.device,
             progress=f"test on {shards.name}",
         )
+    if numbers is not None:
+        scores = dataclasses.replace(scores, labels=_renumbered(scores.labels, numbers))
     result = {
         **_accuracies(scores, labels),
         "views": list(views),
-        "weights": name,
-        "shards": where,
+        **facts,
         "manifest": shards.hash,
         "ranks": 1 if alone else world.size,
         "recipe": recipe.model_dump(mode="json"),
@@ -69,6 +120,11 @@ def evaluate(
         dist.barrier()
         dist.destroy_process_group()
     return result
+
+
+def _renumbered(labels: Tensor, numbers: Sequence[int]) -> Tensor:
+    """Labels V with `numbers` of them in place of their own; -1 stays."""
+    return torch.where(labels < 0, labels, torch.tensor(numbers)[labels.clamp(min=0)])
 
 
 def _accuracies(scores: AnyScores, labels: ClassNames) -> dict[str, Any]:
@@ -111,7 +167,7 @@ def _write(folder: Path, scores: AnyScores, labels: ClassNames, result: dict[str
     views = "x".join(map(str, result["views"]))
     stem = f"{Path(result['shards']).name}-{result['weights']}-{views}"
     target = folder / "evaluation"
-    target.mkdir(exist_ok=True)
+    target.mkdir(parents=True, exist_ok=True)
     write_json(target / f"{stem}.json", result)
     tensors = {"labels": scores.labels, "valid": scores.valid}
     for name, part in _by_set(scores).items():
