@@ -413,15 +413,15 @@ def _labels(
 ) -> tuple[tuple[str, ...] | None, str]:
     """Class names in the order of the head, and the file that has them."""
     if file is not None:
-        names, source = read_label_file(file), str(file)
+        names, source, where = read_label_file(file), str(file), file
     elif config is not None and config.id2label is not None:
-        source = str(path / CONFIG)
-        names = tuple(_numbered(Path(source), config.id2label.items()))
+        source, where = CONFIG, path / CONFIG
+        names = tuple(_numbered(where, config.id2label.items()))
     else:
         return None, _TENSORS
     if len(names) != classes:
         raise UserError(
-            f"{source} has {len(names)} class names ('{names[0] if names else ''}' to "
+            f"{where} has {len(names)} class names ('{names[0] if names else ''}' to "
             f"'{names[-1] if names else ''}'), but the head of {path} has {classes} classes. Give "
             "--labels FILE with one name per class, in the order of the head."
         )

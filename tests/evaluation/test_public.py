@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
 import sys
@@ -17,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import arvideo_ds
+from arvideo_ds.arguments import required_model
 from arvideo_ds.cli import export as export_command
 from arvideo_ds.cli import features as features_command
 from arvideo_ds.cli import predict as predict_command
@@ -298,6 +300,41 @@ def test_an_export_of_a_public_model_computes_the_same(
     assert "converted by arvideo_ds from VideoMAE.pth" in card and "trained with arv" not in card
     plain = arvideo_ds.load_classifier(path, labels=labels, overrides=[*OVERRIDES, *CLIP])
     assert not torch.allclose(plain(clip), first(clip), atol=1e-2)  # the normalisation counts
+
+
+def test_the_library_opens_an_export_of_its_own_model(
+    library: tuple[Any, Path],
+    video: Path,
+    names: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its other mean and deviation are part of the exported weights."""
+    model, folder = library
+    output = ["--output", tmp_path / "out", "--override=data.stride=1"]
+    run(export_command, monkeypatch, "--model", folder, "--format=huggingface", *output)
+    again = type(model).from_pretrained(tmp_path / "out").eval()
+    frames = decoded(video, NANO["frames"], 1)
+    found, expected = (
+        library_logits(again, tmp_path / "out", frames),
+        library_logits(model, folder, frames),
+    )
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+    assert [again.config.id2label[n] for n in range(len(names))] == names
+
+
+@pytest.mark.parametrize(
+    ("run", "model", "words"),
+    [(None, None, "give one model"), ("a", "b", "a and --model b are two")],
+)
+def test_one_model_is_required(run: Path | None, model: Path | None, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        required_model(argparse.Namespace(run=run, model=model))
+
+
+def test_options_of_public_models_are_refused_for_runs() -> None:
+    with pytest.raises(UserError, match=r"runs/x is a run.*--override are for public models"):
+        PublicOptions(overrides=["data.stride=1"]).require_unused(Path("runs/x"))
 
 
 def test_wide_frames_are_resized_before_or_after_the_crop(tmp_path: Path) -> None:
