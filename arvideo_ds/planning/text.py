@@ -86,7 +86,9 @@ def _phase_records(advice: Advice) -> dict[str, Any]:
 
 
 def _phase_words(advice: Advice) -> list[str]:
-    """The recommended option in each phase, and what phases save."""
+    """The recommended option in each phase, and what phases save; nothing without phases."""
+    if not advice.phases:
+        return []
     lines = []
     for line, phase in zip(phase_lines(advice.plan), advice.phases, strict=True):
         option = phase.option

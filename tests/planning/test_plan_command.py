@@ -25,6 +25,7 @@ def test_the_table_names_a_json_a_batch_and_the_time(run: Run) -> None:
     assert "zero2.json sends 5.7 times as much per step and is slower" in done.stdout
     assert "assumed; give --tflops" in done.stdout
     assert "data.num_streams=15360" in done.stdout  # 1,024 GPUs
+    assert "with phases" not in done.stdout
     assert max(map(len, done.stdout.splitlines())) < 200
 
 
