@@ -127,7 +127,8 @@ def test_a_wrong_grid_is_refused_with_its_place(
 
 def test_an_unknown_grid_names_those_that_there_are() -> None:
     with pytest.raises(
-        UserError, match="events, finetuning, motion, paper, phases, targets, weizmann"
+        UserError,
+        match="events, finetuning, motion, paper, phases, phases_weizmann, targets, weizmann",
     ):
         read_grid("motoin")
 
