@@ -15,6 +15,7 @@ from torch._dynamo.testing import CompileCounter
 from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.config import PretrainRecipe
+from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import compile_model
 from arvideo_ds.engine.checkpoints import Checkpoint
 from arvideo_ds.errors import UserError
@@ -158,20 +159,25 @@ def test_the_teacher_s_weights_are_no_part_of_the_module_and_change_none_of_its_
     assert all(torch.equal(before[n], v) for n, v in task.teacher.model.state_dict().items())
 
 
+def require_precision_without_waits(task: Any, batch: Batch, precision: str) -> None:
+    """Of a task with a teacher, on the device `meta`."""
+    dtype, device = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], torch.device("meta")
+    task, batch = task.to(device, dtype), batch.to(device)
+    task(batch)  # the teacher moves once
+    with HostWaits() as waits:
+        task(batch).backward()
+    assert not waits.found
+    assert {p.dtype for p in task.teacher.model.parameters()} == {dtype}
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_the_teacher_is_in_the_run_s_precision_and_never_makes_the_host_wait(
     precision: str, taught: Make
 ) -> None:
     train = {"max_steps": 2, "total_batch": 2, "micro_batch": 2, "precision": precision}
-    dtype, device = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], torch.device("meta")
-    task = Pretrain(taught(train=train)).to(device, dtype)
-    batch = batch_of(noise(2), [True, True]).to(device)
-    task(batch)  # the teacher moves once
-    with HostWaits() as waits:
-        task(batch).backward()
-    assert not waits.found
-    assert task.teacher is not None
-    assert {p.dtype for p in task.teacher.model.parameters()} == {dtype}
+    require_precision_without_waits(
+        Pretrain(taught(train=train)), batch_of(noise(2), [True, True]), precision
+    )
 
 
 def test_teacher_and_student_are_two_graphs_for_all_steps(

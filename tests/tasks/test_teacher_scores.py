@@ -31,7 +31,7 @@ from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.specs.finetune import Finetuning
 from arvideo_ds.tasks.teacher import settle_teacher, teacher_facts
 from tests.engine.test_compile import graphs  # noqa: F401
-from tests.tasks.test_devices import HostWaits
+from tests.tasks.test_teacher import require_precision_without_waits
 
 Make = Callable[..., FinetuneRecipe]
 NAMES = ["bend", "jack", "walk", "wave", "run"]
@@ -219,15 +219,7 @@ def test_the_teacher_is_in_the_run_s_precision_and_never_makes_the_host_wait(
     precision: str, taught: Make
 ) -> None:
     train = {"max_steps": 2, "total_batch": 4, "micro_batch": 4, "precision": precision}
-    dtype, device = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision], torch.device("meta")
-    task = student_of(taught(train=train)).to(device, dtype)
-    batch = batch_of().to(device)
-    task(batch)  # the teacher moves once
-    with HostWaits() as waits:
-        task(batch).backward()
-    assert not waits.found
-    assert task.teacher is not None
-    assert {p.dtype for p in task.teacher.model.parameters()} == {dtype}
+    require_precision_without_waits(student_of(taught(train=train)), batch_of(), precision)
 
 
 def test_teacher_and_student_are_two_graphs_for_all_steps(taught: Make, graphs: Any) -> None:  # noqa: F811
