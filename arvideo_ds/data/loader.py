@@ -6,9 +6,11 @@ come, clips.py what a position is, this module what happens when a worker is los
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import math
+import multiprocessing
 import signal
 import threading
 import time
@@ -17,6 +19,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.context import BaseContext
 from typing import Any, ClassVar
 
 import numpy as np
@@ -182,6 +185,7 @@ class TrainLoader:
             "timeout": min(_POLL_S, self._timeout_s) if num_workers else 0,
             "prefetch_factor": prefetch,
             "worker_init_fn": _start_worker,
+            "multiprocessing_context": _context() if num_workers else None,
         }
         self._workers: list[Any] = []
 
@@ -316,6 +320,7 @@ def loader_of(
         # A decoder that hangs ends the evaluation.
         timeout=recipe.data.timeout_s if num_workers else 0,
         worker_init_fn=_start_worker,
+        multiprocessing_context=_context() if num_workers else None,
     )
 
 
@@ -384,6 +389,30 @@ def worker_count(recipe: Recipe, *, cores: int) -> int:
     batch_bytes = recipe.train.micro_batch * math.prod(recipe.geometry.clip) * 3
     allowed = min(cores - 1, recipe.data.prefetch_mib * 2**20 // batch_bytes)
     return max(1, min(cores, max(_CORES_FOR_WORKERS, allowed)))
+
+
+class _Flag:
+    """An event without a lock, by which torch's trainer ends its workers.
+
+    The lock of `multiprocessing.Event` stays taken when a worker is killed while it looks, and
+    then the trainer waits for it forever.
+    """
+
+    def __init__(self) -> None:
+        self._value = torch.zeros(1, dtype=torch.uint8).share_memory_()
+
+    def set(self) -> None:
+        self._value.fill_(1)
+
+    def is_set(self) -> bool:
+        return bool(self._value)
+
+
+def _context() -> BaseContext:
+    """Python's way to start processes, with `_Flag` as event."""
+    context: Any = copy.copy(multiprocessing.get_context())
+    context.Event = _Flag
+    return context  # type: ignore[no-any-return]
 
 
 def _start_worker(_worker: int) -> None:

@@ -9,13 +9,17 @@ import shutil
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils.data import get_worker_info
 
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe
 from arvideo_ds.data import clips as clips_module
+from arvideo_ds.data import loader as loader_module
 from arvideo_ds.data.clips import EvaluationClips, TrainClips, for_labels
 from arvideo_ds.data.loader import (
     Batch,
@@ -370,6 +374,28 @@ def test_a_worker_killed_once_costs_nothing(shards: ShardSet, tiny: MakeRecipe) 
         if len(batches) == 3:
             loader._workers[0].kill()
     assert_same(batches, whole)
+
+
+def test_a_worker_killed_while_it_looks_for_the_end_costs_nothing(
+    shards: ShardSet, tiny: MakeRecipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The trainer does not wait for a lock that the dead worker has."""
+    recipe = tiny(train={"max_steps": 4})
+    whole = load(shards, recipe)
+    event, died = type(loader_module._context().Event()), tmp_path / "died"
+    is_set = event.is_set
+
+    def dying(self: Any) -> bool:
+        with getattr(self, "_cond", nullcontext()):
+            worker = get_worker_info()
+            if worker is not None and worker.id == 0 and not died.exists():
+                died.touch()
+                die()
+            return bool(is_set(self))
+
+    monkeypatch.setattr(event, "is_set", dying)
+    assert_same(load(shards, recipe, workers=2), whole)
+    assert died.exists()
 
 
 def test_videos_left_out_by_an_earlier_start_are_not_tried(
