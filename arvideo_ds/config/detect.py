@@ -110,6 +110,8 @@ class DetectRecipe(TransferRecipe):
                 f"data.randaugment={self.data.randaugment} moves the picture, but not its boxes. "
                 "Set data.randaugment: null."
             )
+        if self.data.segments:
+            raise UserError("data.segments=true has no effect on clips of keyframes; remove it.")
         if self.data.planes:
             raise UserError("data.planes=true does not support boxes; remove data.planes.")
         if self.data.crop == "grid":

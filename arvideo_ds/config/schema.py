@@ -89,6 +89,9 @@ class DataSettings(Settings):
     """Probability that a box of the clip is replaced by noise (random erasing)."""
     repeats: Positive = 1
     """Clips cut from each decoded video (repeated augmentation, VideoMAE V2)."""
+    segments: bool = False
+    """The repeats are clips from as many equal parts of the video, in order, not crops of the same
+    frames. A classifier then pools the tokens of all clips of a video together."""
     decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
     planes: bool = False
     """Keep clips as YUV 4:2:0, half the bytes of RGB, until the device converts them; decodes with
@@ -150,7 +153,7 @@ class DataSettings(Settings):
         self._check_planes()
         # Stored scores fit a clip only where its tokens are tokens of the whole video.
         needed = {"crop": "grid", "sampling": "dense", "flip": False, "fps": None}
-        needed |= {"randaugment": None, "hsv_jitter": None, "erase": 0.0}
+        needed |= {"randaugment": None, "hsv_jitter": None, "erase": 0.0, "segments": False}
         wrong = [key for key, value in needed.items() if getattr(self, key) != value]
         if self.scores is not None and wrong:
             actual = ", ".join(f"data.{key}={json.dumps(getattr(self, key))}" for key in wrong)

@@ -248,20 +248,23 @@ class TrainClips(_Clips):
     def _decoded(self, place: Place, sample: IndexedSample, keys: list[int]) -> VideoClips:
         """Errors: `DecodeError`, and those that `decode_errors` translates."""
         data, patch = self.data, self.patch
-        # The K clips share one decode: the same frames, different crops (VideoMAE V2).
+        # The K clips share one decode: the same frames, different crops (VideoMAE V2); with
+        # data.segments, K times as many frames.
         generator = clip_generator(self.seed, place.epoch, place.position, 0)
         num_frames, frames = sample.num_frames, data.frames
         stride = self.stride(place.shard, sample)
+        parts = data.repeats if data.segments else 1
         if self.scores is None:
-            layers = self.shards.layers
-            numbers = train_frames(num_frames, frames, stride, data.sampling, generator, layers)
+            settings = (num_frames, frames, stride, data.sampling, generator, self.shards.layers)
+            numbers = np.concatenate([train_frames(*settings, (n, parts)) for n in range(parts)])
         else:
             stride = int(stride)  # data.scores refuses data.fps
             numbers = aligned_frames(num_frames, frames, stride, patch[0], generator.random())
         pictures = self.frames(place.shard, sample, numbers)
         if data.crop == "grid":
             pictures = fit_to_grid(pictures, data.size, patch[1:])
-        made = [self._cropped(pictures, place, repeat) for repeat in range(data.repeats)]
+        of_repeats = np.split(pictures, parts) * (data.repeats // parts)
+        made = [self._cropped(clip, place, repeat) for repeat, clip in enumerate(of_repeats)]
         scores = None
         if self.scores is not None:
             video = self.scores.read(place.shard, sample.key)

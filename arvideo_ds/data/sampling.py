@@ -16,17 +16,20 @@ def train_frames(
     sampling: str,
     generator: np.random.Generator,
     layers: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> np.ndarray:
     """Frame numbers of a random clip: int64, `frames` of them, ascending.
 
     dense: every `stride`-th frame from a uniform start. uniform: one uniform frame of each of
     `frames` equal segments (TSN). A video too short for the stride takes the largest whole one that
     fits; one with fewer than `frames` frames repeats its last. layers: of the shards; where they
-    divide the distances, all frames are multiples of it.
+    divide the distances, all frames are multiples of it. part: (i, n) draws from the i-th of n equal
+    parts of all starts, or of each segment.
     """
+    number, count = part
     if sampling == "uniform":
-        return segment_frames(num_frames, frames, generator.random(frames))
-    return dense_frames(num_frames, frames, stride, generator.random(), layers)
+        return segment_frames(num_frames, frames, (number + generator.random(frames)) / count)
+    return dense_frames(num_frames, frames, stride, (number + generator.random()) / count, layers)
 
 
 def aligned_frames(

@@ -60,7 +60,8 @@ def layers_in_words(data: DataSettings, layers: int) -> list[str]:
 def assumed_rate(recipe: Recipe, layers: int) -> float:
     """Clips/s that a core decodes, from a measurement; decoding takes time by frames."""
     measured = _MEASURED[on_layer(recipe.data, layers)]
-    clips = max(count for count in measured if count <= recipe.data.repeats)
+    repeats = 1 if recipe.data.segments else recipe.data.repeats
+    clips = max(count for count in measured if count <= repeats)
     return measured[clips] * _MEASURED_FRAMES / recipe.data.frames
 
 

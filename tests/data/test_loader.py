@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch.utils.data import get_worker_info
@@ -182,6 +183,50 @@ def test_repeats_cut_a_video_several_times_into_one_batch(
     # The first epoch has every video once: the labels are those of the data set, thrice each.
     labels = torch.cat([batch.labels for batch in batches])
     assert torch.bincount(labels).tolist() == [18] * 8
+
+
+@pytest.mark.parametrize("data", [{"planes": True}, {"sampling": "uniform"}])
+def test_segments_cut_clips_from_parts_of_a_video_anew_in_each_epoch(
+    data: dict[str, object], shards: ShardSet, tiny: MakeRecipe
+) -> None:
+    """Frames, crops and flips are functions of seed, epoch and position."""
+    settings = {"repeats": 2, "segments": True, "frames": 2, "flip": True, **data}
+
+    def epochs(seed: int) -> list[Batch]:
+        train = {"total_batch": 96, "micro_batch": 96, "max_steps": 2, "seed": seed}
+        recipe = tiny(data=settings, objective={"cluster": [1, 1, 1]}, train=train)
+        return load(shards, recipe)
+
+    def contents(batch: Batch) -> set[bytes]:
+        return {clip.numpy().tobytes() for clip in batch.clips}
+
+    first, second = epochs(0)
+    assert_same([first, second], epochs(0))
+    assert torch.equal(first.labels[::2], first.labels[1::2])
+    assert not torch.equal(first.labels, second.labels)  # another order
+    for other in (second, epochs(1)[0]):
+        assert len(contents(first) & contents(other)) < 10
+
+
+def test_segments_of_uncropped_clips_are_in_the_order_of_the_video(
+    shards: ShardSet, tiny: MakeRecipe
+) -> None:
+    plain: dict[str, object] = {"crop_scales": [1.0], "frames": 2, "stride": 1, "size": 40}
+    recipe = tiny(
+        data={"repeats": 3, "segments": True, **plain},
+        objective={"cluster": [1, 1, 1]},
+        train={"total_batch": 6, "micro_batch": 6, "max_steps": 1},
+    )
+    loader = train_loader(shards, recipe, workers=0)
+    (batch,) = loader
+    for video in range(2):
+        place, sample = loader._dataset.sample(video)  # type: ignore[union-attr]
+        frames = decode("pyav", shards.read(place.shard, sample), np.arange(sample.num_frames))
+        clips = batch.clips[3 * video : 3 * video + 3, 0].float()
+        whole = torch.from_numpy(frames).float()
+        starts = [int((whole - clip).abs().mean((1, 2, 3)).argmin()) for clip in clips]
+        assert starts == sorted(starts)
+        assert starts[0] < sample.num_frames / 2 <= starts[2] + 2
 
 
 def test_a_video_that_does_not_decode_is_black_invalid_counted_and_named(

@@ -149,3 +149,20 @@ def test_windows_touch_and_the_last_repeats_its_last_frame(
     sampled = list(range(0, num_frames, stride))
     assert found.shape == (windows, 16)
     assert found.ravel().tolist() == sampled + [sampled[-1]] * (16 * windows - len(sampled))
+
+
+@given(NUM_FRAMES, FRAMES, STRIDES, st.sampled_from(["dense", "uniform"]), st.integers(1, 8))
+def test_clips_of_parts_follow_each_other_and_one_part_is_the_whole_video(
+    num_frames: int, frames: int, stride: int, sampling: str, parts: int
+) -> None:
+    def clips(count: int) -> list[np.ndarray]:
+        generator = np.random.default_rng(3)
+        return [
+            train_frames(num_frames, frames, stride, sampling, generator, part=(n, count))
+            for n in range(count)
+        ]
+
+    for before, after in itertools.pairwise(clips(parts)):
+        assert (before <= after).all()
+    plain = train_frames(num_frames, frames, stride, sampling, np.random.default_rng(3))
+    assert np.array_equal(clips(1)[0], plain)
