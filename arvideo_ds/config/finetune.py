@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -36,8 +38,19 @@ class FinetuneSettings(TransferSettings):
     """As mixup, with boxes."""
     drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of places dropped at all times while training (random tubes); tests see all tokens."""
-    pooling: Literal["mean", "attention"] = "mean"
-    """The classified feature: the mean of the tokens, or the output of a class-attention layer."""
+    pooling: Literal["mean", "attention", "attentive"] = "mean"
+    """The classified feature: the mean of the tokens, the output of a class-attention layer, or of
+    the attentive probe of V-JEPA and V-JEPA 2."""
+    pooling_depth: Positive = 4
+    """Blocks of pooling=attentive: the last has the query, those before are self-attention over all
+    tokens. V-JEPA 2: 4, V-JEPA: 1."""
+    head_lrs: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    """Learning rates for 256 videos per step, each with every one of `head_weight_decays`: a head
+    for every pair, all trained at once on the tokens of the frozen encoder. The rate of each has
+    the shape of that of `optim.base_lr`. The head with the highest top-1 on evaluation.shards is
+    exported. Empty: one head."""
+    head_weight_decays: tuple[Annotated[float, Field(ge=0)], ...] = ()
+    """Weight decays of `head_lrs`, of all weights of a head, biases and norms too, as published."""
     train: Literal["all", "head", "lora"] = "all"
     """Trained weights: all; those after the encoder, which is frozen and in evaluation mode
     ("head"); or those and low-rank adapters of the frozen encoder ("lora"), merged on export."""
@@ -66,6 +79,35 @@ class FinetuneSettings(TransferSettings):
     @property
     def mixes(self) -> bool:
         return bool(self.mixup or self.cutmix)
+
+    @property
+    def head_grid(self) -> list[tuple[float, float]]:
+        """Learning rate and weight decay of each head; empty without `head_lrs`."""
+        return list(itertools.product(self.head_lrs, self.head_weight_decays))
+
+    @model_validator(mode="after")
+    def _heads_of_a_probe(self) -> Self:
+        given = bool(self.head_lrs)
+        if given != bool(self.head_weight_decays):
+            raise UserError(
+                "finetune.head_lrs and finetune.head_weight_decays belong together; give both."
+            )
+        if self.pooling != "attentive" and self.pooling_depth != 4:
+            raise UserError(
+                f"finetune.pooling_depth={self.pooling_depth} has no effect with finetune.pooling="
+                f"{self.pooling}. Remove it, or set finetune.pooling=attentive."
+            )
+        needed: dict[str, Any] = {"train": "head", "pooling": "attentive", "head_dropout": 0}
+        needed |= {"heads": None, "teacher": None}
+        wrong = [key for key, value in needed.items() if getattr(self, key) != value]
+        if given and wrong:
+            remedy = " ".join(f"finetune.{key}={json.dumps(needed[key])}" for key in wrong)
+            remedy = remedy.replace('"', "")
+            raise UserError(
+                "finetune.head_lrs trains several heads of one frozen encoder with an attentive "
+                f"pooling, each as if it were alone. Set {remedy}, or remove finetune.head_lrs."
+            )
+        return self
 
     @model_validator(mode="after")
     def _of_trained_weights(self) -> Self:
@@ -120,8 +162,21 @@ class FinetuneRecipe(TransferRecipe):
         return self.finetune.heads
 
     @property
-    def pooling(self) -> Literal["mean", "attention"]:
+    def pooling(self) -> Literal["mean", "attention", "attentive"]:
         return self.finetune.pooling
+
+    @property
+    def pooling_depth(self) -> int:
+        return self.finetune.pooling_depth
+
+    def joint(self, views: tuple[int, int]) -> tuple[int, int]:
+        """Views, temporal x spatial, as the classifier takes them; 1 x 1: each clip alone."""
+        return views if self.data.segments else (1, 1)
+
+    @property
+    def training_views(self) -> tuple[int, int]:
+        """Clips of a video in a training step and in a validation that are pooled together."""
+        return self.joint((self.data.repeats, 1))
 
     @property
     def test_views(self) -> tuple[int, int]:
@@ -155,6 +210,9 @@ class FinetuneRecipe(TransferRecipe):
             lora_rank=self.finetune.lora_rank if self.finetune.train == "lora" else 0,
             lora_mlp=self.finetune.lora_mlp,
             teacher=self.teacher_shape,
+            attentive=self.pooling_depth if self.pooling == "attentive" else 0,
+            heads=max(1, len(self.finetune.head_grid)),
+            together=self.training_views[0],
         )
 
     @property
@@ -195,6 +253,12 @@ class FinetuneRecipe(TransferRecipe):
             raise UserError(
                 "finetune.teacher=ema: a moving average teaches pretraining only "
                 "(objective.teacher). Give a fine-tuned run, its export or a public classifier."
+            )
+        if self.finetune.head_lrs and (self.optim.clip or self.train.precision == "fp16"):
+            raise UserError(
+                "finetune.head_lrs trains each head as if it were alone, but optim.clip and the "
+                "loss scale of train.precision=fp16 are common. Set optim.clip=0 and "
+                "train.precision=bf16 or fp32."
             )
         batch, views = self.evaluation.batch, self.evaluation.views
         if batch < math.prod(views):

@@ -498,9 +498,14 @@ class EncoderRecipe(Recipe):
         return EncoderSpec(self.geometry, self.size, positions, self.pretrained_grid, backbone)
 
     @property
-    def pooling(self) -> Literal["mean", "attention"]:
+    def pooling(self) -> Literal["mean", "attention", "attentive"]:
         """How a clip's tokens become one vector."""
         return "mean"
+
+    @property
+    def pooling_depth(self) -> int:
+        """Blocks of an attentive pooling."""
+        return 1
 
     @property
     def pretrained_clip(self) -> Triple | None:

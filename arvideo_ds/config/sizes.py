@@ -45,6 +45,7 @@ SIZES: dict[str, Size] = {
 BACKBONES: Registry[Mapping[str, Size]] = Registry("backbone", {"vit": SIZES})
 TUBELET = 2
 DECODER_MLP_RATIO = 4
+PROBE_MLP_RATIO = 4
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,8 @@ class Transformer:
     none, or not known yet.
     mixes_clips: the clips of a micro-batch are mixed in pairs, in fp32. frozen: the encoder's
     weights are not trained. lora_rank: of trained adapters in its attention, with lora_mlp also in
-    its MLPs; 0: none.
+    its MLPs; 0: none. attentive: blocks of the attentive pooling, 0: none; heads: that pool and
+    classify the same tokens; together: clips whose tokens are pooled together.
     """
 
     size: Size
@@ -113,3 +115,6 @@ class Transformer:
     frozen: bool = False
     lora_rank: int = 0
     lora_mlp: bool = False
+    attentive: int = 0
+    heads: int = 1
+    together: int = 1

@@ -23,8 +23,8 @@ def train_frames(
     dense: every `stride`-th frame from a uniform start. uniform: one uniform frame of each of
     `frames` equal segments (TSN). A video too short for the stride takes the largest whole one that
     fits; one with fewer than `frames` frames repeats its last. layers: of the shards; where they
-    divide the distances, all frames are multiples of it. part: (i, n) draws from the i-th of n equal
-    parts of all starts, or of each segment.
+    divide the distances, all frames are multiples of it. part: (i, n) draws from part i of
+    n equal parts of all starts, or of each segment.
     """
     number, count = part
     if sampling == "uniform":

@@ -105,7 +105,8 @@ def load_classifier(
     """
     labels = require_classifier(folder)
     count = sum(map(len, by_set(labels).values()))
-    model = Classifier(recipe.encoder, count, pooling=recipe.pooling)
+    pooling, depth = recipe.pooling, recipe.pooling_depth
+    model = Classifier(recipe.encoder, count, pooling=pooling, pooling_depth=depth)
     state = read_weights(folder if weights is None else folder / weights)
     wrong = f"the weights in {folder} are not the classifier of its recipe and its {count} labels"
     load_state(model, state, wrong)

@@ -119,6 +119,7 @@ def _origin(recipe: FinetuneRecipe) -> dict[str, object]:
         "finetune.init_from": None if start is None else str(Path(start).resolve()),
         "the clip": recipe.geometry.clip,
         "finetune.pooling": recipe.pooling,
+        "finetune.pooling_depth": recipe.pooling_depth,
         # Also their order, which is that of the classes.
         "finetune.heads": recipe.heads,
         "model.positions": recipe.model.positions,

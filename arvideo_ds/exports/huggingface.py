@@ -73,10 +73,11 @@ def _require_supported(source: ExportSource) -> None:
             f", or interpolated from another grid). {_USE_ANOTHER[:-1]}, or pretrain with "
             "model.positions=sincos_1d."
         )
-    if source.recipe.pooling == "attention":
+    if source.recipe.pooling != "mean":
         raise UserError(
             "transformers' VideoMAEForVideoClassification classifies the mean of the tokens, and "
-            f"has no class-attention layer (finetune.pooling=attention). {_USE_ANOTHER}"
+            f"has no class-attention layer (finetune.pooling={source.recipe.pooling}). "
+            f"{_USE_ANOTHER}"
         )
     if isinstance(source.labels, Mapping):
         raise UserError(

@@ -67,8 +67,8 @@ def export(source: ExportSource, folder: Path) -> OpenedExport:
     write_json(folder / "config.json", facts)
     session = onnxruntime.InferenceSession(folder / _FILE, providers=["CPUExecutionProvider"])
     pooled = "the mean of the tokens"
-    if source.recipe.pooling == "attention":
-        pooled = "the output of the classifier's class-attention layer"
+    if source.recipe.pooling != "mean":
+        pooled = "the output of the classifier's layers that attend to the tokens"
     return OpenedExport(
         run=lambda clips: _run(session, names, clips),
         how_to=(

@@ -16,6 +16,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from arvideo_ds.errors import UserError
 from arvideo_ds.exports.source import (
     ExportSource,
     OpenedExport,
@@ -77,6 +78,11 @@ def open_timm(folder: str | Path) -> VisionTransformer:
 
 
 def export(source: ExportSource, folder: Path) -> OpenedExport:
+    if source.recipe.pooling not in _POOLS:
+        raise UserError(
+            f"timm's VisionTransformer has no pooling like finetune.pooling={source.recipe.pooling}"
+            ". Use --format encoder or onnx."
+        )
     save_weights(_state(source), folder / _FILE)
     facts = architecture(source)
     write_json(folder / "config.json", facts)

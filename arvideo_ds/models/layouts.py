@@ -144,7 +144,8 @@ def load_classifier_weights(
     theirs = {
         _renamed(n, _OTHER_NAMES): value for n, value in state.items() if not n.startswith(inside)
     }
-    if f"{_HEAD}weight" not in theirs:
+    # Several heads of one encoder have other names.
+    if not all(f"{_HEAD}weight" in state for state in (theirs, model.state_dict())):
         return report
     ours = {n: value for n, value in model.state_dict().items() if not n.startswith("encoder.")}
     fits = [n for n in ours if n in theirs and theirs[n].shape == ours[n].shape]

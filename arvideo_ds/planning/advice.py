@@ -40,7 +40,7 @@ SMALL_MICRO_BATCH = 8
 WORTH_IT = 1.1
 # Numbers of GPUs in the scaling table end here.
 LARGEST = 1024
-_COUNTS = ("no", "one", "two")
+_COUNTS: dict[float, str] = {0: "no", 1: "one", 2: "two"}
 ASSUMED_TFLOPS, ASSUMED_BANDWIDTH_GB_S = 100.0, 20.0
 
 
@@ -136,7 +136,7 @@ def weigh(recipe: EncoderRecipe, strategy: Strategy, micro_batch: int, machine: 
     )
     passes, cost = forward_passes(recipe), cost_of(recipe)
     # Frozen layers are not recomputed.
-    again = 1 / strategy.recompute if strategy.recompute and passes > 1 else 0
+    again = min(1, passes - 1) / strategy.recompute if strategy.recompute else 0
     forward = cost.flops_forward_per_clip - encoder_flops(recipe) * (1 - 1 / group)
     flops = clips * forward * (passes + again)
     flops += clips * cost.flops_teacher_per_clip
@@ -353,6 +353,7 @@ def advise(
             rate_per_core=decode_rate,
             cores=None if cores_per_gpu is None else cores_per_gpu * num_gpus,
         )
+    behind = forward_passes(recipe) - 1
     counts = {*(2**power for power in range(LARGEST.bit_length())), num_gpus}
     return Advice(
         name=name,
@@ -375,8 +376,8 @@ def advise(
         possible=possible_gpu_counts(recipe, LARGEST, plan.sequence_parallel),
         assumptions=[
             f"{machine.tflops:g} TFLOP/s achieved in matrix products per GPU"
-            f"{tflops_from}; a backward pass costs {_COUNTS[forward_passes(recipe) - 1]} forward "
-            "passes, recomputing one more",
+            f"{tflops_from}; a backward pass costs {_COUNTS.get(behind, f'{behind:.2f}')} "
+            "forward passes, recomputing one more",
             f"every GPU sends {machine.bandwidth_gb_s:g} GB/s"
             f"{'' if bandwidth_gb_s else ' (assumed; give --bandwidth_gb_s)'}, to GPUs of its own "
             "host as to others; ring collectives; nothing overlaps computation",

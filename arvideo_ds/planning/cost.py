@@ -14,7 +14,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from arvideo_ds.config import EncoderRecipe, Recipe, TokenizerRecipe
-from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape, Size, Transformer
+from arvideo_ds.config.sizes import (
+    DECODER_MLP_RATIO,
+    PROBE_MLP_RATIO,
+    DecoderShape,
+    Size,
+    Transformer,
+)
 from arvideo_ds.config.tokenizer import halvings, scorer_kernel, scorer_strides
 from arvideo_ds.geometry import CHANNELS
 
@@ -47,6 +53,7 @@ def _(recipe: EncoderRecipe) -> Cost:
     if model.class_attention:
         width = model.size.width
         flops += _attention(1, recipe.counts.encoded, width) + 2 * _linear(1, width, model.size.mlp)
+    flops += probe_flops(recipe)
     encoder, decoder = parameter_sizes(recipe)
     if model.decoder is None:
         trained = sum(trained_sizes(recipe)) if model.frozen else None
@@ -72,6 +79,19 @@ def _(recipe: TokenizerRecipe) -> Cost:
 def encoder_flops(recipe: EncoderRecipe) -> int:
     """FLOP of the encoder on one clip's encoded tokens, forward."""
     return _vit_flops(recipe.size, recipe.counts.encoded, recipe.geometry.cube_values)
+
+
+def probe_flops(recipe: Recipe) -> int:
+    """FLOP of all heads' attentive pooling on one clip's tokens, forward; 0 without it."""
+    model = recipe.transformer
+    if model is None or not model.attentive:
+        return 0
+    width, sequence = model.size.width, model.together * recipe.counts.encoded
+    mlp = PROBE_MLP_RATIO * width
+    block = _attention(sequence, sequence, width) + 2 * _linear(sequence, width, mlp)
+    # The query's attention has no output projection.
+    query = _attention(1, sequence, width) - _linear(1, width, width) + 2 * _linear(1, width, mlp)
+    return model.heads * ((model.attentive - 1) * block + query) // model.together
 
 
 def _teacher_flops(recipe: EncoderRecipe) -> int:
@@ -121,10 +141,13 @@ def parameter_sizes(recipe: EncoderRecipe) -> tuple[list[int], list[int]]:
     if model.class_attention:  # without a norm of the queries, with a learnt query
         attention = _cross_attention_sizes(size.width)
         encoder += [size.width, *attention, *_mlp_sizes(size.width, size.mlp)]
+    if model.attentive:
+        encoder += model.heads * _probe_sizes(size.width, model.attentive)
     encoder += size.depth * _adapter_sizes(model)
     if model.decoder is not None:
         return encoder, _decoder_sizes(recipe, model.decoder)
-    return encoder, _linear_sizes(size.width, model.outputs) if model.outputs else []
+    head = _linear_sizes(size.width, model.outputs) if model.outputs else []
+    return encoder, model.heads * head
 
 
 def encoder_sizes(size: Size, cube_values: int) -> list[int]:
@@ -140,20 +163,23 @@ def trained_sizes(recipe: EncoderRecipe) -> list[int]:
     model = recipe.transformer
     if not model.frozen:
         return encoder + decoder
-    # Without class attention the last norm is the classifier's.
+    # Without a pooling that attends the last norm is the classifier's.
     count = len(encoder_sizes(recipe.size, recipe.geometry.cube_values))
-    return encoder[count if model.class_attention else count - 2 :] + decoder
+    return encoder[count if model.class_attention or model.attentive else count - 2 :] + decoder
 
 
-def forward_passes(recipe: Recipe) -> int:
+def forward_passes(recipe: Recipe) -> float:
     """Cost of forward and backward in forward passes.
 
-    The backward pass costs one for the gradients of activations, and one for those of weights.
+    The backward pass costs one for the gradients of activations, and one for those of weights; of a
+    frozen encoder's heads, only an attentive pooling counts.
     """
     model = recipe.transformer
     if model is None or not model.frozen:
         return 3
-    return 2 if model.lora_rank else 1
+    if model.lora_rank:
+        return 2
+    return 1 + 2 * probe_flops(recipe) / cost_of(recipe).flops_forward_per_clip
 
 
 def _adapter_sizes(model: Transformer) -> list[int]:
@@ -198,6 +224,13 @@ def _attention_sizes(width: int) -> list[int]:
 def _cross_attention_sizes(width: int) -> list[int]:
     """Queries, keys and values, output."""
     return [size for n in (1, 2, 1) for size in _linear_sizes(width, n * width)]
+
+
+def _probe_sizes(width: int, depth: int) -> list[int]:
+    """Of one attentive pooling: its blocks, and a query that attends without output projection."""
+    mlp = _mlp_sizes(width, PROBE_MLP_RATIO * width)
+    query = [width, width, width, *_linear_sizes(width, width), *_linear_sizes(width, 2 * width)]
+    return [*(depth - 1) * [*_attention_sizes(width), *mlp], *query, *mlp]
 
 
 def _mlp_sizes(width: int, hidden: int) -> list[int]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from arvideo_ds.config import EncoderRecipe, Recipe
-from arvideo_ds.config.sizes import DECODER_MLP_RATIO, DecoderShape
+from arvideo_ds.config.sizes import DECODER_MLP_RATIO, PROBE_MLP_RATIO, DecoderShape
 from arvideo_ds.planning.cost import encoder_sizes, parameter_sizes, teacher_tokens, trained_sizes
 
 FP32 = 4
@@ -320,6 +320,8 @@ def activations(
             rest = tokens * (element * size.width + _NORM_STATISTICS) + FP32 * values
         if model.class_attention:  # tokens before and after a norm, keys, values
             rest = tokens * (element * 4 * size.width + _NORM_STATISTICS)
+        if model.attentive:
+            rest, later = _of_probes(recipe, tokens, strategy)
         # Copies of the clips: cubes, or two in fp32 where clips are mixed.
         workspace = (2 * FP32 if model.mixes_clips else 1) * pixels
         workspace = max(values * _LOSS_FORWARD + workspace, values * _LOSS_BACKWARD)
@@ -360,6 +362,20 @@ def _of_decoder(
     last = element * rows * (hidden + width) + (layer if strategy.recompute else 0)
     kept = layers + head + FP32 * queries * outputs
     return kept, layers + max(first, last), queries * outputs
+
+
+def _of_probes(recipe: EncoderRecipe, tokens: int, strategy: Strategy) -> tuple[int, int]:
+    """Bytes that all attentive heads keep from the encoder's last norm on; the most of them and of
+    temporaries while weights have gradients."""
+    model, element, width = recipe.transformer, _element(recipe), recipe.size.width
+    hidden = PROBE_MLP_RATIO * width
+    block = _attention(recipe, tokens, width, recipe.size.heads)
+    block += _mlp(recipe, tokens, width, hidden)
+    blocks = _layers(model.attentive - 1, block, element * tokens * width, strategy)
+    query = tokens * (element * 4 * width + _NORM_STATISTICS)  # tokens, normalised, keys, values
+    shared = element * tokens * width  # the encoded tokens
+    kept = model.heads * (blocks + query - shared) + shared
+    return kept, kept + element * tokens * (hidden + width) + (block if strategy.recompute else 0)
 
 
 def _of_teacher(recipe: EncoderRecipe, micro_batch: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing_extensions import Self
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.augment import seeded
 from arvideo_ds.data.loader import Batch
-from arvideo_ds.models.classifier import Classifier
+from arvideo_ds.models.classifier import Classifier, HeadGrid
 from arvideo_ds.models.cubes import unit_pixels
 from arvideo_ds.models.selection import tokens_of, tube
 from arvideo_ds.models.teacher import divergence
@@ -22,23 +22,30 @@ class Finetune(nn.Module):
     """While training the mean loss over clips that decoded, else logits B x classes.
 
     num_classes: of the one label, or of each of the recipe's heads, whose logits are concatenated;
-    a clip's loss is the sum over heads. All draws (mixing, drop path, dropout) are functions of the
-    key of the micro-batch's first clip, those of tubes of each clip's own, so a resumed run repeats
-    them.
+    a clip's loss is the sum over heads, also where they learn the same label (head_lrs). All draws
+    (mixing, drop path, dropout) are functions of the key of the micro-batch's first clip, those of
+    tubes of each clip's own, so a resumed run repeats them.
     """
 
     compilable = ("loss", "taught_scores")
 
     def __init__(self, recipe: FinetuneRecipe, *num_classes: int) -> None:
         super().__init__()
-        settings = recipe.finetune
-        self.model = Classifier(
-            recipe.encoder,
-            sum(num_classes),
-            pooling=settings.pooling,
-            drop_path=settings.drop_path,
-            head_dropout=settings.head_dropout,
-        )
+        settings, grid = recipe.finetune, recipe.finetune.head_grid
+        depth = settings.pooling_depth
+        self.model: Classifier | HeadGrid
+        if grid:
+            num_classes *= len(grid)
+            self.model = HeadGrid(recipe.encoder, num_classes[0], count=len(grid), depth=depth)
+        else:
+            self.model = Classifier(
+                recipe.encoder,
+                sum(num_classes),
+                pooling=settings.pooling,
+                pooling_depth=depth,
+                drop_path=settings.drop_path,
+                head_dropout=settings.head_dropout,
+            )
         self.num_classes = num_classes
         self.smoothing = settings.label_smoothing
         mixup = Mixup(mixup_alpha=settings.mixup, cutmix_alpha=settings.cutmix)
@@ -56,7 +63,7 @@ class Finetune(nn.Module):
 
     def forward(self, batch: Batch) -> Tensor:
         if not self.training:
-            return self.model(batch.clips)
+            return self.model(batch.clips, views=self.recipe.training_views)
         with seeded(batch.first_key):
             if batch.clips.is_cuda:
                 torch.cuda.manual_seed(batch.first_key)
@@ -78,7 +85,8 @@ class Finetune(nn.Module):
         taught: the teacher's logits B x classes; the `divergence` from them, summed over heads, has
         the share finetune.teacher_weight of the loss.
         """
-        logits = self.model(clips, tokens).float().split(self.num_classes, dim=1)
+        joint = self.model(clips, tokens, views=self.recipe.training_views).float()
+        logits = joint.split(self.num_classes, dim=1)
         pairs = zip(logits, targets, strict=True)
         losses = torch.stack([F.cross_entropy(*pair, reduction="none") for pair in pairs]).sum(0)
         if taught is not None:
@@ -105,6 +113,7 @@ class Finetune(nn.Module):
         """The clips, mixed in pairs, their soft targets for each head, and their weights."""
         # Clips without a label have weight 0, but one_hot needs a class.
         by_head = batch.labels.view(len(batch.labels), -1)
+        by_head = by_head.expand(-1, len(self.num_classes))
         usable = batch.valid & (by_head >= 0).all(dim=1)
         labels = by_head.clamp(min=0).unbind(1)
         heads = list(zip(labels, self.num_classes, strict=True))

@@ -118,8 +118,15 @@ class Task(ABC):
     def freeze(self, module: Any) -> None:  # noqa: B027  most tasks train all weights
         """Freeze weights and add adapters to them, where the recipe says so."""
 
-    def exported(self, state: Any) -> Any:
-        """The model's weights as they are exported, from those of a checkpoint."""
+    def parameter_groups(self, module: Any) -> list[dict[str, Any]] | None:  # noqa: ARG002
+        """Groups for the optimiser, with the keys of those of `optim.groups`; None: those."""
+        return None
+
+    def exported(self, state: Any, metrics: Mapping[str, Any]) -> Any:  # noqa: ARG002
+        """The model's weights as they are exported, from those of a checkpoint.
+
+        metrics: of the checkpoint's step, with its validation.
+        """
         return state
 
     def clips(self) -> dict[str, Any]:

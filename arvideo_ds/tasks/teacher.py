@@ -149,8 +149,8 @@ def load_classifying_teacher(
         return None
     where, spec = Path(recipe.teacher), _spec(recipe)
     source = origin_of(where)[1]
-    pooling = "mean" if source is None else source.pooling
-    model = Classifier(spec, num_classes, pooling=pooling)
+    pooling, depth = ("mean", 1) if source is None else (source.pooling, source.pooling_depth)
+    model = Classifier(spec, num_classes, pooling=pooling, pooling_depth=depth)
     # Names were compared before the start (specs/finetune.py).
     same = None if read_labels(where if where.is_dir() else where.parent) is None else True
     try:

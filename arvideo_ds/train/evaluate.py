@@ -95,7 +95,7 @@ def _test(
     model = model.to(world.device)
     with torch.no_grad():
         scores = score_videos(
-            lambda batch: model(batch.clips),
+            lambda batch: model(batch.clips, views=recipe.joint(views)),
             shards,
             recipe,
             views=views,

@@ -82,7 +82,7 @@ class Meter:
         *,
         gflops: float = 0.0,
         teacher_gflops: float = 0.0,
-        passes: int = 3,
+        passes: float = 3,
         peak_tflops: float | None = None,
     ) -> None:
         self._device, self._task, self._sharing = device, task, sharing

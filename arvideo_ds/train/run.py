@@ -188,10 +188,13 @@ def _module(
 
 
 def _engine(settings: RunSettings[Any], world: World, module: nn.Module) -> Engine:
-    recipe = settings.recipe
+    recipe, task = settings.recipe, settings.task
+    groups = task.parameter_groups(module) or parameter_groups(
+        module, recipe.optim.weight_decay, layer_decay=task.layer_decay
+    )
     engine = build_engine(
         module,
-        parameter_groups(module, recipe.optim.weight_decay, layer_decay=settings.task.layer_decay),
+        groups,
         settings.deepspeed,
         recipe.optim,
         compiled=compiles(recipe, settings.deepspeed, able=can_compile(world.device)),
@@ -266,7 +269,8 @@ def _export(settings: RunSettings[Any]) -> None:
     folder = settings.folder
     checkpoint = newest_checkpoint(folder / run_folder.CHECKPOINTS)
     assert checkpoint is not None, "the loop saves after the last step"
-    export = partial(export_weights, checkpoint.path, prefix=PREFIX, change=settings.task.exported)
+    change = partial(settings.task.exported, metrics=(run_folder.read_metrics(folder) or [{}])[-1])
+    export = partial(export_weights, checkpoint.path, prefix=PREFIX, change=change)
     export(folder / run_folder.MODEL)
     if settings.recipe.ema_decay is not None:
         export(folder / run_folder.EMA_MODEL, kind=AVERAGE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 from arvideo_ds.data.loader import worker_count
@@ -59,7 +60,8 @@ class Validation:
             return
         checkpoint = newest_checkpoint(self._folder / run_folder.CHECKPOINTS)
         assert checkpoint is not None and checkpoint.step == done, "saved before it is exported"
-        path, change = self._folder / run_folder.BEST_MODEL, self._task.exported
+        path = self._folder / run_folder.BEST_MODEL
+        change = partial(self._task.exported, metrics=metrics)
         export_weights(checkpoint.path, path, prefix=PREFIX, change=change)
         recorded = {name: metrics.get(f"validation/{name}") for name in self._task.recorded}
         self.best = {"step": done, **recorded, best_by: value}

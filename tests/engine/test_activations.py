@@ -10,12 +10,15 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from arvideo_ds.config import PretrainRecipe, load_recipe
+from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, load_recipe
+from arvideo_ds.data.loader import Batch
 from arvideo_ds.engine.build import checkpoint_activations
 from arvideo_ds.engine.peak import LiveBytes
 from arvideo_ds.engine.world import start_world
 from arvideo_ds.planning.memory import Strategy, activations
+from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import build_objective
+from arvideo_ds.tasks.specs.finetune import Finetuning
 
 CLIPS = 2
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -82,6 +85,31 @@ def check(arguments: list[str], precision: str, recompute: int) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_activations_are_what_autograd_keeps(name: str, precision: str, recompute: int) -> None:
     check(RECIPES[name], precision, recompute)
+
+
+@pytest.mark.parametrize("recompute", [0, 1], ids=["kept", "recomputed"])
+@pytest.mark.parametrize("precision", DTYPES)
+def test_activations_of_many_heads_on_a_frozen_encoder(precision: str, recompute: int) -> None:
+    """Six heads of four blocks, which pool the tokens of two clips of a video together."""
+    overrides = ["model.size=tiny", "data.frames=8", "data.size=32", f"train.precision={precision}"]
+    recipe = load_recipe("probe_own", overrides, FinetuneRecipe)
+    task = Finetune(recipe, 8).to(DTYPES[precision])
+    Finetuning(recipe).freeze(task)
+    if recompute:
+        checkpoint_activations(task, {"train_batch_size": 1, "activation_checkpointing": {}})
+    for parameter in task.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    clips = torch.zeros((2 * CLIPS, *recipe.geometry.clip, 3), dtype=torch.uint8)
+    numbers = torch.zeros(2 * CLIPS, dtype=torch.int64)
+    batch = Batch(clips, numbers, numbers, numbers == 0)
+    with LiveBytes() as live:
+        loss = task(batch)
+        kept = live.now
+        loss.backward()
+    predicted = activations(recipe, 2 * CLIPS, Strategy(recompute=recompute))
+    assert predicted.saved == pytest.approx(kept, rel=0.05)
+    assert predicted.peak == pytest.approx(live.peak, rel=0.15)
 
 
 @pytest.mark.slow

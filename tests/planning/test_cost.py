@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from arvideo_ds.config import FinetuneRecipe, PretrainRecipe, load_recipe
 from arvideo_ds.config.sizes import SIZES
-from arvideo_ds.planning.cost import cost_of, parameter_sizes
+from arvideo_ds.models.classifier import AttentivePooling
+from arvideo_ds.planning.cost import cost_of, forward_passes, parameter_sizes, probe_flops
 from arvideo_ds.tasks.finetune import Finetune
 from arvideo_ds.tasks.pretrain import build_objective
 from tests.conftest import count_parameters
@@ -80,6 +81,48 @@ def test_long_fine_tuning_encodes_the_tokens_of_its_source() -> None:
     recipe = load_recipe("finetune_vit_b_k400", shape, FinetuneRecipe)
     assert recipe.geometry.num_tokens == 12_544
     assert recipe.counts.encoded == 64 * 157
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_formulas_of_attentive_heads_equal_what_pytorch_counts(
+    depth: int, tiny_finetune: Callable[..., FinetuneRecipe]
+) -> None:
+    """Two heads that pool the tokens of three clips of a video together."""
+    grid = {"head_lrs": [0.1, 0.2], "head_weight_decays": [0.0]}
+    frozen = {"train": "head", "layer_decay": 1, "drop_path": 0, "mixup": 0, "cutmix": 0}
+    recipe = tiny_finetune(
+        data={"repeats": 3, "segments": True},
+        finetune={"pooling": "attentive", "pooling_depth": depth, **frozen, **grid},
+        train={"total_batch": 6, "micro_batch": 6, "max_steps": 1},
+    )
+    cost, width = cost_of(recipe), recipe.size.width
+    with torch.device("meta"), torch.no_grad(), FlopCounterMode(display=False) as counted:
+        task = Finetune(recipe, 3).requires_grad_(False)
+        clips = torch.zeros((3, *recipe.geometry.clip, 3), dtype=torch.uint8)
+        task.model(clips, views=(3, 1))
+    heads = 2 * 2 * width * 3
+    assert abs(counted.get_total_flops() - heads - 3 * cost.flops_forward_per_clip) < 3
+    assert count_parameters(task) == cost.parameters_encoder + 2 * (3 * width + 3)
+    trained = count_parameters(task.model.heads) - 2 * (3 * width + 3)
+    assert cost.parameters_trained == trained
+    # The heads' backward pass costs twice their forward pass, the encoder's nothing.
+    alone = cost_of(recipe).flops_forward_per_clip - probe_flops(recipe)
+    expected = (alone + 3 * probe_flops(recipe)) / cost.flops_forward_per_clip
+    assert forward_passes(recipe) == pytest.approx(expected)
+
+
+def test_the_head_of_v_jepa_2_has_the_parameters_of_its_published_structure() -> None:
+    """ViT-L: three blocks of 12 D^2 + 13 D, a query's block of 11 D^2 + 12 D without an output
+    projection, the query and 174 classes (src/models/attentive_pooler.py, configs/eval/vitl)."""
+    width, classes = 1024, 174
+    block, query = 12 * width**2 + 13 * width, 11 * width**2 + 12 * width
+    published = 3 * block + query + width + (width + 1) * classes
+    with torch.device("meta"):
+        pooling = AttentivePooling(width, heads=16, depth=4)
+    assert count_parameters(pooling) + (width + 1) * classes == published
+    one_head = ["finetune.head_lrs=[]", "finetune.head_weight_decays=[]"]
+    recipe = load_recipe("probe_vit_l_ssv2", one_head, FinetuneRecipe)
+    assert cost_of(recipe).parameters_trained == published
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -177,9 +177,9 @@ def test_the_teacher_sees_the_mixed_clip_of_the_student(
         encode = module.model if name != "teacher" else module.teacher.model  # type: ignore[union-attr]
         forward = encode.forward
 
-        def spy(clips: Tensor, tokens: Tensor | None = None) -> Tensor:
+        def spy(clips: Tensor, tokens: Tensor | None = None, **views: Any) -> Tensor:
             seen[name] = clips.clone(), tokens
-            return forward(clips, tokens)
+            return forward(clips, tokens, **views)
 
         monkeypatch.setattr(encode, "forward", spy)
 

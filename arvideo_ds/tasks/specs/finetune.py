@@ -19,14 +19,13 @@ class Finetuning(Transfer):
     recipe: FinetuneRecipe
     best_by = "top1"
 
+    def __init__(self, recipe: FinetuneRecipe) -> None:
+        super().__init__(recipe)
+        if recipe.finetune.head_grid:
+            self.recorded = ("head", *map(_top1_of, recipe.finetune.head_grid))
+
     def settled(self, folder: Path) -> FinetuneRecipe:
         return settle_teacher(settle_transfer(self.recipe, folder))
-
-    def model_words(self) -> str:
-        settings, words = self.recipe.finetune, super().model_words()
-        if settings.teacher is None:
-            return words
-        return f"{words}, scores of ViT-{settings.teacher_size} {settings.teacher}"
 
     def check(self, plan: RunPlan, shards: AnyShards | None, validation: ShardSet | None) -> None:
         """Errors: `UserError` where the classes of recipe, shards and validation differ."""
@@ -47,6 +46,11 @@ class Finetuning(Transfer):
             )
         if shards is None:
             return
+        if settings.head_grid and self.recipe.evaluation.shards is None:
+            raise UserError(
+                "finetune.head_lrs trains several heads, and evaluation.shards choose the exported "
+                "one: set evaluation.shards, to other videos than those of the reported result."
+            )
         labels = self.labels(shards)
         if labels is None:
             raise UserError(
@@ -77,8 +81,25 @@ class Finetuning(Transfer):
                 f"finetune.heads to it in place of {list(by_set(labels))}."
             )
 
+    def model_words(self) -> str:
+        settings, words = self.recipe.finetune, super().model_words()
+        if settings.teacher is not None:
+            return f"{words}, scores of ViT-{settings.teacher_size} {settings.teacher}"
+        grid = settings.head_grid
+        if not grid:
+            return words
+        rates, decays = self.recipe.finetune.head_lrs, self.recipe.finetune.head_weight_decays
+        return (
+            f"{words} frozen under {len(grid)} heads ({len(rates)} learning rates x {len(decays)} "
+            "weight decays), which share each step's tokens; none are kept for the next epoch"
+        )
+
     def metric_words(self, metrics: Mapping[str, Any]) -> str:
-        return f"validation top-1 {metrics['top1']:.2f} %"
+        words, grid = f"validation top-1 {metrics['top1']:.2f} %", self.recipe.finetune.head_grid
+        if not grid:
+            return words
+        worst = min(metrics[_top1_of(head)] for head in grid)
+        return f"{words} of the best head (worst {worst:.2f} %; {_named(grid[metrics['head']])})"
 
     def build(self, shards: AnyShards) -> Any:
         from arvideo_ds.tasks.finetune import Finetune
@@ -91,9 +112,26 @@ class Finetuning(Transfer):
         freeze_encoder(module.model, self.recipe.finetune)
         module.train()
 
-    def exported(self, state: Any) -> Any:
-        from arvideo_ds.models.adapters import merge_adapters
+    def parameter_groups(self, module: Any) -> list[dict[str, Any]] | None:
+        grid = self.recipe.finetune.head_grid
+        if not grid:
+            return None
+        return [
+            {
+                "name": _named(head),
+                "params": list(part.parameters()),
+                "weight_decay": head[1],
+                "lr_scale": head[0] / self.recipe.optim.base_lr,
+            }
+            for head, part in zip(grid, module.model.heads, strict=True)
+        ]
 
+    def exported(self, state: Any, metrics: Mapping[str, Any]) -> Any:
+        from arvideo_ds.models.adapters import merge_adapters
+        from arvideo_ds.models.classifier import only_head
+
+        if self.recipe.finetune.head_grid:
+            state = only_head(state, int(metrics["validation/head"]))
         return merge_adapters(state, self.recipe.finetune)
 
     def same_classes(self, source: Path, shards: AnyShards) -> bool | None:
@@ -116,15 +154,33 @@ class Finetuning(Transfer):
     def validation(self, shards: ShardSet) -> Any:
         """Top-1 and top-5 on the central clip of every video.
 
-        Where the recipe has heads, of all labels together, and top-1 of each head.
+        With data.segments, on as many clips as in training. Where the recipe has heads, of all
+        labels together, and top-1 of each head. With several heads of one label, top-1 of each, and
+        all of the first one with the highest top-1, whose number is `head`.
         """
-        from arvideo_ds.evaluation.scores import JointScores, score_videos
+        from arvideo_ds.evaluation.scores import JointScores, score_heads, score_videos
+
+        recipe, grid = self.recipe, self.recipe.finetune.head_grid
+        common = {"views": recipe.training_views, "batch": recipe.evaluation.batch}
+
+        def measure_heads(predict: Any, **options: Any) -> dict[str, float]:
+            scores = score_heads(predict, shards, recipe, len(grid), **common, **options)
+            best = max(range(len(grid)), key=lambda head: scores["top1"][head])
+            return {
+                **{
+                    _top1_of(head): 100 * top1
+                    for head, top1 in zip(grid, scores["top1"], strict=True)
+                },
+                "head": best,
+                "top1": 100 * scores["top1"][best],
+                "top5": 100 * scores["top5"][best],
+                "loss": scores["loss"][best],
+                "videos": scores["videos"],
+                "unreadable": scores["unreadable"],
+            }
 
         def measure(predict: Any, **options: Any) -> dict[str, float]:
-            batch = self.recipe.evaluation.batch
-            scores = score_videos(
-                predict, shards, self.recipe, views=(1, 1), batch=batch, **options
-            )
+            scores = score_videos(predict, shards, recipe, **common, **options)
             sets = scores.sets if isinstance(scores, JointScores) else {}
             return {
                 **{f"top1_{name}": 100 * of_set.accuracy() for name, of_set in sets.items()},
@@ -135,4 +191,14 @@ class Finetuning(Transfer):
                 "unreadable": len(scores.skipped),
             }
 
-        return measure
+        return measure_heads if grid else measure
+
+
+def _named(head: tuple[float, float]) -> str:
+    """Learning rate and weight decay of a head."""
+    return "lr {:g}, decay {:g}".format(*head)
+
+
+def _top1_of(head: tuple[float, float]) -> str:
+    """The metric of a head's top-1."""
+    return "top1_lr{:g}_decay{:g}".format(*head)
