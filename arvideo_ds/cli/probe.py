@@ -6,7 +6,8 @@
         --set appearance=UCF/train,UCF/test --attentive 10
 
 Linear and k-NN accuracy, and other probes on request; docs/features.md explains how to add one.
-Default: the probe shards of the run's recipe (also inherited from its `base:`); --set probes other
+V-JEPA 2's attentive probe is a run of its own: `arvideo finetune --recipe probe_own`. Default: the
+probe shards of the run's recipe (also inherited from its `base:`); --set probes other
 data sets, side by side. The untrained encoder is probed as well. Results are added to the run's
 summary.json.
 """

@@ -73,11 +73,11 @@ def _require_supported(source: ExportSource) -> None:
             f", or interpolated from another grid). {_USE_ANOTHER[:-1]}, or pretrain with "
             "model.positions=sincos_1d."
         )
-    if source.recipe.pooling != "mean":
+    if (pooling := source.recipe.pooling) != "mean":
+        use = _USE_ANOTHER if pooling == "attention" else "Use --format encoder or onnx."
         raise UserError(
             "transformers' VideoMAEForVideoClassification classifies the mean of the tokens, and "
-            f"has no class-attention layer (finetune.pooling={source.recipe.pooling}). "
-            f"{_USE_ANOTHER}"
+            f"has no class-attention layer (finetune.pooling={pooling}). {use}"
         )
     if isinstance(source.labels, Mapping):
         raise UserError(

@@ -111,7 +111,7 @@ class AttentivePooling(nn.Module):
         """Tokens B N D to one vector each, B D."""
         for block in self.blocks:
             tokens = block(tokens)
-        query = self.query.expand(len(tokens), -1, -1)
+        query = self.query.expand(tokens.shape[0], -1, -1)  # an export traces no len
         q = rearrange(self.q(query), "b n (h d) -> b h n d", h=self.heads)
         kv = self.kv(self.norm1(tokens))
         k, v = rearrange(kv, "b n (two h d) -> two b h n d", two=2, h=self.heads)

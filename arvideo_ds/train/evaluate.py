@@ -45,7 +45,9 @@ def evaluate(
     model, labels = load_classifier(recipe, folder, run_folder.WEIGHTS[name])
     shard_labels = shards.manifest.class_names(recipe.heads)
     require_same_labels(str(folder), labels, shards.name, shard_labels)
-    facts = {"weights": name, "shards": where}
+    facts: dict[str, Any] = {"weights": name, "shards": where}
+    if recipe.finetune.head_grid:
+        facts["head_chosen_on"] = recipe.evaluation.shards
     return _test(folder, model, labels, recipe, shards, views, facts, alone=alone)
 
 
@@ -180,6 +182,8 @@ def _write(folder: Path, scores: AnyScores, labels: ClassNames, result: dict[str
     sets = result.get("label_sets", {})
     brief |= {f"{name}_top1": part["top1"] for name, part in sets.items()}
     run_folder.update_summary(folder, {f"test_{stem}": brief})
+    if result.get("head_chosen_on") == result["shards"]:
+        print("note: the head was chosen on these videos, as in V-JEPA 2; --shards tests others.")
     each = "".join(f", {name} {_percent(part)}" for name, part in sets.items())
     print(
         f"{result['videos']} videos, {result['unreadable']} unreadable, weights "

@@ -55,7 +55,8 @@ def make_source(
         tuned = kind == "fine-tuned"
         recipe = (tiny_finetune if tuned else tiny)(**sections)
         if tuned:
-            model = Classifier(recipe.encoder, len(LABELS), pooling=recipe.pooling)
+            pooling = {"pooling": recipe.pooling, "pooling_depth": recipe.pooling_depth}
+            model = Classifier(recipe.encoder, len(LABELS), **pooling)
         else:
             model = build_objective(recipe)
         generator = torch.Generator().manual_seed(0)
@@ -163,12 +164,18 @@ def test_an_onnx_model_takes_any_number_of_clips(make_source: MakeSource, tmp_pa
         assert difference.abs().max() <= 1e-3
 
 
-@pytest.mark.parametrize("format_name", ["encoder", "onnx", "timm"])
+@pytest.mark.parametrize(
+    ("format_name", "settings"),
+    [
+        *((name, {"pooling": "attention"}) for name in ("encoder", "onnx", "timm")),
+        ("onnx", {"pooling": "attentive", "pooling_depth": 2}),
+    ],
+)
 def test_a_class_attention_layer_leaves_with_the_model(
-    format_name: str, make_source: MakeSource, tmp_path: Path
+    format_name: str, settings: dict[str, object], make_source: MakeSource, tmp_path: Path
 ) -> None:
     require(format_name)
-    source = make_source("fine-tuned", finetune={"pooling": "attention"})
+    source = make_source("fine-tuned", finetune=settings)
     parity = export(source, format_name, tmp_path / "out", random_clips(source.recipe))
     assert {"features", "logits"} <= set(parity["max_abs_difference"])
 
@@ -180,6 +187,16 @@ def test_transformers_has_no_class_attention_layer(make_source: MakeSource, tmp_
         UserError, match=r"no class-attention layer.*--format encoder, onnx or timm"
     ):
         export(source, "huggingface", tmp_path / "out", random_clips(source.recipe))
+
+
+@pytest.mark.parametrize("name", ["huggingface", "timm"])
+def test_formats_without_attentive_pooling_name_those_with_it(
+    name: str, make_source: MakeSource, tmp_path: Path
+) -> None:
+    require(name)
+    source = make_source("fine-tuned", finetune={"pooling": "attentive"})
+    with pytest.raises(UserError, match=r"attentive.* Use --format encoder or onnx"):
+        export(source, name, tmp_path / "out", random_clips(source.recipe))
 
 
 SETS = {"verb": ["take", "put"], "noun": ["cup", "lid"]}

@@ -61,6 +61,7 @@ def test_one_rank_and_two_ranks_train_and_choose_the_same_heads(
     assert each.index(best["top1"]) == best["head"]
     tested = run_script(ROOT / "scripts" / "evaluate.py", tmp_path / "1", "--views=2x1", cores=1)
     assert tested.returncode == 0, tested.stderr[-3000:]
+    assert "the head was chosen on these videos" in tested.stdout
     # One spatial view: the validation's clips.
     (path,) = (tmp_path / "1" / "evaluation").glob("*.json")
     assert json.loads(path.read_text())["top1"] == pytest.approx(best["top1"])

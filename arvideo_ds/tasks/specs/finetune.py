@@ -90,8 +90,8 @@ class Finetuning(Transfer):
             return words
         rates, decays = self.recipe.finetune.head_lrs, self.recipe.finetune.head_weight_decays
         return (
-            f"{words} frozen under {len(grid)} heads ({len(rates)} learning rates x {len(decays)} "
-            "weight decays), which share each step's tokens; none are kept for the next epoch"
+            f"{words}, frozen; {len(grid)} heads ({len(rates)} learning rates x {len(decays)} "
+            "weight decays) on its tokens, encoded anew in each step, once for all heads"
         )
 
     def metric_words(self, metrics: Mapping[str, Any]) -> str:
