@@ -412,7 +412,7 @@ def _context() -> BaseContext:
     """Python's way to start processes, with `_Flag` as event."""
     context: Any = copy.copy(multiprocessing.get_context())
     context.Event = _Flag
-    return context  # type: ignore[no-any-return]
+    return context
 
 
 def _start_worker(_worker: int) -> None:
