@@ -66,9 +66,16 @@ def test_colour_jitter_does_not_go_with_stored_scores() -> None:
         load("data.scores=some", "data.crop=grid", "data.flip=false")
 
 
-def test_what_would_leave_boxes_behind_is_refused() -> None:
-    with pytest.raises(UserError, match="moves the picture, but not its boxes"):
-        load("data.randaugment=rand-m7-n4-mstd0.5-inc1")
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("data.randaugment=rand-m7-n4-mstd0.5-inc1", "moves the picture, but not its boxes"),
+        ("data.segments=true", "has no effect on clips of keyframes"),
+    ],
+)
+def test_what_does_not_fit_clips_with_boxes_is_refused(override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load(override)
 
 
 def test_views_of_a_keyframe_stay_together() -> None:
