@@ -59,6 +59,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "benchmark_loader": "measure how fast clips come out of shards",
         "benchmark_ingest": "measure what making shards costs",
         "protocols": "compare the recipes with published numbers",
+        "settings": "explain the settings of recipes: type, default, meaning",
     },
 }
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}

@@ -30,8 +30,9 @@ class DetectSettings(TransferSettings):
     """all: annotated boxes and `detections`, if given. annotated: only annotated boxes."""
     detections: str | None = None
     """Boxes of a person detector for training, a CSV of video_id, second, x1, y1, x2, y2,
-    [anything,] score; boxes below min_score are ignored."""
+    [anything,] score."""
     min_score: Share = 0.9
+    """Smallest score of a box of `detections` to train on."""
     match_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
     """Smallest IoU at which a detected box gets the actions of the closest annotated box."""
     outside: Literal["dropped", "kept"] = "dropped"
@@ -50,16 +51,19 @@ class DetectEvaluationSettings(Settings):
     """What frame mAP is measured on, while training and afterwards."""
 
     shards: str | None = None
+    """Folder of the keyframes' shards to test on; null: only training."""
     annotations: str | None = None
     """The file of boxes that these shards were made from (ava_val_v2.2.csv): the ground truth."""
     detections: str | None = None
-    """Detected boxes, as in `detect`; None evaluates actions in the boxes of the ground truth."""
+    """Detected boxes, as in `detect`; null evaluates actions in the boxes of the ground truth."""
     min_score: Share = 0.8
+    """Smallest score of a box of `detections` to test on."""
     excluded: str | None = None
     """Seconds that are not evaluated (ava_val_excluded_timestamps_v2.2.csv)."""
     action_list: str | None = None
-    """Label map of the evaluated actions (.pbtxt); None: AVA's 60."""
+    """Label map of the evaluated actions (.pbtxt); null: AVA's 60."""
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Epochs between tests while training; the best weights are kept."""
     views: Positive = 3
     """Crops along the longer side; a box is evaluated in the crop that shows most of it."""
     short_side: Positive | None = None

@@ -26,16 +26,18 @@ class FinetuneSettings(TransferSettings):
     """Number of classes that the plan assumes before the shards exist."""
     heads: tuple[str, ...] | None = None
     """Label sets that are learnt together, such as [verb, noun]: a linear layer each, the loss is
-    their sum. None = the one label of each sample."""
+    their sum. null: the one label of each sample."""
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of each target that is spread evenly over all classes."""
     head_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the linear layer while training. VideoMAE's --fc_drop_rate (0.5 for ViT-H on
     Kinetics-400 and ViT-B on UCF101), V2's --head_drop_rate."""
     mixup: Annotated[float, Field(ge=0)] = 0.8
-    """Mixes the clips of a micro-batch in pairs, with a share from Beta(mixup, mixup); 0 = never.
+    """Mixes the clips of a micro-batch in pairs, with a share from Beta(mixup, mixup); 0: never.
     With `cutmix` too, each micro-batch uses one of them."""
     cutmix: Annotated[float, Field(ge=0)] = 1.0
-    """As mixup, with boxes."""
+    """As mixup, but a box of one clip replaces the same box of the other; its area from
+    Beta(cutmix, cutmix)."""
     drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of places dropped at all times while training (random tubes); tests see all tokens."""
     pooling: Literal["mean", "attention", "attentive"] = "mean"
@@ -55,6 +57,7 @@ class FinetuneSettings(TransferSettings):
     """Trained weights: all; those after the encoder, which is frozen and in evaluation mode
     ("head"); or those and low-rank adapters of the frozen encoder ("lora"), merged on export."""
     lora_rank: Positive = 8
+    """Rank of the adapters of train=lora."""
     lora_alpha: Annotated[float, Field(gt=0)] = 16.0
     """Adapters are multiplied by lora_alpha / lora_rank."""
     lora_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -69,12 +72,14 @@ class FinetuneSettings(TransferSettings):
     teacher_temperature: Annotated[float, Field(gt=0)] = 1.0
     """Divides the scores of both before the softmax; the divergence is multiplied by its square."""
     teacher_size: str | None = None
-    """Its model.size. None = from its recipe.yaml or config.json; recipe.yaml records it."""
+    """The teacher's model.size; by default read from its recipe.yaml or config.json, and recorded
+    in the run's recipe.yaml."""
     teacher_patch: PositiveTriple | None = None
-    """Its model.patch, recorded likewise. None = from its recipe.yaml, else that of its size."""
+    """The teacher's model.patch, recorded likewise; by default read from its recipe.yaml, else that
+    of its size."""
     teacher_clip: PositiveTriple | None = None
-    """Frames, height and width of its clips, read and recorded as teacher_size; its positions are
-    interpolated for clips of another shape."""
+    """Frames, height and width of the teacher's clips, read and recorded as teacher_size; its
+    positions are interpolated for clips of another shape."""
 
     @property
     def mixes(self) -> bool:
@@ -136,6 +141,7 @@ class EvaluationSettings(Settings):
     """Labelled shards on which a fine-tuned model is tested, while training and afterwards."""
 
     shards: str | None = None
+    """Folder of labelled shards to test on; null: only training."""
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
     """Epochs between validations (one view per video); the best weights are kept."""
     views: tuple[Positive, Positive] = (2, 3)

@@ -225,7 +225,7 @@ def _explain(
     if kind == "extra_forbidden" and dotted in RECIPES:
         return f"'{shown}' belongs to another task, `arvideo {RECIPES[dotted].script}`; remove it"
     if kind == "extra_forbidden":
-        near = _nearest(dotted, known)
+        near = nearest(dotted, known)
         return f"unknown key '{shown}'" + (f"; did you mean '{near}'?" if near else "")
     if kind == "missing" and not places:
         message = f"'{shown}' is missing"
@@ -261,7 +261,7 @@ _EXAMPLES = {
 }
 
 
-def _nearest(key: str, known: Iterable[str]) -> str | None:
+def nearest(key: str, known: Iterable[str]) -> str | None:
     """The known key most similar to `key`: by its whole path, else by its last part."""
     last = {name.rsplit(".", 1)[-1]: name for name in known}
     whole = difflib.get_close_matches(key, known, n=1, cutoff=0.75)
@@ -276,14 +276,14 @@ def _settings_of(
     settings = {}
     for name, field in model.model_fields.items():
         settings[prefix + name] = field.description
-        for section in _sections(field.annotation, objective):
+        for section in sections_of(field.annotation, objective):
             settings |= _settings_of(section, objective, f"{prefix}{name}.")
     return settings
 
 
-def _sections(annotation: Any, objective: str | None) -> list[type[BaseModel]]:
+def sections_of(annotation: Any, objective: str | None) -> list[type[BaseModel]]:
     if annotation is BaseObjective:
         return [schema for name, schema in OBJECTIVES.items() if objective in (None, name)]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
-    return [section for kind in get_args(annotation) for section in _sections(kind, objective)]
+    return [section for kind in get_args(annotation) for section in sections_of(kind, objective)]

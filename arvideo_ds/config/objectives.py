@@ -28,9 +28,14 @@ _TOLERATED_DIFFERENCE = 0.03
 
 
 class DecoderSettings(Settings):
+    """The decoder of pretraining; fine-tuning and exports drop it."""
+
     width: Positive | None = None
+    """Width of the decoder; by default from the size table."""
     depth: Positive | None = None
+    """Layers of the decoder; by default from the size table."""
     heads: Positive | None = None
+    """Attention heads of the decoder; by default the width of each is that of the size table."""
     self_attention: bool = False
     """ARVideo only: queries attend to the queries of steps up to their own."""
     target_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -53,12 +58,16 @@ class TokenCounts:
 
 
 class BaseObjective(Settings, ABC):
-    """Settings of one objective; a subclass defines `name`, a Literal with a default, and `counts`.
+    """What every objective of pretraining has.
 
-    Cost and memory follow from `counts`, `decoder_shape` and `target_values`.
+    A subclass defines `name`, a Literal with a default, and `counts`. Cost and memory follow from
+    `counts`, `decoder_shape` and `target_values`.
     """
 
     name: str
+    """arvideo: clusters of tokens are predicted one after another. videomae: the hidden tokens are
+    reconstructed. lvmae: a part of the hidden tokens of a long clip. docs/method.md has the
+    equations, docs/extending.md adds objectives."""
     normalize_targets: bool = True
     """Normalise each cube's pixels by their mean and standard deviation, channel by channel."""
     teacher: str | None = None
@@ -67,10 +76,11 @@ class BaseObjective(Settings, ABC):
     teacher_decay: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of teacher: ema; by default 0.999."""
     teacher_size: str | None = None
-    """Its model.size. None = from its recipe.yaml or config.json; recipe.yaml records it."""
+    """The teacher's model.size; by default read from its recipe.yaml or config.json, and recorded
+    in the run's recipe.yaml."""
     teacher_clip: PositiveTriple | None = None
-    """Frames, height and width of its clips, read and recorded as teacher_size; its positions are
-    interpolated for clips of another shape."""
+    """Frames, height and width of the teacher's clips, read and recorded as teacher_size; its
+    positions are interpolated for clips of another shape."""
     teacher_tokens: Literal["predicted", "encoded"] = "predicted"
     """predicted: the decoder predicts features of tokens that the encoder does not see. encoded: a
     linear layer in its place gives those of the encoded tokens, and the teacher sees only these."""
@@ -145,6 +155,9 @@ class ArvideoSettings(BaseObjective):
     cluster: PositiveTriple = (2, 7, 7)
     """Tokens along time, height and width of one cluster."""
     order: Literal["spatial_first", "temporal_first", "random"] = "random"
+    """Order of the clusters. spatial_first: all places of one time, then the next time.
+    temporal_first: all times of one place, then the next place. random: a uniform permutation,
+    drawn for each clip at each step."""
     drop_ratio: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """Share of the tokens of steps 1..C-1 that the encoder does not see."""
     drop: Literal["tokens", "clusters"] = "tokens"
@@ -294,6 +307,7 @@ class LvmaeSettings(MaskedSettings):
     decoder_mask: Rule = "scores"
     """Rule that chooses the hidden tokens of `budget`; if it finds fewer, the rest is random."""
     budget: Share = 0.10
+    """Share of all tokens of the clip that `decoder_mask` chooses."""
     random_budget: Share = 0.05
     """Further hidden tokens, chosen at random."""
     targets: Literal["latents", "pixels"] = "latents"

@@ -10,10 +10,16 @@ from arvideo_ds.config.settings import Positive, Settings
 
 
 class PhaseData(Settings):
+    """Clips of a phase."""
+
     frames: Positive | None = None
+    """Replaces data.frames during this phase."""
     size: tuple[Positive, Positive] | None = None
+    """Replaces data.size during this phase."""
     stride: Positive | None = None
+    """Replaces data.stride and data.fps during this phase."""
     fps: Annotated[float, Field(gt=0)] | None = None
+    """Replaces data.fps and data.stride during this phase."""
 
     @field_validator("size", mode="before")
     @classmethod
@@ -22,12 +28,17 @@ class PhaseData(Settings):
 
 
 class PhaseTrain(Settings):
+    """Batches of a phase."""
+
     total_batch: Positive | None = None
+    """Replaces train.total_batch during this phase."""
     micro_batch: Positive | None = None
+    """Replaces train.micro_batch during this phase."""
 
 
 class PhaseSettings(Settings):
-    """What is None is as in the recipe. Keys may be dotted: `data.size: 128`."""
+    """A part of the run. A key that is null is as in the recipe; keys may be dotted, as in
+    `data.size: 128`."""
 
     share: Annotated[float, Field(gt=0, lt=1)]
     """Share of the run's steps; those of all phases add up to 1."""

@@ -36,9 +36,11 @@ class ProbeSettings(Settings):
     clips: Positive = 1
     """Clips per video, evenly spread, whose features are averaged; 1: the central clip."""
     train_shards: str | None = None
+    """Labelled shards on which probes are fitted."""
     test_shards: str | None = None
+    """Labelled shards, with the same labels, on which probes are tested."""
     every_epochs: Annotated[float, Field(gt=0)] | None = None
-    """Epochs between nearest-neighbour probes while training, on both shards; None = never."""
+    """Epochs between nearest-neighbour probes while training, on both shards; null: never."""
 
 
 class PretrainRecipe(StartRecipe):

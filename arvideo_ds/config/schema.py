@@ -30,9 +30,12 @@ from arvideo_ds.registry import Registry
 
 
 class ModelSettings(Settings):
+    """The encoder."""
+
     name: str = "vit"
     """The encoder's architecture (docs/extending.md adds one)."""
     size: str
+    """Width, depth and heads: a row of the size table (config/sizes.py)."""
     patch: PositiveTriple | None = None
     """Frames, rows and columns of one token; from the size table by default."""
     positions: Literal["sincos_1d", "sincos_3d"] = "sincos_1d"
@@ -50,6 +53,8 @@ class ModelSettings(Settings):
 
 
 class DataSettings(Settings):
+    """Shards, how clips are cut from their videos, and how they are loaded."""
+
     shards: str | None = None
     """Folder with manifest.json, as written by `arvideo shards`."""
     sources: tuple[SourceSettings, ...] | None = None
@@ -58,7 +63,9 @@ class DataSettings(Settings):
     """Number of videos that the plan assumes before the shards exist (a published count); of
     `sources`, each has its own."""
     frames: Positive = 16
+    """Frames of a clip."""
     size: tuple[Positive, Positive] = (224, 224)
+    """Height and width of a clip in pixels; one number for a square."""
     stride: Positive | None = 4
     """Frames of the video from one of a clip to the next; null with `fps`."""
     fps: Annotated[float, Field(gt=0)] | None = None
@@ -74,11 +81,14 @@ class DataSettings(Settings):
     crop_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] = (1.0, 0.875, 0.75, 0.66)
     """Scales of crop=multi_scale; [1.0] is the plain crop."""
     crop_area: tuple[Scale, Scale] = (0.08, 1.0)
+    """Smallest and largest share of the frame's area for crop=random_resized."""
     short_side: Positive = 256
     """Pixels of the frame's shorter side from which crop=short_side cuts its box."""
     test_short_side: Positive | None = None
-    """Pixels of the frame's shorter side from which test views are cut; None = as large as fit."""
+    """Pixels of the frame's shorter side from which test views are cut; null: as large as fit."""
     flip: bool = False
+    """Mirror half of the clips, drawn at random; refused for data sets whose labels tell left from
+    right, such as Something-Something."""
     scores: str | None = None
     """Folder of token scores of these shards (`arvideo score_tokens`), loaded with the clips."""
     randaugment: str | None = None
@@ -93,6 +103,8 @@ class DataSettings(Settings):
     """The repeats are clips from as many equal parts of the video, in order, not crops of the same
     frames. A classifier then pools the tokens of all clips of a video together."""
     decoder: Literal["auto", "torchcodec", "decord", "pyav"] = "auto"
+    """Library that decodes videos. auto: PyAV for layered shards, which it decodes fastest, else
+    the first of torchcodec, PyAV and decord that works on every rank."""
     planes: bool = False
     """Keep clips as YUV 4:2:0, half the bytes of RGB, until the device converts them; decodes with
     PyAV. Crops are resized before the conversion, so pixels differ slightly."""
@@ -257,13 +269,17 @@ class OptimSettings(Settings):
     decay_share: Annotated[float, Field(gt=0, le=1)] = 0.2
     """wsd: share of the run's steps in which the learning rate falls."""
     warmup_lr: Annotated[float, Field(ge=0)] = 1e-6
+    """Learning rate of the first step for 256 videos per step."""
     min_lr: Annotated[float, Field(ge=0)] = 1e-5
     """Final learning rate for 256 videos per step."""
     warmup_epochs: Annotated[float, Field(ge=0)] = 40
+    """Epochs in which the learning rate rises linearly from warmup_lr to base_lr."""
     warmup_steps: NonNegative | None = None
     """Replaces warmup_epochs, for runs whose length is given in steps."""
     betas: tuple[Share, Share] = (0.9, 0.95)
+    """AdamW's decay rates of the moving averages of the gradient and of its square."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Weight decay of matrices and kernels; biases, norms and learned queries have none."""
     clip: Annotated[float, Field(ge=0)] = 0.0
     """Largest norm of the gradient; 0 does not clip."""
     implementation: Literal["torch", "deepspeed"] = "torch"
@@ -280,7 +296,10 @@ class OptimSettings(Settings):
 
 
 class TrainSettings(Settings):
+    """Length, batch, precision, checkpoints and what stops a run."""
+
     epochs: Positive | None = None
+    """Length of the run in passes over the videos of data.shards."""
     max_steps: Positive | None = None
     """Length of the run in optimiser steps, including the schedule; overrides epochs."""
     total_batch: Positive
@@ -288,6 +307,8 @@ class TrainSettings(Settings):
     micro_batch: Positive
     """Largest number of clips per rank and forward pass; the rest is accumulated, same result."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    """Type of weights and activations in forward and backward passes; with bf16 and fp16 the
+    optimiser keeps fp32 weights, with fp16 the loss is scaled."""
     grad_dtype: Literal["auto", "fp32", "bf16"] = "auto"
     """Type in which gradients of micro-batches are summed. auto: fp32 where there are several, else
     that of `precision`. Ranks average each micro-batch in `precision`; fp32 needs ZeRO stage 2, so
@@ -302,10 +323,13 @@ class TrainSettings(Settings):
     """torch.compile of model and loss, or of each layer if layers are recomputed; the first step
     takes a minute longer. auto: on a GPU, where the DeepSpeed JSON allows it."""
     seed: NonNegative = 0
+    """Seed of the initial weights, the order of samples and everything drawn for a clip."""
     log_every: Positive = 10
+    """Steps between lines of the console and of metrics.jsonl."""
     save_every: Positive = 500
     """Steps between checkpoints; one is always written at the end and when interrupted."""
     keep_checkpoints: Positive = 2
+    """Complete checkpoints that are kept; older ones are deleted."""
     max_refused_steps: Positive = 20
     """Largest number of consecutive steps skipped because loss or gradient was not finite."""
     stall_s: Annotated[int, Field(ge=1, le=1500)] = 600
@@ -330,17 +354,18 @@ class TrainSettings(Settings):
 
 
 class WandbSettings(Settings):
-    """W&B. What is None is taken from the environment (`settled`)."""
+    """Logging to Weights & Biases; keys that are null are taken from the environment."""
 
     mode: Literal["disabled", "online", "offline"] | None = None
-    """None: $WANDB_MODE, else disabled."""
+    """null: $WANDB_MODE, else disabled."""
     project: str | None = None
-    """None: $WANDB_PROJECT, else arvideo_ds."""
+    """null: $WANDB_PROJECT, else arvideo_ds."""
     entity: str | None = None
-    """None: $WANDB_ENTITY, else the default of the account."""
+    """null: $WANDB_ENTITY, else the default of the account."""
     group: str | None = None
     """Runs of a group are shown together; `arvideo ablate` groups the seeds of a recipe."""
     tags: tuple[str, ...] = ()
+    """Tags of the run, to filter by."""
 
     def settled(self, environment: Mapping[str, str] = os.environ) -> WandbSettings:
         """With mode, project and entity chosen. Errors: `UserError` for an unknown WANDB_MODE."""
@@ -378,7 +403,8 @@ class Recipe(Settings):
     # The section with the settings of a teacher.
     teacher_section: ClassVar[str | None] = None
 
-    task: str
+    task: str = "pretrain"
+    """What the run trains. The sections of a recipe depend on it."""
     model: Settings
     data: DataSettings = DataSettings()
     optim: OptimSettings = OptimSettings()

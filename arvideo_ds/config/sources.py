@@ -27,24 +27,32 @@ LONGEST_PERIOD = 100_000
 
 
 class SourceSettings(Settings):
-    """One folder of shards of a mixture. What is None is as in data."""
+    """One folder of shards of a mixture. A key that is null is as in `data`."""
 
     shards: str
     """Folder with manifest.json, or its URL."""
     weight: Annotated[float, Field(gt=0)]
     """Share of the training videos, relative to the other sources."""
     name: Annotated[str, Field(pattern=r"^[\w.+-]+$")] | None = None
-    """In messages and metrics; by default that of the data set."""
+    """Name of the source in messages and metrics; by default that of its data set."""
     num_videos: Positive | None = None
     """Number of videos that the plan assumes before the shards exist (a published count)."""
     stride: Positive | None = None
+    """Replaces data.stride and data.fps for this source."""
     fps: Annotated[float, Field(gt=0)] | None = None
+    """Replaces data.fps and data.stride for this source."""
     sampling: Sampling | None = None
+    """Replaces data.sampling for this source."""
     crop: CropName | None = None
+    """Replaces data.crop for this source."""
     crop_scales: Annotated[tuple[Scale, ...], Field(min_length=1)] | None = None
+    """Replaces data.crop_scales for this source."""
     crop_area: tuple[Scale, Scale] | None = None
+    """Replaces data.crop_area for this source."""
     short_side: Positive | None = None
+    """Replaces data.short_side for this source."""
     flip: bool | None = None
+    """Replaces data.flip for this source."""
 
     @property
     def own(self) -> dict[str, Any]:

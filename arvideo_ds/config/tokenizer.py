@@ -24,7 +24,7 @@ _LEAST_SIDE = 16
 
 
 class CubeSettings(Settings):
-    """The `model` section of a tokenizer; convolutions have no size of the transformers' table."""
+    """The tokens; the network is in `tokenizer`."""
 
     patch: PositiveTriple
     """Frames, rows and columns of one token; powers of two."""
@@ -113,7 +113,9 @@ class TokenizerEvaluationSettings(Settings):
     """Shards whose central clips are reconstructed while training and afterwards."""
 
     shards: str | None = None
+    """Folder of shards to test on; null: only training."""
     every_epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Epochs between tests while training; the best weights are kept."""
     batch: Positive = 16
     """Clips per rank and forward pass."""
 

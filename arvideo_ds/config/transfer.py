@@ -16,10 +16,10 @@ class StartSettings(Settings):
     """The weights that a run starts from, and the positions of their encoder."""
 
     init_from: str | None = None
-    """Initial weights: a run, an exported encoder, a public checkpoint; None: from scratch."""
+    """Initial weights: a run, an exported encoder, a public checkpoint; null: from scratch."""
     positions: Literal["recomputed", "interpolated"] | None = None
     """Position table: recomputed for the clip's token grid, or interpolated from that of the clips
-    in pretraining. None = interpolated if known and different; recipe.yaml records the choice."""
+    in pretraining. null: interpolated if known and different; recipe.yaml records the choice."""
     pretrained_clip: PositiveTriple | None = None
     """Frames, height and width of the clips in pretraining; read from --init-from where given."""
 
