@@ -22,7 +22,7 @@ SMALL = {"demo", "demo_phases", "demo_small", "lvmae_events", "pretrain_weizmann
 REAL = [name for name in recipe_names("pretrain") if name not in SMALL]
 BASE = "ablation_base"
 
-# Tables 1 and 6-10 of the paper (METHOD, section 1): what each variant changes, and nothing else.
+# Tables 1 and 6-10 of the paper (arXiv 2405.15160): what each variant changes, and nothing else.
 ABLATIONS: dict[str, dict[str, Any]] = {
     **{
         f"cluster_{t}x{h}x{w}": {"objective.cluster": (t, h, w)}

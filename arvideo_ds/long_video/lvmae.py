@@ -10,7 +10,7 @@ Importance and latents are computed once (`arvideo score_tokens`) and come with 
 paper ranks all tokens and has no loss on visible ones; here only hidden ones are ranked, so that
 the number of predictions is the whole budget for every clip.
 
-Source: Gundavarapu et al. 2024 (arXiv 2411.13683).
+Source: Gundavarapu et al. 2024 (arXiv 2411.13683); docs/method.md, Relatives.
 
 B clips, N tokens.
 """

@@ -6,7 +6,7 @@
     decode     a query for every token of steps 2..C; it sees encoded tokens of earlier steps
     loss       squared error on the (normalised) pixels of these tokens (objective.py)
 
-Source: ARVideo (Ren et al. 2024, arXiv 2405.15160).
+Source: ARVideo (Ren et al. 2024, arXiv 2405.15160); the equations are in docs/method.md.
 
 B clips, N tokens, C clusters, S tokens per cluster (R of them targets).
 """

@@ -6,7 +6,7 @@
                the hidden tokens that a running cell picks
     loss       squared error on the normalised pixels of these hidden tokens (objective.py)
 
-Source: VideoMAE (arXiv 2203.12602), VideoMAE V2 (arXiv 2303.16727).
+Source: VideoMAE (arXiv 2203.12602), VideoMAE V2 (arXiv 2303.16727); docs/method.md, Relatives.
 
 B clips, N tokens.
 """

@@ -1,4 +1,4 @@
-"""Recipes of detection: METHOD's numbers, and what boxes do not allow."""
+"""Recipes of detection: the published numbers, and what boxes do not allow."""
 
 from __future__ import annotations
 

@@ -263,7 +263,7 @@ def test_the_gpu_computes_the_same_loss(tiny: Make) -> None:
 def test_the_gradient_on_a_share_of_the_targets_is_an_unbiased_estimate_of_the_whole(
     tiny: Make,
 ) -> None:
-    """Order and kept tokens held, targets drawn again and again (METHOD, section 1)."""
+    """Order and kept tokens fixed, targets drawn again: docs/method.md, Loss on a part of them."""
     count, share = 40, 0.25
     recipe = tiny(
         decoder={"target_ratio": share},

@@ -137,7 +137,7 @@ def test_every_size_has_the_parameters_that_the_plan_says(size: str) -> None:
 
 
 def test_forward_cost_of_the_published_shapes() -> None:
-    """GFLOP per clip of ViT-B (METHOD, section 1): ARVideo at most 93, 75, 66.
+    """GFLOP per clip of ViT-B: ARVideo at most 93, 75, 66, as another implementation counts.
 
     VideoMAE's official code counts 70.9; it embeds all 1568 tokens, of which 1408 are thrown away.
     """

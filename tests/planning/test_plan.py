@@ -55,7 +55,7 @@ def test_the_papers_targets_are_one_cluster_fewer() -> None:
     assert (recipe.counts.encoded, recipe.counts.predicted) == (300, 1372)
 
 
-# METHOD, section 1: counted with PyTorch on an implementation of its own.
+# Counted with PyTorch's FLOP counter on another implementation of docs/method.md.
 @pytest.mark.parametrize(("ratio", "gflops"), [(1, 93), (0.5, 75), (0.25, 66)])
 def test_forward_cost_of_vit_b_is_the_counted_one(ratio: float, gflops: float) -> None:
     plan = plan_of(f"decoder.target_ratio={ratio}")

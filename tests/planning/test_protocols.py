@@ -151,10 +151,3 @@ def test_the_command_names_a_deviation_and_keeps_the_page(run: Run, tmp_path: Pa
     assert done.returncode == 1
     assert "pretrain_vit_s_k400: data.frames is 16, but VideoMAE" in done.stderr
     assert not (tmp_path / "protocols.md").exists()
-
-
-def test_recipes_cite_papers_and_scripts_not_our_notes() -> None:
-    # The recipes of AVA are rewritten elsewhere.
-    for path in recipes_dir().rglob("*.yaml"):
-        if path.parent.name != "ava":
-            assert "METHOD" not in path.read_text(encoding="utf-8"), path
