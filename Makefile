@@ -11,7 +11,7 @@ ifeq ($(shell uname),Darwin)
 export DS_ACCELERATOR ?= cpu
 endif
 
-.PHONY: help setup demo check rules fast test gpu clean
+.PHONY: help setup demo check rules fast test gpu docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -61,5 +61,10 @@ else
 	$(PYTHON) tests/gpu/check.py $(GPU)
 endif
 
-clean:  ## remove the environment, the demo's data and the runs
-	rm -rf $(VENV) data/demo runs *.egg-info .mypy_cache .ruff_cache .pytest_cache
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: setup  ## the documentation as a site: site/index.html
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	mkdocs build --strict
+
+clean:  ## remove the environment, the demo's data, the site and the runs
+	rm -rf $(VENV) data/demo runs site *.egg-info .mypy_cache .ruff_cache .pytest_cache

@@ -86,6 +86,15 @@ setup(
         ],
         # scripts/extract_features.py --format parquet
         "parquet": ["pyarrow"],
+        # make docs: the site, equations as MathML, and the test that runs docs/demo.ipynb.
+        "docs": [
+            "mkdocs>=1.6",
+            "mkdocs-material>=9.5",
+            "mkdocstrings-python",
+            "latex2mathml",
+            "nbclient",
+            "ipykernel",
+        ],
         "dev": [
             "aiohttp",
             "requests",
