@@ -97,8 +97,8 @@ def summarize(
     first_step: int,
     elapsed_s: float,
     baseline: float | None = None,
-) -> None:
-    """Write summary.json and print the outcome. baseline: loss of predicting the mean, if known."""
+) -> str:
+    """Write summary.json; the outcome in words. baseline: loss of predicting the mean, if known."""
     folder = settings.folder
     loss = outcome.metrics.get(f"loss/{settings.recipe.task}")
     below = None if baseline is None or loss is None else loss < baseline
@@ -119,13 +119,12 @@ def summarize(
     )
     done = f"{outcome.steps} of {settings.plan.steps} steps, {elapsed_s / 60:.1f} min"
     if outcome.interrupted:
-        print(f"interrupted after {done}; saved. The same command continues it.", flush=True)
+        words = f"interrupted after {done}; saved. The same command continues it."
     elif first_step == settings.plan.steps:
-        print(f"nothing left to do: {folder} contains the finished run.", flush=True)
+        words = f"nothing left to do: {folder} contains the finished run."
     else:
-        print(f"finished {done}: loss {loss:.4f}; see {folder / run_folder.SUMMARY}", flush=True)
-    if below is False:
-        print(f"note: {not_below(loss, baseline)}", flush=True)
+        words = f"finished {done}: loss {loss:.4f}; see {folder / run_folder.SUMMARY}"
+    return words if below is not False else f"{words}\nnote: {not_below(loss, baseline)}"
 
 
 def not_below(loss: float | None, baseline: float | None) -> str:

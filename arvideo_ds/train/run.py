@@ -148,7 +148,9 @@ def _run(settings: RunSettings[Any], world: World, interrupt: Interrupt, peers: 
                 if not outcome.interrupted:
                     _export(settings)
                 elapsed_s = time.monotonic() - started
-                record.summarize(settings, outcome, first_step, elapsed_s, facts[BASELINE])
+                words = record.summarize(settings, outcome, first_step, elapsed_s, facts[BASELINE])
+        if world.is_main:
+            print(words, flush=True)  # after the words of closed trackers
         # Inside: a rank may end as soon as all are here, and is missed until then.
         dist.barrier()
     interrupt.disconnect()

@@ -65,6 +65,7 @@ class Wandb(Tracker):
                 name=folder.name,
                 dir=str(folder),
                 config=config,
+                settings={"quiet": True},  # no table of all metrics after the run
             )
             self._run.define_metric("*", step_metric="step")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging.handlers
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from deepspeed.accelerator import real_accelerator
 
 from arvideo_ds.engine import world
 from arvideo_ds.errors import UserError
@@ -122,3 +124,17 @@ def test_only_a_gpu_rounds_to_tf32_and_only_if_allowed(monkeypatch: pytest.Monke
         for allowed in (True, False):
             world.use_tf32(torch.device(device), allowed)
     assert chosen == ["high", "highest"]
+
+
+def test_deepspeeds_notice_of_the_cpu_is_not_printed_and_its_warnings_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The header of a run names its device; the notice came before the lines of every command."""
+    printed = logging.handlers.BufferingHandler(100)
+    deepspeed = logging.getLogger("DeepSpeed")
+    monkeypatch.setattr(deepspeed, "handlers", [printed])
+    monkeypatch.setattr(real_accelerator, "ds_accelerator", None)
+    monkeypatch.delenv("DS_ACCELERATOR", raising=False)
+    real_accelerator.get_accelerator()
+    deepspeed.warning("the memory is full")
+    assert [record.getMessage() for record in printed.buffer] == ["the memory is full"]

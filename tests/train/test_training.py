@@ -218,8 +218,11 @@ def test_undecodable_videos_are_counted_and_stop_the_run_above_the_limit(
 
 def test_wandb_offline_records_the_run(runs: Runs) -> None:
     pytest.importorskip("wandb")
-    runs.run("tracked", "train.max_steps=3", "wandb.mode=offline")
+    output = runs.run("tracked", "train.max_steps=3", "wandb.mode=offline")
     assert list((runs.folder / "tracked" / "wandb").glob("offline-run-*/*.wandb"))
+    # The last words are of the run, and W&B prints no table of the metrics.
+    assert re.match(r"finished 3 of 3|note: ", output.splitlines()[-1])
+    assert "Run summary" not in output
     assert len(runs.losses("tracked")) == 3
 
 
