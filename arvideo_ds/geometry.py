@@ -100,7 +100,7 @@ def _require_division(
             fits = [d for d in range(1, size + 1) if size % d == 0]
             raise UserError(
                 f"the {part_name} {_by(part)} ({part_key}) does not divide the {whole_name} "
-                f"{_by(whole)} ({whole_keys}): {axis} {size} is no multiple of {step}. "
+                f"{_by(whole)} ({whole_keys}): {axis} {size} is not a multiple of {step}. "
                 f"The {part_name}'s {axis} may be one of {fits}; or change {whole_keys}."
             )
 

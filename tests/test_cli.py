@@ -85,7 +85,7 @@ def test_an_unknown_recipe(refused: Callable[..., str]) -> None:
 
 
 def test_indivisible_frames(refused: Callable[..., str]) -> None:
-    assert "frames 15 is no multiple of 2" in refused(*VIT_B, "data.frames=15")
+    assert "frames 15 is not a multiple of 2" in refused(*VIT_B, "data.frames=15")
 
 
 def test_a_contradiction_of_recipe_and_json(refused: Callable[..., str], tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def test_an_axis_that_does_not_divide_is_named_with_both_numbers_and_its_setting
         Geometry((30, 40, 50), tuple(shapes["patch"]), tuple(shapes["cluster"]))
     message = str(raised.value)
     name = ("frames", "height", "width")[axis]
-    assert f"{name} {whole[axis]} is no multiple of {wrong}" in message
+    assert f"{name} {whole[axis]} is not a multiple of {wrong}" in message
     assert {"patch": "model.patch", "cluster": "objective.cluster"}[part] in message
 
 

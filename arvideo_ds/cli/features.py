@@ -113,7 +113,7 @@ def main() -> int:
     rejects = sum(report.rejects.values())
     if rejects:
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.rejects.items())
-        print(f"left out: {rejects} ({reasons}); see {args.output / 'rejects.jsonl'}")
+        print(f"rejected: {rejects} ({reasons}); see {args.output / 'rejects.jsonl'}")
     if report.interrupted:
         print("interrupted; the same command continues with the other videos", flush=True)
         return EXIT_INTERRUPTED

@@ -162,7 +162,7 @@ def clip_shape(
 
 
 def require_tokenizer(path: str | None) -> None:
-    """Errors: `UserError` where the weights belong to a run that is no tokenizer."""
+    """Errors: `UserError` where the weights belong to a run of another task."""
     if path is not None and Path(path).exists():
         folder = Path(path) if Path(path).is_dir() else Path(path).parent
         run_folder.read_recipe(folder, TokenizerRecipe)

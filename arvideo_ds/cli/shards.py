@@ -152,7 +152,7 @@ def print_part(folder: Path, part: Part, done: PartReport, num_shards: int) -> N
     kept = f", {done.shards_kept} of them from an earlier run" if done.shards_kept else ""
     print(
         f"{folder}: part {part} is complete: {samples:,} videos in {len(done.indices):,} shards"
-        f"{kept}; left out: {rejects:,}; all parts: {num_shards - done.num_missing:,} of "
+        f"{kept}; rejected: {rejects:,}; all parts: {num_shards - done.num_missing:,} of "
         f"{num_shards:,} shards",
         flush=True,
     )

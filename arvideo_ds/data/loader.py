@@ -279,7 +279,7 @@ class TrainLoader:
         guilty = key is not None and (lost.kind == "hang" or self._crashes[key] > 1)
         if guilty:
             self._dataset.left_out[str(key)] = lost.kind
-        more = "; the video is left out" if guilty else ""
+        more = "; the video is skipped from now on" if guilty else ""
         print(f"note: {what}; all workers are replaced{more}.", flush=True)
         self._dataset.watch = Watch(len(self._workers))
 

@@ -212,7 +212,7 @@ def choose_decoder(name: str, *, layers: int = 1) -> str:
 
 
 def first_usable(usable: Sequence[Sequence[str]], *, layers: int = 1) -> str:
-    """The preferred decoder of those that all ranks can use; `usable`: the names by rank. For
+    """The preferred decoder that works on all ranks; `usable`: the names by rank. For
     layered videos that is PyAV, which alone skips pictures. Else the first rank prints once how to
     get a faster one. Errors: `UserError` if they share none."""
     shared = [name for name in DECODERS if all(name in names for names in usable)]

@@ -22,7 +22,7 @@ def frames_by_number(
 ) -> dict[int, av.VideoFrame]:
     """Frames by number; some or all are missing where the file's index does not identify them.
 
-    Seeks to the key frame at or before the first number. A picture to which no wanted one can
+    Seeks to the key frame at or before the first number. A picture to which no target can
     refer, such as most pictures of layered shards, is not decoded.
     """
     frames: dict[int, av.VideoFrame] = {}
@@ -61,7 +61,7 @@ def needed_packets(
 
 
 def _needed(packets: list[av.Packet], wanted: list[bool], length_bytes: int) -> list[av.Packet]:
-    """The wanted pictures, and those before them that they may refer to."""
+    """The target pictures, and earlier ones that they may refer to."""
     needed = []
     leads_to_wanted = False
     for packet, is_wanted in zip(reversed(packets), reversed(wanted), strict=True):

@@ -90,7 +90,7 @@ def extract_features(
     """Write the features of every video of the job that is not done yet.
 
     stop: once it returns True, started videos are finished and no other is started. public: the
-    model of these weights, where it is no run. Errors: `UserError` when the folder contains
+    model of these weights, unless it is a run. Errors: `UserError` when the folder contains
     features of other settings, the disk or the GPU's memory is full, or no video is usable.
     """
     require_format(job.format)

@@ -203,7 +203,7 @@ def read_public(
     settings that contradict the weights.
     """
     if weights is not None:
-        raise UserError(f"--weights {weights}: {path} is no run, and has one set of weights.")
+        raise UserError(f"--weights {weights}: {path} is not a run, and has one set of weights.")
     if path.name in WEIGHTS_IN_A_FOLDER and (path.parent / CONFIG).is_file():
         path = path.parent
     state = read_weights(path)
@@ -372,8 +372,8 @@ def _size(shape: ClassifierShape, path: Path) -> str:
         if (size.width, size.depth, size.mlp) == (shape.width, shape.depth, shape.mlp):
             return name
     raise UserError(
-        f"{path} has width {shape.width}, depth {shape.depth} and MLPs of {shape.mlp}, which is no "
-        f"model.size of this package: {', '.join(SIZES)}."
+        f"{path} has width {shape.width}, depth {shape.depth} and MLPs of {shape.mlp}, none "
+        f"of the sizes of this package: {', '.join(SIZES)}."
     )
 
 

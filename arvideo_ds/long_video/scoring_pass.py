@@ -274,7 +274,7 @@ def _result(parts: list[Scored], end: Finished | Failed, times: int) -> VideoSco
     with np.errstate(over="ignore"):  # checked below
         scores = _joined([part.scores for part in parts], times).astype(np.float16)
     if not np.isfinite(scores).all():
-        return Failed("not_finite", "a score is no finite number", rejected=True)
+        return Failed("not_finite", "a score is not finite", rejected=True)
     codes: list[Any] = [part.codes for part in parts]
     return VideoScores(scores, None if codes[0] is None else _joined(codes, times).astype(np.int32))
 

@@ -217,8 +217,8 @@ def run_seconds(
 def recommend(options: Sequence[Option]) -> Option | None:
     """The simplest option that fits and is at most `WORTH_IT` times slower than the fastest.
 
-    Simple is no recomputation, then the lower stage: the cost of many small collectives is not
-    predicted. Offloading only where nothing else fits.
+    Simple: first without recomputation, then the lower stage, because the cost of many small
+    collectives is not predicted. Offloading only where nothing else fits.
     """
     fitting = [option for option in options if option.fits]
     if not fitting:

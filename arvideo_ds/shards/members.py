@@ -64,7 +64,7 @@ class DamagedError(Exception):
 def read_members(path: Path) -> Iterator[Member]:
     """The members in the order of the file.
 
-    Errors: `DamagedError`, after the readable members, where it is no tar or ends within a member.
+    Errors: `DamagedError`, after the readable members, where it is not a complete tar.
     """
     try:
         # "r:" reads only uncompressed tars, which have offsets.
@@ -72,7 +72,7 @@ def read_members(path: Path) -> Iterator[Member]:
             for t in tar:
                 yield Member(t.name, t.offset_data, t.size, t.isfile())
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise DamagedError(None, f"is no whole tar ({error})") from None
+        raise DamagedError(None, f"is not a complete tar ({error})") from None
 
 
 def facts_members(members: Iterable[Member]) -> dict[str, Member]:

@@ -108,7 +108,7 @@ class ShardReport:
         if self.manifest.num_rejects:
             reasons = by_reason(self.rejects_by_reason)
             where = folder / m.REJECTS
-            print(f"left out: {self.manifest.num_rejects} ({reasons}); see {where}", flush=True)
+            print(f"rejected: {self.manifest.num_rejects} ({reasons}); see {where}", flush=True)
         print_damaged(self.damaged)
 
 

@@ -34,8 +34,8 @@ _DECAY = 0.999
 def settle_teacher(recipe: AnyTaught) -> AnyTaught:
     """The recipe with the size, patch and clip of its teacher, so that it alone rebuilds the model.
 
-    Errors: `UserError` for a teacher of unknown size or clip, whose tokens are not those that
-    pretraining predicts, or that is no classifier where its class scores are learnt.
+    Errors: `UserError` for a teacher of unknown size or clip, with other tokens than pretraining
+    predicts, or without a head where its class scores are learnt.
     """
     if recipe.teacher is None:
         return recipe

@@ -54,7 +54,7 @@ def evaluate(
 def evaluate_public(
     public: PublicClassifier, where: str, output: Path, *, alone: bool = False
 ) -> dict[str, Any]:
-    """`evaluate` of a model that is no run, with the views of its recipe, into the folder `output`.
+    """`evaluate` of a public model, with the views of its recipe, into the folder `output`.
     Collective, unless `alone`.
 
     Classes of the shards are found by name among the model's, and numbered as those. Errors:

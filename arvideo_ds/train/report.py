@@ -73,7 +73,7 @@ def _phase(phase: dict[str, Any]) -> str:
 
 
 def loss(run: Path, summary: dict[str, Any]) -> str:
-    """The curve of the run and of those that it continues."""
+    """The curve of the run and of the runs that it continues."""
     notes, continued, baseline = ["Mean over all ranks."], parents(run), summary.get(BASELINE)
     if baseline is not None:
         notes.append(
@@ -115,7 +115,7 @@ def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: in
         note = "Not drawn: predictions depend on data.scores, which only training reads."
         return report.section("Predictions", note, [])
     if recipe.objective.teacher is not None:
-        note = "Not drawn: the model predicts the features of its teacher, which are no pixels."
+        note = "Not drawn: the model predicts the features of its teacher instead of pixels."
         return report.section("Predictions", note, [])
     folder = shards or recipe.probe.test_shards or next(iter(recipe.data.folders), None)
     if folder is None:

@@ -327,7 +327,7 @@ def test_exit_codes_of_the_command(command: list[str | Path], videos: Path, tmp_
     (videos / "broken.mp4").write_bytes(b"no video")
     many = run_script(*command)
     assert many.returncode == 3, many.stderr
-    assert "left out: 1 (1 cannot_open)" in many.stdout
+    assert "rejected: 1 (1 cannot_open)" in many.stdout
     assert run_script(*command, "--max_reject_share", "0.5").returncode == 0
     other = run_script(*command, "--hop", "2")
     assert other.returncode == 2

@@ -486,7 +486,7 @@ def test_wrong_files_and_options_are_explained(
         ),
         (path, NO_OPTIONS, None, "does not name its 8 classes: give --labels FILE"),
         (path, PublicOptions(few), None, "few.txt has 7 class names .* 8 classes"),
-        (path, PublicOptions(labels), "best", "is no run, and has one set of weights"),
+        (path, PublicOptions(labels), "best", "is not a run, and has one set of weights"),
         (path, PublicOptions(labels, ["data.strid=2"]), None, "did you mean 'data.stride'"),
         (path, PublicOptions(labels, ["pixels.std=[0,1,1]"]), None, "pixels|std"),
         (path, PublicOptions(labels, ["model.size=S"]), None, "model.size"),

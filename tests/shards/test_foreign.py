@@ -121,7 +121,7 @@ def test_an_indexed_folder_is_read_like_our_own(tmp_path: Path, videos: list[byt
         done = run_script(SCRIPT, tmp_path)
         assert done.returncode == 3, done.stderr
         assert "3 videos in 2 tars" in done.stdout
-        assert re.search(r"left out: 2 \(.*1 empty.*\); see .*rejects\.jsonl", done.stdout)
+        assert re.search(r"rejected: 2 \(.*1 empty.*\); see .*rejects\.jsonl", done.stdout)
     done = run_script(SCRIPT, tmp_path, "--max_reject_share", "0.5")
     assert done.returncode == 0, done.stderr
     assert [path.read_bytes() for path in sorted(tmp_path.glob("*.tar"))] == before
@@ -156,5 +156,5 @@ def test_what_is_no_folder_of_tars_is_said(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(b"no tar at all" * 100)
     done = run_script(SCRIPT, tmp_path)
     assert done.returncode == 2
-    assert "is no whole tar" in done.stderr
+    assert "is not a complete tar" in done.stderr
     assert "Traceback" not in done.stderr

@@ -78,7 +78,7 @@ def test_one_file(tree: Path) -> None:
 
 def test_what_cannot_be_an_input(tree: Path) -> None:
     (tree / "twice.csv").write_text("path\na.mp4\na.mp4\n")
-    with pytest.raises(UserError, match=r"line 3: 'a' stands in line 2 already"):
+    with pytest.raises(UserError, match=r"line 3: 'a' is already in line 2"):
         list_videos(str(tree / "twice.csv"))
     with pytest.raises(UserError, match="does not exist"):
         list_videos(str(tree / "nowhere"))

@@ -97,7 +97,7 @@ def test_what_is_left_out_is_listed_counted_and_told_by_the_exit_code(
     assert sum(shard.samples for shard in manifest.shards) == 12
     assert f"{output}: 12 videos in 3 shards" in done.stdout
     assert "2 labels" in done.stdout
-    assert "left out: 2 (" in done.stdout
+    assert "rejected: 2 (" in done.stdout
     assert "1 empty" in done.stdout
     # Before the work and after it.
     assert done.stdout.count("1 files passed over") == done.stdout.count(".gif 1") == 2

@@ -116,7 +116,7 @@ def _classes(
 def _seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+):([0-5]\d):([0-5]\d(?:\.\d+)?)", text)
     if match is None:
-        raise ValueError(f"'{text}' is no time HH:MM:SS.ss")
+        raise ValueError(f"'{text}' is not a time HH:MM:SS.ss")
     # Added exactly and rounded once: in floats 60 + 8.96 > 68.96, which would miss that frame.
     return float(3600 * int(match[1]) + 60 * int(match[2]) + Fraction(match[3]))
 

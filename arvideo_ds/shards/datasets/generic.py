@@ -183,7 +183,7 @@ def _row_entry(videos: Path, row: dict[str, Any]) -> Entry:
         if not path.resolve().is_relative_to(videos.resolve()):
             raise ValueError(f"path {row['path']} leads out of --videos {videos}")
         if path.exists() and not path.is_file():
-            raise ValueError(f"path {row['path']} is no file")
+            raise ValueError(f"path {row['path']} is not a file")
     except (OSError, RuntimeError) as error:  # such as a name too long, a circle of links
         raise ValueError(f"path {row['path']} cannot be read ({error})") from None
     entry = file_entry(videos, path, None if label is None else str(label), part=_part(row))

@@ -90,7 +90,9 @@ class _Clips:
             raise ValueError(f"youtube_id '{youtube_id}' has not {_ID} characters")
         are_seconds = all(re.fullmatch(r"\d+(\.\d+)?", text) for text in (start, end))
         if not (are_seconds and float(start) < float(end)):
-            raise ValueError(f"time_start '{start}' and time_end '{end}' are no seconds in order")
+            raise ValueError(
+                f"time_start '{start}' and time_end '{end}' are not seconds in increasing order"
+            )
         label = row.get("label")
         if label == "":
             raise ValueError("label is empty")

@@ -134,7 +134,7 @@ class BadRows:
         """Errors: `ValueError` where another line has the same id."""
         first = self._first.setdefault(video_id, line)
         if first != line:
-            raise ValueError(f"'{video_id}' stands in {self._unit} {first} already")
+            raise ValueError(f"'{video_id}' is already in {self._unit} {first}")
 
     def add(self, line: int, message: object) -> None:
         self._problems.append(f"{self._unit} {line}: {message}")

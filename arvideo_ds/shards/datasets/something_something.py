@@ -51,7 +51,7 @@ def _label(row: dict[str, str], numbers: dict[str, int]) -> str:
     template = str(row.get("template", ""))
     name = template.replace("[", "").replace("]", "")
     if name not in numbers:
-        raise ValueError(f"the template '{template}' is no label of the labels file")
+        raise ValueError(f"the template '{template}' is not in the labels file")
     return name
 
 

@@ -92,7 +92,7 @@ def test_two_files_of_one_name_are_a_bad_row(make_videos: MakeVideos) -> None:
 
 def test_a_clip_named_twice_is_a_bad_row_with_both_entries(make_videos: MakeVideos) -> None:
     videos, rows = make_videos(*FILES), [*ROWS, ROWS[2]]
-    with pytest.raises(UserError, match=r"entry 4: 'c_00003' stands in entry 3 already"):
+    with pytest.raises(UserError, match=r"entry 4: 'c_00003' is already in entry 3"):
         read(videos, rows)
     assert len(read(videos, rows, skip_bad_rows=True).entries) == 3
 

@@ -199,7 +199,7 @@ def test_names_of_nouns_are_for_epic_kitchens_alone(
 @pytest.mark.parametrize(
     ("wrong", "reason"),
     [
-        (row("x", start="1.5"), r"'1\.5' is no time HH:MM:SS\.ss"),
+        (row("x", start="1.5"), r"'1\.5' is not a time HH:MM:SS\.ss"),
         (row("x", start="00:00:04.00"), "the action stops before it starts"),
         (row("x", verb="97"), r"verb_class '97' is not in 0\.\.96"),
         (row("x", noun=""), r"noun_class '' is not in 0\.\.299"),
@@ -315,7 +315,7 @@ def test_two_files_of_one_video_are_a_bad_row(make_videos: MakeVideos) -> None:
 
 def test_an_action_named_twice_is_a_bad_row_with_both_lines(make_videos: MakeVideos) -> None:
     videos = make_videos("P02_11.mp4")
-    with pytest.raises(UserError, match=r"1 bad row.*line 3: 'P02_11_0' stands in line 2 already"):
+    with pytest.raises(UserError, match=r"1 bad row.*line 3: 'P02_11_0' is already in line 2"):
         read(videos, row(), row())
     listing = read(videos, row(), row(), skip_bad_rows=True)
     assert [entry.video_id for entry in listing.entries] == ["P02_11_0"]

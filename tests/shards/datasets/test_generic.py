@@ -128,7 +128,7 @@ def test_paths_and_links_that_lead_out_of_the_folder_are_refused(videos: Path) -
 
 @pytest.mark.parametrize("again", ["a/1.mp4", "./a/1.mp4", "a/../a/1.mp4"])
 def test_a_video_named_twice_is_a_bad_row_with_both_lines(videos: Path, again: str) -> None:
-    with pytest.raises(UserError, match=r"line 3: 'a/1' stands in line 2 already"):
+    with pytest.raises(UserError, match=r"line 3: 'a/1' is already in line 2"):
         read_entries("csv", csv_source(videos, f"path\na/1.mp4\n{again}\n"))
 
 

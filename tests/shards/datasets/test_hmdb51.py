@@ -170,6 +170,6 @@ def test_a_folder_without_split_files_is_refused(make_videos: MakeVideos) -> Non
 def test_a_clip_named_twice_is_a_bad_row_with_both_lines(make_videos: MakeVideos) -> None:
     videos = make_videos("a.avi", "b.avi")
     rows = {"catch": ("a.avi 1", "b.avi 1", "a.avi 1")}
-    with pytest.raises(UserError, match=r"1 bad row.*line 3: 'a' stands in line 1 already"):
+    with pytest.raises(UserError, match=r"1 bad row.*line 3: 'a' is already in line 1"):
         read(videos, rows)
     assert len(read(videos, rows, skip_bad_rows=True).entries) == 2

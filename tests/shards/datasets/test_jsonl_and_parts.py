@@ -208,9 +208,7 @@ def test_a_wrong_part_is_named_or_counted(
 @READ
 def test_the_same_part_twice_is_a_bad_row(videos: Path, read: Callable[..., Listing]) -> None:
     row = {"path": "a/1.mp4", "start_s": 0, "stop_s": 1}
-    with pytest.raises(
-        UserError, match=r"1 bad row.*'a/1_0\.000_1\.000' stands in line \d already"
-    ):
+    with pytest.raises(UserError, match=r"1 bad row.*'a/1_0\.000_1\.000' is already in line \d"):
         read(videos, row, row)
 
 

@@ -131,7 +131,7 @@ def test_two_files_of_one_id_are_a_bad_row(make_videos: MakeVideos) -> None:
 
 def test_an_id_named_twice_is_a_bad_row_with_both_entries(make_videos: MakeVideos) -> None:
     videos, rows = make_videos(*FILES), [*ROWS, ROWS[1]]
-    with pytest.raises(UserError, match=r"entry 4: '9' stands in entry 2 already"):
+    with pytest.raises(UserError, match=r"entry 4: '9' is already in entry 2"):
         read(videos, rows)
     assert len(read(videos, rows, skip_bad_rows=True).entries) == 3
 

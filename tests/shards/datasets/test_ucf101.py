@@ -143,6 +143,6 @@ def test_a_split_whose_list_is_not_there_is_refused(make_videos: MakeVideos) -> 
 def test_a_clip_named_twice_is_a_bad_row_with_both_lines(make_videos: MakeVideos) -> None:
     videos = make_videos(*(row.split()[0] for row in TRAIN))
     rows = (*TRAIN, TRAIN[1])
-    with pytest.raises(UserError, match=r"line 3: 'v_Zumba_g01_c01' stands in line 2 already"):
+    with pytest.raises(UserError, match=r"line 3: 'v_Zumba_g01_c01' is already in line 2"):
         read(videos, rows)
     assert len(read(videos, rows, skip_bad_rows=True).entries) == 2
