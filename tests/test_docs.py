@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import json
 import re
 import subprocess
 import sys
@@ -12,6 +14,7 @@ import pytest
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "docs" / "demo.ipynb"
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LINK = re.compile(r"\]\((?!https?://|mailto:)([^)\s]*)\)")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
@@ -58,6 +61,35 @@ def test_the_site_builds_without_warnings_and_fetches_nothing(run: Run, tmp_path
     assert 'class="arithmatex"' not in method
 
 
+def test_the_notebook_is_stored_without_outputs() -> None:
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+    code = [cell for cell in cells if cell["cell_type"] == "code"]
+    assert code
+    assert [c["id"] for c in code if c["outputs"] or c["execution_count"] is not None] == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Videos, shards, pretraining, predictions and probes, by its own commands."""
+    for package in ("nbclient", "ipykernel"):
+        pytest.importorskip(package, reason="pip install -e '.[docs]' (make docs)")
+    import nbformat
+    from nbclient import NotebookClient
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
+    run = tmp_path / "runs" / "notebook" / "run"
+    assert "data:image/png" in (run / "report.html").read_text()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["final"]["loss/pretrain"] < summary["baseline_loss"]
+    printed = "".join(o.get("text", "") for c in notebook.cells for o in c.get("outputs", ()))
+    assert '"linear_probe_accuracy"' in printed
+    assert "the same motion in" in printed
+
+
 def sources() -> Iterator[Path]:
     for folder in ("arvideo_ds", "scripts", "data_tools", "tests", "docs"):
         for kind in ("*.py", "*.md", "*.yaml"):
@@ -69,3 +101,40 @@ def test_nothing_cites_notes_that_readers_do_not_have() -> None:
     here = Path(__file__)
     citing = [p for p in sources() if p != here and notes.search(p.read_text(encoding="utf-8"))]
     assert citing == []
+
+
+# What the field does not write, and what it writes instead.
+PHRASES = {
+    r"(?<!there )\b(?:is|are) no\b(?! longer)": "is not a ..., without a ...",
+    r"\b(?:stands?|lies?) (?:in|on|at|beside|for)\b": "is in",
+    r"\bholds? (?:the|an?|all|every|its|their|\d+)\b": "contains, has",
+    r"\b(?:of|from|on) those that (?:it|they) go(?:es)?\b|\bgoes on from\b": "resumes from",
+    r"\b(?:said|told|asked|wanted)\b": "reported; test; target",
+    r"\bpeople's way\b|\bno use to\b|\bnobody\b|\banybody\b|\bsomebody\b": "name it",
+    r"\bone view a video\b|\bsteps done in all\b": "one view per video, total steps",
+    r"\bleft out\b|\blaid over\b|\bdealt to\b": "excluded, overrides, assigned to",
+    r"\bneighbours ask\b": "k-NN probe",
+    r"\bgives? up\b": "times out, stops",
+}
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """The documentation, and all docstrings, errors and other texts of the package."""
+    for page in PAGES[1:]:
+        yield page, page.read_text(encoding="utf-8")
+    for path in (ROOT / "arvideo_ds").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield path, node.value
+
+
+def test_texts_are_in_the_plain_english_of_the_field() -> None:
+    listed = [(path, " ".join(text.split())) for path, text in texts()]
+    for pattern, instead in PHRASES.items():
+        banned = re.compile(pattern, re.IGNORECASE)
+        found = [
+            f"{path.relative_to(ROOT)}: ...{text[max(0, m.start() - 40) : m.end() + 20]}..."
+            for path, text in listed
+            for m in banned.finditer(text)
+        ]
+        assert found == [], f"write instead: {instead}"

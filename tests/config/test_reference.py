@@ -118,3 +118,21 @@ def test_the_command_checks_without_writing(run: Run, tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "is stale; run: arvideo settings --write" in done.stderr
     assert (tmp_path / "settings.md").read_text() == "old\n"
+
+
+def test_settings_of_a_plugin_are_explained(run: Run, tmp_path: Path) -> None:
+    plugin = tmp_path / "still.py"
+    plugin.write_text(
+        "from typing import Literal\n"
+        "from arvideo_ds.config.objectives import OBJECTIVES, VideomaeSettings\n"
+        "@OBJECTIVES.register('still')\n"
+        "class Still(VideomaeSettings):\n"
+        "    name: Literal['still'] = 'still'\n"
+        "    pause: int = 3\n"
+        "    'Frames that repeat.'\n"
+    )
+    command = (sys.executable, "-m", "arvideo_ds", "settings", "--plugin", plugin)
+    done = run(*command, "objective.pause", "objective.name")
+    assert done.returncode == 0, done.stderr
+    for part in ("objectives still", "default    3", "Frames that repeat.", "lvmae, still"):
+        assert part in done.stdout
