@@ -60,6 +60,7 @@ GROUPS: dict[str, dict[str, str]] = {
         "benchmark_ingest": "measure what making shards costs",
         "protocols": "compare the recipes with published numbers",
         "settings": "explain the settings of recipes: type, default, meaning",
+        "costs": "write the README's table of predicted costs",
     },
 }
 COMMANDS = {name: text for group in GROUPS.values() for name, text in group.items()}

@@ -345,12 +345,12 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
                 f"source {source.name} is repeated {source.epochs:.4g} times, and the mixture as a "
                 f"whole {plan.epochs:.4g} times: its weight is high for {source.videos} videos."
             )
-    counts = [("the shards", recipe.data.num_videos, plan.num_videos)]
+    counts = [("the shards have", recipe.data.num_videos, plan.num_videos)]
     for source, own in zip(plan.sources, recipe.data.sources or (), strict=True):
-        counts.append((f"source {source.name}", own.num_videos, source.videos))
+        counts.append((f"source {source.name} has", own.num_videos, source.videos))
     for what, expected, actual in counts:
         if expected and abs(actual - expected) > _TOLERATED_DIFFERENCE * expected:
-            lines.append(f"the recipe expects {expected} videos in {what}, which has {actual}.")
+            lines.append(f"the recipe expects {expected} videos; {what} {actual}.")
     return lines
 
 
