@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
+import arvideo_ds
 from tests.conftest import LONGEST
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
@@ -85,3 +88,21 @@ def test_every_folder_of_modules_is_a_package() -> None:
 
 def test_the_files_of_tests_that_start_first_are_there() -> None:
     assert [name for name in LONGEST if not (ROOT / "tests" / name).is_file()] == []
+
+
+def test_the_files_that_a_contributor_is_to_copy_and_run_are_there() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:\w+/)+\w+\.\w+)`", page))
+    assert len(named) > 20
+    assert not [p for p in named if not ((ROOT / p).exists() or (ROOT / "arvideo_ds" / p).exists())]
+
+
+def test_the_targets_that_ci_makes_exist_and_the_citation_has_the_version() -> None:
+    workflow = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8"))
+    targets = {row["target"] for row in workflow["jobs"]["make"]["strategy"]["matrix"]["include"]}
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    for target in targets:
+        assert re.search(rf"^{target}:", makefile, flags=re.M)
+    assert targets == {"lint", "fast", "slow", "docs"}
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == arvideo_ds.__version__
