@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,10 @@ from arvideo_ds.errors import EXIT_MANY_REJECTS, EXIT_OK, UserError, command
 if TYPE_CHECKING:
     from arvideo_ds.shards.manifest import Manifest
     from arvideo_ds.shards.writer import ShardReport
+
+if not sys.stderr.isatty():
+    # A log file keeps every line of a progress bar. tqdm reads this when it is imported.
+    os.environ.setdefault("TQDM_MININTERVAL", "60")
 
 # Command (and module of this room) -> what it does.
 GROUPS: dict[str, dict[str, str]] = {

@@ -136,3 +136,16 @@ def test_a_deepspeed_configuration_has_a_name_everywhere(
 def test_an_unknown_configuration_is_refused_with_the_names() -> None:
     with pytest.raises(UserError, match="zero2_checkpointing"):
         read_deepspeed_json(find_deepspeed_config("zero5"))
+
+
+def test_a_log_file_gets_few_lines_of_a_progress_bar(run: Run) -> None:
+    """A terminal redraws the bar; a file of a Slurm job would keep ten lines of each second."""
+    code = (
+        "import time, arvideo_ds.cli\n"
+        "from tqdm import tqdm\n"
+        "for _ in tqdm(range(30)):\n"
+        "    time.sleep(0.03)"
+    )
+    done = run(sys.executable, "-c", code)
+    assert "30/30" in done.stderr  # the end is shown
+    assert done.stderr.count("it/s") + done.stderr.count("s/it") <= 2
