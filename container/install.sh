@@ -14,7 +14,7 @@ system)
     ;;
 packages)
     # Everything but the code, so that a change of the code keeps this layer.
-    /opt/venv/bin/pip install -q -c constraints.txt '.[wandb,export,tokenizer,http,s3,gcs,parquet]'
+    /opt/venv/bin/pip install -q --use-pep517 -c constraints.txt '.[wandb,export,tokenizer,http,s3,gcs,parquet]'
     ;;
 code)
     /opt/venv/bin/pip install -q --no-deps --force-reinstall .

@@ -106,3 +106,25 @@ def test_the_targets_that_ci_makes_exist_and_the_citation_has_the_version() -> N
     assert targets == {"lint", "fast", "slow", "docs"}
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert citation["version"] == arvideo_ds.__version__
+
+
+def test_the_container_files_copy_what_the_checkout_has_and_run_steps_that_exist() -> None:
+    folder = ROOT / "container"
+    allowed = {
+        line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if "!" in line
+    }
+    steps = set(re.findall(r"^(\w+)\)$", (folder / "install.sh").read_text(), flags=re.M))
+    dockerfile = (folder / "Dockerfile").read_text()
+    definition = (folder / "arvideo_ds.def").read_text()
+    copied = [
+        word
+        for line in re.findall(r"^COPY (.*) \S+$", dockerfile, flags=re.M)
+        for word in line.split()
+    ]
+    listed = re.findall(r"^    (\S+) /opt/arvideo_ds/", definition, flags=re.M)
+    assert len(copied) > 5 and len(listed) > 5
+    assert not [path for path in copied + listed if not (ROOT / path).exists()]
+    # Sources that .dockerignore excludes would end the build.
+    assert not [p for p in copied if not {p, *map(str, Path(p).parents)} & allowed]
+    assert set(re.findall(r"RUN container/install\.sh (\w+)", dockerfile)) == steps
+    assert set(re.search(r"for step in (.*?);", definition)[1].split()) == steps  # type: ignore[index]
