@@ -27,7 +27,7 @@ $(STAMP): setup.py constraints.txt
 	@touch $@
 
 demo: setup  ## pretrain on videos made on the spot, probe, draw: runs/demo/report.html
-	deepspeed scripts/pretrain.py --deepspeed_config ds_configs/zero2.json
+	deepspeed --quiet scripts/pretrain.py --deepspeed_config ds_configs/zero2.json
 	python scripts/probe.py runs/demo
 	python scripts/report.py runs/demo
 
