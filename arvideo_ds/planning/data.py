@@ -54,7 +54,7 @@ def layers_in_words(data: DataSettings, layers: int) -> list[str]:
         how = "with data.fps it depends on the video"
     else:
         how = f"data.stride={data.stride} is not a multiple, so others are decoded too"
-    return [f"only every {layers}th frame of the shards is one that others refer to; {how}."]
+    return [f"only one frame in {layers} of the shards is one that others refer to; {how}."]
 
 
 def assumed_rate(recipe: Recipe, layers: int) -> float:

@@ -135,7 +135,7 @@ def _supply_words(supply: Supply) -> list[str]:
 def _label(strategy: Strategy) -> str:
     parts = [f"ZeRO-{strategy.stage}"]
     if strategy.recompute:
-        every = f" every {strategy.recompute}th" if strategy.recompute > 1 else ""
+        every = f" one layer in {strategy.recompute}" if strategy.recompute > 1 else ""
         parts.append(f"recompute{every}")
     if strategy.offload_optimizer:
         parts.append(f"offload {'all' if strategy.offload_parameters else 'optimizer'}")

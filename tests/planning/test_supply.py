@@ -99,7 +99,7 @@ def test_the_plan_says_how_clips_use_the_layers(
 ) -> None:
     recipe = tiny(data={"stride": stride, "sampling": sampling})
     (note,) = layers_in_words(recipe.data, 4)
-    assert "every 4th frame" in note and words in note
+    assert "one frame in 4" in note and words in note
     assert layers_in_words(recipe.data, 1) == []
 
 
