@@ -39,7 +39,8 @@ class ModelSettings(Settings):
     patch: PositiveTriple | None = None
     """Frames, rows and columns of one token; from the size table by default."""
     positions: Literal["sincos_1d", "sincos_3d"] = "sincos_1d"
-    """VideoMAE's table, "sincos_1d", or "sincos_3d", which encodes time, row, column separately."""
+    """Position table. sincos_1d: VideoMAE's, of the token's index. sincos_3d: time, row and column
+    separately (docs/method.md)."""
 
     @model_validator(mode="after")
     def _size_of_backbone(self) -> Self:
@@ -357,11 +358,11 @@ class WandbSettings(Settings):
     """Logging to Weights & Biases; keys that are null are taken from the environment."""
 
     mode: Literal["disabled", "online", "offline"] | None = None
-    """null: $WANDB_MODE, else disabled."""
+    """online: to the server. offline: to files. null: `$WANDB_MODE`, else disabled."""
     project: str | None = None
-    """null: $WANDB_PROJECT, else arvideo_ds."""
+    """Project of the run; null: `$WANDB_PROJECT`, else arvideo_ds."""
     entity: str | None = None
-    """null: $WANDB_ENTITY, else the default of the account."""
+    """Account or team of the project; null: `$WANDB_ENTITY`, else the account's default."""
     group: str | None = None
     """Runs of a group are shown together; `arvideo ablate` groups the seeds of a recipe."""
     tags: tuple[str, ...] = ()
@@ -387,7 +388,7 @@ class TrackerSettings(Settings):
     tensorboard: bool = False
     """Event files in OUTPUT/tensorboard."""
     trackio: str | None = None
-    """Project of Trackio, in $TRACKIO_DIR."""
+    """Project of Trackio, in `$TRACKIO_DIR`; null: not used."""
 
 
 class Recipe(Settings):
