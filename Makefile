@@ -23,7 +23,7 @@ $(STAMP): setup.py constraints.txt
 		{ echo "Python 3.10 or later is needed; choose one with: make PYTHON=python3.11 setup"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "no virtual environments here; on Debian/Ubuntu: apt-get install python3-venv"; exit 1; }
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,wandb,export,tokenizer]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,docs,wandb,export,tokenizer]'
 	@touch $@
 
 demo: setup  ## pretrain on videos made on the spot, probe, draw: runs/demo/report.html
