@@ -71,7 +71,6 @@ endif
 
 docs: export NO_MKDOCS_2_WARNING := 1
 docs: setup  ## the documentation as a site: site/index.html
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	mkdocs build --strict
 
 clean:  ## remove the environment, the demo's data, the site and the runs

@@ -44,7 +44,7 @@ def test_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
 
 def test_the_site_builds_without_warnings_and_fetches_nothing(run: Run, tmp_path: Path) -> None:
     for package in ("mkdocs", "material", "mkdocstrings_handlers.python", "latex2mathml"):
-        pytest.importorskip(package, reason="pip install -e '.[docs]' (make docs)")
+        pytest.importorskip(package, reason="the extra `docs`: make setup")
     command = (sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", tmp_path)
     done = run(*command, NO_MKDOCS_2_WARNING="1")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -72,7 +72,7 @@ def test_the_notebook_is_stored_without_outputs() -> None:
 def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every cell, on fewer videos and steps."""
     for package in ("nbclient", "ipykernel"):
-        pytest.importorskip(package, reason="pip install -e '.[docs]' (make docs)")
+        pytest.importorskip(package, reason="the extra `docs`: make setup")
     import nbformat
     from nbclient import NotebookClient
 

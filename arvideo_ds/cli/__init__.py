@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from arvideo_ds.shards.manifest import Manifest
     from arvideo_ds.shards.writer import ShardReport
 
+# Pages that a command of a checkout writes, and its exit code where one is not current.
+DOCS = Path(__file__).parents[2] / "docs"
+EXIT_STALE = 1
+
 if not sys.stderr.isatty():
     # A log file keeps every line of a progress bar. tqdm reads this when it is imported.
     os.environ.setdefault("TQDM_MININTERVAL", "60")
@@ -115,6 +119,18 @@ def _help() -> str:
     return "\n".join(lines)
 
 
+def keep_page(path: Path, text: str, *, check: bool, by: str) -> int:
+    """Write a page of the checkout, or only compare it; the exit code, 1 where it is stale. by: the
+    command that writes it."""
+    if not check:
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path}")
+    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
+        log(f"{path} is stale; run: {by}")
+        return EXIT_STALE
+    return EXIT_OK
+
+
 def log(text: str) -> None:
     """Print to standard error, at once."""
     print(text, file=sys.stderr, flush=True)
@@ -134,5 +150,5 @@ def end_with_rejects(folder: Path, report: ShardReport, max_share: float, files:
     """Print counts and rejects of a shard set; the exit code."""
     kept = f", {report.shards_kept} of them from an earlier run" if report.shards_kept else ""
     print(f"{folder}: {describe_shards(report.manifest, files, kept)}")
-    report.print_left_out(folder)
-    return EXIT_MANY_REJECTS if report.share_left_out > max_share else EXIT_OK
+    report.print_rejects(folder)
+    return EXIT_MANY_REJECTS if report.rejected_share > max_share else EXIT_OK

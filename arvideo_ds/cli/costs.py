@@ -11,14 +11,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser, find_deepspeed_config
-from arvideo_ds.cli import log
+from arvideo_ds.cli import DOCS, keep_page
 from arvideo_ds.engine.resolve import read_deepspeed_json
-from arvideo_ds.errors import EXIT_OK, command
+from arvideo_ds.errors import command
 from arvideo_ds.planning.costs import cost_table, replaced
 from arvideo_ds.planning.memory import Strategy
 
-README = Path(__file__).parents[2] / "README.md"
-EXIT_STALE = 1
+README = DOCS.parent / "README.md"
 
 
 @command
@@ -30,10 +29,4 @@ def main() -> int:
     zero2 = read_deepspeed_json(find_deepspeed_config("zero2"))
     old = args.readme.read_text(encoding="utf-8")
     new = replaced(old, cost_table(Strategy.from_json(zero2)))
-    if not args.check:
-        args.readme.write_text(new, encoding="utf-8")
-        print(f"wrote {args.readme}")
-    elif new != old:
-        log(f"{args.readme} is stale; run: arvideo costs")
-        return EXIT_STALE
-    return EXIT_OK
+    return keep_page(args.readme, new, check=args.check, by="arvideo costs")

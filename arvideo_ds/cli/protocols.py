@@ -13,12 +13,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.cli import log
-from arvideo_ds.errors import EXIT_OK, command
+from arvideo_ds.cli import DOCS, keep_page, log
+from arvideo_ds.errors import command
 from arvideo_ds.planning.protocols import all_numbers, deviations, page, read_protocols
 
-# Only a checkout has it.
-DOCS = Path(__file__).parents[2] / "docs"
 EXIT_DEVIATES = 1
 
 
@@ -34,10 +32,4 @@ def main() -> int:
         log("\n".join(wrong))
         return EXIT_DEVIATES
     path, text = args.docs / "protocols.md", page(protocols, numbers)
-    if not args.check:
-        path.write_text(text, encoding="utf-8")
-        print(f"wrote {path}: {len(numbers)} recipes")
-    elif not path.is_file() or path.read_text(encoding="utf-8") != text:
-        log(f"{path} is stale; run: arvideo protocols")
-        return EXIT_DEVIATES
-    return EXIT_OK
+    return keep_page(path, text, check=args.check, by="arvideo protocols")

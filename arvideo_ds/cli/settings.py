@@ -15,7 +15,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from arvideo_ds.arguments import CommandParser
-from arvideo_ds.cli import log
+from arvideo_ds.cli import DOCS, keep_page
 from arvideo_ds.config.objectives import OBJECTIVES
 from arvideo_ds.config.reference import Choices, describe, find, listing, page, reference
 from arvideo_ds.config.schema import RECIPES
@@ -25,9 +25,6 @@ from arvideo_ds.evaluation.probes import POOLINGS
 from arvideo_ds.optim.optimizers import OPTIMIZERS
 from arvideo_ds.optim.schedule import SCHEDULES
 
-# Only a checkout has it.
-DOCS = Path(__file__).parents[2] / "docs"
-EXIT_STALE = 1
 # Settings whose names are in tables that plugins extend.
 CHOICES: Choices = {
     "task": RECIPES,
@@ -51,15 +48,10 @@ def main() -> int:
     parser.add_argument("--docs", type=Path, default=DOCS, help="folder of settings.md")
     args = parser.parse_args()
     sections = reference(CHOICES)
-    path, text = args.docs / "settings.md", page(sections)
-    if args.write:
-        path.write_text(text, encoding="utf-8")
-        print(f"wrote {path}")
-    elif args.check:
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            log(f"{path} is stale; run: arvideo settings --write")
-            return EXIT_STALE
-    elif args.names:
+    if args.write or args.check:
+        path, by = args.docs / "settings.md", "arvideo settings --write"
+        return keep_page(path, page(sections), check=args.check, by=by)
+    if args.names:
         print("\n\n".join(describe(find(name, sections)) for name in args.names))
     else:
         print(listing(sections))

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from arvideo_ds.config.objectives import TokenCounts
 from arvideo_ds.config.settings import Positive, PositiveTriple, Settings
-from arvideo_ds.config.sizes import TUBELET, TeacherShape, Transformer
+from arvideo_ds.config.sizes import TUBELET, Pooling, TeacherShape, Transformer
 from arvideo_ds.config.teachers import EMA, check_teacher, teacher_size
 from arvideo_ds.config.transfer import TransferRecipe, TransferSettings
 from arvideo_ds.errors import UserError
@@ -40,7 +40,7 @@ class FinetuneSettings(TransferSettings):
     Beta(cutmix, cutmix)."""
     drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of places dropped at all times while training (random tubes); tests see all tokens."""
-    pooling: Literal["mean", "attention", "attentive"] = "mean"
+    pooling: Pooling = "mean"
     """The classified feature: the mean of the tokens, the output of a class-attention layer, or of
     the attentive probe of V-JEPA and V-JEPA 2."""
     pooling_depth: Positive = 4
@@ -168,7 +168,7 @@ class FinetuneRecipe(TransferRecipe):
         return self.finetune.heads
 
     @property
-    def pooling(self) -> Literal["mean", "attention", "attentive"]:
+    def pooling(self) -> Pooling:
         return self.finetune.pooling
 
     @property

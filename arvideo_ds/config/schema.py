@@ -15,7 +15,7 @@ from typing_extensions import Self
 
 from arvideo_ds.config.objectives import TokenCounts
 from arvideo_ds.config.settings import NonNegative, Positive, PositiveTriple, Settings, Share
-from arvideo_ds.config.sizes import BACKBONES, TUBELET, EncoderSpec, Size, Transformer
+from arvideo_ds.config.sizes import BACKBONES, TUBELET, EncoderSpec, Pooling, Size, Transformer
 from arvideo_ds.config.sources import (
     EXCLUSIVE,
     CropName,
@@ -525,7 +525,7 @@ class EncoderRecipe(Recipe):
         return EncoderSpec(self.geometry, self.size, positions, self.pretrained_grid, backbone)
 
     @property
-    def pooling(self) -> Literal["mean", "attention", "attentive"]:
+    def pooling(self) -> Pooling:
         """How a clip's tokens become one vector."""
         return "mean"
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from arvideo_ds.geometry import Geometry, Triple
 from arvideo_ds.registry import Registry
@@ -43,6 +44,8 @@ SIZES: dict[str, Size] = {
 }
 # Sizes of each `model.name`; its builder is in models/encoder.py.
 BACKBONES: Registry[Mapping[str, Size]] = Registry("backbone", {"vit": SIZES})
+# How a classifier makes one vector of the tokens (models/classifier.py).
+Pooling = Literal["mean", "attention", "attentive"]
 TUBELET = 2
 DECODER_MLP_RATIO = 4
 PROBE_MLP_RATIO = 4

@@ -392,10 +392,10 @@ def worker_count(recipe: Recipe, *, cores: int) -> int:
 
 
 class _Flag:
-    """An event without a lock, by which torch's trainer ends its workers.
+    """An event without a lock, by which DataLoader ends its workers.
 
-    The lock of `multiprocessing.Event` stays taken when a worker is killed while it looks, and
-    then the trainer waits for it forever.
+    A worker that is killed during `multiprocessing.Event.is_set` keeps the event's lock, and
+    DataLoader then waits for it forever.
     """
 
     def __init__(self) -> None:

@@ -99,11 +99,11 @@ class ShardReport:
     damaged: tuple[str, ...] = ()
 
     @property
-    def share_left_out(self) -> float:
+    def rejected_share(self) -> float:
         manifest = self.manifest
         return manifest.num_rejects / (manifest.num_samples + manifest.num_rejects)
 
-    def print_left_out(self, folder: Path) -> None:
+    def print_rejects(self, folder: Path) -> None:
         """Print the numbers of rejects and of damaged videos."""
         if self.manifest.num_rejects:
             reasons = by_reason(self.rejects_by_reason)

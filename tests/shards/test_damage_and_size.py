@@ -108,7 +108,7 @@ def test_damage_and_size_are_reported_where_shards_are_made_and_inspected(
     (reject,) = map(json.loads, (three / "shards" / REJECTS).read_text().splitlines())
     assert "96 x 96" in reject["message"]
     assert "--max_pixels" in reject["message"]
-    report.print_left_out(three / "shards")
+    report.print_rejects(three / "shards")
     assert "1 with decoder errors, such as damaged.mp4" in capsys.readouterr().out
     rows = dict(table(inspect_shards(three / "shards"), clip_frames=1))
     assert rows["decoder errors"] == "in 1 video, up to 2 packets"
