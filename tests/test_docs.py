@@ -124,7 +124,7 @@ PHRASES = {
 
 def texts() -> Iterator[tuple[Path, str]]:
     """The documentation, and all docstrings, errors and other texts of the package."""
-    for page in PAGES[1:]:
+    for page in PAGES:
         yield page, page.read_text(encoding="utf-8")
     for path in (ROOT / "arvideo_ds").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
