@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import runpy
 import sys
@@ -14,13 +15,14 @@ import pytest
 from arvideo_ds.config import PretrainRecipe
 from arvideo_ds.evaluation import pictures
 from arvideo_ds.evaluation.probes import POOLINGS, description
+from arvideo_ds.evaluation.report import Section
 from arvideo_ds.planning.plan import make_plan
 from arvideo_ds.runs import run_folder
 from arvideo_ds.train import report as train_report
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "report.py"
 FINAL = {"loss/pretrain": 1.01}
-Report = Callable[[Path], str]
+Report = Callable[..., str]
 
 
 @pytest.fixture
@@ -71,10 +73,11 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 @pytest.fixture
 def report(monkeypatch: pytest.MonkeyPatch, drawn: dict[str, Any]) -> Report:
-    def make(folder: Path) -> str:
+    def make(folder: Path, *options: str) -> str:
         main = runpy.run_path(str(SCRIPT))["main"]
-        monkeypatch.setattr(train_report, "predictions", lambda *args: "")
-        monkeypatch.setattr(sys, "argv", ["report.py", str(folder)])
+        nothing = Section("Predictions", "not drawn")
+        monkeypatch.setattr(train_report, "predictions", lambda *args: nothing)
+        monkeypatch.setattr(sys, "argv", ["report.py", str(folder), *options])
         assert main() == 0
         return (folder / "report.html").read_text()
 
@@ -93,6 +96,20 @@ def test_every_kind_of_probe_features_is_described(
 ) -> None:
     page = report(make_run("run", range(1, 4), **probed(features)))
     assert f"Frozen encoder, {description(POOLINGS[features])} of the central clip" in page
+
+
+def test_pictures_are_files_too_on_request(
+    tmp_path: Path, make_run: Callable[..., Path], report: Report
+) -> None:
+    run, folder = (
+        make_run("run", range(1, 4), **probed(), probes={"hm/db": probed()}),
+        tmp_path / "p",
+    )
+    page = report(run, "--pictures", str(folder))
+    files = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert sorted(files) == ["loss_1.png", "probes_1.png", "probes_hm_db_1.png"]
+    for picture in files.values():
+        assert base64.b64encode(picture).decode() in page
 
 
 def test_other_probes_are_drawn_where_they_were_made(

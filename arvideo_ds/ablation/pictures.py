@@ -86,8 +86,8 @@ def write_page(path: Path, document: Mapping[str, Any]) -> None:
             f"By {document['measures'][m]}: {text}" for m, text in ablation["verdicts"].items()
         ]
         picture = draw_grid(document, [ablation], per_line=1)
-        section = report.section(ablation["title"], " ".join(verdicts), [picture])
-        parts.append(section + _table(*table_of(document, ablation)))
+        section = report.Section(ablation["title"], " ".join(verdicts), [picture])
+        parts.append(section.html() + _table(*table_of(document, ablation)))
     report.write_page(path, document["title"], parts)
 
 

@@ -1,7 +1,7 @@
 """Draw a finished run: loss, probes and predicted clips, in one report.html.
 
 arvideo report runs/demo
-arvideo report runs/my_run --shards SHARDS --clips 4
+arvideo report runs/my_run --shards SHARDS --clips 4 --pictures FOLDER   # as PNG files too
 """
 
 from __future__ import annotations
@@ -20,8 +20,12 @@ def main() -> None:
     parser.add_argument("run", type=Path, help="folder of a finished run")
     parser.add_argument("--shards", help="clips to show; default: probe.test_shards, data.shards")
     parser.add_number("clips", 3, "clips to show")
+    parser.add_argument(
+        "--pictures", type=Path, metavar="FOLDER", help="write the pictures there as PNG files too"
+    )
     args = parser.parse_args()
     recipe = run_folder.read_recipe(args.run, PretrainRecipe)
     from arvideo_ds.train.report import write_report
 
-    print(f"report: {write_report(args.run, recipe, args.shards, args.clips)}")
+    path = write_report(args.run, recipe, args.shards, args.clips, args.pictures)
+    print(f"report: {path}")

@@ -5,7 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,31 @@ text-align: left }} img {{ max-width: 100%; border: 1px solid #eee; margin: .4em
 """
 
 
-def section(title: str, note: str, figures: Iterable[Figure] = ()) -> str:
-    """A heading, a paragraph, and figures as embedded PNGs."""
-    images = "".join(f'<img alt="{html.escape(title)}" src="{_data_url(f)}">' for f in figures)
-    return f'<h2>{html.escape(title)}</h2><p class="note">{html.escape(note)}</p>{images}'
+@dataclass(frozen=True)
+class Section:
+    """A heading, a paragraph, and figures."""
+
+    title: str
+    note: str
+    figures: Sequence[Figure] = ()
+
+    @cached_property
+    def pngs(self) -> list[bytes]:
+        """The figures as PNG files; drawn once, since a second layout may differ."""
+        return [_png(figure) for figure in self.figures]
+
+    def html(self) -> str:
+        """The section with its figures embedded."""
+        title = html.escape(self.title)
+        urls = ["data:image/png;base64," + base64.b64encode(png).decode() for png in self.pngs]
+        images = "".join(f'<img alt="{title}" src="{url}">' for url in urls)
+        return f'<h2>{title}</h2><p class="note">{html.escape(self.note)}</p>{images}'
+
+    def save(self, folder: Path) -> None:
+        """Write the figures as files named after the title, such as predictions_2.png."""
+        stem = re.sub(r"[^a-z0-9]+", "_", self.title.lower()).strip("_")
+        for number, png in enumerate(self.pngs, start=1):
+            (folder / f"{stem}_{number}.png").write_bytes(png)
 
 
 def table(rows: Iterable[tuple[str, Any]]) -> str:
@@ -39,7 +63,7 @@ def write_page(path: Path, title: str, parts: Iterable[str]) -> None:
     path.write_text(_PAGE.format(title=html.escape(title), body="".join(parts)), encoding="utf-8")
 
 
-def _data_url(figure: Figure) -> str:
+def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return buffer.getvalue()

@@ -73,10 +73,10 @@ def _explained_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except FileExistsError:
-        raise UserError(f"--output {folder} is a file; give a folder.") from None
+        raise UserError(f"{folder} is a file, expected a folder.") from None
     except OSError as error:
         raise UserError(
-            f"cannot write to {folder} ({error.strerror}); choose another folder (--output)."
+            f"cannot write to {folder} ({error.strerror}); choose another folder."
         ) from None
 
 

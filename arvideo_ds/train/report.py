@@ -12,6 +12,7 @@ from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation import pictures, report
 from arvideo_ds.evaluation.pretrained import build_objective, with_weights
 from arvideo_ds.evaluation.probes import POOLINGS, description, probe_names
+from arvideo_ds.files.locks import make_folder
 from arvideo_ds.randomness import draw_key
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
@@ -30,18 +31,33 @@ HOW_PREDICTED = {
 }
 
 
-def write_report(run: Path, recipe: PretrainRecipe, shards: str | None, clips: int) -> Path:
+def write_report(
+    run: Path,
+    recipe: PretrainRecipe,
+    shards: str | None,
+    clips: int,
+    pictures_to: Path | None = None,
+) -> Path:
     """Write RUN/report.html; its path. shards: of the clips to show, by default the recipe's.
 
-    Errors: `UserError` where the run has no metrics or no summary, or there are no clips to show.
+    pictures_to: a folder in which the pictures are written as PNG files too.
+
+    Errors: `UserError` where the run has no metrics or no summary, there are no clips to show, or
+    `pictures_to` cannot be made.
     """
+    if pictures_to is not None:
+        make_folder(pictures_to)
     if not run_folder.read_metrics(run):
         raise UserError(f"{run} has no metrics yet; train it first.")
     summary = run_folder.read_summary(run)
-    sections = [report.table(facts(run, recipe, summary)), loss(run, summary), *probes(summary)]
+    sections = [loss(run, summary), *probes(summary)]
     sections.append(predictions(run, recipe, shards, clips))
     path = run / "report.html"
-    report.write_page(path, f"arvideo_ds: {run.name}", sections)
+    parts = [report.table(facts(run, recipe, summary)), *(section.html() for section in sections)]
+    report.write_page(path, f"arvideo_ds: {run.name}", parts)
+    if pictures_to is not None:
+        for section in sections:
+            section.save(pictures_to)
     return path
 
 
@@ -72,7 +88,7 @@ def _phase(phase: dict[str, Any]) -> str:
     return f"to step {phase['end_step']}: clip {clip}, {phase['plan']['total_batch']} clips a step"
 
 
-def loss(run: Path, summary: dict[str, Any]) -> str:
+def loss(run: Path, summary: dict[str, Any]) -> report.Section:
     """The curve of the run and of the runs that it continues."""
     notes, continued, baseline = ["Mean over all ranks."], parents(run), summary.get(BASELINE)
     if baseline is not None:
@@ -90,10 +106,10 @@ def loss(run: Path, summary: dict[str, Any]) -> str:
             )
     joins = [(step, parent.name) for parent, step in reversed(continued)]
     figure = pictures.draw_loss(curve(run), baseline=baseline, joins=joins)
-    return report.section("Loss", " ".join(notes), [figure])
+    return report.Section("Loss", " ".join(notes), [figure])
 
 
-def probes(summary: dict[str, Any]) -> list[str]:
+def probes(summary: dict[str, Any]) -> list[report.Section]:
     """A section for the recipe's shards, and for each set that `arvideo probe` was given."""
     results = {"Probes": summary} if probe_names(summary) else {}
     results |= {f"Probes: {name}": result for name, result in summary.get("probes", {}).items()}
@@ -106,17 +122,19 @@ def probes(summary: dict[str, Any]) -> list[str]:
             f"Frozen encoder, {what} of {where} of each test video; an attentive probe sees all "
             "tokens. Untrained: the same encoder with random weights."
         )
-        sections.append(report.section(title, note, [pictures.draw_probes(result)]))
+        sections.append(report.Section(title, note, [pictures.draw_probes(result)]))
     return sections
 
 
-def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: int) -> str:
+def predictions(
+    run: Path, recipe: PretrainRecipe, shards: str | None, count: int
+) -> report.Section:
     if recipe.objective.needs_scores(recipe.decoder):
         note = "Not drawn: predictions depend on data.scores, which only training reads."
-        return report.section("Predictions", note, [])
+        return report.Section("Predictions", note)
     if recipe.objective.teacher is not None:
         note = "Not drawn: the model predicts the features of its teacher instead of pixels."
-        return report.section("Predictions", note, [])
+        return report.Section("Predictions", note)
     folder = shards or recipe.probe.test_shards or next(iter(recipe.data.folders), None)
     if folder is None:
         raise UserError("the recipe names no shards to show clips of; give --shards SHARDS.")
@@ -136,4 +154,4 @@ def predictions(run: Path, recipe: PretrainRecipe, shards: str | None, count: in
             " Targets are normalised per cube, so mean and contrast of each cube are taken from "
             "the original: the structure inside the cubes is what the model predicts."
         )
-    return report.section("Predictions", note, figures)
+    return report.Section("Predictions", note, figures)

@@ -144,9 +144,9 @@ def test_a_report_shows_names_as_text_and_needs_no_other_file(tmp_path: Path) ->
     evil, before = "<script>alert('{x}')</script>&", plt.get_fignums()
     parts = [
         report.table([(evil, evil)]),
-        report.section(
+        report.Section(
             evil, evil, [pictures.draw_loss([{"step": 1, "loss/pretrain": 1, "lr": 1}])]
-        ),
+        ).html(),
     ]
     report.write_page(tmp_path / "report.html", evil, parts)
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
