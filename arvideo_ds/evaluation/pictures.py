@@ -19,7 +19,7 @@ from arvideo_ds.models.objective import Objective
 
 # Grey of missing tokens.
 BLANK = 0.82
-_MAX_STEPS, _MAX_COLUMNS = 8, 8
+MAX_STEPS, _MAX_COLUMNS = 8, 8
 _OUTLINE = (1.0, 0.35, 0.0)
 # With more classes, names or counts would be unreadable.
 _MOST_NAMED, _MOST_COUNTED = 60, 20
@@ -76,14 +76,16 @@ def predict_clip(model: Objective, clip: Tensor, key: int, recipe: PretrainRecip
     return Prediction(picture(pixels), picture(kept), after_step, newest)
 
 
-def draw_prediction(prediction: Prediction, title: str) -> Figure:
-    """Rows: original, kept tokens, then steps of the order; columns: frames."""
-    rows: list[FrameRow]
-    rows = [("original", prediction.original, None), ("kept tokens", prediction.kept, None)]
+def draw_prediction(prediction: Prediction, title: str, *, steps: int = MAX_STEPS) -> Figure:
+    """Rows: original, encoded tokens, then so many steps of the order; columns: frames."""
+    rows: list[FrameRow] = [
+        ("original", prediction.original, None),
+        ("seen by\nthe encoder", prediction.kept, None),
+    ]
     num_steps = len(prediction.after_step)
-    for step in _evenly(num_steps, _MAX_STEPS):
+    for step in _evenly(num_steps, steps):
         # ARVideo's first step is given.
-        name = f"step {step + 2}" if num_steps > 1 else "predicted"
+        name = f"after step {step + 2}\nof {num_steps + 1}" if num_steps > 1 else "predicted"
         rows.append((name, prediction.after_step[step], prediction.newest[step]))
     return draw_rows(rows, title)
 

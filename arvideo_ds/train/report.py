@@ -22,7 +22,7 @@ from arvideo_ds.train.record import BELOW_BASELINE, not_below
 
 HOW_PREDICTED = {
     "arvideo": (
-        "Each step predicts one more cluster (outlined) from the kept tokens of the clusters "
+        "Each step predicts one more cluster (outlined) from the encoded tokens of the clusters "
         "before it in the sampled order; the first cluster is given. Predictions accumulate in the "
         "picture and are not fed back."
     ),
@@ -36,11 +36,14 @@ def write_report(
     recipe: PretrainRecipe,
     shards: str | None,
     clips: int,
+    *,
+    steps: int = pictures.MAX_STEPS,
     pictures_to: Path | None = None,
 ) -> Path:
     """Write RUN/report.html; its path. shards: of the clips to show, by default the recipe's.
 
-    pictures_to: a folder in which the pictures are written as PNG files too.
+    steps: of each prediction to show, from the first to the last. pictures_to: a folder in which
+    the pictures are written as PNG files too.
 
     Errors: `UserError` where the run has no metrics or no summary, there are no clips to show, or
     `pictures_to` cannot be made.
@@ -51,7 +54,7 @@ def write_report(
         raise UserError(f"{run} has no metrics yet; train it first.")
     summary = run_folder.read_summary(run)
     sections = [loss(run, summary), *probes(summary)]
-    sections.append(predictions(run, recipe, shards, clips))
+    sections.append(predictions(run, recipe, shards, clips, steps))
     path = run / "report.html"
     parts = [report.table(facts(run, recipe, summary)), *(section.html() for section in sections)]
     report.write_page(path, f"arvideo_ds: {run.name}", parts)
@@ -127,7 +130,7 @@ def probes(summary: dict[str, Any]) -> list[report.Section]:
 
 
 def predictions(
-    run: Path, recipe: PretrainRecipe, shards: str | None, count: int
+    run: Path, recipe: PretrainRecipe, shards: str | None, count: int, steps: int
 ) -> report.Section:
     if recipe.objective.needs_scores(recipe.decoder):
         note = "Not drawn: predictions depend on data.scores, which only training reads."
@@ -147,7 +150,8 @@ def predictions(
     for number in range(min(count, len(clips))):
         key = draw_key(recipe.train.seed, 0, number, 0)
         prediction = pictures.predict_clip(model, clips[number].clips[0], key, recipe)
-        figures.append(pictures.draw_prediction(prediction, f"clip {number} of {folder}"))
+        title = f"clip {number} of {folder}"
+        figures.append(pictures.draw_prediction(prediction, title, steps=steps))
     note = HOW_PREDICTED[recipe.objective.name]
     if recipe.objective.normalize_targets:
         note += (

@@ -55,5 +55,7 @@ def test_a_file_system_without_locks_is_an_error_that_says_so(
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     """Such as token scores beside shards that others own."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write to .*Not a directory.*choose another folder"):
+    with pytest.raises(
+        UserError, match=r"cannot write to .*Not a directory.*choose another folder"
+    ):
         lock(tmp_path / "file" / "scores")
