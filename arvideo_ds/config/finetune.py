@@ -41,8 +41,9 @@ class FinetuneSettings(TransferSettings):
     drop_tokens: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of places dropped at all times while training (random tubes); tests see all tokens."""
     pooling: Pooling = "mean"
-    """The classified feature: the mean of the tokens, the output of a class-attention layer, or of
-    the attentive probe of V-JEPA and V-JEPA 2."""
+    """The classified feature: the mean of the tokens, the mean of their absolute changes from one
+    time to the next ("motion": for a still camera and few videos), the output of a class-attention
+    layer, or of the attentive probe of V-JEPA and V-JEPA 2."""
     pooling_depth: Positive = 4
     """Blocks of pooling=attentive: the last has the query, those before are self-attention over all
     tokens. V-JEPA 2: 4, V-JEPA: 1."""
@@ -243,6 +244,11 @@ class FinetuneRecipe(TransferRecipe):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         _ = self.geometry  # checks that the patch divides the clip
+        if self.pooling == "motion" and self.geometry.grid[0] < 2:
+            raise UserError(
+                f"finetune.pooling=motion compares times, but data.frames={self.data.frames} gives "
+                "only one time. Set finetune.pooling=mean, or more frames."
+            )
         heads, count = self.finetune.heads, self.finetune.num_classes
         if heads is not None and (not heads or len(set(heads)) < len(heads)):
             raise UserError(

@@ -32,7 +32,8 @@ class ProbeSettings(Settings):
     features: str = "mean"
     """How a clip's tokens become one vector (`POOLINGS` in evaluation/probes.py): mean; change, the
     mean of the later half of the times less that of the earlier half, which removes what does not
-    move; course, the means of 8 time spans less the total mean, concatenated."""
+    move; course, the means of 8 time spans less the total mean, concatenated; motion, the mean
+    absolute change of a token from one time to the next."""
     clips: Positive = 1
     """Clips per video, evenly spread, whose features are averaged; 1: the central clip."""
     train_shards: str | None = None
@@ -161,7 +162,7 @@ class PretrainRecipe(StartRecipe):
                 f"objective.teacher={self.teacher} does not go with phases: its features are of "
                 "clips of one shape. Remove one of them."
             )
-        if self.probe.features in ("change", "course") and geometry.grid[0] < 2:
+        if self.probe.features in ("change", "course", "motion") and geometry.grid[0] < 2:
             raise UserError(
                 f"probe.features={self.probe.features} compares later times with earlier ones, but "
                 f"data.frames={self.data.frames} gives only one time. Set probe.features: mean."

@@ -45,7 +45,7 @@ SIZES: dict[str, Size] = {
 # Sizes of each `model.name`; its builder is in models/encoder.py.
 BACKBONES: Registry[Mapping[str, Size]] = Registry("backbone", {"vit": SIZES})
 # How a classifier makes one vector of the tokens (models/classifier.py).
-Pooling = Literal["mean", "attention", "attentive"]
+Pooling = Literal["mean", "motion", "attention", "attentive"]
 TUBELET = 2
 DECODER_MLP_RATIO = 4
 PROBE_MLP_RATIO = 4

@@ -19,6 +19,7 @@ from arvideo_ds.data.loader import Batch, worker_count
 from arvideo_ds.evaluation.probes import POOLINGS
 from arvideo_ds.evaluation.scores import outputs_of
 from arvideo_ds.host import available_cores
+from arvideo_ds.models.classifier import changes
 from arvideo_ds.models.encoder import Encoder, encode_clips
 from arvideo_ds.shards.manifest import ShardSet
 
@@ -126,6 +127,14 @@ def course(tokens: Tensor, times: int) -> Tensor:
     means = by_time(tokens, times)
     spans = [span.mean(1) for span in means.tensor_split(min(_SPANS, times), dim=1)]
     return torch.cat([span - means.mean(1) for span in spans], dim=1)
+
+
+def motion(tokens: Tensor, times: int) -> Tensor:
+    """Mean absolute change of the tokens from one time to the next.
+
+    Tokens B (t s) D -> B D. Unlike `change`, motions that return to where they began count too.
+    """
+    return changes(tokens, times).mean(1)
 
 
 def by_time(tokens: Tensor, times: int) -> Tensor:

@@ -46,7 +46,10 @@ DEFAULT_PROBES = ("linear_probe", "knn")
 # Tokens B (t s) D and t -> B D', described by the first line of the docstring.
 POOLINGS: Registry[Callable[[Any, int], Any]] = Registry(
     "pooling of features",
-    {name: f"arvideo_ds.evaluation.features:{name}" for name in ("mean", "change", "course")},
+    {
+        name: f"arvideo_ds.evaluation.features:{name}"
+        for name in ("mean", "change", "course", "motion")
+    },
 )
 
 

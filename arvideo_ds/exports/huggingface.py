@@ -76,8 +76,8 @@ def _require_supported(source: ExportSource) -> None:
     if (pooling := source.recipe.pooling) != "mean":
         use = _USE_ANOTHER if pooling == "attention" else "Use --format encoder or onnx."
         raise UserError(
-            "transformers' VideoMAEForVideoClassification classifies the mean of the tokens, and "
-            f"has no class-attention layer (finetune.pooling={pooling}). {use}"
+            "transformers' VideoMAEForVideoClassification classifies the mean of the tokens; this "
+            f"run has finetune.pooling={pooling}. {use}"
         )
     if isinstance(source.labels, Mapping):
         raise UserError(

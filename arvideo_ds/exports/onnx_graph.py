@@ -27,6 +27,10 @@ from arvideo_ds.files.atomic import write_json
 
 OPSET = 18
 _FILE = "model.onnx"
+_POOLED = {
+    "mean": "the mean of the tokens",
+    "motion": "the mean absolute change of the tokens from one time to the next",
+}
 
 
 class Graph(nn.Module):
@@ -66,9 +70,9 @@ def export(source: ExportSource, folder: Path) -> OpenedExport:
     facts = {**architecture(source), "opset": OPSET, "labels": source.labels}
     write_json(folder / "config.json", facts)
     session = onnxruntime.InferenceSession(folder / _FILE, providers=["CPUExecutionProvider"])
-    pooled = "the mean of the tokens"
-    if source.recipe.pooling != "mean":
-        pooled = "the output of the classifier's layers that attend to the tokens"
+    pooled = _POOLED.get(
+        source.recipe.pooling, "the output of the classifier's layers that attend to the tokens"
+    )
     return OpenedExport(
         run=lambda clips: _run(session, names, clips),
         how_to=(

@@ -31,10 +31,11 @@ class Classifier(nn.Module):
     """The model of fine-tuning on labels.
 
     pooling: mean = the mean of the tokens, LayerNorm, linear layer, without the encoder's norm
-    (VideoMAE, modeling_finetune.py); attention = the encoder's norm, one class-attention layer,
-    linear layer (LVMAE's ViT-L; timm's "map" pooling); attentive = the encoder's norm,
-    `AttentivePooling` of so many blocks, linear layer. head_dropout: probability that a feature is
-    zeroed before the linear layer in training, drawn from torch's generator as `drop_path` is.
+    (VideoMAE, modeling_finetune.py); motion = the same with the mean of `changes`; attention = the
+    encoder's norm, one class-attention layer, linear layer (LVMAE's ViT-L; timm's "map" pooling);
+    attentive = the encoder's norm, `AttentivePooling` of so many blocks, linear layer.
+    head_dropout: probability that a feature is zeroed before the linear layer in training, drawn
+    from torch's generator as `drop_path` is.
     num_classes: of all label sets; the linear layer has their classes one set after another.
     """
 
@@ -49,10 +50,11 @@ class Classifier(nn.Module):
         head_dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        size, attends = encoder.size, pooling != "mean"
+        size, attends = encoder.size, pooling not in ("mean", "motion")
         self.patch = encoder.geometry.patch
         self.encoder = build_encoder(encoder, drop_path=drop_path, final_norm=attends)
         self.norm = nn.Identity() if attends else layer_norm(size.width)
+        self.times = encoder.geometry.grid[0] if pooling == "motion" else None
         self.class_attention: nn.Module | None = None
         if pooling == "attentive":
             self.class_attention = AttentivePooling(size.width, size.heads, pooling_depth)
@@ -75,11 +77,16 @@ class Classifier(nn.Module):
         the same logits.
         """
         encoded = encode_clips(self.encoder, clips, self.patch, tokens)
-        return of_each_clip(self.classify(self.pool(pooled_together(encoded, views))), views)
+        pooled = self.pool(pooled_together(encoded, views), clips=views[0])
+        return of_each_clip(self.classify(pooled), views)
 
-    def pool(self, tokens: Tensor) -> Tensor:
-        """Encoded tokens B M D to one vector each, B D."""
-        return tokens.mean(1) if self.class_attention is None else self.class_attention(tokens)
+    def pool(self, tokens: Tensor, clips: int = 1) -> Tensor:
+        """Encoded tokens B M D of one or more clips each to one vector each, B D."""
+        if self.class_attention is not None:
+            return self.class_attention(tokens)
+        if self.times is not None:
+            tokens = changes(tokens, self.times, clips)
+        return tokens.mean(1)
 
     def classify(self, features: Tensor) -> Tensor:
         """Logits B x classes of pooled tokens B D."""
@@ -160,6 +167,16 @@ class HeadGrid(nn.Module):
         heads: Any = self.heads
         logits = [head["head"](head["class_attention"](encoded)) for head in heads]
         return of_each_clip(torch.cat(logits, dim=1), views)
+
+
+def changes(tokens: Tensor, times: int, clips: int = 1) -> Tensor:
+    """How much every token changes from one time to the next: absolute differences.
+
+    Tokens B (c t s) D of so many clips, each of so many times -> B (c (t-1) s) D. What does not
+    move (scene, colours) cancels.
+    """
+    by_time = rearrange(tokens, "b (c t s) d -> b c t s d", c=clips, t=times)
+    return rearrange((by_time[:, :, 1:] - by_time[:, :, :-1]).abs(), "b c t s d -> b (c t s) d")
 
 
 def only_head(state: dict[str, Tensor], number: int) -> dict[str, Tensor]:

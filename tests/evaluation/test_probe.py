@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from arvideo_ds.config import PretrainRecipe
-from arvideo_ds.evaluation.features import Features, change, course, mean
+from arvideo_ds.evaluation.features import Features, change, course, mean, motion
 from arvideo_ds.evaluation.pretrained import untrained
 from arvideo_ds.evaluation.probes import DEFAULT_PROBES, probe_names
 from arvideo_ds.evaluation.probing import linear_probe, nearest_neighbours
@@ -110,6 +110,16 @@ def test_change_sees_what_moves_and_not_what_stands_still(times: int) -> None:
     torch.testing.assert_close(change(tokens.flip(1).flatten(1, 2), times), -change(flat, times))
     assert change(flat, times).shape == mean(flat, times).shape == (5, WIDTH)
     assert not torch.allclose(mean(above_still, times), mean(flat, times))
+
+
+@pytest.mark.parametrize("times", [2, 5])
+def test_motion_sees_what_returns_and_not_what_stands_still(times: int) -> None:
+    still = torch.randn(2, 1, 3, WIDTH).expand(2, times, 3, WIDTH)
+    swinging = torch.arange(times).remainder(2).view(1, times, 1, 1).expand_as(still)
+    torch.testing.assert_close(
+        motion((still + swinging).flatten(1, 2), times), torch.ones(2, WIDTH)
+    )
+    assert torch.equal(motion(still.flatten(1, 2), times), torch.zeros(2, WIDTH))
 
 
 @pytest.mark.parametrize("times", [2, 8, 32])

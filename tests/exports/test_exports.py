@@ -169,9 +169,10 @@ def test_an_onnx_model_takes_any_number_of_clips(make_source: MakeSource, tmp_pa
     [
         *((name, {"pooling": "attention"}) for name in ("encoder", "onnx", "timm")),
         ("onnx", {"pooling": "attentive", "pooling_depth": 2}),
+        *((name, {"pooling": "motion"}) for name in ("encoder", "onnx")),
     ],
 )
-def test_a_class_attention_layer_leaves_with_the_model(
+def test_the_pooling_leaves_with_the_model(
     format_name: str, settings: dict[str, object], make_source: MakeSource, tmp_path: Path
 ) -> None:
     require(format_name)
@@ -184,18 +185,19 @@ def test_transformers_has_no_class_attention_layer(make_source: MakeSource, tmp_
     require("huggingface")
     source = make_source("fine-tuned", finetune={"pooling": "attention"})
     with pytest.raises(
-        UserError, match=r"no class-attention layer.*--format encoder, onnx or timm"
+        UserError, match=r"classifies the mean of the tokens.*--format encoder, onnx or timm"
     ):
         export(source, "huggingface", tmp_path / "out", random_clips(source.recipe))
 
 
+@pytest.mark.parametrize("pooling", ["attentive", "motion"])
 @pytest.mark.parametrize("name", ["huggingface", "timm"])
-def test_formats_without_attentive_pooling_name_those_with_it(
-    name: str, make_source: MakeSource, tmp_path: Path
+def test_formats_without_a_pooling_name_those_with_it(
+    name: str, pooling: str, make_source: MakeSource, tmp_path: Path
 ) -> None:
     require(name)
-    source = make_source("fine-tuned", finetune={"pooling": "attentive"})
-    with pytest.raises(UserError, match=r"attentive.* Use --format encoder or onnx"):
+    source = make_source("fine-tuned", finetune={"pooling": pooling})
+    with pytest.raises(UserError, match=rf"{pooling}.* Use --format encoder or onnx"):
         export(source, name, tmp_path / "out", random_clips(source.recipe))
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from arvideo_ds.config import FinetuneRecipe
 from arvideo_ds.data.loader import Batch
+from arvideo_ds.errors import UserError
 from arvideo_ds.models.cubes import from_cubes, to_cubes
 from arvideo_ds.tasks.finetune import Finetune
 
@@ -187,6 +188,26 @@ def test_class_attention_classifies_what_one_query_reads_of_the_tokens(
     loss, gradient = loss_and_gradient(task.train(), batch_of())
     assert loss > 0 and gradient.isfinite().all()
     assert all(p.grad is not None for p in model.parameters())
+
+
+def test_motion_pooling_classifies_the_changes_within_every_clip(tiny_finetune: Make) -> None:
+    task = task_of(tiny_finetune(finetune=DROPS | {"pooling": "motion"})).eval()
+    model, times = task.model, 4
+    tokens = torch.randn(3, times, 5, 128, generator=torch.Generator().manual_seed(0))
+    still = torch.randn(3, 1, 5, 128, generator=torch.Generator().manual_seed(1))
+    pooled = model.pool(tokens.flatten(1, 2))
+    torch.testing.assert_close(pooled, tokens.diff(dim=1).abs().mean((1, 2)))
+    torch.testing.assert_close(model.pool((tokens + still).flatten(1, 2)), pooled)
+    # Two clips of a video: no change from one clip to the next.
+    together = model.pool(tokens[:2].flatten(0, 2)[None], clips=2)
+    torch.testing.assert_close(together[0], pooled[:2].mean(0))
+    loss, gradient = loss_and_gradient(task.train(), batch_of())
+    assert loss > 0 and gradient.isfinite().all()
+
+
+def test_motion_pooling_needs_two_times(tiny_finetune: Make) -> None:
+    with pytest.raises(UserError, match=r"data.frames=2 gives only one time.*pooling=mean"):
+        tiny_finetune(finetune={"pooling": "motion"}, data={"frames": 2})
 
 
 @pytest.mark.parametrize("settings", [PLAIN, {"drop_path": 0}, {"drop_tokens": 0.25}])
