@@ -1,6 +1,7 @@
-"""One cell of a grid: a variant and a seed, trained and judged in a folder of its own.
+"""One cell of a grid: a variant, a fold and a seed, trained and judged in a folder of its own.
 
-<output>/cells/<variant>-seed<n>/   a run's folder (runs/run_folder.py), and
+<output>/cells/<variant>-seed<n>/   a run's folder (runs/run_folder.py; with several folds
+                                    <variant>-fold<k>-seed<n>), and
   log.txt      its output, over all its starts
   result.json  its measures; a cell that has one is finished
 """
@@ -11,6 +12,7 @@ import itertools
 import json
 import os
 import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +42,8 @@ class Cell:
     seed: int
     probe_videos: tuple[int, int] | None
     deepspeed_config: Path
+    # The number of the pair of shards that it trains and tests on.
+    fold: int = 0
 
     @property
     def trained(self) -> bool:
@@ -69,26 +73,60 @@ class Cell:
 
 
 def cells_of(
-    plan: GridPlan, *, seeds: int, output: Path, deepspeed_config: Path, overrides: tuple[str, ...]
+    plan: GridPlan,
+    *,
+    seeds: int,
+    output: Path,
+    deepspeed_config: Path,
+    overrides: tuple[str, ...],
+    folds: Sequence[tuple[str, ...]] = ((),),
 ) -> list[Cell]:
-    """All variants with the first seed, then with the next; first the untrained encoder, if any."""
+    """All variants with the first seed, then with the next; first the untrained encoder, if any.
+
+    folds: the words that name the shards of each fold; those of the first are among `overrides`.
+    `{fold}` and `{seed}` in an override are replaced by the cell's numbers.
+    """
     variants = list(plan.variants)
     if judge_of(plan.base).untrained:
         words = (*plan.grid.overrides, *overrides)
         variants.insert(0, Variant(UNTRAINED, plan.grid.base, words, plan.base))
     return [
         Cell(
-            folder=output / CELLS / f"{variant.name}-seed{seed}",
+            folder=output / CELLS / _folder_name(variant, fold, seed, len(folds)),
             variant=variant.name,
             recipe=variant.recipe,
-            overrides=(*variant.overrides, *overrides_of_seed(variant, output, seed)),
+            overrides=(
+                *numbered(in_fold(variant.overrides, folds[0], shards), fold, seed),
+                *overrides_of_seed(variant, output, seed),
+            ),
             seed=seed,
             probe_videos=plan.grid.probe_videos,
             deepspeed_config=deepspeed_config,
+            fold=fold,
         )
         for seed in range(seeds)
+        for fold, shards in enumerate(folds)
         for variant in variants
     ]
+
+
+def numbered(overrides: Sequence[str], fold: int, seed: int) -> tuple[str, ...]:
+    """The overrides with `{fold}` and `{seed}` replaced."""
+    return tuple(
+        word.replace("{fold}", str(fold)).replace("{seed}", str(seed)) for word in overrides
+    )
+
+
+def in_fold(
+    overrides: Sequence[str], first: Sequence[str], shards: Sequence[str]
+) -> tuple[str, ...]:
+    """The overrides with the shards of the first fold replaced; the order decides which wins."""
+    instead = dict(zip(first, shards, strict=True))
+    return tuple(instead.get(word, word) for word in overrides)
+
+
+def _folder_name(variant: Variant, fold: int, seed: int, folds: int) -> str:
+    return "-".join([variant.name, *([f"fold{fold}"] if folds > 1 else []), f"seed{seed}"])
 
 
 def overrides_of_seed(variant: Variant, output: Path, seed: int) -> list[str]:

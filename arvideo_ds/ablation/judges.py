@@ -108,10 +108,11 @@ class Testing:
         return measured
 
 
-_JUDGES: dict[str, Probing | Testing] = {"pretrain": Probing(), "finetune": Testing()}
+Judge = Probing | Testing
+_JUDGES: dict[str, Judge] = {"pretrain": Probing(), "finetune": Testing()}
 
 
-def judge_of(recipe: Recipe) -> Probing | Testing:
+def judge_of(recipe: Recipe) -> Judge:
     """Errors: `UserError` for a task without measures."""
     if recipe.task not in _JUDGES:
         raise UserError(f"task={recipe.task}: grids compare runs of {' and '.join(_JUDGES)}.")

@@ -7,9 +7,12 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 # A difference of means counts as certain above so many standard errors.
 _ERRORS = 2.0
+# With fewer pairs no result of the test is below 5 %; with more there are too many sign patterns.
+_TESTED = range(6, 17)
 
 
 @dataclass(frozen=True)
@@ -59,23 +62,38 @@ def verdict(pairs: Sequence[Pair]) -> str:
     return f"{text}, {len(against)} not ({_certain(against)} certain{listed})."
 
 
-def differences(rows: Sequence[tuple[str, Mapping[int, float]]]) -> str:
-    """Every later row minus the first, over their common seeds. rows: name, seed -> value."""
+def differences(rows: Sequence[tuple[str, Mapping[Any, float]]]) -> str:
+    """Every later row minus the first, cell by cell. rows: name, (fold, seed) -> value."""
     (first, base), *others = rows
     parts = []
     for name, values in others:
-        paired = [values[seed] - base[seed] for seed in values if seed in base]
+        paired = [values[number] - base[number] for number in values if number in base]
         if not paired:
             continue
         mean, error = statistics.mean(paired), _standard_error(paired)
         part = f"{name} {mean:+.1f}"
         if math.isfinite(error):
             certain = "certain" if abs(mean) > _ERRORS * error else "not certain"
-            part += f" ± {error:.1f} ({certain})"
+            test = f", p = {sign_flip_test(paired):.2g}" if len(paired) in _TESTED else ""
+            part += f" ± {error:.1f} ({certain}{test})"
         parts.append(part)
     if not parts:
         return "Nothing to compare yet."
     return f"Against {first}, seed by seed, mean ± standard error: {', '.join(parts)}."
+
+
+def sign_flip_test(paired: Sequence[float]) -> float:
+    """Two-sided p of paired differences: the share of all sign patterns (2^n) with as large a mean.
+
+    Exact, without an assumption on the distribution but that the sign of each difference is as
+    likely either way (Fisher's randomisation test).
+    """
+    least = abs(sum(paired)) * (1 - 1e-9)
+    sums = (
+        sum(sign * value for sign, value in zip(signs, paired, strict=True))
+        for signs in itertools.product((1, -1), repeat=len(paired))
+    )
+    return sum(abs(total) >= least for total in sums) / 2 ** len(paired)
 
 
 def _certain(pairs: Sequence[Pair]) -> int:

@@ -11,23 +11,23 @@ from arvideo_ds.ablation.grid import UNTRAINED, Ablation, GridPlan, GridRow
 from arvideo_ds.ablation.judges import judge_of
 from arvideo_ds.ablation.ranking import compare, differences, verdict
 
-# Of one variant, by seed.
-Results = Mapping[int, Mapping[str, Any]]
-Values = Mapping[int, float]
+# Of one variant, by fold and seed.
+Results = Mapping[tuple[int, int], Mapping[str, Any]]
+Values = Mapping[tuple[int, int], float]
 
 
 def summarize(
     plan: GridPlan, cells: Sequence[Cell], failed: Mapping[str, str], *, chance: float, facts: Any
 ) -> dict[str, Any]:
-    """The document: every ablation with its rows, accuracies in percent over the seeds.
+    """The document: every ablation with its rows, accuracies in percent over folds and seeds.
 
-    Unfinished seeds are missing. failed: name of a cell -> reason. chance: in percent. facts: added
+    Unfinished cells are missing. failed: name of a cell -> reason. chance: in percent. facts: added
     as they are.
     """
-    results: dict[str, dict[int, dict[str, Any]]] = {}
+    results: dict[str, dict[tuple[int, int], dict[str, Any]]] = {}
     for cell in cells:
         if (result := cell.result()) is not None:
-            results.setdefault(cell.variant, {})[cell.seed] = result
+            results.setdefault(cell.variant, {})[cell.fold, cell.seed] = result
     grid, judge = plan.grid, judge_of(plan.base)
     measures = judge.measures(plan.base)
     untrained = results.get(UNTRAINED, {})
@@ -95,8 +95,8 @@ def _measured(measures: Iterable[str], results: Results) -> dict[str, Any]:
 
 def _values(results: Results, key: str) -> Values:
     # Results of earlier versions have no minutes.
-    found = {seed: result.get(key) for seed, result in results.items()}
-    return {seed: value for seed, value in found.items() if value is not None}
+    found = {number: result.get(key) for number, result in results.items()}
+    return {number: value for number, value in found.items() if value is not None}
 
 
 def _median(results: Results, key: str) -> float | None:
@@ -141,11 +141,14 @@ def _mean_and_deviation(measured: Mapping[str, Any]) -> str:
 
 
 def legend(document: Mapping[str, Any]) -> str:
+    folds = document.get("folds", 1)
+    of_folds = f" of each of {folds} folds" if folds > 1 else ""
     return (
         f"{document['legend']} in percent, mean ± deviation over {document['seeds']} "
-        f"seed(s). Paper: {document['paper_figure']}. Dropped: share of the tokens of steps 1..C-1 "
-        "that the encoder does not see. Minutes: of all training steps. GFLOP: counted, forward, "
-        "one clip. A difference is certain where it is more than two standard errors."
+        f"seed(s){of_folds}. Paper: {document['paper_figure']}. Dropped: share of the tokens of "
+        "steps 1..C-1 that the encoder does not see. Minutes: of all training steps. GFLOP: "
+        "counted, forward, one clip. A difference is certain where it is more than two standard "
+        "errors."
     )
 
 

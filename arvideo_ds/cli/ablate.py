@@ -6,9 +6,13 @@
         --slurm --sbatch '--nodes 1 --gpus-per-node 8 --ntasks-per-node 8 --time 24:00:00'
     arvideo ablate finetuning --base finetune_weizmann finetune.init_from=RUN --output OUT \\
         --train SHARDS --test SHARDS
+    arvideo ablate finetuning finetune.init_from=runs/fold{fold} --output OUT \\
+        --train S/train1 --test S/test1 --train S/train2 --test S/test2     # two folds
 
 GRID is a name or a YAML file (docs/ablations.md). --train: shards to train on and to fit probes on
-(data.shards=... gives other, also unlabelled, shards for pretraining); --test: to test on.
+(data.shards=... gives other, also unlabelled, shards for pretraining); --test: to test on. Given
+several times, they are folds: every recipe runs with every seed on each of them, and rows are
+compared fold by fold. {fold} and {seed} in overrides are replaced by the numbers, from 0.
 The same command resumes an interrupted grid: finished cells are kept, failed ones tried again.
 Writes OUTPUT/table.md, table.json, table.png and table.html. With --slurm, the same command prints
 the state and writes the tables while the array runs, and submits the unfinished cells afterwards.
@@ -24,9 +28,9 @@ from pathlib import Path
 from typing import Any
 
 from arvideo_ds.ablation import array, table
-from arvideo_ds.ablation.cell import Cell, cells_of, require_same, run_cell
-from arvideo_ds.ablation.grid import grid_names, read_grid, resolve
-from arvideo_ds.ablation.judges import judge_of
+from arvideo_ds.ablation.cell import Cell, cells_of, in_fold, numbered, require_same, run_cell
+from arvideo_ds.ablation.grid import GridPlan, grid_names, read_grid, resolve
+from arvideo_ds.ablation.judges import Judge, judge_of
 from arvideo_ds.ablation.pool import run_cells
 from arvideo_ds.arguments import (
     CommandParser,
@@ -36,7 +40,7 @@ from arvideo_ds.arguments import (
     require_at_least,
 )
 from arvideo_ds.config import Recipe, load_recipe
-from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, command
+from arvideo_ds.errors import EXIT_INTERRUPTED, EXIT_OK, UserError, command
 from arvideo_ds.files.atomic import write_json, write_text
 from arvideo_ds.files.locks import lock
 from arvideo_ds.shards import synthetic_sets
@@ -52,8 +56,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_number("seeds", 3, "runs of every recipe")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--base", metavar="RECIPE", help="instead of the grid's base recipe")
-    parser.add_argument("--train", help="labelled shards; default: the recipe's")
-    parser.add_argument("--test", help="labelled shards; default: the recipe's")
+    for option in ("--train", "--test"):
+        parser.add_argument(
+            option,
+            action="append",
+            default=[],
+            metavar="SHARDS",
+            help="labelled shards; default: the recipe's; again for each further fold",
+        )
     parser.add_argument("--jobs", type=int, help="cells at a time; default 1, with --slurm all")
     # Cells are small: sharding gains nothing, and on a CPU ZeRO-2 is a third slower.
     add_deepspeed(parser, "zero0")
@@ -70,19 +80,20 @@ def main() -> int:
     require_at_least(1, args, "seeds", "jobs")
     grid = read_grid(args.grid, args.base)
     judge = judge_of(load_recipe(grid.base, [], Recipe))
-    shards = [(keys, getattr(args, option)) for option, keys in judge.shards.items()]
-    settings = [f"{key}={where}" for keys, where in shards if where for key in keys]
-    overrides = (*settings, *args.overrides)
+    folds = folds_of(args.train, args.test, judge)
+    overrides = (*folds[0], *args.overrides)
     plan = resolve(grid, overrides)
-    cells = from_arguments(cells_of, args, plan=plan, overrides=overrides)
+    cells = from_arguments(cells_of, args, plan=plan, overrides=overrides, folds=folds)
     if args.cell is not None:
         return run_cell(cells[args.cell])
     for name in task_of(plan.base).sets_to_make():
         synthetic_sets.ensure(name)
-    data, chance = judge.data(plan.base, grid.probe_videos)
+    data, chance = data_of_folds(plan, folds, (*grid.overrides, *overrides))
     for cell in cells:
-        require_same(cell, data)
-    facts = {"seeds": args.seeds, "overrides": list(overrides), **data, "commit": git_commit()}
+        require_same(cell, data[cell.fold])
+    facts = {"seeds": args.seeds, "folds": len(folds), "overrides": list(overrides)}
+    facts |= data[0] if len(folds) == 1 else {"data": data}
+    facts["commit"] = git_commit()
     with lock(args.output):
         failed: dict[str, str] = {}
         try:
@@ -91,6 +102,46 @@ def main() -> int:
             code = EXIT_INTERRUPTED
         write(args.output, table.summarize(plan, cells, failed, chance=chance, facts=facts))
     return code
+
+
+def folds_of(train: list[str], test: list[str], judge: Judge) -> list[tuple[str, ...]]:
+    """Overrides that name the shards of each fold; one fold without any where none are given.
+
+    Errors: `UserError` where they are not given in pairs.
+    """
+    given = {"train": train, "test": test}
+    count = max(1, *map(len, given.values()))
+    if count > 1 and len(train) != len(test):
+        raise UserError(
+            f"--train is given {len(train)} times and --test {len(test)} times; give both for "
+            "every fold."
+        )
+    return [
+        tuple(
+            f"{key}={given[option][fold]}"
+            for option, keys in judge.shards.items()
+            if given[option]
+            for key in keys
+        )
+        for fold in range(count)
+    ]
+
+
+def data_of_folds(
+    plan: GridPlan, folds: list[tuple[str, ...]], overrides: tuple[str, ...]
+) -> tuple[list[dict[str, Any]], float]:
+    """Identifies the data of each fold, and gives the accuracy of guessing in percent.
+
+    Errors: `UserError` as `Probing.data`, or where folds have different numbers of classes.
+    """
+    found = []
+    for fold, shards in enumerate(folds):
+        words = numbered(in_fold(overrides, folds[0], shards), fold, 0)
+        recipe = load_recipe(plan.grid.base, words, Recipe)
+        found.append(judge_of(recipe).data(recipe, plan.grid.probe_videos))
+    if len({chance for _, chance in found}) > 1:
+        raise UserError("the folds have different numbers of classes; compare each of them alone.")
+    return [data for data, _ in found], found[0][1]
 
 
 def run_here(args: argparse.Namespace, cells: list[Cell], failed: dict[str, str]) -> int:

@@ -105,14 +105,18 @@ def test_a_grid_goes_on_where_it_was_interrupted_and_tells_what_failed(
 def test_fine_tuning_from_pretrained_weights_is_set_beside_scratch(
     epic_shards: Path, tmp_path: Path, run: Run
 ) -> None:
-    """Two label sets: every run is trained, tested and in the table; nothing is done twice."""
-    source, output = tmp_path / "source.safetensors", tmp_path / "compared"
+    """Two folds and label sets: every run is trained, tested and in the table; none is repeated."""
+    output, folds = tmp_path / "compared", (("train", "test"), ("test", "train"))
     encoder = build_encoder(load_recipe("finetune_demo", [], FinetuneRecipe).encoder)
-    save_file({f"encoder.{name}": value for name, value in encoder.state_dict().items()}, source)
+    state = {f"encoder.{name}": value for name, value in encoder.state_dict().items()}
+    for fold in range(2):
+        save_file(state, tmp_path / f"source{fold}.safetensors")
     command = [
         sys.executable, ABLATE, "finetuning", "--base=finetune_demo",
-        f"finetune.init_from={source}", "--seeds=2", "--jobs=2", f"--output={output}",
-        f"--train={epic_shards / 'train'}", f"--test={epic_shards / 'test'}",
+        f"finetune.init_from={tmp_path}/source{{fold}}.safetensors", "--seeds=1", "--jobs=2",
+        f"--output={output}",
+        *(f"--{option}={epic_shards / name}"
+          for fold in folds for option, name in zip(("train", "test"), fold, strict=True)),
         "finetune.heads=[verb,noun]", "finetune.num_classes=null", "data.sampling=uniform",
         "data.num_streams=12", "data.workers=0", "train.total_batch=8", "train.micro_batch=8",
         "train.max_steps=2", "optim.warmup_steps=1",
@@ -124,7 +128,7 @@ def test_fine_tuning_from_pretrained_weights_is_set_beside_scratch(
     assert [row["name"] for row in ablation["rows"]] == ["pretrained", "scratch"]
     assert list(document["measures"]) == ["top1", "verb_top1", "noun_top1"]
     for row in ablation["rows"]:
-        cells = [output / "cells" / f"{row['variant']}-seed{seed}" for seed in range(2)]
+        cells = [output / "cells" / f"{row['variant']}-fold{fold}-seed0" for fold in range(2)]
         tested = [
             json.loads(path.read_text())
             for cell in cells
@@ -133,9 +137,11 @@ def test_fine_tuning_from_pretrained_weights_is_set_beside_scratch(
         assert row["top1"]["seeds"] == pytest.approx([one["top1"] for one in tested], abs=0.01)
         nouns = [one["label_sets"]["noun"]["top1"] for one in tested]
         assert row["noun_top1"]["seeds"] == pytest.approx(nouns, abs=0.01)
-        named = ["source.safetensors" in (cell / "recipe.yaml").read_text() for cell in cells]
-        assert named == [row["name"] == "pretrained"] * 2
-        for cell in cells:
+        for fold, cell in enumerate(cells):
+            recipe = (cell / "recipe.yaml").read_text()
+            assert (f"source{fold}.safetensors" in recipe) == (row["name"] == "pretrained")
+            assert f"shards: {epic_shards / folds[fold][0]}" in recipe
+            assert f"shards: {epic_shards / folds[fold][1]}" in recipe
             assert len(list((cell / "evaluation").glob("*-last-*-noun.png"))) == 1
     again = run(*command)
     assert again.returncode == 0 and "4 cells, 0 to run" in again.stdout
@@ -151,6 +157,7 @@ def test_fine_tuning_from_pretrained_weights_is_set_beside_scratch(
         (["--jobs=0"], "--jobs 0 must be 1 or more"),
         (["train.steps=3"], "the base: recipe demo.yaml with overrides: unknown key 'train.steps'"),
         (["--train=nowhere", "--test=nowhere"], "nowhere"),
+        (["--train=a", "--train=b", "--test=c"], "--train is given 2 times and --test 1 times"),
     ],
 )
 def test_wrong_input_is_one_paragraph(

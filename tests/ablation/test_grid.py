@@ -69,6 +69,31 @@ def test_finetuning_from_pretrained_weights_and_from_scratch_are_two_variants() 
     assert [cell.name for cell in cells] == [f"{n}-seed{seed}" for seed in (0, 1) for n in names]
 
 
+def test_folds_replace_the_shards_and_numbers_are_filled_in() -> None:
+    first = ("data.shards=a0", "evaluation.shards=b0")
+    given = (*first, "finetune.init_from=runs/{fold}_{seed}")
+    plan = resolve(read_grid("finetuning", "finetune_weizmann"), given)
+    cells = cells_of(
+        plan,
+        seeds=2,
+        output=Path(),
+        deepspeed_config=Path(),
+        overrides=given,
+        folds=[first, ("data.shards=a1", "evaluation.shards=b1")],
+    )
+    pretrained = [cell for cell in cells if cell.variant == "start_pretrained"]
+    assert [cell.name for cell in pretrained] == [
+        f"start_pretrained-fold{fold}-seed{seed}" for seed in (0, 1) for fold in (0, 1)
+    ]
+    for cell in pretrained:
+        recipe = cell.settings()
+        assert isinstance(recipe, FinetuneRecipe)
+        shards = recipe.data.shards, recipe.evaluation.shards
+        assert shards == (f"a{cell.fold}", f"b{cell.fold}")
+        assert recipe.finetune.init_from == f"runs/{cell.fold}_{cell.seed}"
+        assert recipe.train.seed == cell.seed
+
+
 def test_a_row_may_name_another_recipe(tmp_path: Path) -> None:
     rows = [{"name": "other", "recipe": "pretrain_weizmann"}, {"name": "base"}]
     plan = resolve(read_grid(write(tmp_path, ablations=[{**ABLATION, "rows": rows}])))

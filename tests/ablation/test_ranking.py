@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from arvideo_ds.ablation.ranking import compare, differences, verdict
+from arvideo_ds.ablation.ranking import compare, differences, sign_flip_test, verdict
 
 
 def test_ranking_by_a_worked_example() -> None:
@@ -60,6 +60,19 @@ def test_certain_is_two_standard_errors_of_the_mean_not_of_a_value() -> None:
     assert pair.certain
     (pair,) = compare([("a", 2.0, [80, 82, 81]), ("b", 1.0, [79.9, 80.4, 78.6])])
     assert not pair.certain
+
+
+def test_the_sign_flip_test_is_exact() -> None:
+    assert sign_flip_test([1.0, 2.0, 3.0]) == 2 / 8
+    assert sign_flip_test([5.0] * 6) == 2 / 64
+    assert sign_flip_test([1.0, -1.0]) == 1
+    assert sign_flip_test([0.0, 0.0]) == 1
+    # The sum is 6; 4 + 3 + 1 is larger, and both have a mirror image.
+    assert sign_flip_test([4.0, 3.0, -1.0]) == 4 / 8
+    folds = {(fold, seed): 10.0 * fold + seed for fold in range(3) for seed in range(3)}
+    better = {number: value + 1 + number[1] for number, value in folds.items()}
+    text = differences([("a", folds), ("b", better)])
+    assert text.endswith("b +2.0 ± 0.3 (certain, p = 0.0039).")
 
 
 def test_differences_are_of_the_same_seeds() -> None:
