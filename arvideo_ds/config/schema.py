@@ -306,7 +306,8 @@ class TrainSettings(Settings):
     total_batch: Positive
     """Clips per optimiser step over all ranks, repeats counted."""
     micro_batch: Positive
-    """Largest number of clips per rank and forward pass; the rest is accumulated, same result."""
+    """Largest number of clips per rank and forward pass; the rest is accumulated. Mixup pairs clips
+    within it, all else is the same."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     """Type of weights and activations in forward and backward passes; with bf16 and fp16 the
     optimiser keeps fp32 weights, with fp16 the loss is scaled."""
