@@ -19,47 +19,53 @@ def test_ranking_by_a_worked_example() -> None:
     assert set(pairs) == {("a", "b"), ("a", "c"), ("d", "b"), ("d", "c"), ("b", "c")}
     # 81 against 81.63, deviations 1 and 0.81: standard error 0.74, so 0.63 may be chance.
     assert round(pairs["a", "b"].difference, 2) == -0.63
-    assert not pairs["a", "b"].certain
+    assert not pairs["a", "b"].significant
     assert pairs["a", "c"].difference == 11
-    assert pairs["a", "c"].certain
+    assert pairs["a", "c"].significant
     assert verdict(compare(rows)) == (
         "The order does not agree with the paper's: 4 of 5 pairs of rows as in the paper "
-        "(4 certain), 1 not (0 certain)."
+        "(4 significant), 1 not (0 significant)."
     )
 
 
-def test_a_certain_disagreement_is_named() -> None:
+def test_a_significant_disagreement_is_named() -> None:
     said = verdict(compare([("a", 2.0, [10, 11]), ("b", 1.0, [20, 21])]))
-    assert said.endswith("1 not (1 certain: b above a).")
+    assert said.endswith("1 not (1 significant: b above a).")
 
 
 def test_full_agreement_and_nothing_to_compare() -> None:
     rows = [("a", 2.0, [10, 11]), ("b", 1.0, [1, 2])]
     assert verdict(compare(rows)) == (
-        "The order agrees with the paper's: 1 of 1 pairs of rows as in the paper (1 certain)."
+        "The order agrees with the paper's: 1 of 1 pairs of rows as in the paper (1 significant)."
     )
     assert verdict(compare([("a", None, [1, 2]), ("b", 1.0, [1, 2])])) == (
         "The paper has no order to compare with."
     )
 
 
-def test_of_one_seed_nothing_is_certain() -> None:
+def test_of_one_seed_nothing_is_significant() -> None:
     (pair,) = compare([("a", 2.0, [90]), ("b", 1.0, [1])])
-    assert not pair.certain
+    assert not pair.significant
 
 
 def test_level_rows_do_not_agree_with_an_order() -> None:
     said = verdict(compare([("a", 2.0, [10, 10]), ("b", 1.0, [10, 10])]))
     assert "0 of 1 pairs" in said
-    assert said.endswith("1 not (0 certain).")
+    assert said.endswith("1 not (0 significant).")
 
 
-def test_certain_is_two_standard_errors_of_the_mean_not_of_a_value() -> None:
-    # 81 and 79.13, deviations 1 and 0.93: the standard error of the difference is 0.79.
+def test_significant_is_welchs_t_test_at_five_percent() -> None:
+    # 81 against 78.33 and 79.13, deviations 1 and 0.93: the standard error of the difference is
+    # 0.79, with 3 degrees of freedom (3.98) p = 5 % at 2.51.
+    (pair,) = compare([("a", 2.0, [80, 82, 81]), ("b", 1.0, [78.6, 79.1, 77.3])])
+    assert pair.significant
     (pair,) = compare([("a", 2.0, [80, 82, 81]), ("b", 1.0, [79.4, 79.9, 78.1])])
-    assert pair.certain
-    (pair,) = compare([("a", 2.0, [80, 82, 81]), ("b", 1.0, [79.9, 80.4, 78.6])])
-    assert not pair.certain
+    assert not pair.significant
+    (pair,) = compare([("a", 2.0, [90, 90, 90]), ("b", 1.0, [80, 80, 80])])
+    assert pair.significant
+    # Paired: 38.3, 36.8 and 14.9, 4.0 standard errors of three seeds, where 4.3 are needed.
+    rows = [("a", {0: 0.0, 1: 0.0, 2: 0.0}), ("b", {0: -38.3, 1: -36.8, 2: -14.9})]
+    assert differences(rows).endswith("b -30.0 ± 7.6 (not significant).")
 
 
 def test_the_sign_flip_test_is_exact() -> None:
@@ -72,7 +78,7 @@ def test_the_sign_flip_test_is_exact() -> None:
     folds = {(fold, seed): 10.0 * fold + seed for fold in range(3) for seed in range(3)}
     better = {number: value + 1 + number[1] for number, value in folds.items()}
     text = differences([("a", folds), ("b", better)])
-    assert text.endswith("b +2.0 ± 0.3 (certain, p = 0.0039).")
+    assert text.endswith("b +2.0 ± 0.3 (significant, p = 0.0039).")
 
 
 def test_differences_are_of_the_same_seeds() -> None:
@@ -82,7 +88,7 @@ def test_differences_are_of_the_same_seeds() -> None:
     # 15, 14 and 16: deviation 1, so a standard error of 0.58.
     assert differences(rows) == (
         "Against pretrained, seed by seed, mean ± standard error: "
-        "scratch -15.0 ± 0.6 (certain), half -10.0."
+        "scratch -15.0 ± 0.6 (significant), half -10.0."
     )
-    assert "(not certain)" in differences([("a", {0: 1.0, 1: 2.0}), ("b", {0: 2.0, 1: 2.0})])
+    assert "(not significant)" in differences([("a", {0: 1.0, 1: 2.0}), ("b", {0: 2.0, 1: 2.0})])
     assert differences([("a", {}), ("b", {0: 1.0})]) == "Nothing to compare yet."
