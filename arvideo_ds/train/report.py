@@ -130,7 +130,11 @@ def probes(summary: dict[str, Any]) -> list[report.Section]:
 
 
 def predictions(
-    run: Path, recipe: PretrainRecipe, shards: str | None, count: int, steps: int
+    run: Path,
+    recipe: PretrainRecipe,
+    shards: str | None,
+    count: int,
+    steps: int = pictures.MAX_STEPS,
 ) -> report.Section:
     if recipe.objective.needs_scores(recipe.decoder):
         note = "Not drawn: predictions depend on data.scores, which only training reads."

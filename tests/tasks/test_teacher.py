@@ -214,7 +214,7 @@ def test_the_recipe_alone_rebuilds_the_model(taught: Make, teacher: Path, tmp_pa
     again = run_folder.read_recipe(folder, PretrainRecipe)
     run_folder.require_same_mathematics(folder, again)
     assert build_objective(again).decoder.head.out_features == 128  # type: ignore[union-attr]
-    assert "features of its teacher instead of pixels" in predictions(folder, again, None, 1)
+    assert "features of its teacher instead of pixels" in predictions(folder, again, None, 1).note
 
 
 def test_a_run_s_other_teacher_is_refused_and_a_moved_one_is_not(
