@@ -176,7 +176,7 @@ def changes(tokens: Tensor, times: int, clips: int = 1) -> Tensor:
     move (scene, colours) cancels.
     """
     by_time = rearrange(tokens, "b (c t s) d -> b c t s d", c=clips, t=times)
-    return rearrange((by_time[:, :, 1:] - by_time[:, :, :-1]).abs(), "b c t s d -> b (c t s) d")
+    return rearrange(by_time.diff(dim=2).abs(), "b c t s d -> b (c t s) d")
 
 
 def only_head(state: dict[str, Tensor], number: int) -> dict[str, Tensor]:

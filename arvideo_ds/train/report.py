@@ -48,11 +48,11 @@ def write_report(
     Errors: `UserError` where the run has no metrics or no summary, there are no clips to show, or
     `pictures_to` cannot be made.
     """
-    if pictures_to is not None:
-        make_folder(pictures_to)
     if not run_folder.read_metrics(run):
         raise UserError(f"{run} has no metrics yet; train it first.")
     summary = run_folder.read_summary(run)
+    if pictures_to is not None:
+        make_folder(pictures_to)
     sections = [loss(run, summary), *probes(summary)]
     sections.append(predictions(run, recipe, shards, clips, steps))
     path = run / "report.html"
