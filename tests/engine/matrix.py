@@ -36,7 +36,7 @@ from arvideo_ds.tasks.pretrain import Pretrain
 from arvideo_ds.tasks.teacher import settle_teacher
 
 # make test does a few; the figure over 50 steps is ARVIDEO_STEPS=50.
-STEPS, BATCH = int(os.environ.get("ARVIDEO_STEPS", "12")), 8
+STEPS, BATCH = int(os.environ.get("ARVIDEO_STEPS", "8")), 8
 TREE: dict[str, Any] = {
     "model": {"size": "tiny"},
     "objective": {"cluster": [2, 2, 2]},
@@ -55,7 +55,7 @@ CASES = [
     for stage, precision, accumulation, checkpointing in itertools.product(
         (0, 1, 2, 3), ("fp32", "bf16"), (1, 4), (False, True)
     )
-    if stage or precision == "fp32"
+    if precision == "fp32" or (stage and checkpointing == (accumulation == 4))
 ] + [
     (stage, precision, 1, False, True)
     for stage, precision in itertools.product((2, 3), ("fp32", "bf16"))

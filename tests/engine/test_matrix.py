@@ -19,7 +19,7 @@ def test_every_way_of_running_gives_one_curve(
     on_ranks: Callable[..., dict[str, list[float]]],
 ) -> None:
     curves = on_ranks("matrix.py", 2, timeout=1200)
-    assert len(curves) == (4 + 3) * 2 * 2 + 4 + 2 * 4
+    assert len(curves) == 4 * 4 + 3 * 2 + 4 + 2 * 4
     differences = {}
     for name, curve in curves.items():
         precision = name.split("-")[1]

@@ -104,7 +104,7 @@ class Job:
     def wait(self, condition: Callable[[], bool], timeout_s: float, what: str) -> float:
         return self.cluster.wait(condition, timeout_s, what, self.log_file)
 
-    def wait_for_step(self, step: int, timeout_s: float = 90) -> float:
+    def wait_for_step(self, step: int, timeout_s: float = 180) -> float:
         """`step` has been logged by the present start; an ended job is not waited for."""
 
         def there() -> bool:
@@ -113,7 +113,7 @@ class Job:
 
         return self.wait(there, timeout_s, f"step {step}")
 
-    def wait_for_end(self, timeout_s: float = 90) -> float:
+    def wait_for_end(self, timeout_s: float = 180) -> float:
         ends = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
         return self.wait(lambda: self.state in ends, timeout_s, "end")
 
