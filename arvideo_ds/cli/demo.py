@@ -1,7 +1,8 @@
 """Make the videos and shards of a synthetic set in data/, unless they exist.
 
-arvideo demo                eight directions of motion: the demo, the ablations
-arvideo demo --set events   128 frames; the class is the order of two events
+arvideo demo                 eight directions of motion: the demo, the ablations
+arvideo demo --set events    128 frames; the class is the order of two events
+arvideo demo --set figures   jointed figures, to pretrain on before a few real videos
 """
 
 from __future__ import annotations

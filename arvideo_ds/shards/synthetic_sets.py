@@ -9,6 +9,7 @@ from typing import Any
 _SETS = {
     "demo": "arvideo_ds.shards.demo_set:DEMO",
     "events": "arvideo_ds.shards.events_set:EVENTS",
+    "figures": "arvideo_ds.shards.figures_set:FIGURES",
 }
 NAMES = tuple(_SETS)
 
