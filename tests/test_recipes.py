@@ -18,7 +18,8 @@ ROOT = Path(__file__).parent.parent
 JSONS = sorted((ROOT / "ds_configs").glob("*.json"))
 FILES = sorted(recipes_dir().rglob("*.yaml"))
 # For one machine.
-SMALL = {"demo", "demo_phases", "demo_small", "lvmae_events", "pretrain_weizmann", "videomae_demo"}
+SMALL = {"demo", "demo_phases", "demo_small", "lvmae_events", "videomae_demo"}
+SMALL |= {"pretrain_figures", "pretrain_weizmann"}
 REAL = [name for name in recipe_names("pretrain") if name not in SMALL]
 BASE = "ablation_base"
 
@@ -168,12 +169,13 @@ OWN_RATES: dict[str, tuple[float, float, float]] = {
     "demo_small": (7.5e-4, 1e-6, 1e-5),
     "lvmae_events": (1.5e-3, 1e-6, 1e-5),
     "pretrain_weizmann": (1e-3, 1e-6, 1e-5),
+    "pretrain_figures": (1e-3, 1e-6, 1e-5),
     "tokenizer_demo": (1e-3, 1e-6, 1e-5),
     "tokenizer_events": (1e-3, 1e-6, 1e-5),
     "tokenizer_weizmann": (1e-3, 1e-6, 1e-5),
     "tokenizer_b_k600": (1e-4, 1e-6, 1e-6),
     "finetune_demo": (1e-3, 1e-6, 1e-6),
-    "finetune_weizmann": (8.75e-4, 1e-6, 1e-6),
+    "finetune_weizmann": (5e-4, 1e-6, 1e-6),
     "finetune_own": (9.375e-5, 1e-6, 1e-6),
     "finetune_vit_b_hmdb51": (5e-4, 1e-6, 1e-6),
     "finetune_vit_b_diving48_128f": (2.5e-4, 1e-6, 1e-6),

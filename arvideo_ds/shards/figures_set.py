@@ -14,7 +14,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from arvideo_ds.shards.synthetic import SyntheticSet, Surface, background
+from arvideo_ds.shards.synthetic import Surface, SyntheticSet, background
 
 HEIGHT, WIDTH, FRAMES = 40, 50, 44
 TRAVEL = {"left": -1, "nowhere": 0, "right": 1}
