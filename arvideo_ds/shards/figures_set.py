@@ -126,8 +126,8 @@ def _scenery(generator: np.random.Generator) -> np.ndarray:
     waves = Surface(generator, WIDTH)(x - WIDTH / 2, y - WIDTH / 2)
     picture += 0.4 * generator.uniform(0, 1) * waves
     for _ in range(generator.integers(_MAX_LINES + 1)):
-        ends = generator.uniform(0, WIDTH, (2, 2))
-        share = line(*ends, generator.uniform(0.3, 3), WIDTH, WIDTH)[..., None]
+        start, end = generator.uniform(0, WIDTH, (2, 2))
+        share = line(start, end, generator.uniform(0.3, 3), WIDTH, WIDTH)[..., None]
         picture = picture * (1 - share) + generator.uniform(0, 255, 3) * share
     return np.clip(picture[:HEIGHT], 0, 255)
 
