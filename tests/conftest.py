@@ -42,7 +42,10 @@ LONGEST = [
     "long_video/test_scoring_pass.py",
     "train/test_resume.py",
     "data/test_real_files.py",
+    "fakecuda/test_fakecuda.py",
+    "train/test_finetuning.py",
     "train/test_detection.py",
+    "test_docs.py",
     "train/test_faults.py",
     "train/test_signalled_runs.py",
     "ablation/test_command.py",
@@ -50,6 +53,9 @@ LONGEST = [
     "engine/test_matrix.py",
     "engine/test_sequence.py",
     "models/test_videomae.py",
+    "engine/test_compile.py",
+    "shards/test_shard_writer.py",
+    "shards/test_large_manifest.py",
 ]
 
 
