@@ -69,10 +69,13 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         if fault == "stall":
             time.sleep(self.server.stall_s)
-        self.wfile.write(data[half:])
+        # A client that has all of it also sees it counted.
+        self.wfile.write(data[half:-1])
         self.wfile.flush()
         with self.server.counting:
             self.server.whole[name] += 1
+        self.wfile.write(data[-1:])
+        self.wfile.flush()
 
     def _head(self) -> bytes | None:
         path = self.folder / Path(self.path).name
