@@ -26,7 +26,7 @@ def render(kind: int, generator: np.random.Generator) -> np.ndarray:
     frames = np.repeat(_scenery(generator)[None], FRAMES, axis=0)
     for _ in range(1 + int(generator.random() < 0.25)):
         Figure(generator, list(TRAVEL.values())[kind]).draw(frames)
-    frames += generator.normal(0, generator.uniform(0, 4), frames.shape)  # of a camera
+    frames += generator.normal(0, generator.uniform(0, 4), frames.shape)  # a camera's noise
     return np.clip(frames, 0, 255).round().astype(np.uint8)
 
 
@@ -51,7 +51,7 @@ class Limb:
         self._place = generator.uniform(-0.5, 0.5)  # along the torso
         self._lengths = size * generator.uniform(0.35, 0.7, generator.integers(1, 3))
         self._radius = size * generator.uniform(0.06, 0.14)
-        # Some limbs are stiff.
+        # Some hips are stiff.
         extent = 1.4 * (generator.random() < 0.8)
         self._hip = Swing(generator, period, generator.uniform(0, math.tau), extent)
         self._knee = Swing(generator, period, generator.uniform(-1, 1), 1.2)
