@@ -34,12 +34,18 @@ shards = ShardSet(sys.argv[1])
 opened = time.perf_counter()
 order = SampleOrder(shards.samples_of_shards, seed=0, num_streams=1024, window_shards=4)
 order.place(123_456_789)
+planned, used = time.perf_counter(), time.process_time() - cpu
 status = Path("/proc/self/status").read_text()
+# The same machine, as busy: what the json module takes for a twentieth of these shards.
+text = json.dumps([shards.manifest.shards[0].model_dump()] * 100_000, indent=1)
+cpu = time.process_time()
+json.loads(text)
 print(json.dumps({
     "samples": shards.num_samples,
     "open_s": opened - begun,
-    "plan_s": time.perf_counter() - opened,
-    "cpu_s": time.process_time() - cpu,
+    "plan_s": planned - opened,
+    "cpu_s": used,
+    "json_s": 20 * (time.process_time() - cpu),
     "private_mib": int(re.search("RssAnon:[^0-9]*([0-9]+)", status)[1]) / 1024,
     # getrusage counts what the process was before it became this program.
     "peak_mib": int(re.search("VmHWM:[^0-9]*([0-9]+)", status)[1]) / 1024,
@@ -155,7 +161,7 @@ def test_tables_of_former_manifests_are_removed(
 
 
 @pytest.mark.slow
-def test_two_million_shards_open_and_are_planned_within_five_seconds_and_300_mib(
+def test_two_million_shards_are_planned_in_300_mib_and_a_few_times_what_json_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_manifest(tmp_path, 2_000_000)
@@ -166,8 +172,7 @@ def test_two_million_shards_open_and_are_planned_within_five_seconds_and_300_mib
     print(json.dumps(figures))
     assert figures["samples"] == 10**9
     assert figures["peak_mib"] <= 300
-    # Of the processor's time: other tests may run beside. About 3.5 s are usual.
-    assert figures["cpu_s"] <= 7
+    assert figures["cpu_s"] <= 4 * figures["json_s"]  # 2.5 is usual
     # The other ranks of the node map what the first one parsed.
     again = json.loads(run_command(sys.executable, "-c", MEASURE, tmp_path).stdout)
     print(json.dumps(again))
