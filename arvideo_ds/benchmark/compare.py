@@ -82,7 +82,7 @@ def describe(row: Row) -> dict[str, Any]:
 def summarize(
     described: dict[str, Any],
     rounds: list[Round],
-    peak_bytes: int,
+    peak_bytes: int | None,
     matmul_tflops: float,
     peak_tflops: float | None = None,
 ) -> dict[str, Any]:
@@ -95,7 +95,7 @@ def summarize(
         **described,
         "clips_per_s": spread(rates),
         **{key: spread([r[key] for r in rounds]) for key in rounds[0] if key.endswith("_ms")},
-        "peak_gib": peak_bytes / _GIB,
+        "peak_gib": peak_bytes and peak_bytes / _GIB,
         "tflops": spread(achieved),
         "matmul_tflops": matmul_tflops,
         "share_of_matmul_pct": 100 * statistics.median(achieved) / matmul_tflops,
@@ -114,11 +114,17 @@ def best_products(rows: Sequence[Row], rounds: Sequence[list[Round]]) -> dict[st
 
 
 def against_first(
-    rounds: list[Round], first: list[Round], peak_bytes: int, first_peak_bytes: int
+    rounds: list[Round], first: list[Round], peak_bytes: int | None, first_peak_bytes: int | None
 ) -> dict[str, Any]:
-    """Difference of time per clip (round by round) and memory from the first row, in percent."""
+    """Difference of time per clip (round by round) and memory from the first row, in percent.
+
+    The memory's is None where one of them is unknown.
+    """
     times = [100 * (r["clip_ms"] / f["clip_ms"] - 1) for r, f in zip(rounds, first, strict=True)]
-    return {"time_pct": spread(times), "memory_pct": 100 * (peak_bytes / first_peak_bytes - 1)}
+    memory = None
+    if peak_bytes is not None and first_peak_bytes is not None:
+        memory = 100 * (peak_bytes / first_peak_bytes - 1)
+    return {"time_pct": spread(times), "memory_pct": memory}
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -152,8 +152,13 @@ def random_batch(recipe: Recipe, size: int, device: torch.device) -> Batch:
     return Batch(clips, keys, labels, valid, scores=scores, codes=codes)
 
 
-def peak_bytes(row: Row, device: torch.device) -> int:
-    """Peak bytes of tensors, from building the model to the second step."""
+def peak_bytes(row: Row, device: torch.device) -> int | None:
+    """Peak bytes of tensors, from building the model to the second step.
+
+    None for a compiled row on a CPU, whose tensors cannot be followed.
+    """
+    if device.type != "cuda" and compiled(row, device):
+        return None
     free(device)
     # DeepSpeed (0.19.8) keeps the weights of a destroyed ZeRO-3 engine.
     before = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0

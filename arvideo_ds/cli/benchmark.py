@@ -123,17 +123,21 @@ def main() -> None:
 
 
 def one_line(result: dict[str, Any]) -> str:
+    peak = result["peak_gib"]
+    memory = "memory not measured" if peak is None else f"{peak:.2f} GiB"
     line = (
         f"{result['row']} x {result['micro_batch']}: "
         f"{result['clips_per_s']['median']:.2f} clips/s, "
         f"{result['forward_ms']['median']:.1f} + {result['backward_ms']['median']:.1f} + "
         f"{result['optimizer_ms']['median']:.1f} ms (forward, backward, optimiser), "
-        f"{result['peak_gib']:.2f} GiB, {result['share_of_matmul_pct']:.0f} % of a matrix product"
+        f"{memory}, {result['share_of_matmul_pct']:.0f} % of a matrix product"
     )
     if "against_first" in result:
         against = result["against_first"]
         time = f"{against['time_pct']['median']:+.1f} % time"
-        line += f"; {time}, {against['memory_pct']:+.1f} % memory"
+        line += f"; {time}"
+        if against["memory_pct"] is not None:
+            line += f", {against['memory_pct']:+.1f} % memory"
     return line
 
 

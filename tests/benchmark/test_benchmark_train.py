@@ -133,6 +133,8 @@ def test_rates_follow_from_times() -> None:
     # Of the same rounds: however much the machine drifts, 25 % stay 25 %.
     assert against["time_pct"] == {"median": 25, "min": 25, "max": 25}
     assert against["memory_pct"] == pytest.approx(50)
+    assert against_first(slower, rounds, None, None)["memory_pct"] is None
+    assert summarize(described, rounds, None, matmul_tflops=2.0)["peak_gib"] is None
 
 
 @pytest.mark.parametrize(

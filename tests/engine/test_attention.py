@@ -36,6 +36,32 @@ def test_a_gpu_takes_cudnn_first_and_a_cpu_keeps_its_own() -> None:
     assert torch._C._get_sdp_priority_order() == before
 
 
+@pytest.mark.parametrize(
+    ("precision", "frames", "compiled", "kernel"),
+    [
+        ("bf16", 8, "auto", "math"),
+        ("bf16", 8, True, "flash_attention"),
+        ("bf16", 64, "auto", "flash_attention"),  # 256 keys
+        ("fp32", 8, "auto", "flash_attention"),
+    ],
+)
+def test_a_cpu_takes_the_plain_kernel_for_few_keys_in_bf16(
+    precision: str,
+    frames: int,
+    compiled: bool | str,
+    kernel: str,
+    tiny: Callable[..., PretrainRecipe],
+) -> None:
+    recipe = tiny(
+        train={"precision": precision, "compile": compiled},
+        data={"frames": frames, "size": 16},
+        objective={"drop_ratio": 0.0, "cluster": [1, 4, 4]},
+    )
+    plan = make_plan(recipe, world_size=1)
+    with preferred_kernels(recipe, CPU):
+        assert set(chosen_kernels(recipe, plan, CPU).values()) == {kernel}
+
+
 @pytest.mark.parametrize(("name", "used"), [("arvideo", False), ("videomae", True)])
 def test_cudnn_is_not_used_where_its_masked_gradients_may_be_nan(
     name: str, used: bool, tiny: Callable[..., PretrainRecipe]
