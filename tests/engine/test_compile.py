@@ -141,6 +141,9 @@ def test_compiled_and_eager_give_the_same_loss_and_gradients(name: str) -> None:
         module: nn.Module = Finetune(FinetuneRecipe.model_validate(tree), 3)
     else:
         module = task_of(name)
+    for part in module.modules():  # compiling more of the same layers takes minutes
+        if isinstance(part, nn.ModuleList):
+            del part[2:]
     compiled = copy.deepcopy(module)
     compile_model(compiled, layers=False)
     losses = [each(batch_of(name)) for each in (module, compiled)]
