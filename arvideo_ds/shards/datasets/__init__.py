@@ -86,6 +86,8 @@ def read_listing(dataset: str, source: Source) -> Listing:
     entries = sorted(listing.entries, key=lambda entry: entry.video_id)
     if not entries:
         where = f", split '{source.split}'" if source.split else ""
+        if source.annotations and not (listing.rejects or listing.passed_over):
+            raise UserError(f"--annotations {source.annotations} lists no videos{where}.")
         if rejects := listing.rejects:
             example = rejects[0].source_path
             where += f" ({len(rejects)} rows without a file there, such as {example})"

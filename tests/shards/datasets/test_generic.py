@@ -199,6 +199,11 @@ def test_another_separator_than_the_comma_is_named_with_file_and_line(
     assert re.search(rf"list\.csv line 1: .*must be a comma.*{re.escape(name)}", str(error.value))
 
 
+def test_a_table_without_rows_is_named(videos: Path) -> None:
+    with pytest.raises(UserError, match=r"--annotations .*list\.csv lists no videos\."):
+        read_entries("csv", csv_source(videos, "path,label,label_id\n"))
+
+
 def test_a_file_that_was_passed_over_is_counted_by_its_suffix(videos: Path) -> None:
     for name in ("x.gif", "y.GIF", "z.h264", "archive.tar.gz", "no_suffix"):
         (videos / "a" / name).write_bytes(b"x")
