@@ -79,7 +79,6 @@ def test_a_compiled_model_is_one_graph_of_fewer_kernels(tmp_path: Path) -> None:
     small = ["model.size=tiny", "model.patch=[2,16,16]", "data.frames=8", "data.size=112"]
     recipes = {
         VIT_B: (*small, "objective.cluster=[1,7,7]", "decoder.depth=1"),
-        "videomae_vit_b_k400": (*small, "decoder.depth=1"),
         "finetune_vit_b_k400": small,
     }
     cases = [
