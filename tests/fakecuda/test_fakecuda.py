@@ -26,7 +26,7 @@ pytestmark = [
 ]
 
 
-def run(program: str, *arguments: str | Path, timeout: float = 300) -> list[Any]:
+def run(program: str, *arguments: str | Path, timeout: float = 900) -> list[Any]:
     """What the program prints after RESULT, line by line."""
     done = subprocess.run(
         [sys.executable, str(HERE / program), *map(str, arguments)],
