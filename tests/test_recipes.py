@@ -176,6 +176,7 @@ OWN_RATES: dict[str, tuple[float, float, float]] = {
     "tokenizer_b_k600": (1e-4, 1e-6, 1e-6),
     "finetune_demo": (1e-3, 1e-6, 1e-6),
     "finetune_weizmann": (5e-4, 1e-6, 1e-6),
+    "probe_weizmann": (3e-3, 0.0, 0.0),
     "finetune_own": (9.375e-5, 1e-6, 1e-6),
     "finetune_vit_b_hmdb51": (5e-4, 1e-6, 1e-6),
     "finetune_vit_b_diving48_128f": (2.5e-4, 1e-6, 1e-6),
