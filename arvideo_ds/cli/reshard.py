@@ -27,6 +27,7 @@ from arvideo_ds.shards import reshard
 from arvideo_ds.shards.staging import stage
 
 _SAMPLES_PER_SHARD, _SEED = 500, 0
+_SHOWN = 5
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,8 +92,16 @@ def write_parts(args: argparse.Namespace) -> None:
         print(f"note: {note}", flush=True)
     for part in parts:
         manifest = reshard.write_part(pool, part, how=how, samples_per_shard=args.samples_per_shard)
-        groups = "" if part.num_groups is None else f", in {part.num_groups:,} groups"
-        print(f"{part.folder}: {describe_shards(manifest)}{groups}")
+        print(f"{part.folder}: {describe_shards(manifest)}{groups_in_words(part)}")
+
+
+def groups_in_words(part: reshard.Part) -> str:
+    """Number and names of the groups, so that a wrong pattern shows; nothing without groups."""
+    names = sorted({item.group for item in part.items if item.group is not None})
+    if not names:
+        return ""
+    more = ", ..." * (len(names) > _SHOWN)
+    return f", in {len(names):,} groups ({', '.join(names[:_SHOWN])}{more})"
 
 
 def choice(args: argparse.Namespace) -> tuple[str, Callable[[reshard.Pool], list[reshard.Part]]]:

@@ -411,7 +411,7 @@ def _notes(encoder: Encoder, state: State, layout: Layout, path: Path) -> Iterab
         if not torch.allclose(table, sincos_1d((len(table), 1, 1), table.shape[1]), atol=1e-3):
             yield (
                 "VideoMAE is trained with the positions of sincos_1d over its grid; this encoder "
-                "has another table (model.positions, or interpolated)"
+                "has another table (model.positions, or interpolated to other clips)"
             )
     block: Any = encoder.blocks[0]
     heads = _heads_of_config(path)

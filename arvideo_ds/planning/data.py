@@ -43,12 +43,10 @@ def on_layer(data: DataSettings, layers: int) -> bool:
 
 
 def layers_in_words(data: DataSettings, layers: int) -> list[str]:
-    """How clips use the layers of the shards; nothing for shards without."""
-    if layers == 1:
+    """Why clips decode more of layered shards than they need; nothing where they do not."""
+    if layers == 1 or on_layer(data, layers):
         return []
-    if on_layer(data, layers):
-        how = f"data.stride={data.stride} starts on them and skips the rest"
-    elif data.sampling == "uniform":
+    if data.sampling == "uniform":
         how = "data.sampling=uniform decodes others too"
     elif data.stride is None:
         how = "with data.fps it depends on the video"

@@ -327,7 +327,10 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
     """Settings that are allowed but probably not intended, a sentence each."""
     lines = []
     if plan.warmup_steps >= plan.steps:
-        lines.append("the warm-up is longer than the run; set optim.warmup_steps.")
+        lines.append(
+            f"all {plan.steps} steps are warm-up ({plan.warmup_steps}), so the learning rate does "
+            "not reach its peak. Train longer, or set optim.warmup_steps."
+        )
     elif plan.warmup_steps + plan.decay_steps > plan.steps:
         lines.append(
             f"the warm-up takes {plan.warmup_steps} of {plan.steps} steps, which leaves less than "
@@ -350,7 +353,10 @@ def notes(recipe: Recipe, plan: RunPlan) -> list[str]:
         counts.append((f"source {source.name} has", own.num_videos, source.videos))
     for what, expected, actual in counts:
         if expected and abs(actual - expected) > _TOLERATED_DIFFERENCE * expected:
-            lines.append(f"the recipe expects {expected} videos; {what} {actual}.")
+            lines.append(
+                f"the recipe expects {expected} videos; {what} {actual}. The schedule follows the "
+                "shards; data.num_videos need not change."
+            )
     return lines
 
 

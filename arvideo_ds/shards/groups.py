@@ -27,6 +27,7 @@ class Grouping:
     def __init__(self, group_by: str) -> None:
         self._group_by = group_by
         self._pattern = None if group_by.isidentifier() else _pattern(group_by)
+        # Sample keys and, for a pattern, source paths.
         self._without: list[str] = []
         self._num_samples = 0
         self._fact_names: tuple[str, ...] = ()
@@ -47,14 +48,15 @@ class Grouping:
             )
         group = "" if value is None else str(value)
         if not group:
-            self._without.append(key)
+            searched = f"{facts['source_path']} ({key})"
+            self._without.append(key if self._pattern is None else searched)
         return group
 
     def require_all(self) -> None:
         """Errors: `UserError` where a sample has no group."""
         if not self._without:
             return
-        problem = "do not match, neither in their source path nor in their key"
+        problem = "do not match, neither in their source path nor in their (key)"
         if self._pattern is None:
             names = ", ".join(map(repr, self._fact_names))
             problem = f"have no '{self._group_by}' in their facts (which are {names})"

@@ -187,7 +187,8 @@ def _write(folder: Path, scores: AnyScores, labels: ClassNames, result: dict[str
     each = "".join(f", {name} {_percent(part)}" for name, part in sets.items())
     print(
         f"{result['videos']} videos, {result['unreadable']} unreadable, weights "
-        f"{result['weights']}: {_percent(result)}{each}; see {target / stem}.json",
+        f"{result['weights']}: {_percent(result)}{each}; per class: "
+        f"{target / stem}.json, confusion: {stem}*.png",
         flush=True,
     )
 

@@ -73,6 +73,12 @@ class RunSettings(Generic[AnyRecipe]):
     def notes(self) -> list[str]:
         """Sentences about settings that may not be intended, and about the shards."""
         lines = notes(self.recipe, self.plan)
+        if self.shards is None:
+            where = ", ".join(self.recipe.data.folders) or "data.shards"
+            lines.append(
+                f"there are no shards in {where} yet; the plan assumes {self.plan.num_videos} "
+                "videos (data.num_videos)."
+            )
         sets = () if self.shards is None else self.shards.sets
         for shards, recipe in zip(sets, self.recipe.by_source(), strict=False):
             where = f"{shards.name}: " if len(sets) > 1 else ""

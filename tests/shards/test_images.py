@@ -197,5 +197,5 @@ def test_copies_annotations_and_folders_without_images_are_refused(
     with pytest.raises(UserError, match="labels from the folders"):
         read_listing("images", Source(tree, annotations=tree / "list.csv"))
     (tmp_path / "film.mp4").write_bytes(b"x")
-    with pytest.raises(UserError, match=r"nothing found .*\.mp4 1.* suffix: \.bmp \.jpeg"):
+    with pytest.raises(UserError, match=r"no files for .*\.mp4 1.* suffix: \.bmp \.jpeg"):
         read_listing("images", Source(tmp_path))

@@ -75,7 +75,8 @@ def read_listing(dataset: str, source: Source) -> Listing:
     """
     reader = READERS.choose(dataset, key="--dataset")
     if not source.videos.is_dir():
-        raise UserError(f"--videos {source.videos} is not a folder.")
+        missing = "is not a folder" if source.videos.exists() else "does not exist"
+        raise UserError(f"--videos {source.videos} {missing}.")
     for option in source.options:
         if dataset not in (datasets := readers_of(option)):
             raise UserError(
@@ -94,7 +95,7 @@ def read_listing(dataset: str, source: Source) -> Listing:
         if listing.passed_over:
             where += f"; {describe_passed_over(listing.passed_over)}"
         raise UserError(
-            f"nothing found for --dataset {dataset} below {source.videos}{where}; they are "
+            f"no files for --dataset {dataset} below {source.videos}{where}; files are "
             f"recognised by their suffix: {' '.join(sorted(reader.suffixes))}."
         )
     for left, right in itertools.pairwise(entries):

@@ -215,7 +215,7 @@ def test_a_file_that_was_passed_over_is_counted_by_its_suffix(videos: Path) -> N
     listing = read_listing("folder", Source(videos))
     assert listing.passed_over == {".gif": 2, ".h264": 1, ".gz": 1, "no suffix": 1}
     assert read_listing("folder", Source(videos / "b")).passed_over == {}
-    with pytest.raises(UserError, match=r"nothing found .*\.png 1"):
+    with pytest.raises(UserError, match=r"no files for .*\.png 1"):
         (videos.parent / "other").mkdir()
         (videos.parent / "other" / "1.png").write_bytes(b"x")
         read_listing("folder", Source(videos.parent / "other"))

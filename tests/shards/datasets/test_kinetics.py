@@ -292,7 +292,7 @@ def test_the_order_is_that_of_the_ids_whatever_the_rows_order(make_videos: MakeV
 
 
 def test_no_clip_at_all_and_a_missing_column_are_refused(make_videos: MakeVideos) -> None:
-    with pytest.raises(UserError, match=r"nothing found .*3 rows without a file"):
+    with pytest.raises(UserError, match=r"no files for .*3 rows without a file"):
         read(make_videos(), *ROWS)
     path = write_csv(make_videos().parent, f"{DASH},10,20", header="id,time_start,time_end")
     with pytest.raises(UserError, match="no column 'youtube_id'"):
