@@ -97,7 +97,7 @@ def write_parts(args: argparse.Namespace) -> None:
 
 def groups_in_words(part: reshard.Part) -> str:
     """Number and names of the groups, so that a wrong pattern shows; nothing without groups."""
-    names = sorted({item.group for item in part.items if item.group is not None})
+    names = part.groups
     if not names:
         return ""
     more = ", ..." * (len(names) > _SHOWN)

@@ -56,7 +56,7 @@ class Grouping:
         """Errors: `UserError` where a sample has no group."""
         if not self._without:
             return
-        problem = "do not match, neither in their source path nor in their (key)"
+        problem = "do not match, neither in their source path nor in their key (in brackets)"
         if self._pattern is None:
             names = ", ".join(map(repr, self._fact_names))
             problem = f"have no '{self._group_by}' in their facts (which are {names})"

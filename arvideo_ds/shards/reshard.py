@@ -64,8 +64,11 @@ class Part:
     items: tuple[Item, ...]
     rejects: tuple[m.Reject, ...] = ()
     label_sets: dict[str, tuple[str, ...]] | None = None
-    # None without --group_by.
-    num_groups: int | None = None
+
+    @property
+    def groups(self) -> list[str]:
+        """Names of the groups of the items, sorted; none without --group_by."""
+        return sorted({item.group for item in self.items if item.group is not None})
 
 
 @dataclass(frozen=True)
@@ -224,10 +227,9 @@ def split(pool: Pool, share: Fraction, folder: Path, names: tuple[str, str]) -> 
             f"'{names[0] if sides[1] else names[1]}' without any. Choose another share"
             + (", or other groups." if among else ".")
         )
-    num_groups = [len(of_side) if pool.has_groups else None for of_side in groups]
     return [
-        replace(pool.part(folder / name, side), split=name, num_groups=count)
-        for name, side, count in zip(names, sides, num_groups, strict=True)
+        replace(pool.part(folder / name, side), split=name)
+        for name, side in zip(names, sides, strict=True)
     ]
 
 

@@ -90,7 +90,7 @@ def test_a_group_is_on_one_side_and_every_label_has_its_share(
     parts = split(pool_of(actors, group_by, seed), Fraction("0.78"), tmp_path, ("train", "test"))
     groups = [{item.key.split("__")[1][0] for item in part.items} for part in parts]
     assert groups[0].isdisjoint(groups[1])
-    assert [len(found) for found in groups] == [part.num_groups for part in parts] == [7, 2]
+    assert [len(found) for found in groups] == [len(part.groups) for part in parts] == [7, 2]
     # Whole actors: of each label as many as there are actors.
     assert Counter(i.label_name for i in parts[0].items) == dict.fromkeys(ACTIONS, 7)
     again = split(pool_of(actors, group_by, seed), Fraction("0.78"), tmp_path, ("train", "test"))
