@@ -54,7 +54,7 @@ def main() -> None:
     args = parser.parse_args()
     require_at_least(0, args, "attentive")
     recipe = run_folder.read_recipe(args.run, PretrainRecipe)
-    from arvideo_ds.evaluation.probing import AttentiveProbe, probe_run, side_by_side
+    from arvideo_ds.evaluation.probing import AttentiveProbe, in_words, probe_run
 
     probes = {
         name: PROBES.choose(name, key="--probe")() for name in (*DEFAULT_PROBES, *args.probes)
@@ -62,10 +62,14 @@ def main() -> None:
     if args.attentive:
         probes["attentive_probe"] = AttentiveProbe(args.attentive)
 
+    words: list[str] = []
+
     def probe(*folders: str | None) -> dict[str, Any]:
         train, test = open_probe_shards(recipe.probe, *folders)
         log(f"probing {args.run}: train {train.name}, test {test.name}")
-        return probe_run(args.run, recipe, train, test, probes)
+        results = probe_run(args.run, recipe, train, test, probes)
+        words.append(f"{test.name}: {in_words(results)}")
+        return results
 
     sets = dict(args.sets)
     # With --set alone, the recipe's shards are not probed.
@@ -75,8 +79,8 @@ def main() -> None:
         results["probes"] = more
     run_folder.update_summary(args.run, results)
     print(json.dumps(results, indent=1))
-    for line in side_by_side(more):
-        print(line)
+    for line in words:
+        log(line)
 
 
 def parse_set(text: str) -> tuple[str, tuple[str, str]]:

@@ -327,7 +327,7 @@ class TrainSettings(Settings):
     seed: NonNegative = 0
     """Seed of the initial weights, the order of samples and everything drawn for a clip."""
     log_every: Positive = 10
-    """Steps between lines of the console and of metrics.jsonl."""
+    """Steps between lines of the console and of metrics.jsonl, besides the first step's."""
     save_every: Positive = 500
     """Steps between checkpoints; one is always written at the end and when interrupted."""
     keep_checkpoints: Positive = 2

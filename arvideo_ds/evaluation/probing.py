@@ -182,6 +182,7 @@ def probe_run(
             results[f"{prefix}{name}_accuracy"] = probe.accuracy(frozen)
         results["probe_clips_skipped"] = sum(features.skipped for features in frozen.features)
     return results | {
+        "probe_videos": [len(features.values) for features in frozen.features],
         "probe_chance_accuracy": round(1 / len(train.manifest.labels or "?"), 4),
         "probe_features": recipe.probe.features,
         "probe_clips": recipe.probe.clips,
@@ -189,14 +190,14 @@ def probe_run(
     }
 
 
-def side_by_side(sets: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line per data set: the accuracy of each probe (that of the untrained encoder)."""
-    lines = []
-    for name, results in sets.items():
-        cells = [
-            f"{probe} {100 * results[f'{probe}_accuracy']:.1f} "
-            f"({100 * results[f'untrained_{probe}_accuracy']:.1f})"
-            for probe in probe_names(results)
-        ]
-        lines.append(f"{name}: {', '.join(cells)}; percent, untrained in brackets")
-    return lines
+def in_words(results: Mapping[str, Any]) -> str:
+    """The accuracy of each probe on a data set, and that of the untrained encoder."""
+    cells = [
+        f"{probe} {100 * results[f'{probe}_accuracy']:.1f} % "
+        f"(untrained {100 * results[f'untrained_{probe}_accuracy']:.1f})"
+        for probe in probe_names(results)
+    ]
+    train, test = results["probe_videos"]
+    chance = 100 * results["probe_chance_accuracy"]
+    videos = f"trained on {train:,} videos, tested on {test:,}"
+    return f"{', '.join(cells)}; chance {chance:.1f} %; {videos}"

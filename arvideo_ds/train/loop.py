@@ -100,8 +100,10 @@ def _train_phase(run: Run, part: PhasePlan) -> Outcome:
             validates = run.validation is not None and run.validation.due(done)
             last = done == plan.steps
             saves = validates or stop or last or done % train_settings.save_every == 0
-            # Metrics are checked before each save, and are of one phase.
-            if saves or done == part.end_step or done % train_settings.log_every == 0:
+            # The first step shows that it runs, and how fast. Metrics are checked before each save,
+            # and are of one phase.
+            logs = done in (1, part.end_step) or done % train_settings.log_every == 0
+            if logs or saves:
                 beat("log", done)
                 reading = meter.read(hosts)
                 run.baseline.read(run.world.device)

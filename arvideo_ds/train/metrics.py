@@ -171,7 +171,8 @@ class Console:
             *([f"{share:.0%} of peak"] if share is not None else []),
             f"data wait {metrics['time/data_wait_pct']:.1f} %",
             f"{metrics['memory/peak_gib']:.2f} GiB",
-            f"left {timedelta(seconds=round(left_s))}",
+            # The first step starts processes and compiles, so its time predicts nothing.
+            *([f"left {timedelta(seconds=round(left_s))}"] if metrics["step"] > 1 else []),
         ]
         start = "validation/"
         validated = {k.removeprefix(start): v for k, v in metrics.items() if k.startswith(start)}

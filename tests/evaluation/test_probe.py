@@ -139,6 +139,7 @@ def test_a_plugin_adds_a_probe_and_features_to_the_command(
     tiny: Callable[..., PretrainRecipe],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """One file; its results are beside those of the others, of the trained encoder and not."""
     plugin, run = tmp_path / "probes_plugin.py", tmp_path / "run"
@@ -155,3 +156,7 @@ def test_a_plugin_adds_a_probe_and_features_to_the_command(
     assert summary["majority_accuracy"] == summary["untrained_majority_accuracy"] == 0.125
     assert probe_names(summary) == [*DEFAULT_PROBES, "majority"]
     assert summary["probe_features"] == "first_token"
+    said = capsys.readouterr()
+    assert json.loads(said.out).items() <= summary.items()
+    words = "majority 12.5 % (untrained 12.5); chance 12.5 %; trained on 48 videos, tested on 48"
+    assert said.err.splitlines()[-1].endswith(words)

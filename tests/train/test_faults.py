@@ -37,19 +37,19 @@ def keys_of(shards: Path) -> set[str]:
 
 @pytest.mark.parametrize("kind", ["nan_loss", "infinite_gradient"])
 def test_a_step_that_is_not_finite_is_not_applied_counted_and_dumped(runs: Runs, kind: str) -> None:
-    options = ("train.max_steps=8", "train.log_every=4", "train.micro_batch=4")
+    options = ("train.max_steps=8", "train.log_every=4", "train.micro_batch=2")
     output = runs.run(kind, *options, ranks=2, fault=f"{kind}:3:3:1")
     metrics = runs.metrics(kind)
-    assert [line["guard/refused_total"] for line in metrics] == [1, 1]
+    assert [line["guard/refused_total"] for line in metrics] == [0, 1, 1]
     assert all(line["loss/pretrain"] < 10 for line in metrics)
     assert "steps not applied 1" in output
     first, second = not_applied(runs.folder / kind)
     assert (first["rank"], second["rank"], first["step"], second["step"]) == (0, 1, 3, 3)
     assert None not in first["losses"]
     assert (None in second["losses"]) == (kind == "nan_loss")
-    # 16 clips = 8 videos x 2; two ranks, two micro-batches each.
+    # 8 clips = 4 videos x 2; two ranks, two micro-batches each.
     videos = [video for line in (first, second) for batch in line["videos"] for video in batch]
-    assert len(videos) == 8
+    assert len(videos) == 4
     assert len({*videos} & keys_of(runs.shards)) == len({*videos})
 
 
@@ -86,7 +86,7 @@ def test_the_rank_that_fails_is_heard_first_and_the_others_follow_at_once(runs: 
 
 def test_a_rank_that_is_killed_is_missed_by_the_others(runs: Runs) -> None:
     options = ("train.max_steps=3000",)
-    output = runs.run("killed", *options, launcher=runs.deepspeed(2), fault="kill:3:3:1", code=None)
+    output = runs.run("killed", *options, ranks=2, fault="kill:3:3:1", code=None)
     assert "Traceback" not in output.replace("Traceback (most recent call last):\n  File", "", 0)
     told = re.search(r"rank 0 on \S+ stops.*", output)
     assert told is None or re.search("another rank is gone|rank 1 failed: ended", told.group())
