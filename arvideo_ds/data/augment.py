@@ -12,13 +12,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import rand_augment_transform
-from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision.transforms import v2
 
 from arvideo_ds.config.schema import DataSettings
 from arvideo_ds.errors import UserError
+from arvideo_ds.models.cubes import PIXEL_MEAN, PIXEL_STD
 
 # RandAugment's largest shift as a share of the shorter side (timm's default).
 _SHIFT = 0.45
@@ -73,7 +72,7 @@ def _erased(clip: Tensor, erase: v2.Transform, number: int) -> Tensor:
     with seeded(number):
         noise = erase(torch.zeros(3 * frames, height, width))
     noise = noise.unflatten(0, (frames, 3)).permute(0, 2, 3, 1)
-    pixels = noise * torch.tensor(IMAGENET_DEFAULT_STD) + torch.tensor(IMAGENET_DEFAULT_MEAN)
+    pixels = noise * torch.tensor(PIXEL_STD) + torch.tensor(PIXEL_MEAN)
     erased = (_COLOUR * pixels).round().clamp(0, _COLOUR).to(torch.uint8)
     return torch.where(noise == 0, clip, erased)
 
@@ -99,7 +98,10 @@ def jitter_hsv(
 
 
 def _randaugment(data: DataSettings) -> Callable[[Image.Image], Image.Image]:
-    mean = tuple(round(_COLOUR * value) for value in IMAGENET_DEFAULT_MEAN)
+    # Here, since it imports all of timm's models, which decoding processes do not need.
+    from timm.data.auto_augment import rand_augment_transform
+
+    mean = tuple(round(_COLOUR * value) for value in PIXEL_MEAN)
     options = {"translate_const": int(_SHIFT * min(data.size)), "img_mean": mean}
     try:
         return rand_augment_transform(data.randaugment, options)

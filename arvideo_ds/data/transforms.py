@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.random import Generator
-from timm.data.constants import IMAGENET_DEFAULT_MEAN
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from arvideo_ds.config.schema import DataSettings
+from arvideo_ds.models.cubes import PIXEL_MEAN
 
 # Steps of a smaller crop's place along each axis.
 _QUARTERS = 4
@@ -153,7 +153,7 @@ def fill_up(clip: Tensor, missing: Sides) -> Tensor:
     """Clip F h w 3 with `missing` rows below and columns at the right of ImageNet's mean colour,
     which the encoder normalises to zero."""
     frames, rows, columns, _ = clip.shape
-    mean = torch.tensor([round(255 * value) for value in IMAGENET_DEFAULT_MEAN], dtype=torch.uint8)
+    mean = torch.tensor([round(255 * value) for value in PIXEL_MEAN], dtype=torch.uint8)
     filled = mean.expand(frames, rows + missing[0], columns + missing[1], 3).clone()
     filled[:, :rows, :columns] = clip
     return filled

@@ -24,6 +24,7 @@ from arvideo_ds.data.sampling import view_frames
 from arvideo_ds.data.transforms import cut, view_crop
 from arvideo_ds.decoding.video import Frames, Part, read_frames
 from arvideo_ds.shards.ingest import require_complete
+from arvideo_ds.shards.inputs import Video
 
 
 @dataclass(frozen=True)
@@ -151,6 +152,13 @@ def read_windows(
         start_s=seconds[start_frame].round(6),
         stop_s=seconds[stop_frame].round(6),
     )
+
+
+def windows_of(shape: WindowShape, batch: int, video: Video) -> Iterator[np.ndarray | Windows]:
+    """`read_windows` of a listed video, for a decoding process: it imports this module and no
+    model."""
+    with video.open() as source:
+        yield from read_windows(source, video.part, shape, batch=batch)
 
 
 def _timed(frames: Frames, times: array[float], fps: float) -> Frames:

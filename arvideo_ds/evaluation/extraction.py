@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from arvideo_ds.config import EncoderRecipe
-from arvideo_ds.data.windows import Windows, WindowShape, read_windows
+from arvideo_ds.data.windows import Windows, WindowShape, windows_of
 from arvideo_ds.decoding.processes import Failed, Finished, stream_all
 from arvideo_ds.errors import UserError
 from arvideo_ds.evaluation.feature_files import require_format
@@ -102,7 +102,7 @@ def extract_features(
     folder = FeatureFolder(job.output, config, job.listing, kind=job.format)
     pending = [video for video in job.listing.videos if video.key not in folder.done]
     items = stream_all(
-        functools.partial(_clips, shape, job.batch),
+        functools.partial(windows_of, shape, job.batch),
         pending,
         workers=min(job.workers, len(pending)),
         timeout_s=job.timeout_s,
@@ -159,12 +159,6 @@ def _config(
         **{name: value for name, value in asdict(shape).items() if value is not None},
     }
     return {"settings": settings, "commit": git_commit(), "recipe": recipe.model_dump(mode="json")}
-
-
-def _clips(shape: WindowShape, batch: int, video: Video) -> Iterator[np.ndarray | Windows]:
-    """Decode a video; runs in a decoding process."""
-    with video.open() as source:
-        yield from read_windows(source, video.part, shape, batch=batch)
 
 
 @torch.no_grad()
