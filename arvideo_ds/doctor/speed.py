@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from arvideo_ds.doctor.report import Finding
+from arvideo_ds.engine.world import emulates_bf16
 
 _SIDE = {"cpu": 1024, "cuda": 8192}
 # The first warms up.
@@ -31,7 +32,11 @@ def check_gpus() -> Finding:
         )
         fix += "in a Slurm job ask for GPUs; in a container pass them on"
         return Finding("GPUs", "problem", says, fix)
-    return Finding("GPUs", "ok", "none; everything runs on the CPU")
+    says = "none; everything runs on the CPU"
+    if emulates_bf16(torch.device("cpu")):
+        fix = "use train.precision=fp32"
+        return Finding("GPUs", "warning", f"{says}, which computes bf16 in software", fix)
+    return Finding("GPUs", "ok", says)
 
 
 def matmul_gflops(device: torch.device, dtype: torch.dtype | None = None) -> float:

@@ -152,6 +152,14 @@ def use_tf32(device: torch.device, allowed: bool) -> None:
         torch.set_float32_matmul_precision("high" if allowed else "highest")
 
 
+def emulates_bf16(device: torch.device) -> bool:
+    """Whether this is a CPU without AVX512 (x86) or bf16 (Arm) instructions, on which oneDNN does
+    not multiply matrices in bf16: torch then takes about 70 times as long as in fp32."""
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
 def _cores(local_size: int) -> int:
     """CPU cores that Slurm binds to this rank, or its share of the host's."""
     seen = len(available_cores())

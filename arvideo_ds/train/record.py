@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Any
 
 from arvideo_ds.engine.resolve import zero_stage
-from arvideo_ds.engine.world import World
+from arvideo_ds.engine.world import World, emulates_bf16
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.score_store import hash_of_scores
 from arvideo_ds.planning.plan import RunPlan, phase_lines, schedule_words, source_lines
@@ -68,9 +68,13 @@ def write_start(
         + (f"; going on after step {first_step}" if first_step else ""),
         flush=True,
     )
-    for line in (
-        source_lines(plan) + phase_lines(plan) + [f"note: {note}" for note in settings.notes()]
-    ):
+    notes = settings.notes()
+    if recipe.train.precision == "bf16" and emulates_bf16(world.device):
+        notes.append(
+            "this CPU computes bf16 in software, which takes many times as long as fp32. Start "
+            "another run with train.precision=fp32."
+        )
+    for line in source_lines(plan) + phase_lines(plan) + [f"note: {note}" for note in notes]:
         print(line, flush=True)
 
 

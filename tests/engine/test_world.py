@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging.handlers
 import os
+import platform
 import socket
 import subprocess
 import sys
@@ -124,6 +125,14 @@ def test_only_a_gpu_rounds_to_tf32_and_only_if_allowed(monkeypatch: pytest.Monke
         for allowed in (True, False):
             world.use_tf32(torch.device(device), allowed)
     assert chosen == ["high", "highest"]
+
+
+def test_a_cpu_without_avx512_computes_bf16_in_software() -> None:
+    facts = Path("/proc/cpuinfo")
+    if platform.machine() != "x86_64" or not facts.is_file():
+        pytest.skip("the flags of this machine's CPU are not known here")
+    assert world.emulates_bf16(torch.device("cpu")) == ("avx512bw" not in facts.read_text().split())
+    assert not world.emulates_bf16(torch.device("cuda"))
 
 
 def test_deepspeeds_notice_of_the_cpu_is_not_printed_and_its_warnings_are(
