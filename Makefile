@@ -11,7 +11,7 @@ ifeq ($(shell uname),Darwin)
 export DS_ACCELERATOR ?= cpu
 endif
 
-.PHONY: help setup demo check lint rules fast slow test gpu docs clean
+.PHONY: help setup demo check lint rules fast slow test all gpu docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-8s %s\n", $$1, $$2}'
@@ -32,8 +32,8 @@ demo: setup  ## pretrain on videos made on the spot, probe, draw: runs/demo/repo
 	python scripts/report.py runs/demo
 
 # Processes of the tests share the cores: each computes on one, and waits without spinning.
-check fast slow test: export OMP_NUM_THREADS := 1
-check fast slow test: export OMP_WAIT_POLICY := PASSIVE
+check fast slow test all: export OMP_NUM_THREADS := 1
+check fast slow test all: export OMP_WAIT_POLICY := PASSIVE
 # Some containers set it, and then every process of the tests compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -58,8 +58,13 @@ slow: setup  ## every other test that this machine can run
 	pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=25 \
 		-m "slow or dist or gpu or slurm or fakecuda"
 
-test: check  ## check, then slow
-	@$(MAKE) --no-print-directory slow
+test: setup  ## style, types and every test that this machine can run
+	ruff format --check .
+	ruff check .
+	@$(MAKE) --no-print-directory --jobs 2 rules all
+
+all: setup  # one session, so that the tests are collected once, and those of minutes start first
+	pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=25
 
 gpu:  ## what only a GPU can show, in ten minutes: runs/gpu (PYTHON=python3: without make setup)
 ifeq ($(origin PYTHON),file)

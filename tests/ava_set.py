@@ -15,6 +15,7 @@ import numpy as np
 
 from arvideo_ds.decoding.video import TranscodeSettings, encode
 from arvideo_ds.shards.datasets import Source, read_listing
+from arvideo_ds.shards.manifest import MANIFEST
 from arvideo_ds.shards.writer import ShardJob, write_shards
 
 HEIGHT, WIDTH, RATE, SIDE = 48, 80, 8, 14
@@ -40,7 +41,11 @@ def make_ava(
     folder: Path, split: str, *, films: int = 2, seconds: int = SECONDS, seed: int = 0
 ) -> AvaSet:
     """Films, annotations, shaken person boxes (score 0.95; junk of 0.3) and shards of a split."""
-    videos = folder / f"{split}-videos"
+    shards, videos = folder / f"{split}-shards", folder / f"{split}-videos"
+    annotations, detections = folder / f"ava_{split}.csv", folder / f"persons_{split}.csv"
+    made = AvaSet(shards, annotations, detections, folder / "actions.pbtxt")
+    if (shards / MANIFEST).exists():
+        return made
     videos.mkdir(parents=True)
     rows, persons = [], []
     for film in range(films):
@@ -58,12 +63,10 @@ def make_ava(
             rows += [f"{place},{_text(box)},{action},0" for action in actions]
             shaken = np.clip(box + generator.uniform(-0.01, 0.01, 4), 0, 1)
             persons += [f"{place},{_text(shaken)},0.95", f"{place},0.0,0.0,0.2,0.2,0.3"]
-    annotations, detections = folder / f"ava_{split}.csv", folder / f"persons_{split}.csv"
     annotations.write_text("\n".join(rows) + "\n")
     detections.write_text("\n".join(persons) + "\n")
-    (folder / "actions.pbtxt").write_text(ACTION_LIST)
+    made.action_list.write_text(ACTION_LIST)
     source = Source(videos, annotations, first_second=FIRST_SECOND, window_s=2.0)
-    shards = folder / f"{split}-shards"
     write_shards(
         ShardJob(
             dataset="ava",
@@ -73,11 +76,11 @@ def make_ava(
             transcode=TranscodeSettings(short_side=0, gop=8, crf=8),
             samples_per_shard=32,
             seed=0,
-            workers=2,
+            workers=1,
             timeout_s=60,
         )
     )
-    return AvaSet(shards, annotations, detections, folder / "actions.pbtxt")
+    return made
 
 
 def render(

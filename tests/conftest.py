@@ -19,6 +19,7 @@ from hypothesis import settings
 
 from arvideo_ds.config import DetectRecipe, FinetuneRecipe, PretrainRecipe
 from arvideo_ds.config.load import validate
+from arvideo_ds.files.locks import lock
 from arvideo_ds.shards.demo_set import DEMO
 from arvideo_ds.shards.synthetic import ensure_shards
 from arvideo_ds.train.signals import SIGNALS
@@ -36,25 +37,30 @@ REAL_VIDEOS = ROOT.parent / "shared" / "data"
 # would end long after the others, alone on its worker.
 LONGEST = [
     "train/test_training.py",
-    "engine/test_model_states.py",
-    "evaluation/test_extraction.py",
     "slurm/test_jobs.py",
-    "long_video/test_scoring_pass.py",
-    "train/test_resume.py",
-    "data/test_real_files.py",
     "fakecuda/test_fakecuda.py",
-    "train/test_finetuning.py",
-    "train/test_detection.py",
-    "test_docs.py",
-    "train/test_faults.py",
-    "train/test_signalled_runs.py",
+    "train/test_resume.py",
+    "evaluation/test_extraction.py",
+    "long_video/test_scoring_pass.py",
+    "data/test_real_files.py",
     "ablation/test_command.py",
-    "long_video/test_tokenizer_run.py",
+    "train/test_detection.py",
+    "train/test_faults.py",
+    "test_docs.py",
+    "engine/test_compile.py",
+    "engine/test_model_states.py",
     "engine/test_matrix.py",
     "engine/test_sequence.py",
-    "models/test_videomae.py",
-    "engine/test_compile.py",
     "shards/test_shard_writer.py",
+    "gpu/test_check.py",
+    "train/test_finetuning.py",
+    "train/test_phases.py",
+    "train/test_signalled_runs.py",
+    "long_video/test_tokenizer_run.py",
+    "slurm/test_shards.py",
+    "slurm/test_ablate.py",
+    "exports/test_exports.py",
+    "models/test_videomae.py",
     "shards/test_large_manifest.py",
 ]
 
@@ -93,32 +99,41 @@ def real_videos() -> Path:
 @pytest.fixture(scope="session")
 def demo_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Shards of 48 demo videos (real H.264 files), train and test; made once for all workers."""
+    folder = folder_of_all_workers(tmp_path_factory) / "demo"
+    ensure_shards(replace(DEMO, splits={"train": 48, "test": 48}), folder)
+    return folder
+
+
+def folder_of_all_workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """For what is made once: whoever makes it locks its folder, the others wait."""
     folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    ensure_shards(replace(DEMO, splits={"train": 48, "test": 48}), folder / "demo")
-    return folder / "demo"
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(scope="session")
 def epic_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of shards with verb and noun, `train` and `test`, 24 and 8 samples."""
-    folder = tmp_path_factory.mktemp("epic")
-    for split, films in (("train", 12), ("test", 4)):
-        make_epic(folder, split, films)
+    folder = folder_of_all_workers(tmp_path_factory) / "epic"
+    with lock(folder, wait=True):
+        for split, films in (("train", 12), ("test", 4)):
+            make_epic(folder, split, films)
     return folder
 
 
 @pytest.fixture(scope="session")
 def ava(tmp_path_factory: pytest.TempPathFactory) -> AvaSet:
     """Two films of moving squares with boxes and actions, as shards: 16 keyframes."""
-    return make_ava(tmp_path_factory.mktemp("ava"), "train", seconds=10)
+    folder = folder_of_all_workers(tmp_path_factory) / "ava"
+    with lock(folder, wait=True):
+        return make_ava(folder, "train", seconds=10)
 
 
 @pytest.fixture(scope="session")
 def textured_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three shards of nine videos of several shapes and lengths, every token its own."""
-    return make_textured(tmp_path_factory.mktemp("textured"))
+    folder = folder_of_all_workers(tmp_path_factory) / "textured"
+    with lock(folder, wait=True):
+        return make_textured(folder)
 
 
 @pytest.fixture

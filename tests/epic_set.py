@@ -11,6 +11,7 @@ import numpy as np
 
 from arvideo_ds.decoding.video import TranscodeSettings, encode
 from arvideo_ds.shards.datasets import Source, read_listing
+from arvideo_ds.shards.manifest import MANIFEST
 from arvideo_ds.shards.writer import ShardJob, write_shards
 
 COLUMNS = (
@@ -23,6 +24,8 @@ _RATE, _FRAMES, _SIDE = Fraction(50), 24, 64
 
 def make_epic(folder: Path, split: str, films: int) -> Path:
     """Shards of two actions of each film, below `folder`: sample n has verb n % 3, noun n % 4."""
+    if (folder / split / MANIFEST).exists():
+        return folder / split
     videos = folder / f"{split}-films"
     videos.mkdir()
     rows = [COLUMNS]
@@ -54,7 +57,7 @@ def make_epic(folder: Path, split: str, films: int) -> Path:
             transcode=TranscodeSettings(short_side=0),
             samples_per_shard=8,
             seed=0,
-            workers=2,
+            workers=1,
             timeout_s=600,
         )
     )

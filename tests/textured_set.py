@@ -13,7 +13,7 @@ import numpy as np
 
 from arvideo_ds.decoding.video import TranscodeSettings, encode
 from arvideo_ds.shards.datasets import Source, read_listing
-from arvideo_ds.shards.manifest import index_name
+from arvideo_ds.shards.manifest import MANIFEST, index_name
 from arvideo_ds.shards.writer import ShardJob, write_shards
 
 # Height, width, frames.
@@ -26,6 +26,8 @@ _ENCODING = TranscodeSettings(short_side=0, gop=8, crf=12)
 
 def make_textured(folder: Path) -> Path:
     """The folder of the shards: three of three videos."""
+    if (folder / "shards" / MANIFEST).exists():
+        return folder / "shards"
     videos = folder / "videos"
     videos.mkdir()
     for number, shape in enumerate(SHAPES):

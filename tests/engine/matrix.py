@@ -36,7 +36,7 @@ from arvideo_ds.tasks.pretrain import Pretrain
 from arvideo_ds.tasks.teacher import settle_teacher
 
 # make test does a few; the figure over 50 steps is ARVIDEO_STEPS=50.
-STEPS, BATCH = int(os.environ.get("ARVIDEO_STEPS", "8")), 8
+STEPS, BATCH = int(os.environ.get("ARVIDEO_STEPS", "5")), 8
 TREE: dict[str, Any] = {
     "model": {"size": "tiny"},
     "objective": {"cluster": [2, 2, 2]},

@@ -44,8 +44,8 @@ class Runs:
             "data.num_streams=12",
             "data.workers=1",
             "train.log_every=1",
-            "train.total_batch=16",
-            "train.micro_batch=16",
+            "train.total_batch=8",
+            "train.micro_batch=8",
             "optim.warmup_steps=3",
             *overrides,
         ]
@@ -86,7 +86,7 @@ class Runs:
         """Run to the end and return the output; `code` None takes any failure."""
         process = self.start(*args, **options)
         try:
-            output, _ = process.communicate(timeout=240)
+            output, _ = process.communicate(timeout=360)  # DeepSpeed may compile
         finally:
             stop(process)
         if code is None:

@@ -54,9 +54,9 @@ def kill_at_step_5(arguments: list[str]) -> None:
     process.wait()
 
 
-# 3 epochs of 48 videos, everything that draws switched on.
+# 2 epochs of 48 videos, everything that draws switched on.
 DRAWS = (
-    "train.epochs=3",
+    "train.epochs=2",
     "train.save_every=2",
     "finetune.ema_decay=0.9",
     "finetune.mixup=0.8",
@@ -191,7 +191,8 @@ def test_adapters_resume_exactly_and_leave_the_encoder_as_it_was(
     """In bf16, whose weights are rounded; the resumed run has the initial weights no more."""
     whole, cut, path = tmp_path / "whole", tmp_path / "cut", encoder_file(tmp_path)
     options = (*DRAWS, "finetune.train=lora", "finetune.lora_dropout=0.1", "train.precision=bf16")
-    options += ("train.grad_dtype=bf16", f"finetune.init_from={path}", "train.epochs=2")
+    options += ("train.grad_dtype=bf16", f"finetune.init_from={path}", "train.epochs=1")
+    options += ("train.total_batch=8", "train.micro_batch=8")
     done = run_script(*command(demo_shards, whole, *options))
     assert done.returncode == 0, done.stderr[-3000:]
     assert "25,864 (3.11%) trained" in done.stdout

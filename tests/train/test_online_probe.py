@@ -28,11 +28,11 @@ def test_it_says_what_the_probe_says_afterwards_and_changes_nothing(
     )
     name = f"probed-{stage}"
     options = ("train.max_steps=6", *probe)
-    runs.run(name, *options, "probe.every_epochs=0.5", ranks=ranks, stage=stage)
+    runs.run(name, *options, "probe.every_epochs=0.25", ranks=ranks, stage=stage)
     runs.run(f"un{name}", *options, ranks=ranks, stage=stage)
     assert runs.losses(name) == runs.losses(f"un{name}")
     judged = {m["step"]: m["validation/knn"] for m in runs.metrics(name) if "validation/knn" in m}
-    # 48 videos, 16 clips of 2 repeats: 8 videos a step, so every 3 steps.
+    # 48 videos, 8 clips of 2 repeats: 4 videos a step, so every 3 steps.
     assert list(judged) == [3, 6]
     recipe = load_recipe(str(runs.folder / name / "recipe.yaml"))
     encoder = with_weights(

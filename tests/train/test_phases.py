@@ -19,6 +19,7 @@ BOUNDARY = LENGTH // 2
 PHASES = (
     f"train.max_steps={LENGTH}",
     "train.save_every=1",
+    "train.total_batch=16",
     "train.micro_batch=8",
     "phases=[{share: 0.5, data.size: 16, objective.cluster: [2, 2, 2], train.total_batch: 8},"
     " {share: 0.5}]",

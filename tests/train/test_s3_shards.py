@@ -12,9 +12,10 @@ from tests.train.conftest import Runs
 
 pytestmark = pytest.mark.slow
 
-STEPS = 200
+STEPS = 100
 SETTINGS = (
     "data.workers=2",
+    "data.repeats=1",
     "data.window_shards=1",
     f"train.max_steps={STEPS}",
     "train.total_batch=4",
@@ -25,7 +26,7 @@ SETTINGS = (
 def test_a_run_from_s3_outlives_an_outage_and_equals_a_run_from_the_folder(
     runs: Runs, demo_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """200 steps, 2 workers, 5 s without a server: exit code 0, all losses equal to the bit, no
+    """100 steps, 2 workers, 5 s without a server: exit code 0, all losses equal to the bit, no
     video skipped, no credentials in what the run writes."""
     folder = tmp_path / "shards"
     repeat_shards(demo_shards / "train", folder, 6)

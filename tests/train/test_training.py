@@ -11,7 +11,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from arvideo_ds.engine.world import emulates_bf16
 from tests.conftest import ROOT, free_port
 from tests.train.conftest import Runs, stop
 
@@ -27,7 +29,7 @@ def largest_difference(left: list[float], right: list[float]) -> float:
 @pytest.fixture(scope="module")
 def plain(runs: Runs) -> list[float]:
     """Loss curve of one process: what every other way of running must reproduce."""
-    runs.run("plain", "train.max_steps=20")
+    runs.run("plain", "train.max_steps=10")
     return runs.losses("plain")
 
 
@@ -35,7 +37,7 @@ def plain(runs: Runs) -> list[float]:
 def test_every_zero_stage_on_two_ranks_gives_the_curve_of_one_process(
     runs: Runs, plain: list[float], stage: str
 ) -> None:
-    runs.run(stage, "train.max_steps=20", ranks=2, stage=stage)
+    runs.run(stage, "train.max_steps=10", ranks=2, stage=stage)
     assert largest_difference(runs.losses(stage), plain) <= 1e-4
     assert all(metrics["grad_norm_preclip"] > 0 for metrics in runs.metrics(stage))
 
@@ -52,24 +54,25 @@ def test_videomae_gives_one_curve_on_one_rank_and_two(runs: Runs, decoder_mask: 
 
 def test_accumulation_and_torchrun_give_the_curve_too(runs: Runs, plain: list[float]) -> None:
     torchrun = ("torchrun", "--nproc_per_node=2", f"--master_port={free_port()}")
-    runs.run("torchrun", "train.max_steps=20", "train.micro_batch=2", launcher=torchrun)
-    assert runs.summary("torchrun")["plan"]["accumulation"] == 4
+    runs.run("torchrun", "train.max_steps=10", "train.micro_batch=2", launcher=torchrun)
+    assert runs.summary("torchrun")["plan"]["accumulation"] == 2
     assert largest_difference(runs.losses("torchrun"), plain) <= 1e-4
 
 
 def test_activation_checkpointing_changes_nothing_but_memory(
     runs: Runs, plain: list[float]
 ) -> None:
-    runs.run("ac", "train.max_steps=20", stage="zero2_checkpointing")
+    runs.run("ac", "train.max_steps=10", stage="zero2_checkpointing")
     assert largest_difference(runs.losses("ac"), plain) <= 1e-6
 
 
-@pytest.mark.parametrize("stage", ["zero0", "zero2", "zero3_offload"])
+@pytest.mark.parametrize("stage", ["zero2", "zero3_offload"])
 def test_half_precision_follows_the_curve_roughly(
     runs: Runs, plain: list[float], stage: str
 ) -> None:
     name = f"{stage}-bf16"
-    runs.run(name, "train.max_steps=20", "train.precision=bf16", stage=stage)
+    output = runs.run(name, "train.max_steps=10", "train.precision=bf16", stage=stage)
+    assert ("computes bf16 in software" in output) == emulates_bf16(torch.device("cpu"))
     assert largest_difference(runs.losses(name), plain) < 0.1
     weights = runs.folder / name / "model.safetensors"
     assert weights.stat().st_size > 4 * 1_000_000  # fp32, a million parameters
@@ -82,13 +85,13 @@ def test_every_other_layer_recomputed_changes_nothing(
     tree["activation_checkpointing"]["every"] = 2
     config = tmp_path / "every2.json"
     config.write_text(json.dumps(tree))
-    runs.run("every2", "train.max_steps=20", f"--deepspeed_config={config}")
+    runs.run("every2", "train.max_steps=10", f"--deepspeed_config={config}")
     assert largest_difference(runs.losses("every2"), plain) <= 1e-6
 
 
 @pytest.mark.slow
 def test_compiled_layers_give_the_curve(runs: Runs, plain: list[float]) -> None:
-    options = ("train.max_steps=20", "train.compile=true")
+    options = ("train.max_steps=10", "train.compile=true")
     output = runs.run("compiled", *options, stage="zero2_checkpointing")
     assert output.count("torch.compile took") == 1
     facts = json.loads((runs.folder / "compiled" / "run.json").read_text())
@@ -101,8 +104,8 @@ def test_compiled_layers_give_the_curve(runs: Runs, plain: list[float]) -> None:
 def test_the_optimiser_of_deepspeed_gives_the_curve_and_resumes(
     runs: Runs, plain: list[float]
 ) -> None:
-    options = ("train.max_steps=20", "optim.implementation=deepspeed")
-    runs.run("cpu_adam", *options, stage="zero3_offload", fault="interrupt:9:9:0", code=75)
+    options = ("train.max_steps=10", "optim.implementation=deepspeed")
+    runs.run("cpu_adam", *options, stage="zero3_offload", fault="interrupt:5:5:0", code=75)
     runs.run("cpu_adam", *options, stage="zero3_offload")
     assert largest_difference(runs.losses("cpu_adam"), plain) <= 1e-4
 
@@ -114,7 +117,7 @@ def test_fp16_on_a_cpu_is_refused(runs: Runs) -> None:
 
 def test_the_loss_falls(runs: Runs) -> None:
     """A silent no-op (nothing applied, wrong sign) would pass every equality above."""
-    runs.run("falls", "train.max_steps=60", "train.log_every=10")
+    runs.run("falls", "train.max_steps=60", "train.total_batch=16", "train.micro_batch=16")
     losses = runs.losses("falls")
     assert losses[-1] < 0.8 * losses[0]
 
@@ -138,8 +141,8 @@ def test_an_interrupted_run_goes_on_to_the_curve_of_an_uninterrupted_one(
 ) -> None:
     launcher = runs.deepspeed(2) if ranks == 2 else ()
     whole, cut = f"whole{ranks}", f"cut{ranks}"
-    runs.run(whole, "train.max_steps=40", ranks=ranks)
-    process = runs.start(cut, "train.max_steps=40", launcher=launcher)
+    runs.run(whole, "train.max_steps=24", ranks=ranks)
+    process = runs.start(cut, "train.max_steps=24", launcher=launcher)
     try:
         output = interrupt_after(process, "step 8/")
     finally:
@@ -148,8 +151,8 @@ def test_an_interrupted_run_goes_on_to_the_curve_of_an_uninterrupted_one(
     # DeepSpeed's launcher dies of the Ctrl-C itself, or first of its ranks' ends: not ours to say.
     assert process.returncode == INTERRUPTED if ranks == 1 else process.returncode != 0
     stopped_at = len(runs.losses(cut))
-    assert 8 <= stopped_at < 40
-    output = runs.run(cut, "train.max_steps=40", ranks=ranks)
+    assert 8 <= stopped_at < 24
+    output = runs.run(cut, "train.max_steps=24", ranks=ranks)
     assert f"going on after step {stopped_at}" in output
     assert runs.losses(cut) == runs.losses(whole)
     both = [(runs.folder / name / "model.safetensors").read_bytes() for name in (whole, cut)]
@@ -209,7 +212,7 @@ def test_undecodable_videos_are_counted_and_stop_the_run_above_the_limit(
     options = ("train.max_steps=30", f"data.shards={shards}")
     runs.run("tolerant", *options, "data.max_skipped_share=0.5")
     skipped = runs.metrics("tolerant")[-1]["data/skipped_total"]
-    assert 0.5 < skipped / (30 * 16 / 8) < 1.5
+    assert 0.5 < skipped / (30 * 8 / 8) < 1.5
     named = (runs.folder / "tolerant" / "quarantine-rank-00000.jsonl").read_text().splitlines()
     assert {json.loads(line)["key"] for line in named} <= {s["key"] for s in index["samples"][:6]}
     output = runs.run("strict", *options, ranks=2, code=2)
