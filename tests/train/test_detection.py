@@ -55,9 +55,9 @@ def write_recipe(folder: Path, train: AvaSet, test: AvaSet, **overrides: Any) ->
 
 @pytest.mark.slow
 def test_it_learns_and_frame_map_rises(tmp_path: Path) -> None:
-    train = make_ava(tmp_path, "train", seconds=42)
+    train = make_ava(tmp_path, "train", seconds=62)
     test = make_ava(tmp_path, "val", seconds=22, seed=1)
-    path = write_recipe(tmp_path, train, test, max_steps=120, log_every=15)
+    path = write_recipe(tmp_path, train, test, max_steps=150, log_every=15)
     recipe = load_recipe(str(path), (), DetectRecipe)
     evaluator = DetectionEvaluator(ShardSet(test.shards), recipe)
     torch.manual_seed(0)
