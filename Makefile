@@ -54,17 +54,19 @@ rules: setup  ## types and import rules
 fast: setup  ## the fast tests
 	pytest -q -n auto --dist worksteal -m "not slow and not dist and not gpu and not slurm and not fakecuda"
 
+# More processes than cores, since many tests wait. The files of minutes start first.
+BY_FILE := pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+
 slow: setup  ## every other test that this machine can run
-	pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=25 \
-		-m "slow or dist or gpu or slurm or fakecuda"
+	$(BY_FILE) -m "slow or dist or gpu or slurm or fakecuda"
 
 test: setup  ## style, types and every test that this machine can run
 	ruff format --check .
 	ruff check .
 	@$(MAKE) --no-print-directory --jobs 2 rules all
 
-all: setup  # one session, so that the tests are collected once, and those of minutes start first
-	pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+all: setup  # in one session, so that the tests are collected once
+	$(BY_FILE)
 
 gpu:  ## what only a GPU can show, in ten minutes: runs/gpu (PYTHON=python3: without make setup)
 ifeq ($(origin PYTHON),file)

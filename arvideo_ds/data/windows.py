@@ -155,8 +155,8 @@ def read_windows(
 
 
 def windows_of(shape: WindowShape, batch: int, video: Video) -> Iterator[np.ndarray | Windows]:
-    """`read_windows` of a listed video, for a decoding process: it imports this module and no
-    model."""
+    """`read_windows` of a listed video. Runs in a decoding process, which imports this module
+    alone, not timm or the models."""
     with video.open() as source:
         yield from read_windows(source, video.part, shape, batch=batch)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 
@@ -151,3 +153,11 @@ def test_nothing_that_decodes_and_too_little_of_it_are_rejected() -> None:
         list(read_windows(io.BytesIO(b"no video"), None, shape, batch=1))
     with pytest.raises(RejectedError, match="past_end"):
         list(read_windows(io.BytesIO(video(5)), (7.0, 8.0), shape, batch=1))
+
+
+def test_decoding_processes_import_neither_timm_nor_models() -> None:
+    """They would start 1.5 s of CPU time later, each."""
+    code = "import sys, arvideo_ds.data.windows, arvideo_ds.long_video.scoring_pass\n"
+    code += "heavy = {'timm', 'deepspeed', 'arvideo_ds.models.encoder'}\n"
+    code += "sys.exit(str(heavy & set(sys.modules)) if heavy & set(sys.modules) else 0)"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

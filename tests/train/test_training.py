@@ -66,7 +66,7 @@ def test_activation_checkpointing_changes_nothing_but_memory(
     assert largest_difference(runs.losses("ac"), plain) <= 1e-6
 
 
-@pytest.mark.parametrize("stage", ["zero2", "zero3_offload"])
+@pytest.mark.parametrize("stage", ["zero0", "zero2", "zero3_offload"])
 def test_half_precision_follows_the_curve_roughly(
     runs: Runs, plain: list[float], stage: str
 ) -> None:
