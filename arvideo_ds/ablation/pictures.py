@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -14,6 +15,8 @@ from arvideo_ds.ablation.table import legend, state, table_of
 from arvideo_ds.evaluation import report
 
 _MARKERS = "os^Dv"
+# Characters per line of a panel's title.
+_TITLE_WIDTH = 56
 # Distance of two measures of a row, in rows.
 _OFFSET = 0.32
 
@@ -65,7 +68,7 @@ def _panel(axis: Axes, document: Mapping[str, Any], ablation: Mapping[str, Any])
     axis.axvline(document["chance"], color="black", ls=":", lw=1, label="chance")
     axis.set_yticks(range(len(rows)), [row["name"] for row in rows])
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_title(ablation["title"], fontsize=10)
+    axis.set_title("\n".join(wrap(ablation["title"], _TITLE_WIDTH)), fontsize=10)
     axis.set_xlabel("accuracy, %")
     axis.tick_params(labelbottom=True)
     axis.grid(axis="x", alpha=0.3)

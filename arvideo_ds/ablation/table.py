@@ -118,7 +118,8 @@ def table_of(document: Mapping[str, Any], ablation: Mapping[str, Any]) -> list[l
     """The lines of an ablation's table: headings, rows, references."""
     measures = [f"{name}, %" for name in document["measures"].values()]
     headings = ["row", *measures, *(heading for heading, _ in _FACTS.values())]
-    chance = {"mean": document["chance"], "deviation": None}
+    runs = document["seeds"] * document.get("folds", 1)
+    chance = {"mean": document["chance"], "deviation": None, "seeds": range(runs)}
     rows = list(ablation["rows"])
     if document["untrained"] is not None:
         rows.append({"name": "untrained encoder", **document["untrained"]})
@@ -127,17 +128,18 @@ def table_of(document: Mapping[str, Any], ablation: Mapping[str, Any]) -> list[l
     for row in rows:
         note = f" ({row['note']})" if row.get("note") else ""
         lines.append([row["name"] + note])
-        lines[-1] += [_mean_and_deviation(row[measure]) for measure in document["measures"]]
+        lines[-1] += [_mean_and_deviation(row[measure], runs) for measure in document["measures"]]
         for key, (_, form) in _FACTS.items():
             lines[-1].append("" if row.get(key) is None else form.format(row[key]))
     return lines
 
 
-def _mean_and_deviation(measured: Mapping[str, Any]) -> str:
-    mean, deviation = measured["mean"], measured["deviation"]
+def _mean_and_deviation(measured: Mapping[str, Any], runs: int) -> str:
+    mean, deviation, count = measured["mean"], measured["deviation"], len(measured["seeds"])
     if mean is None:
         return "-"
-    return f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+    text = f"{mean:.1f}" + ("" if deviation is None else f" ± {deviation:.1f}")
+    return text if count == runs else f"{text} (n = {count})"
 
 
 def legend(document: Mapping[str, Any]) -> str:
@@ -145,7 +147,8 @@ def legend(document: Mapping[str, Any]) -> str:
     of_folds = f" of each of {folds} folds" if folds > 1 else ""
     return (
         f"{document['legend']} in percent, mean ± deviation over {document['seeds']} "
-        f"seed(s){of_folds}. Paper: {document['paper_figure']}. Dropped: share of the tokens of "
+        f"seed(s){of_folds}; n: the finished ones, where fewer. Paper: "
+        f"{document['paper_figure']}. Dropped: share of the tokens of "
         "steps 1..C-1 that the encoder does not see. Minutes: of all training steps. GFLOP: "
         "counted, forward, one clip. Significant: p < 5 % by Student's t test over the seeds."
     )

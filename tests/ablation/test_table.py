@@ -84,7 +84,8 @@ def test_an_unfinished_grid_says_what_is_missing(planned: tuple[GridPlan, list[C
     text = table.markdown(found)
     assert "1 of 6 cells are finished. Failed: cluster_small-seed0: out of memory." in text
     assert "| small | - | - | 66.0 | 80 |  |  |" in text
-    assert "| base (the default) | 60.0 | 50.0 |" in text
+    assert "| base (the default) | 60.0 (n = 1) | 50.0 (n = 1) |" in text
+    assert "| chance | 12.5 | 12.5 |" in text
     assert "no order to compare" in text
 
 
