@@ -58,8 +58,11 @@ def test_a_dry_run_prints_one_document_of_recipe_plan_and_deepspeed(pretrain: Pr
         "optim.base_lr=1e-3",
     )
     assert done.returncode == 0, done.stderr
-    (note,) = done.stderr.splitlines()
-    assert re.match(r"note: there are no shards in \S+ yet; the plan assumes \d+ videos", note)
+    *words, note = done.stderr.splitlines()
+    assert re.match(r"note: data.shards is not set; the plan assumes \d+ videos", note)
+    assert words[0].startswith("recipe pretrain_vit_b_k400: ")
+    assert "step 512 videos x 1 clips = 512 clips = 4 rank(s) x 64 x 2 acc" in words[3]
+    assert '"cluster": [2, 7, 7],' in done.stdout, "numbers of a list are on one line"
     said = json.loads(done.stdout)
     assert set(said) == {"recipe", "plan", "deepspeed"}
     # Overrides may stand between options.

@@ -282,6 +282,17 @@ def _sources(
     return tuple(plans)
 
 
+def batch_words(plan: RunPlan) -> str:
+    """Videos and clips of a step, and how the ranks share them."""
+    shares = f"{plan.world_size} rank(s)"
+    if plan.sequence_parallel > 1:
+        shares = f"{plan.data_ranks} group(s) of {plan.sequence_parallel} ranks"
+    return (
+        f"step {plan.videos_per_step} videos x {plan.repeats} clips = {plan.total_batch} clips = "
+        f"{shares} x {plan.micro_batch} x {plan.accumulation} accumulated"
+    )
+
+
 def schedule_words(plan: RunPlan) -> str:
     """The learning rate in the course of the run."""
     after = f"then down to {plan.min_lr:.3e}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,11 +20,14 @@ from arvideo_ds.arguments import (
 from arvideo_ds.config import RECIPES, Recipe, recipe_names
 from arvideo_ds.engine.launcher import planned_world_size
 from arvideo_ds.errors import EXIT_OK, UserError
-from arvideo_ds.planning.plan import source_lines
+from arvideo_ds.planning.plan import phase_lines, source_lines
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards import synthetic_sets
 from arvideo_ds.train.settle import RunOptions, settle
 from arvideo_ds.train.signals import end_on_signals, ignore_signals
+
+# A list of numbers in indented JSON. Strings have no line breaks there.
+_NUMBERS = re.compile(r"\[\n[\s\d.,e+-]+\]")
 
 
 def training_parser(description: str, task: str, deepspeed_config: str | Path) -> CommandParser:
@@ -34,7 +38,9 @@ def training_parser(description: str, task: str, deepspeed_config: str | Path) -
     add_deepspeed(parser, deepspeed_config)
     parser.add_argument("--output", type=Path, help="folder of the run; default runs/<recipe>")
     parser.add_argument(
-        "--dry_run", action="store_true", help="print recipe, plan and DeepSpeed dict as JSON"
+        "--dry_run",
+        action="store_true",
+        help="start nothing; print recipe, plan and DeepSpeed dict as JSON, and the plan in words",
     )
     parser.add_argument("--world_size", type=int, help="with --dry_run: ranks to plan for")
     add_rank(parser)
@@ -93,7 +99,12 @@ def train(args: argparse.Namespace, kind: type[Recipe], **more: Any) -> int:
 def _describe(args: argparse.Namespace, options: RunOptions, kind: type[Recipe]) -> int:
     require_at_least(1, args, "world_size")
     settings = settle(options, kind, world_size=args.world_size or planned_world_size())
-    print(json.dumps(settings.as_dict(), indent=1))
-    for line in source_lines(settings.plan) + [f"note: {note}" for note in settings.notes()]:
+    print(_NUMBERS.sub(_on_one_line, json.dumps(settings.as_dict(), indent=1)), flush=True)
+    plan, notes = settings.plan, [f"note: {note}" for note in settings.notes()]
+    for line in [settings.in_words(), *source_lines(plan), *phase_lines(plan), *notes]:
         print(line, file=sys.stderr, flush=True)
     return EXIT_OK
+
+
+def _on_one_line(numbers: re.Match[str]) -> str:
+    return re.sub(r"\s+", " ", numbers[0]).replace("[ ", "[").replace(" ]", "]")

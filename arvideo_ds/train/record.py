@@ -11,7 +11,7 @@ from arvideo_ds.engine.resolve import zero_stage
 from arvideo_ds.engine.world import World, emulates_bf16
 from arvideo_ds.files.atomic import write_json
 from arvideo_ds.long_video.score_store import hash_of_scores
-from arvideo_ds.planning.plan import RunPlan, phase_lines, schedule_words, source_lines
+from arvideo_ds.planning.plan import phase_lines, source_lines
 from arvideo_ds.runs import run_folder
 from arvideo_ds.tasks.teacher import teacher_facts
 from arvideo_ds.train.baseline import BASELINE
@@ -52,19 +52,10 @@ def write_start(
     run_folder.write_facts(folder, facts)
     if (names := task.labels(shards)) is not None:
         write_json(folder / run_folder.LABELS, names)
-    teacher = (
-        f" + {plan.gflops_teacher_per_clip:.2f} of the teacher"
-        if plan.gflops_teacher_per_clip
-        else ""
-    )
     print(
-        f"recipe {settings.options.recipe}: {task.model_words()}, {plan.parameter_words()}, "
-        f"{plan.gflops_forward_per_clip:.2f}{teacher} GFLOP forward per clip\n"
-        f"clip {plan.clip_shape} -> tokens {plan.token_grid}{task.token_words(plan)}\n"
-        f"data {shards.name}: {plan.num_videos} videos, decoder {decoder}\n"
-        f"{_batch(plan)}\n"
+        f"{settings.in_words()}\n"
         f"{world.size} rank(s) by {world.launcher} on {world.device.type}, {_stage(settings)}, "
-        f"{recipe.train.precision}; writing to {folder}"
+        f"{recipe.train.precision}, decoder {decoder}; writing to {folder}"
         + (f"; going on after step {first_step}" if first_step else ""),
         flush=True,
     )
@@ -76,18 +67,6 @@ def write_start(
         )
     for line in source_lines(plan) + phase_lines(plan) + [f"note: {note}" for note in notes]:
         print(line, flush=True)
-
-
-def _batch(plan: RunPlan) -> str:
-    """Videos and clips per step, and the schedule of the learning rate."""
-    shares = f"{plan.world_size} rank(s)"
-    if plan.sequence_parallel > 1:
-        shares = f"{plan.data_ranks} group(s) of {plan.sequence_parallel} ranks"
-    return (
-        f"step {plan.videos_per_step} videos x {plan.repeats} clips = {plan.total_batch} clips = "
-        f"{shares} x {plan.micro_batch} x {plan.accumulation} accumulated\n"
-        f"{schedule_words(plan)}"
-    )
 
 
 def _stage(settings: RunSettings[Any]) -> str:

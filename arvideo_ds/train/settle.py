@@ -17,7 +17,7 @@ from arvideo_ds.long_video.score_store import TokenScores
 from arvideo_ds.optim.optimizers import OPTIMIZERS
 from arvideo_ds.optim.schedule import SCHEDULES
 from arvideo_ds.planning.data import layers_in_words
-from arvideo_ds.planning.plan import RunPlan, make_plan, notes
+from arvideo_ds.planning.plan import RunPlan, batch_words, make_plan, notes, schedule_words
 from arvideo_ds.runs import run_folder
 from arvideo_ds.shards.manifest import ShardSet
 from arvideo_ds.shards.mix import AnyShards
@@ -70,14 +70,29 @@ class RunSettings(Generic[AnyRecipe]):
             raise _missing_shards(self.recipe)
         return self.shards
 
+    def in_words(self) -> str:
+        """Model, tokens, data, batch and learning rate: the head of a run's output."""
+        plan, task = self.plan, self.task
+        teacher = plan.gflops_teacher_per_clip
+        of_teacher = f" + {teacher:.2f} of the teacher" if teacher else ""
+        data = "no shards yet" if self.shards is None else f"data {self.shards.name}"
+        return (
+            f"recipe {self.options.recipe}: {task.model_words()}, {plan.parameter_words()}, "
+            f"{plan.gflops_forward_per_clip:.2f}{of_teacher} GFLOP forward per clip\n"
+            f"clip {plan.clip_shape} -> tokens {plan.token_grid}{task.token_words(plan)}\n"
+            f"{data}: {plan.num_videos} videos\n"
+            f"{batch_words(plan)}\n"
+            f"{schedule_words(plan)}"
+        )
+
     def notes(self) -> list[str]:
         """Sentences about settings that may not be intended, and about the shards."""
         lines = notes(self.recipe, self.plan)
         if self.shards is None:
-            where = ", ".join(self.recipe.data.folders) or "data.shards"
+            where = ", ".join(self.recipe.data.folders)
+            missing = f"there are no shards in {where} yet" if where else "data.shards is not set"
             lines.append(
-                f"there are no shards in {where} yet; the plan assumes {self.plan.num_videos} "
-                "videos (data.num_videos)."
+                f"{missing}; the plan assumes {self.plan.num_videos} videos (data.num_videos)."
             )
         sets = () if self.shards is None else self.shards.sets
         for shards, recipe in zip(sets, self.recipe.by_source(), strict=False):
