@@ -303,6 +303,9 @@ def main() -> None:
     control = socket.socket(fileno=os.dup(0))
     for name in PRELOADED:
         importlib.import_module(name)
+    with contextlib.suppress(ImportError, RuntimeError):  # it is optional, and needs FFmpeg
+        importlib.import_module("torchcodec.decoders")
+    importlib.import_module("deepspeed.ops").__compatible_ops__  # runs the C compiler  # noqa: B018
     assert len(list(Path("/proc/self/task").iterdir())) == 1, "threads do not survive a fork"
     gc.freeze()  # else every fork would look through, and so copy, what is there already
     request = serve(control)
