@@ -119,11 +119,9 @@ def table_of(document: Mapping[str, Any], ablation: Mapping[str, Any]) -> list[l
     measures = [f"{name}, %" for name in document["measures"].values()]
     headings = ["row", *measures, *(heading for heading, _ in _FACTS.values())]
     runs = document["seeds"] * document.get("folds", 1)
-    chance = {"mean": document["chance"], "deviation": None, "seeds": range(runs)}
     rows = list(ablation["rows"])
     if document["untrained"] is not None:
         rows.append({"name": "untrained encoder", **document["untrained"]})
-    rows.append({"name": "chance", **dict.fromkeys(document["measures"], chance)})
     lines = [headings]
     for row in rows:
         note = f" ({row['note']})" if row.get("note") else ""
@@ -131,7 +129,8 @@ def table_of(document: Mapping[str, Any], ablation: Mapping[str, Any]) -> list[l
         lines[-1] += [_mean_and_deviation(row[measure], runs) for measure in document["measures"]]
         for key, (_, form) in _FACTS.items():
             lines[-1].append("" if row.get(key) is None else form.format(row[key]))
-    return lines
+    chance = [f"{document['chance']:.1f}"] * len(measures)
+    return [*lines, ["chance", *chance, *[""] * len(_FACTS)]]
 
 
 def _mean_and_deviation(measured: Mapping[str, Any], runs: int) -> str:
