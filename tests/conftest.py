@@ -277,6 +277,11 @@ def run_script(
         )
         try:
             code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.show_where_it_hangs()
+            out.seek(0)
+            err.seek(0)
+            pytest.fail(f"{command} has not ended in {timeout} s\n{out.read()}\n{err.read()}")
         finally:
             process.kill_session()
         out.seek(0)

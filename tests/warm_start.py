@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import faulthandler
 import functools
 import gc
 import importlib
@@ -100,6 +101,12 @@ class Process:
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def show_where_it_hangs(self) -> None:
+        """Have the script and its children print the stacks of their threads, and end."""
+        os.killpg(self.pid, signal.SIGABRT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.wait(ORPHANS_S)
 
     def kill_session(self) -> None:
         """Kill it and its children, if it has not ended."""
@@ -238,6 +245,7 @@ def run(command: list[str], cwd: str, env: dict[str, str], ranks: int, cores: in
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     os.environ.clear()
     os.environ.update(env)
+    faulthandler.enable()
     numpy.random.seed()  # unlike that of `random`, the same in every fork
     if ranks > 1:
         fork_ranks(ranks)

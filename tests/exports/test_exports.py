@@ -53,15 +53,15 @@ def make_source(
         folder = tmp_path / "run"
         folder.mkdir()
         tuned = kind == "fine-tuned"
+        torch.manual_seed(0)
         recipe = (tiny_finetune if tuned else tiny)(**sections)
         if tuned:
             pooling = {"pooling": recipe.pooling, "pooling_depth": recipe.pooling_depth}
             model = Classifier(recipe.encoder, len(LABELS), **pooling)
         else:
             model = build_objective(recipe)
-        generator = torch.Generator().manual_seed(0)
         for parameter in model.parameters():
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.data += 0.1 * torch.randn(parameter.shape)
         save_file(model.state_dict(), folder / "model.safetensors")
         run_folder.write_recipe(folder, recipe)
         if tuned:

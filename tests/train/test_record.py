@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 from arvideo_ds.config import FinetuneRecipe, load_recipe
-from arvideo_ds.planning.plan import make_plan
+from arvideo_ds.planning.plan import batch_words, make_plan, schedule_words
 from arvideo_ds.tasks import task_of
-from arvideo_ds.train.record import _batch
 
 
 @pytest.mark.parametrize(("share", "said"), [(0.2, ", 10048 encoded"), (0.0, ", all encoded")])
@@ -21,6 +20,7 @@ def test_the_header_says_videos_and_clips_of_a_step_and_the_rates_that_they_make
     recipe = load_recipe(
         "finetune_vit_b_k400", ["train.total_batch=512", "data.repeats=2"], FinetuneRecipe
     )
-    said = _batch(make_plan(recipe, world_size=8))
-    assert "256 videos x 2 clips = 512 clips" in said
-    assert "warm-up from 1.000e-06 to 5.000e-04, then down to 1.000e-06" in said
+    plan = make_plan(recipe, world_size=8)
+    assert "256 videos x 2 clips = 512 clips" in batch_words(plan)
+    rates = "warm-up from 1.000e-06 to 5.000e-04, then down to 1.000e-06"
+    assert rates in schedule_words(plan)
