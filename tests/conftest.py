@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -78,13 +79,15 @@ settings.load_profile("repeatable")
 
 @pytest.fixture(autouse=True)
 def _own_process_state() -> Iterator[None]:
-    """Commands called in this process decide what signals do; the next test starts afresh.
+    """Commands called in this process decide what signals do, and set RANK and the like.
 
-    They also take all cores, which with other tests beside takes many times as long as one.
+    The next test starts afresh. They also take all cores, which with other tests beside takes many
+    times as long as one.
     """
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     torch.set_num_threads(1)
-    yield
+    with mock.patch.dict(os.environ):
+        yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

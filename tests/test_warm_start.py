@@ -27,7 +27,7 @@ rank = os.environ.get("RANK")
 if "wait" in sys.argv:
     print("waits", flush=True)
     time.sleep(600)
-if rank is not None:
+if "ranks" in sys.argv:
     pathlib.Path(f"rank-{rank}").write_text(os.environ["WORLD_SIZE"])
     if rank == "0":
         time.sleep(600)  # until rank 1 has failed
@@ -74,6 +74,6 @@ def test_it_dies_of_signals_and_its_output_ends(script: Path) -> None:
 
 
 def test_the_rank_that_fails_ends_the_others_and_gives_the_exit_code(script: Path) -> None:
-    done = run_script(script, "3", ranks=2, cwd=script.parent, timeout=20)
+    done = run_script(script, "3", "ranks", ranks=2, cwd=script.parent, timeout=20)
     assert done.returncode == 3
     assert [(script.parent / f"rank-{rank}").read_text() for rank in (0, 1)] == ["2", "2"]
