@@ -55,7 +55,7 @@ fast: setup  ## the fast tests
 	pytest -q -n auto --dist worksteal -m "not slow and not dist and not gpu and not slurm and not fakecuda"
 
 # More processes than cores, since many tests wait. The files of minutes start first.
-BY_FILE := pytest -q -n 3 --dist loadfile --no-loadscope-reorder --durations=25
+BY_FILE := pytest -q -n 4 --dist loadfile --no-loadscope-reorder --durations=25
 
 slow: setup  ## every other test that this machine can run
 	$(BY_FILE) -m "slow or dist or gpu or slurm or fakecuda"

@@ -86,8 +86,8 @@ def test_the_same_numbers_are_the_same_frames_on_every_decoder(
             for place in (len(spread) // 2, -1):
                 alone = decode(usable[0], data, spread[place][None])
                 assert (alone[0] == together[place]).all(), sample.key
-            for wanted in (spread, np.array([last // 2]), np.array([last])):
-                first, *others = (decode(name, data, wanted).astype(int) for name in usable)
-                for name, other in zip(usable[1:], others, strict=True):
-                    difference = np.abs(other - first).mean(axis=(1, 2, 3)).max()
-                    assert difference <= LARGEST_DIFFERENCE, (sample.key, name, wanted)
+            for name in usable[1:]:
+                for places in (slice(None), slice(-1, None)):
+                    other = decode(name, data, spread[places]).astype(int)
+                    difference = np.abs(other - together[places]).mean(axis=(1, 2, 3)).max()
+                    assert difference <= LARGEST_DIFFERENCE, (sample.key, name, spread[places])

@@ -27,7 +27,7 @@ def write_recipe(folder: Path, train: AvaSet, test: AvaSet, **overrides: Any) ->
 
     tree = {
         "task": "detect",
-        "model": {"size": "tiny", "positions": "sincos_3d"},
+        "model": {"size": "nano", "positions": "sincos_3d"},
         "data": {
             "shards": str(train.shards),
             "frames": 8,
@@ -37,7 +37,7 @@ def write_recipe(folder: Path, train: AvaSet, test: AvaSet, **overrides: Any) ->
             "num_streams": 4,
             "workers": 1,
         },
-        "optim": {"base_lr": 8e-3, "warmup_steps": 10, "betas": [0.9, 0.999]},
+        "optim": {"base_lr": 2e-2, "warmup_steps": 10, "betas": [0.9, 0.999]},
         "train": {"total_batch": 16, "micro_batch": 16, "precision": "fp32", **overrides},
         "detect": {"num_actions": 3, "drop_path": 0.0, **files(train)},
         "evaluation": {

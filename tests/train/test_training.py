@@ -33,8 +33,8 @@ def plain(runs: Runs) -> list[float]:
     return runs.losses("plain")
 
 
-@pytest.mark.parametrize("stage", ["zero0", "zero1", "zero2", "zero3"])
-def test_every_zero_stage_on_two_ranks_gives_the_curve_of_one_process(
+@pytest.mark.parametrize("stage", ["zero0", "zero3"])  # the others: engine/test_matrix.py
+def test_zero_stages_on_two_ranks_gives_the_curve_of_one_process(
     runs: Runs, plain: list[float], stage: str
 ) -> None:
     runs.run(stage, "train.max_steps=10", ranks=2, stage=stage)
