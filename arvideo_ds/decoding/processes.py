@@ -217,7 +217,8 @@ class _Worker(threading.Thread):
                 code = self._end()
         raise UserError(
             f"processes that decode die as they start (exit code {code}). Memory may be short: "
-            "try fewer --workers; --workers 0 decodes in the main process."
+            "try fewer --workers; --workers 0 decodes in the main process. A script of your own "
+            'needs `if __name__ == "__main__":` before its work, since they import it.'
         )
 
     def _start(self) -> None:
