@@ -83,9 +83,8 @@ def test_the_same_numbers_are_the_same_frames_on_every_decoder(
             data, last = shards.read(number, sample), sample.num_frames - 1
             spread = np.unique(np.linspace(0, last, 8).round().astype(int))
             together = decode(usable[0], data, spread)
-            for place in (len(spread) // 2, -1):
-                alone = decode(usable[0], data, spread[place][None])
-                assert (alone[0] == together[place]).all(), sample.key
+            alone = decode(usable[0], data, spread[-1:])
+            assert (alone[0] == together[-1]).all(), sample.key
             for name in usable[1:]:
                 for places in (slice(None), slice(-1, None)):
                     other = decode(name, data, spread[places]).astype(int)

@@ -251,7 +251,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(
     demo_shards: Path, tmp_path: Path
 ) -> None:
     videos = demo_shards / "videos" / "train"
-    settings = ("--video", "copy", "--samples_per_shard", "4")
+    settings = ("--short_side", "0", "--samples_per_shard", "4")
     assert make_shards(videos, tmp_path / "whole", settings=settings).returncode == 0
     size = sum(path.stat().st_size for path in (tmp_path / "whole").iterdir())
     small = tmp_path / "small"

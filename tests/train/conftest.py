@@ -47,6 +47,7 @@ class Runs:
             "train.total_batch=8",
             "train.micro_batch=8",
             "optim.warmup_steps=3",
+            "model.size=nano",
             *overrides,
         ]
 

@@ -199,8 +199,9 @@ def test_further_pretraining_starts_far_below_scratch_and_resumes_without_its_so
     runs: Runs, demo_shards: Path
 ) -> None:
     """On other videos and twice the frames; one curve at ZeRO 2 on one rank and 3 on two."""
-    other = (f"data.shards={demo_shards / 'test'}", "data.frames=16", "train.max_steps=4")
-    learns = ("train.total_batch=16", "train.micro_batch=16", "optim.warmup_steps=20")
+    size = "model.size=tiny"
+    other = (f"data.shards={demo_shards / 'test'}", size, "data.frames=16", "train.max_steps=4")
+    learns = (size, "train.total_batch=16", "train.micro_batch=16", "optim.warmup_steps=20")
     runs.run("source", "train.max_steps=120", *learns)
     runs.run("scratch", *other)
     start_from = (*other, f"--init-from={runs.folder / 'source'}", "train.save_every=2")

@@ -159,7 +159,7 @@ def test_whatever_is_killed_when_the_run_ends_as_if_nothing_had_been(
 def test_a_disk_that_fills_up_costs_no_checkpoint(runs: Runs, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
-    mounted = run_command("mount", "-t", "tmpfs", "-o", "size=40m", "tmpfs", small)
+    mounted = run_command("mount", "-t", "tmpfs", "-o", "size=10m", "tmpfs", small)
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
     try:

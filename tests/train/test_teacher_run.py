@@ -30,9 +30,9 @@ def saved_values(run: Path) -> int:
 @pytest.mark.dist
 def test_a_run_with_a_teacher_resumes_and_saves_none_of_its_weights(runs: Runs) -> None:
     """Two ranks at ZeRO-3, interrupted, against one rank at ZeRO-2, uninterrupted."""
-    runs.run("teacher", "train.max_steps=1")
+    runs.run("teacher", "train.max_steps=1", "model.size=tiny")
     teacher = runs.folder / "teacher"
-    weights, options = teacher / run_folder.MODEL, ["train.max_steps=4"]
+    weights, options = teacher / run_folder.MODEL, ["train.max_steps=4", "model.size=tiny"]
     options.append(f"objective.teacher={teacher}")
     before = sha256_of(weights)
     runs.run("whole", *options)
@@ -85,7 +85,7 @@ def test_fine_tuning_on_a_teacher_s_scores_resumes_and_saves_none_of_its_weights
 ) -> None:
     """Two ranks at ZeRO-3, interrupted, against one rank at ZeRO-2, uninterrupted."""
     shared = "evaluation.shards=null"
-    runs.run("scores", shared, "train.max_steps=1", **FINETUNE)
+    runs.run("scores", shared, "train.max_steps=1", "model.size=tiny", **FINETUNE)
     teacher = runs.folder / "scores" / run_folder.MODEL
     # The scores of one step hardly differ: those of a random head do.
     head = {"head.weight": torch.randn(8, 128, generator=torch.Generator().manual_seed(0))}

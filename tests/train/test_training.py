@@ -75,7 +75,7 @@ def test_half_precision_follows_the_curve_roughly(
     assert ("computes bf16 in software" in output) == emulates_bf16(torch.device("cpu"))
     assert largest_difference(runs.losses(name), plain) < 0.1
     weights = runs.folder / name / "model.safetensors"
-    assert weights.stat().st_size > 4 * 1_000_000  # fp32, a million parameters
+    assert weights.stat().st_size > 4 * 250_000  # fp32, of so many parameters
 
 
 def test_every_other_layer_recomputed_changes_nothing(
