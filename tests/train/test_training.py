@@ -34,7 +34,7 @@ def plain(runs: Runs) -> list[float]:
 
 
 @pytest.mark.parametrize("stage", ["zero0", "zero3"])  # the others: engine/test_matrix.py
-def test_zero_stages_on_two_ranks_gives_the_curve_of_one_process(
+def test_zero_stages_on_two_ranks_give_the_curve_of_one_process(
     runs: Runs, plain: list[float], stage: str
 ) -> None:
     runs.run(stage, "train.max_steps=10", ranks=2, stage=stage)
